@@ -1,0 +1,61 @@
+//! Which kind of SYN a segment is.
+
+use crate::{
+    cookie,
+    keyring::{KeyRing, Role},
+    segment::{FastOpen, Segment},
+};
+
+named! {
+    /// The kinds of SYN: each TCP SYN without ACK that can be parsed is exactly one.
+    pub enum Class {
+        /// No Fast Open option.
+        PlainSyn = "plain_syn",
+        /// A Fast Open option that the kernel treats as absent: of odd length, or with a cookie of 2 or of more than
+        /// 16 bytes (`tcp_parse_fastopen_option`).
+        OptionIgnored = "option_ignored",
+        /// An empty option: the client asks for a cookie.
+        CookieRequest = "cookie_request",
+        /// A cookie of the kernel's primary key.
+        CookieCurrent = "cookie_current",
+        /// A cookie of the kernel's backup key.
+        CookieBackup = "cookie_backup",
+        /// A cookie of a key that the kernel no longer holds: it refuses it.
+        CookieRetired = "cookie_retired",
+        /// Eight bytes that no known key made.
+        CookieUnknown = "cookie_unknown",
+        /// A cookie of an even length from 4 to 16 other than 8: legal on the wire, and refused by Linux.
+        CookieBadLength = "cookie_bad_length",
+    }
+}
+
+/// The class of `segment` under `ring`.
+///
+/// Mirrors `tcp_try_fastopen` and `tcp_fastopen_cookie_gen_check` (net/ipv4/tcp_fastopen.c): the kernel compares all
+/// eight bytes with the primary key's cookie, then with the backup key's.
+#[inline(always)]
+pub fn classify(segment: &Segment, ring: &KeyRing) -> Class {
+    match segment.fast_open {
+        FastOpen::Absent => Class::PlainSyn,
+        FastOpen::Ignored => Class::OptionIgnored,
+        FastOpen::Request => Class::CookieRequest,
+        FastOpen::BadLength => Class::CookieBadLength,
+        FastOpen::Cookie(cookie) => match matching_role(segment, cookie, ring) {
+            Some(Role::Current) => Class::CookieCurrent,
+            Some(Role::Backup) => Class::CookieBackup,
+            Some(Role::Retired) => Class::CookieRetired,
+            None => Class::CookieUnknown,
+        },
+    }
+}
+
+/// The role of the key that made `cookie` for the segment's addresses; newest key first, as most cookies are its.
+#[inline(always)]
+fn matching_role(segment: &Segment, cookie: u64, ring: &KeyRing) -> Option<Role> {
+    for (slot, key) in ring.slots.iter().enumerate() {
+        if ring.holds(slot) && cookie::make(key, &segment.addresses) == cookie {
+            return Some(Role::of_slot(slot));
+        }
+    }
+    None
+}

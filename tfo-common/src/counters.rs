@@ -1,0 +1,110 @@
+//! What the program counts: one struct, one look-up, no locks (each CPU has its own).
+
+use crate::{
+    class::Class,
+    parse::{Fault, Malformed, Unsupported},
+    segment::{Family, Segment},
+    verdict::Verdict,
+};
+
+/// Places for verdicts in [`Counters::syn`]. Like the other numbers of places it is a power of two, so that a mask
+/// shows the kernel's verifier that an index fits, and has room for more without a new layout.
+pub const VERDICT_SLOTS: usize = 8;
+/// Places for malformed reasons.
+pub const MALFORMED_SLOTS: usize = 16;
+/// Places for unsupported reasons.
+pub const UNSUPPORTED_SLOTS: usize = 8;
+
+/// SYNs of one family, class and verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Tally {
+    /// SYNs.
+    pub packets: u64,
+    /// Those that carried data.
+    pub with_data: u64,
+    /// The bytes of data that they carried.
+    pub data_bytes: u64,
+}
+
+/// Everything the program counts, on one CPU or, once [summed](Self::add), on all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counters {
+    /// By [`Family`], [`Class`] and [`Verdict`] index.
+    pub syn: [[[Tally; VERDICT_SLOTS]; Class::COUNT]; Family::COUNT],
+    /// By [`Malformed`] index.
+    pub malformed: [u64; MALFORMED_SLOTS],
+    /// By [`Unsupported`] index.
+    pub unsupported: [u64; UNSUPPORTED_SLOTS],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self { syn: Default::default(), malformed: [0; MALFORMED_SLOTS], unsupported: [0; UNSUPPORTED_SLOTS] }
+    }
+}
+
+impl Counters {
+    /// Counts one SYN. The masks change nothing: they tell the verifier that the index fits.
+    #[inline(always)]
+    pub fn count_syn(&mut self, segment: &Segment, class: Class, verdict: Verdict) {
+        let family = segment.addresses.family.index() & (Family::COUNT - 1);
+        let class = class.index() & (Class::COUNT - 1);
+        let verdict = verdict.index() & (VERDICT_SLOTS - 1);
+        let tally = &mut self.syn[family][class][verdict];
+        tally.packets += 1;
+        if segment.data_len > 0 {
+            tally.with_data += 1;
+            tally.data_bytes += u64::from(segment.data_len);
+        }
+    }
+
+    /// Counts one frame that is passed unclassified.
+    #[inline(always)]
+    pub fn count_fault(&mut self, fault: Fault) {
+        match fault {
+            Fault::Malformed(reason) => self.malformed[reason.index() & (MALFORMED_SLOTS - 1)] += 1,
+            Fault::Unsupported(reason) => self.unsupported[reason.index() & (UNSUPPORTED_SLOTS - 1)] += 1,
+        }
+    }
+
+    /// Adds `other`, such as the counters of another CPU.
+    pub fn add(&mut self, other: &Self) {
+        let pairs = self.syn.as_flattened_mut().as_flattened_mut().iter_mut();
+        for (sum, tally) in pairs.zip(other.syn.as_flattened().as_flattened()) {
+            sum.packets += tally.packets;
+            sum.with_data += tally.with_data;
+            sum.data_bytes += tally.data_bytes;
+        }
+        for (sum, count) in self.malformed.iter_mut().zip(other.malformed) {
+            *sum += count;
+        }
+        for (sum, count) in self.unsupported.iter_mut().zip(other.unsupported) {
+            *sum += count;
+        }
+    }
+
+    /// The SYNs of `class`, over both families and all verdicts.
+    pub fn class(&self, class: Class) -> Tally {
+        let mut sum = Tally::default();
+        for family in &self.syn {
+            for tally in &family[class.index()] {
+                sum.packets += tally.packets;
+                sum.with_data += tally.with_data;
+                sum.data_bytes += tally.data_bytes;
+            }
+        }
+        sum
+    }
+
+    /// All frames passed because they are malformed.
+    pub fn malformed_total(&self) -> u64 {
+        self.malformed[..Malformed::COUNT].iter().sum()
+    }
+
+    /// All frames passed because the program does not support what they use.
+    pub fn unsupported_total(&self) -> u64 {
+        self.unsupported[..Unsupported::COUNT].iter().sum()
+    }
+}

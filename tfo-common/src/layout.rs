@@ -1,0 +1,43 @@
+//! The layout that kernel and user space agree on, checked when either is compiled.
+//!
+//! Whoever changes one of these raises [`LAYOUT_VERSION`](crate::info::LAYOUT_VERSION): a controller refuses to read
+//! the maps of another version instead of misreading them.
+
+use core::mem::{offset_of, size_of};
+
+use crate::{
+    class::Class,
+    counters::{Counters, MALFORMED_SLOTS, Tally, UNSUPPORTED_SLOTS, VERDICT_SLOTS},
+    info::{Info, LAYOUT_VERSION},
+    keyring::{Key, KeyRing, KeyStore},
+    parse::{Malformed, Unsupported},
+    segment::Family,
+    verdict::Verdict,
+};
+
+const _: () = {
+    assert!(LAYOUT_VERSION == 1);
+
+    assert!(size_of::<Key>() == 16);
+    assert!(offset_of!(KeyRing, present) == 8);
+    assert!(offset_of!(KeyRing, slots) == 16);
+    assert!(size_of::<KeyRing>() == 176);
+    assert!(offset_of!(KeyStore, rings) == 8);
+    assert!(size_of::<KeyStore>() == 360);
+
+    assert!(size_of::<Tally>() == 24);
+    assert!(offset_of!(Counters, malformed) == 2 * 8 * 8 * 24);
+    assert!(offset_of!(Counters, unsupported) == 2 * 8 * 8 * 24 + 16 * 8);
+    assert!(size_of::<Counters>() == 2 * 8 * 8 * 24 + 16 * 8 + 8 * 8);
+
+    assert!(offset_of!(Info, netns) == 16);
+    assert!(offset_of!(Info, since_unix_ns) == 24);
+    assert!(size_of::<Info>() == 32);
+
+    // Counters::count_syn and count_fault mask their indices.
+    assert!(Family::COUNT.is_power_of_two());
+    assert!(Class::COUNT.is_power_of_two());
+    assert!(VERDICT_SLOTS.is_power_of_two() && Verdict::COUNT <= VERDICT_SLOTS);
+    assert!(MALFORMED_SLOTS.is_power_of_two() && Malformed::COUNT <= MALFORMED_SLOTS);
+    assert!(UNSUPPORTED_SLOTS.is_power_of_two() && Unsupported::COUNT <= UNSUPPORTED_SLOTS);
+};

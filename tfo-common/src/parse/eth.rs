@@ -1,0 +1,68 @@
+//! The link layer: Ethernet with up to two VLAN tags, or none at all.
+
+use core::mem::size_of;
+
+use network_types::{
+    eth::{EthHdr, EtherType},
+    vlan::VlanHdr,
+};
+
+use super::{Fault, LinkLayer, Malformed, Unsupported};
+use crate::{bytes::Bytes, segment::Family};
+
+/// VLAN tags that are followed: 802.1ad around 802.1Q is the deepest that is in use.
+const VLAN_TAGS: usize = 2;
+
+// network-types keeps EtherTypes as they stand in memory.
+const IPV4: [u8; 2] = (EtherType::Ipv4 as u16).to_ne_bytes();
+const IPV6: [u8; 2] = (EtherType::Ipv6 as u16).to_ne_bytes();
+/// The two TPIDs that Linux takes for a VLAN tag (`eth_type_vlan`).
+const VLAN: [[u8; 2]; 2] =
+    [(EtherType::Ieee8021q as u16).to_ne_bytes(), (EtherType::Ieee8021ad as u16).to_ne_bytes()];
+
+/// Which IP header comes next, and where.
+#[derive(Clone, Copy)]
+pub(super) struct Network {
+    pub(super) family: Family,
+    pub(super) offset: usize,
+}
+
+#[inline(always)]
+pub(super) fn parse<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Network>, Fault> {
+    match link {
+        LinkLayer::Ethernet => ethernet(frame),
+        LinkLayer::Ip => ip(frame),
+    }
+}
+
+#[inline(always)]
+fn ethernet<B: Bytes + ?Sized>(frame: &B) -> Result<Option<Network>, Fault> {
+    let mut offset = EthHdr::LEN;
+    for tags in 0..=VLAN_TAGS {
+        // The EtherType is the last field of the Ethernet header, and of each tag.
+        let kind = frame.read(offset - size_of::<EtherType>()).ok_or(Malformed::LinkTruncated)?;
+        match kind {
+            IPV4 => {
+                return Ok(Some(Network { family: Family::Ipv4, offset }));
+            }
+            IPV6 => {
+                return Ok(Some(Network { family: Family::Ipv6, offset }));
+            }
+            kind if !VLAN.contains(&kind) => return Ok(None),
+            _ if tags == VLAN_TAGS => return Err(Unsupported::VlanDepth.into()),
+            _ => offset += VlanHdr::LEN,
+        }
+    }
+    Ok(None)
+}
+
+#[inline(always)]
+fn ip<B: Bytes + ?Sized>(frame: &B) -> Result<Option<Network>, Fault> {
+    let [first] = frame.read(0).ok_or(Malformed::IpTruncated)?;
+    let family = match first >> 4 {
+        4 => Family::Ipv4,
+        6 => Family::Ipv6,
+        _ => return Ok(None),
+    };
+    Ok(Some(Network { family, offset: 0 }))
+}

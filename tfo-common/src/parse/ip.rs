@@ -1,0 +1,204 @@
+//! The network layer: IPv4 with options, IPv6 with a bounded chain of extension headers, fragments of both.
+
+use core::mem::offset_of;
+
+use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
+
+use super::{Fault, Malformed, Unsupported, eth::Network};
+use crate::{
+    bytes::Bytes,
+    segment::{Addresses, Family},
+};
+
+/// IPv6 extension headers that are followed. The kernel sets no limit, and nobody sends more than three.
+const EXTENSION_HEADERS: usize = 6;
+/// The largest offset at which an extension header can begin: IPv6 header and 6 × 2 KiB, behind two VLAN tags.
+const OFFSET_MASK: u32 = 0x3fff;
+
+const TCP: u8 = IpProto::Tcp as u8;
+const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
+const ROUTING: u8 = IpProto::Ipv6Route as u8;
+const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
+const AUTHENTICATION: u8 = IpProto::Ah as u8;
+const DESTINATION: u8 = IpProto::Ipv6Opts as u8;
+
+/// IPv4: the bits of the fragment field that hold the offset, and the one that says that more follow.
+const IPV4_OFFSET: u16 = 0x1fff;
+const IPV4_MORE: u16 = 0x2000;
+/// The same in the IPv6 fragment header.
+const IPV6_OFFSET: u16 = 0xfff8;
+const IPV6_MORE: u16 = 0x0001;
+
+/// An IP packet that carries TCP.
+#[derive(Clone, Copy)]
+pub(super) struct Packet {
+    pub(super) addresses: Addresses,
+    /// Where the TCP header begins.
+    pub(super) transport: usize,
+    /// Where the packet ends; the frame may be padded beyond.
+    pub(super) end: usize,
+    /// Whether it is the first of several fragments.
+    pub(super) fragment: bool,
+}
+
+#[inline(always)]
+pub(super) fn parse<B: Bytes + ?Sized>(frame: &B, network: Network) -> Result<Option<Packet>, Fault> {
+    match network.family {
+        Family::Ipv4 => ipv4(frame, network.offset),
+        Family::Ipv6 => ipv6(frame, network.offset),
+    }
+}
+
+/// Checks what `ip_rcv_core` (net/ipv4/ip_input.c) checks, but for the checksum.
+#[inline(always)]
+fn ipv4<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fault> {
+    let header: [u8; Ipv4Hdr::LEN] = frame.read(start).ok_or(Malformed::IpTruncated)?;
+    if header[offset_of!(Ipv4Hdr, proto)] != TCP {
+        return Ok(None);
+    }
+    let [version, header_len] = [header[0] >> 4, (header[0] & 0xf) * 4];
+    if version != 4 {
+        return Err(Malformed::IpVersion.into());
+    }
+    let header_len = usize::from(header_len);
+    if header_len < Ipv4Hdr::LEN {
+        return Err(Malformed::IpHeaderLength.into());
+    }
+    let total = usize::from(be16(&header, offset_of!(Ipv4Hdr, tot_len)));
+    if total < header_len || start + total > frame.len() {
+        return Err(Malformed::IpTotalLength.into());
+    }
+    let fragment = be16(&header, offset_of!(Ipv4Hdr, frags));
+    if fragment & IPV4_OFFSET != 0 {
+        return Err(Unsupported::LaterFragment.into());
+    }
+    let addresses = frame.read(start + offset_of!(Ipv4Hdr, src_addr)).ok_or(Malformed::IpTruncated)?;
+    Ok(Some(Packet {
+        addresses: Addresses::from_ipv4(addresses),
+        transport: start + header_len,
+        end: start + total,
+        fragment: fragment & IPV4_MORE != 0,
+    }))
+}
+
+/// Checks what `ip6_rcv_core` (net/ipv6/ip6_input.c) checks, then walks the extension headers.
+#[inline(always)]
+fn ipv6<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fault> {
+    let header: [u8; 8] = frame.read(start).ok_or(Malformed::IpTruncated)?;
+    let addresses = frame.read(start + offset_of!(Ipv6Hdr, src_addr)).ok_or(Malformed::IpTruncated)?;
+    let next = header[offset_of!(Ipv6Hdr, next_hdr)];
+    if !is_followed(next) {
+        return Ok(None);
+    }
+    if header[0] >> 4 != 6 {
+        return Err(Malformed::IpVersion.into());
+    }
+    let payload = usize::from(be16(&header, offset_of!(Ipv6Hdr, payload_len)));
+    let end = if payload == 0 && next == HOP_BY_HOP {
+        // The kernel takes the frame's length here, and looks for a jumbogram's only in the option.
+        frame.len()
+    } else {
+        start + Ipv6Hdr::LEN + payload
+    };
+    if end > frame.len() {
+        return Err(Malformed::IpTotalLength.into());
+    }
+    let Some(chain) = extensions(frame, next, start + Ipv6Hdr::LEN, end)? else {
+        return Ok(None);
+    };
+    Ok(Some(Packet {
+        addresses: Addresses::from_ipv6(addresses),
+        transport: chain.transport,
+        end,
+        fragment: chain.fragment,
+    }))
+}
+
+/// Where a chain of extension headers led.
+struct Chain {
+    transport: usize,
+    fragment: bool,
+}
+
+/// Follows extension headers from `next`, at `offset`, to TCP; `None` where they lead to anything else.
+///
+/// What a turn knows is in one word (offset, next header, whether this is a fragment), opaque at its head: see
+/// [`Bytes::opaque`].
+#[inline(always)]
+fn extensions<B: Bytes + ?Sized>(
+    frame: &B,
+    next: u8,
+    offset: usize,
+    end: usize,
+) -> Result<Option<Chain>, Fault> {
+    let mut state = pack(offset, next, false);
+    for turn in 0..=EXTENSION_HEADERS {
+        state = frame.opaque(state);
+        let (offset, next, fragment) = unpack(state);
+        if next == TCP {
+            return Ok(Some(Chain { transport: offset, fragment }));
+        }
+        if !is_followed(next) {
+            return Ok(None);
+        }
+        // The kernel takes hop-by-hop options only right behind the IPv6 header.
+        if turn == EXTENSION_HEADERS || (next == HOP_BY_HOP && turn > 0) {
+            return Err(Unsupported::ExtensionChain.into());
+        }
+        if offset + 8 > end {
+            return Err(truncated(fragment));
+        }
+        let header: [u8; 8] = frame.read(offset).ok_or(Malformed::ExtensionTruncated)?;
+        let words = usize::from(header[1]);
+        let (len, fragment) = match next {
+            FRAGMENT => {
+                let field = be16(&header, 2);
+                if field & IPV6_OFFSET != 0 {
+                    // Of a later fragment only the first header's kind is known, and that may be another extension.
+                    return if is_followed(header[0]) {
+                        Err(Unsupported::LaterFragment.into())
+                    } else {
+                        Ok(None)
+                    };
+                }
+                (8, fragment || field & IPV6_MORE != 0)
+            }
+            ROUTING if header[3] != 0 => return Err(Unsupported::SourceRoute.into()),
+            // RFC 4302, 2.2: in words of four bytes, less two; the others in words of eight, less one.
+            AUTHENTICATION => ((words + 2) * 4, fragment),
+            _ => ((words + 1) * 8, fragment),
+        };
+        if offset + len > end {
+            return Err(truncated(fragment));
+        }
+        state = pack(offset + len, header[0], fragment);
+    }
+    Ok(None)
+}
+
+#[inline(always)]
+const fn pack(offset: usize, next: u8, fragment: bool) -> u32 {
+    (offset as u32 & OFFSET_MASK) | (next as u32) << 16 | (fragment as u32) << 24
+}
+
+#[inline(always)]
+const fn unpack(state: u32) -> (usize, u8, bool) {
+    ((state & OFFSET_MASK) as usize, (state >> 16) as u8, state >> 24 & 1 == 1)
+}
+
+/// A header cut short by its packet's end: broken, unless the rest follows in the next fragment.
+#[inline(always)]
+fn truncated(fragment: bool) -> Fault {
+    if fragment { Unsupported::FragmentedHeader.into() } else { Malformed::ExtensionTruncated.into() }
+}
+
+/// Whether a next-header value is TCP or may lead to it.
+#[inline(always)]
+const fn is_followed(next: u8) -> bool {
+    matches!(next, TCP | HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION)
+}
+
+#[inline(always)]
+const fn be16<const N: usize>(header: &[u8; N], offset: usize) -> u16 {
+    u16::from_be_bytes([header[offset], header[offset + 1]])
+}

@@ -1,0 +1,124 @@
+//! The TCP options, walked as the kernel walks them.
+
+use crate::{bytes::Bytes, segment::FastOpen};
+
+/// The option area is at most 40 bytes, and an option at least one.
+const MAX_OPTIONS: usize = 40;
+
+const END_OF_LIST: u8 = 0;
+const NO_OPERATION: u8 = 1;
+/// RFC 7413, 4.1.1.
+const FAST_OPEN: u8 = 34;
+/// RFC 6994, with Fast Open's experiment identifier.
+const EXPERIMENTAL: u8 = 254;
+const EXPERIMENT_FAST_OPEN: [u8; 2] = 0xf989_u16.to_be_bytes();
+
+/// The Fast Open option among those from `start` to `end`, as the kernel understands it.
+///
+/// `tcp_parse_options` (net/ipv4/tcp_input.c): it stops without complaint at an end-of-list, at a length below two
+/// and at a length past the end, keeps what it has found by then, and the last Fast Open option counts.
+#[inline(always)]
+pub(super) fn fast_open<B: Bytes + ?Sized>(frame: &B, start: usize, end: usize) -> FastOpen {
+    let area = end - start;
+    let mut walk = Walk::START;
+    for _ in 0..MAX_OPTIONS {
+        walk = walk.opaque(frame);
+        let position = walk.position();
+        // A lone last byte can only be an end, a no-operation or a broken option: it says nothing. So kind and
+        // length are read together, which also keeps the verifier's view of both in one bounds check.
+        if position + 2 > area {
+            break;
+        }
+        let Some([kind, len]) = frame.read(start + position) else {
+            break;
+        };
+        if kind == END_OF_LIST {
+            break;
+        }
+        if kind == NO_OPERATION {
+            walk = walk.advance(1);
+            continue;
+        }
+        let len = usize::from(len);
+        if len < 2 || position + len > area {
+            break;
+        }
+        if kind == FAST_OPEN {
+            walk = walk.found(position + 2, len - 2);
+        } else if kind == EXPERIMENTAL
+            && len >= 4
+            && frame.read(start + position + 2) == Some(EXPERIMENT_FAST_OPEN)
+        {
+            walk = walk.found(position + 4, len - 4);
+        }
+        walk = walk.advance(len);
+    }
+    walk.fast_open(frame, start)
+}
+
+/// All that the walk knows, in one word: see [`Bytes::opaque`].
+///
+/// | bits | meaning |
+/// |---|---|
+/// | 0..8 | position in the option area |
+/// | 8..16 | position of the cookie |
+/// | 16..24 | length of the cookie |
+/// | 24 | a Fast Open option was seen |
+/// | 25 | the last one that the kernel minds has a cookie, or is a request |
+#[derive(Clone, Copy)]
+struct Walk(u32);
+
+impl Walk {
+    const START: Self = Self(0);
+    const SEEN: u32 = 1 << 24;
+    const VALID: u32 = 1 << 25;
+    const POSITION: u32 = 0xff;
+
+    #[inline(always)]
+    fn opaque<B: Bytes + ?Sized>(self, frame: &B) -> Self {
+        Self(frame.opaque(self.0))
+    }
+
+    #[inline(always)]
+    const fn position(self) -> usize {
+        (self.0 & 0x3f) as usize
+    }
+
+    /// Goes on by `len` bytes: at most 40 in all, so the sum stays inside its field.
+    #[inline(always)]
+    const fn advance(self, len: usize) -> Self {
+        Self(self.0 + len as u32)
+    }
+
+    /// Notes an option whose cookie of `len` bytes begins at `cookie`: `tcp_parse_fastopen_option`.
+    #[inline(always)]
+    const fn found(self, cookie: usize, len: usize) -> Self {
+        // An odd length is no Fast Open option, and an earlier one stands.
+        if len & 1 == 1 {
+            return Self(self.0 | Self::SEEN);
+        }
+        let position = self.0 & Self::POSITION;
+        // Any other length that cannot be a cookie (RFC 7413 allows 4 to 16 bytes) makes it forget an earlier one.
+        if len != 0 && (len < 4 || len > 16) {
+            return Self(position | Self::SEEN);
+        }
+        Self(position | (cookie as u32) << 8 | (len as u32) << 16 | Self::SEEN | Self::VALID)
+    }
+
+    #[inline(always)]
+    fn fast_open<B: Bytes + ?Sized>(self, frame: &B, start: usize) -> FastOpen {
+        if self.0 & Self::VALID == 0 {
+            return if self.0 & Self::SEEN == 0 { FastOpen::Absent } else { FastOpen::Ignored };
+        }
+        let cookie = (self.0 >> 8 & 0x3f) as usize;
+        match self.0 >> 16 & 0x1f {
+            0 => FastOpen::Request,
+            8 => match frame.read(start + cookie) {
+                Some(cookie) => FastOpen::Cookie(u64::from_le_bytes(cookie)),
+                // Unreachable: the option ends inside the area, and the area inside the frame.
+                None => FastOpen::Ignored,
+            },
+            _ => FastOpen::BadLength,
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The TCP header.
+
+use network_types::tcp::TcpHdr;
+
+use super::{Fault, Malformed, Unsupported, ip::Packet};
+use crate::bytes::Bytes;
+
+/// The byte with the data offset, and the byte with the flags.
+const DATA_OFFSET: usize = 12;
+const FLAGS: usize = 13;
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+/// A SYN's header.
+pub(super) struct Syn {
+    /// Where its options begin.
+    pub(super) options: usize,
+    /// Where they end and its data begins.
+    pub(super) data: usize,
+}
+
+/// Checks what `tcp_v4_rcv` and a listener check before they look at the options, but for the checksum.
+#[inline(always)]
+pub(super) fn parse<B: Bytes + ?Sized>(frame: &B, packet: &Packet) -> Result<Option<Syn>, Fault> {
+    let options = packet.transport + TcpHdr::LEN;
+    if options > packet.end {
+        return Err(truncated(packet, Malformed::TcpTruncated));
+    }
+    let fields = frame.read(packet.transport + DATA_OFFSET).ok_or(Malformed::TcpTruncated)?;
+    let [data_offset, flags]: [u8; FLAGS + 1 - DATA_OFFSET] = fields;
+    if flags & (SYN | ACK) != SYN {
+        return Ok(None);
+    }
+    if flags & (RST | FIN) != 0 {
+        return Err(Malformed::TcpFlags.into());
+    }
+    let header_len = usize::from(data_offset >> 4) * 4;
+    if header_len < TcpHdr::LEN {
+        return Err(Malformed::TcpDataOffset.into());
+    }
+    let data = packet.transport + header_len;
+    if data > packet.end {
+        return Err(truncated(packet, Malformed::TcpOptionsTruncated));
+    }
+    Ok(Some(Syn { options, data }))
+}
+
+/// A header cut short by its packet's end: broken, unless the rest follows in the next fragment.
+#[inline(always)]
+fn truncated(packet: &Packet, reason: Malformed) -> Fault {
+    if packet.fragment { Unsupported::FragmentedHeader.into() } else { reason.into() }
+}

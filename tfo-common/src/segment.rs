@@ -1,0 +1,62 @@
+//! The facts about a SYN that are copied out of its packet.
+
+named! {
+    /// The address family.
+    pub enum Family {
+        /// IPv4.
+        Ipv4 = "ipv4",
+        /// IPv6.
+        Ipv6 = "ipv6",
+    }
+}
+
+/// Source and destination address, as a cookie is made from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// The family of both.
+    pub family: Family,
+    /// The bytes of the source, then of the destination address, as on the wire, eight to a little-endian word.
+    /// IPv4 fills the first word only; the others are zero.
+    pub words: [u64; 4],
+}
+
+impl Addresses {
+    /// The addresses of an IPv4 header, from its bytes 12 to 20.
+    #[inline(always)]
+    pub const fn from_ipv4(bytes: [u8; 8]) -> Self {
+        Self { family: Family::Ipv4, words: [u64::from_le_bytes(bytes), 0, 0, 0] }
+    }
+
+    /// The addresses of an IPv6 header, from its bytes 8 to 40.
+    #[inline(always)]
+    pub fn from_ipv6(bytes: [u8; 32]) -> Self {
+        let (words, _) = bytes.as_chunks();
+        Self { family: Family::Ipv6, words: core::array::from_fn(|i| u64::from_le_bytes(words[i])) }
+    }
+}
+
+/// The Fast Open option of a SYN, as the kernel understands it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FastOpen {
+    /// There is none.
+    Absent,
+    /// There is one, which the kernel treats as absent.
+    Ignored,
+    /// It is empty.
+    Request,
+    /// It holds this cookie of eight bytes, as a little-endian word.
+    Cookie(u64),
+    /// It holds a cookie of another length that the kernel stores, and then refuses.
+    BadLength,
+}
+
+/// A TCP SYN without ACK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Whom it is from and to.
+    pub addresses: Addresses,
+    /// Its Fast Open option.
+    pub fast_open: FastOpen,
+    /// The bytes of data behind the TCP header, in this frame.
+    pub data_len: u32,
+}
