@@ -1,0 +1,64 @@
+//! The packet, as a byte source. All of the program's access to packet memory, and so all of its `unsafe` on it.
+
+use core::arch::asm;
+
+use aya_ebpf::programs::XdpContext;
+use tfo_common::bytes::Bytes;
+
+/// Reads at larger offsets fail. The verifier follows a variable offset only while it is known to be small, and no
+/// header that is parsed can begin beyond 16 KiB.
+const MAX_OFFSET: usize = 0x7fff;
+
+/// The bytes of the frame between `data` and `data_end`.
+pub(crate) struct Frame {
+    data: usize,
+    data_end: usize,
+    /// A word that the verifier knows nothing about.
+    unknown: u32,
+}
+
+impl Frame {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &XdpContext) -> Self {
+        let (data, data_end) = (ctx.data(), ctx.data_end());
+        Self { data, data_end, unknown: ctx.rx_queue_index() }
+    }
+}
+
+impl Bytes for Frame {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.data_end - self.data
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let start = self.data + offset;
+        if start + N > self.data_end {
+            return None;
+        }
+        // SAFETY: `start..start + N` lies between `data` and `data_end`, which the kernel keeps readable while the
+        // program runs; `[u8; N]` has no alignment and takes any bytes.
+        Some(unsafe { *(start as *const [u8; N]) })
+    }
+
+    /// Two exclusive-ors with the same word: nothing changes, and the verifier does not see that.
+    #[inline(always)]
+    fn opaque(&self, value: u32) -> u32 {
+        let mut word = u64::from(value);
+        // SAFETY: works on two registers and touches neither memory nor the stack.
+        unsafe {
+            asm!(
+                "{word} ^= {unknown}",
+                "{word} ^= {unknown}",
+                word = inout(reg) word,
+                unknown = in(reg) u64::from(self.unknown),
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        word as u32
+    }
+}

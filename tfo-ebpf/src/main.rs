@@ -1,0 +1,53 @@
+//! The XDP program. Entry points only: see `tfo_common` for the journey, [`frame`] for the packet, [`maps`] for the
+//! maps.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![expect(missing_docs, unreachable_pub, reason = "the kernel calls in by section name; nothing here is Rust API")]
+
+mod act;
+mod frame;
+mod maps;
+
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_log_ebpf::debug;
+use tfo_common::{
+    class::classify,
+    parse::{Fault, parse},
+    verdict::{Mode, decide},
+};
+
+/// Sees every frame of the interface, and lets it pass.
+#[xdp]
+pub fn tfo_ingress(ctx: XdpContext) -> u32 {
+    let frame = frame::Frame::new(&ctx);
+    let segment = match parse(&frame, maps::link_layer()) {
+        Ok(Some(segment)) => segment,
+        Ok(None) => return xdp_action::XDP_PASS,
+        Err(fault) => return unclassified(&ctx, fault),
+    };
+    let class = classify(&segment, maps::key_ring());
+    let verdict = decide(Mode::Observe, class);
+    maps::counters(|counters| counters.count_syn(&segment, class, verdict));
+    act::act(verdict)
+}
+
+/// What can't be parsed is counted and passed: only a policy may cost anyone a packet.
+#[inline(always)]
+fn unclassified(ctx: &XdpContext, fault: Fault) -> u32 {
+    maps::counters(|counters| counters.count_fault(fault));
+    debug!(ctx, "unclassified frame: {}", fault.name());
+    xdp_action::XDP_PASS
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program from which this can be reached: an endless loop has no exit.
+    loop {}
+}
+
+/// The parts of the kernel's API that are open to GPL-compatible programs only may be used.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
