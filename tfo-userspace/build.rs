@@ -1,0 +1,115 @@
+//! Compiles the XDP program and leaves its object at `$OUT_DIR/tfo-ebpf`, for `datapath.rs` to include.
+//!
+//! A cargo of its own does that, in the workspace's root, where `.cargo/config.toml` holds the flags and the linker.
+
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+/// What this build says about its own compiler, target and flags, none of which holds for the XDP program. Which
+/// toolchain to use is not among it: rustup says that in `RUSTUP_TOOLCHAIN`.
+const FOREIGN: [&str; 7] = [
+    "CARGO_BUILD_TARGET",
+    "CARGO_ENCODED_RUSTFLAGS",
+    "RUSTC",
+    "RUSTC_WORKSPACE_WRAPPER",
+    "RUSTC_WRAPPER",
+    "RUSTDOCFLAGS",
+    "RUSTFLAGS",
+];
+
+/// The same for whole families of variables.
+const FOREIGN_PREFIXES: [&str; 3] = ["CARGO_CFG_", "CARGO_FEATURE_", "CARGO_PROFILE_"];
+
+fn main() -> ExitCode {
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            println!("cargo::error={err}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<(), Box<dyn Error>> {
+    let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+    let root = package.parent().ok_or("tfo-userspace has to lie in its workspace")?;
+    for source in ["tfo-ebpf", "tfo-common", "Cargo.toml", "Cargo.lock", ".cargo/config.toml"] {
+        println!("cargo::rerun-if-changed={}", root.join(source).display());
+    }
+
+    if !root.join("target/tools/bin/bpf-linker").is_file() {
+        return Err("bpf-linker is missing: run `cargo xtask setup`".into());
+    }
+    let rust_src = RustSrc::find(root)?;
+
+    // The byte order of the machine that tfo will run on.
+    let target = match variable("CARGO_CFG_TARGET_ENDIAN")?.as_str() {
+        "big" => "bpfeb-unknown-none",
+        _ => "bpfel-unknown-none",
+    };
+    let out_dir = PathBuf::from(variable("OUT_DIR")?);
+    let target_dir = out_dir.join("ebpf");
+    let mut cargo = Command::new(variable("CARGO")?);
+    cargo
+        .args(["build", "--package", "tfo-ebpf", "--release", "--target", target, "-Z", "build-std=core"])
+        .arg("--target-dir")
+        .arg(&target_dir)
+        .current_dir(root);
+    for (name, _) in env::vars_os() {
+        let is_foreign = name.to_str().is_some_and(|name| {
+            FOREIGN.contains(&name) || FOREIGN_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        });
+        if is_foreign {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+        // `core` for BPF has to be built from source, which a stable toolchain does only with this.
+        .env("RUSTC_BOOTSTRAP", "1")
+        // Else a configured build directory would be shared with the cargo that runs this, which has locked it.
+        .env("CARGO_BUILD_BUILD_DIR", &target_dir);
+    if let RustSrc::Unpacked(library) = rust_src {
+        cargo.env("__CARGO_TESTS_ONLY_SRC_ROOT", library);
+    }
+
+    let status = cargo.status().map_err(|err| format!("cannot start cargo: {err}"))?;
+    if !status.success() {
+        return Err(format!("tfo-ebpf did not build ({status}), see the messages below").into());
+    }
+    let object = target_dir.join(target).join("release/tfo-ebpf");
+    fs::copy(&object, out_dir.join("tfo-ebpf"))
+        .map_err(|err| format!("cannot copy {}: {err}", object.display()))?;
+    Ok(())
+}
+
+/// Where the sources of `core` are; `cargo xtask setup` brings them.
+enum RustSrc {
+    /// In the toolchain, where cargo looks.
+    InToolchain,
+    /// From Debian's package, under `target/tools`.
+    Unpacked(PathBuf),
+}
+
+impl RustSrc {
+    fn find(root: &Path) -> Result<Self, Box<dyn Error>> {
+        let output = Command::new(variable("RUSTC")?).args(["--print", "sysroot"]).output()?;
+        let sysroot = PathBuf::from(String::from_utf8(output.stdout)?.trim());
+        if sysroot.join("lib/rustlib/src/rust/library/core").is_dir() {
+            return Ok(Self::InToolchain);
+        }
+        let unpacked = root.join("target/tools/rust-src/library");
+        if unpacked.join("core").is_dir() {
+            return Ok(Self::Unpacked(unpacked));
+        }
+        Err("rust-src is missing: run `cargo xtask setup`".into())
+    }
+}
+
+fn variable(name: &str) -> Result<String, Box<dyn Error>> {
+    env::var(name).map_err(|err| format!("{name}, which cargo sets for build scripts: {err}").into())
+}

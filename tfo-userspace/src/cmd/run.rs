@@ -1,0 +1,77 @@
+//! `tfo run`.
+
+use std::{fmt::Write as _, time::Duration};
+
+use anyhow::{Context as _, Result};
+use log::{LevelFilter, info};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{
+    cli::Run,
+    controller::{Controller, FOLLOW_EVERY, every},
+    pins::Bpffs,
+    screen,
+};
+
+/// How often live counters are drawn on a terminal.
+const DRAW_EVERY: Duration = Duration::from_secs(1);
+/// How often totals are logged without one.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+
+/// Runs the controller until SIGINT, SIGTERM or `tfo unload`.
+pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Result<()> {
+    // From the first attachment on a signal must find us ready to clean up.
+    let mut signals = Signals::new()?;
+    let mut controller = Controller::start(&args.interfaces, bpffs, args.attach, log_level).await?;
+    let outcome = serve(&mut controller, &mut signals).await;
+    outcome.and(controller.stop())
+}
+
+async fn serve(controller: &mut Controller, signals: &mut Signals) -> Result<()> {
+    let live = screen::is_terminal();
+    let mut follow = every(FOLLOW_EVERY);
+    let mut show = every(if live { DRAW_EVERY } else { LOG_EVERY });
+    while !controller.is_idle() {
+        tokio::select! {
+            () = signals.next() => break,
+            _ = follow.tick() => controller.step()?,
+            _ = show.tick() => {
+                let reports = controller.reports()?;
+                if live {
+                    let mut text = String::new();
+                    for report in &reports {
+                        writeln!(text, "{}", report.text())?;
+                    }
+                    screen::draw(&text)?;
+                } else {
+                    for report in &reports {
+                        info!("{}: {}", report.interface, report.summary());
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// SIGINT and SIGTERM.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// From now on both are caught.
+    pub(super) fn new() -> Result<Self> {
+        let catch = |kind| signal(kind).context("cannot catch signals");
+        Ok(Self { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
+    }
+
+    /// Waits for either.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! `tfo status`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    cli::Status,
+    counters::{attach_name, since},
+    datapath::{Pinned, linked_program},
+    error::NOT_RUNNING,
+    interface::Interface,
+    kernel,
+    keys::fingerprint,
+    pins::{Bpffs, Pins},
+};
+
+/// What is known of one interface.
+#[derive(Serialize)]
+struct Report {
+    interface: String,
+    /// Whether the XDP program sees the interface's packets.
+    attached: bool,
+    /// Whether a `tfo run` keeps its keys in step.
+    controller: bool,
+    attach: &'static str,
+    since: Timestamp,
+    keys: Keys,
+}
+
+/// Fingerprints: never keys.
+#[derive(Serialize)]
+struct Keys {
+    generation: u64,
+    current: Option<String>,
+    backup: Option<String>,
+    retired: Vec<String>,
+}
+
+/// Prints the state of each interface. Exit status 0 where every one is attached and has its controller, else 3.
+pub(super) async fn run(args: &Status, bpffs: &Bpffs) -> Result<ExitCode> {
+    let mut all_well = true;
+    for pins in super::selected(&args.select, bpffs)? {
+        let report = report(&pins).await?;
+        all_well &= report.attached && report.controller;
+        if args.select.json {
+            println!("{}", serde_json::to_string(&report)?);
+        } else {
+            print!("{}", text(&report));
+        }
+    }
+    Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::from(NOT_RUNNING) })
+}
+
+async fn report(pins: &Pins) -> Result<Report> {
+    let pinned = Pinned::open(pins)?;
+    let ring = pinned.key_ring()?;
+    Ok(Report {
+        interface: pins.interface().to_owned(),
+        attached: is_attached(pins, pinned.info().netns).await?,
+        controller: pins.has_controller()?,
+        attach: attach_name(pinned.info()),
+        since: since(pinned.info()),
+        keys: Keys {
+            generation: ring.generation,
+            current: ring.get(0).map(fingerprint),
+            backup: ring.get(1).map(fingerprint),
+            retired: ring.retired().map(fingerprint).collect(),
+        },
+    })
+}
+
+/// A pinned link attaches nothing once its interface is gone; interfaces of other namespaces can't be asked.
+async fn is_attached(pins: &Pins, netns: u64) -> Result<bool> {
+    let Some(program) = linked_program(pins)? else {
+        return Ok(false);
+    };
+    if netns != kernel::netns()? {
+        return Ok(true);
+    }
+    let interface = Interface::find(pins.interface()).await;
+    Ok(interface.is_ok_and(|interface| interface.xdp.is_some_and(|xdp| xdp.program_id == program)))
+}
+
+fn text(report: &Report) -> String {
+    let Report { interface, attached, controller, attach, since, keys } = report;
+    let attached = if *attached { format!("attached, {attach} mode") } else { "not attached".to_owned() };
+    let controller = match controller {
+        true => "running".to_owned(),
+        false => format!("none: keys are not followed; `tfo run -i {interface}` takes over"),
+    };
+    let show = |key: &Option<String>| key.clone().unwrap_or_else(|| "none".to_owned());
+    let retired = if keys.retired.is_empty() { "none".to_owned() } else { keys.retired.join(", ") };
+    format!(
+        "{interface}: {attached}\n  controller   {controller}\n  counting     since {since:.0}\n  \
+         current key  {}\n  backup key   {}\n  retired keys {retired}\n",
+        show(&keys.current),
+        show(&keys.backup),
+    )
+}

@@ -1,0 +1,453 @@
+//! The program in the kernel: loading, attaching, taking over, its maps. The only owner of the loaded object.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    Ebpf, EbpfLoader, Pod, VerifierLogLevel,
+    maps::{Array, MapData, PerCpuArray},
+    programs::{
+        ProgramError, ProgramType, Xdp, XdpMode,
+        links::{FdLink, PinnedLink},
+        loaded_programs,
+        xdp::XdpLink,
+    },
+};
+use aya_log::EbpfLogger;
+use jiff::Timestamp;
+use log::{Log, debug, info, warn};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use tfo_common::{
+    counters::Counters,
+    info::{Attach, Info, LAYOUT_VERSION},
+    keyring::{KeyRing, KeyStore},
+    names,
+    parse::LinkLayer,
+    verdict::Mode,
+};
+
+use crate::{
+    cli::AttachMode,
+    counters::Report,
+    interface::{Interface, XdpOnInterface},
+    kernel,
+    keys::{KernelKeys, describe},
+    pins::{Bpffs, Locked, MAPS, Pins},
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tfo-ebpf"));
+
+/// A struct that kernel and user space share through a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Shared<T>(T);
+
+// SAFETY: `tfo_common::layout` asserts that these structs are repr(C), made of integers, without padding, so any
+// bytes are a value and every byte is initialised.
+unsafe impl Pod for Shared<Counters> {}
+// SAFETY: as above.
+unsafe impl Pod for Shared<KeyStore> {}
+// SAFETY: as above.
+unsafe impl Pod for Shared<Info> {}
+
+/// Says why this kernel or this user cannot run the program at all, before anything is touched.
+pub fn preflight() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("loading an XDP program needs root: run it with sudo");
+    }
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        bail!(
+            "this kernel has no BTF (/sys/kernel/btf/vmlinux): it needs CONFIG_DEBUG_INFO_BTF=y, as the kernels of \
+             all large distributions have"
+        );
+    }
+    match aya::sys::is_program_supported(ProgramType::Xdp) {
+        Ok(true) => Ok(()),
+        Ok(false) => bail!("this kernel has no XDP: it needs CONFIG_BPF_SYSCALL=y and Linux 5.10 or later"),
+        Err(error) => Err(error).context("this kernel does not let us load XDP programs"),
+    }
+}
+
+/// The loaded program and its maps.
+pub struct Object {
+    ebpf: Ebpf,
+    counters: PerCpuArray<MapData, Shared<Counters>>,
+    keys: Array<MapData, Shared<KeyStore>>,
+    info: Array<MapData, Shared<Info>>,
+}
+
+impl Object {
+    /// Loads the program for frames that begin with `link`; of its own log events those up to aya's `log_level` are
+    /// compiled in, none at 0. With `pins`, maps that are pinned there are used on, and new ones pinned.
+    pub fn load(link: LinkLayer, log_level: u8, pins: Option<&Pins>) -> Result<Self> {
+        // Before Linux 5.11 maps count as locked memory.
+        if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+            debug!("cannot lift the limit of locked memory: {error}");
+        }
+        let link = link as u8;
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(names::LINK_LAYER, &link, true)
+            .override_global(names::LOG_LEVEL, &log_level, true)
+            .verifier_log_level(VerifierLogLevel::STATS);
+        for name in MAPS {
+            if let Some(pins) = pins {
+                loader.map_pin_path(name, pins.map(name));
+            }
+        }
+        let mut ebpf = loader.load(OBJECT).context("cannot create the maps of the XDP program")?;
+        let mut take = |name| ebpf.take_map(name).with_context(|| format!("the program has no map {name}"));
+        let (counters, keys, info) = (take(names::COUNTERS)?, take(names::KEYS)?, take(names::INFO)?);
+        let mut object =
+            Self { counters: counters.try_into()?, keys: keys.try_into()?, info: info.try_into()?, ebpf };
+        object.program()?.load().context("the kernel refused the XDP program")?;
+        Ok(object)
+    }
+
+    /// The XDP program.
+    pub fn program(&mut self) -> Result<&mut Xdp> {
+        let program = self.ebpf.program_mut(names::PROGRAM);
+        let program = program.with_context(|| format!("there is no program {}", names::PROGRAM))?;
+        Ok(program.try_into()?)
+    }
+
+    /// What was counted, summed over all CPUs.
+    pub fn counters(&self) -> Result<Counters> {
+        read_counters(&self.counters)
+    }
+
+    /// The key ring in force.
+    pub fn key_ring(&self) -> Result<KeyRing> {
+        read_key_ring(&self.keys)
+    }
+
+    /// Puts `ring` in force for every packet from now on, whole.
+    ///
+    /// No program ever sees half of it: the ring is written where nobody reads, one aligned word is flipped, and the
+    /// other ring is not touched again before every program that could still read it has ended.
+    pub fn publish(&mut self, ring: &KeyRing) -> Result<()> {
+        let Shared(mut store) = self.keys.get(&0, 0).context("cannot read the key map")?;
+        let spare = KeyStore::index(store.active + 1);
+        store.rings[spare] = *ring;
+        self.keys.set(0, Shared(store), 0).context("cannot write the key map")?;
+        wait_for_running_programs();
+        store.active = spare as u64;
+        self.keys.set(0, Shared(store), 0).context("cannot write the key map")?;
+        wait_for_running_programs();
+        Ok(())
+    }
+}
+
+/// Waits until every XDP program that now runs has ended, and orders our writes before what comes after.
+fn wait_for_running_programs() {
+    // Programs run inside an RCU read-side section, and MEMBARRIER_CMD_GLOBAL is synchronize_rcu (on one CPU it does
+    // nothing: there, no program is under way while we run).
+    // SAFETY: this command takes no pointer and changes nothing in the process.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        // Kernels with nohz_full CPUs don't have it. A program runs for less than a microsecond.
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+fn read_counters<T: std::borrow::Borrow<MapData>>(
+    map: &PerCpuArray<T, Shared<Counters>>,
+) -> Result<Counters> {
+    let mut sum = Counters::default();
+    for Shared(counters) in map.get(&0, 0).context("cannot read the counters")?.iter() {
+        sum.add(counters);
+    }
+    Ok(sum)
+}
+
+fn read_key_ring<T: std::borrow::Borrow<MapData>>(map: &Array<T, Shared<KeyStore>>) -> Result<KeyRing> {
+    let Shared(store) = map.get(&0, 0).context("cannot read the key map")?;
+    Ok(*store.current())
+}
+
+/// The maps of a program that somebody else attached, opened from their pins.
+pub struct Pinned {
+    counters: PerCpuArray<MapData, Shared<Counters>>,
+    keys: Array<MapData, Shared<KeyStore>>,
+    info: Info,
+}
+
+impl Pinned {
+    /// Opens the maps under `pins`.
+    pub fn open(pins: &Pins) -> Result<Self> {
+        let open = |name| {
+            let path = pins.map(name);
+            MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))
+        };
+        let foreign = || {
+            let dir = pins.dir().display();
+            format!(
+                "the maps in {dir} are of another version of tfo: use that version, or start `tfo run` anew"
+            )
+        };
+        let info = Array::<_, Shared<Info>>::try_from(aya::maps::Map::Array(open(names::INFO)?));
+        let Shared(info) = info.with_context(foreign)?.get(&0, 0).context("cannot read the info map")?;
+        if info.layout_version != LAYOUT_VERSION {
+            bail!(foreign());
+        }
+        let counters = aya::maps::Map::PerCpuArray(open(names::COUNTERS)?);
+        let keys = aya::maps::Map::Array(open(names::KEYS)?);
+        Ok(Self {
+            counters: counters.try_into().with_context(foreign)?,
+            keys: keys.try_into().with_context(foreign)?,
+            info,
+        })
+    }
+
+    /// What was counted, summed over all CPUs.
+    pub fn counters(&self) -> Result<Counters> {
+        read_counters(&self.counters)
+    }
+
+    /// The key ring in force.
+    pub fn key_ring(&self) -> Result<KeyRing> {
+        read_key_ring(&self.keys)
+    }
+
+    /// What its controller said of it.
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+}
+
+/// The kernel's id of the program that the pinned link attaches; `None` where no link is pinned.
+pub fn linked_program(pins: &Pins) -> Result<Option<u32>> {
+    if !pins.has_link() {
+        return Ok(None);
+    }
+    let path = pins.link();
+    let context = || format!("cannot open the pinned link {}", path.display());
+    let link = PinnedLink::from_pin(&path).with_context(context)?;
+    Ok(Some(FdLink::from(link).info().with_context(context)?.program_id()))
+}
+
+/// The program attached to one interface, of which we are the controller.
+pub struct Datapath {
+    /// The interface.
+    pub interface: Interface,
+    /// Where it runs.
+    pub attach: Attach,
+    pins: Locked,
+    object: Object,
+    info: Info,
+    logger: Option<EbpfLogger<&'static dyn Log>>,
+}
+
+impl Datapath {
+    /// Attaches the program to `interface`, or takes over the one that an earlier controller left there: its maps,
+    /// hence its counters and keys, are used on, and the program is replaced in one step.
+    ///
+    /// On failure, all is as it was before.
+    pub fn attach(
+        interface: Interface,
+        bpffs: &Bpffs,
+        mode: AttachMode,
+        log_level: u8,
+        keys: KernelKeys,
+    ) -> Result<Self> {
+        let name = &interface.name;
+        let mut pins = bpffs.pins(name).lock()?;
+        let linked = linked_program(&pins)?;
+        let left_behind = match (interface.xdp, linked) {
+            (Some(xdp), Some(program)) if xdp.program_id == program => Some(xdp.attach),
+            (Some(xdp), _) => bail!(refusal(name, xdp)),
+            (None, Some(_)) => {
+                forget_stale_link(&pins)?;
+                None
+            }
+            (None, None) => None,
+        };
+        let known = Pinned::open(&pins);
+        let since = match &known {
+            Ok(pinned) => pinned.info.since_unix_ns,
+            Err(error) => {
+                if pins.map(names::INFO).exists() {
+                    warn!("{name}: counting starts anew: {error:#}");
+                    pins.remove_maps()?;
+                }
+                now_unix_ns()
+            }
+        };
+        let mut object = Object::load(interface.link_layer, log_level, Some(&pins))?;
+        object.follow(name, keys)?;
+        let attach = match left_behind {
+            Some(attach) => {
+                object.take_over(&pins).with_context(|| format!("cannot take over the program on {name}"))?;
+                if !mode.allows(attach) {
+                    warn!(
+                        "{name}: stays attached in {attach} mode: to change that, `tfo unload -i {name}` first"
+                    );
+                }
+                info!("{name}: took over the program that an earlier controller left, {attach} mode");
+                attach
+            }
+            None => {
+                let attach = object.attach_new(&interface, mode, &pins)?;
+                info!("{name}: attached in {attach} mode");
+                attach
+            }
+        };
+        let info = Info {
+            layout_version: LAYOUT_VERSION,
+            mode: Mode::Observe as u32,
+            attach: attach as u32,
+            ifindex: interface.index,
+            netns: kernel::netns()?,
+            since_unix_ns: since,
+        };
+        let logger = match log_level {
+            0 => None,
+            _ => Some(EbpfLogger::init(&mut object.ebpf).context("cannot read the program's own log")?),
+        };
+        object.info.set(0, Shared(info), 0).context("cannot write the info map")?;
+        pins.keep();
+        Ok(Self { interface, attach, pins, object, info, logger })
+    }
+
+    /// Takes the kernel's keys over into the key ring.
+    pub fn follow(&mut self, keys: KernelKeys) -> Result<()> {
+        self.object.follow(&self.interface.name, keys)
+    }
+
+    /// What was counted.
+    pub fn report(&self) -> Result<Report> {
+        Ok(Report::new(&self.interface.name, &self.info, &self.object.counters()?))
+    }
+
+    /// Passes the events that the program itself has logged on to our log.
+    pub fn flush_log(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+    }
+
+    /// Whether the link is still pinned: `tfo unload` removes it.
+    pub fn is_pinned(&self) -> bool {
+        self.pins.has_link()
+    }
+
+    /// Detaches the program and removes its state.
+    pub fn detach(self) -> Result<()> {
+        self.pins.remove()?;
+        info!("{}: detached", self.interface.name);
+        Ok(())
+    }
+}
+
+impl Object {
+    /// Publishes the ring that has `keys` as the kernel's, unless it is in force already.
+    fn follow(&mut self, interface: &str, keys: KernelKeys) -> Result<()> {
+        let ring = self.key_ring()?;
+        let next = ring.follow(keys.current, keys.backup);
+        if next.slots != ring.slots || next.present != ring.present {
+            self.publish(&next)?;
+            info!("{interface}: following the kernel's keys: {}", describe(&next));
+        }
+        Ok(())
+    }
+
+    /// Replaces the program behind the pinned link by this one, without a packet in between that sees neither.
+    fn take_over(&mut self, pins: &Pins) -> Result<()> {
+        let link: FdLink = PinnedLink::from_pin(pins.link())?.into();
+        let program = self.program()?;
+        let id = program.attach_to_link(XdpLink::try_from(link)?)?;
+        // The pin keeps it attached; we need no descriptor of it.
+        drop(program.take_link(id)?);
+        Ok(())
+    }
+
+    fn attach_new(&mut self, interface: &Interface, mode: AttachMode, pins: &Pins) -> Result<Attach> {
+        let name = &interface.name;
+        let program = self.program()?;
+        let mut attempt = |attach| {
+            let xdp_mode = match attach {
+                Attach::Native => XdpMode::Driver,
+                Attach::Generic => XdpMode::Skb,
+            };
+            program.attach_to_if_index(interface.index, xdp_mode).map(|link| (attach, link))
+        };
+        let attached = match mode {
+            AttachMode::Native => attempt(Attach::Native),
+            AttachMode::Generic => attempt(Attach::Generic),
+            AttachMode::Auto => attempt(Attach::Native).or_else(|error| {
+                debug!("{name}: no native mode: {}", cause(&error));
+                attempt(Attach::Generic)
+            }),
+        };
+        let (attach, link) = attached.map_err(|error| {
+            let hint = if mode == AttachMode::Native {
+                " (the driver may have none: try --attach auto)"
+            } else {
+                ""
+            };
+            anyhow::anyhow!("cannot attach to {name} in {} mode{hint}: {}", mode.name(), cause(&error))
+        })?;
+        let link: FdLink = program.take_link(link)?.try_into().with_context(|| {
+            format!("this kernel has no XDP links to pin on {name}: it needs Linux 5.10 or later")
+        })?;
+        let path = pins.link();
+        link.pin(&path).with_context(|| format!("cannot pin the link at {}", path.display()))?;
+        Ok(attach)
+    }
+}
+
+impl AttachMode {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "native or generic",
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+
+    fn allows(self, attach: Attach) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::Native => attach == Attach::Native,
+            Self::Generic => attach == Attach::Generic,
+        }
+    }
+}
+
+/// What an attachment failed of, in the kernel's own words.
+fn cause(error: &ProgramError) -> String {
+    match error {
+        ProgramError::SyscallError(error) => error.io_error.to_string(),
+        other => format!("{other:#}"),
+    }
+}
+
+/// Removes a link that attaches nothing any more, because its interface is gone; not one of another namespace.
+fn forget_stale_link(pins: &Pins) -> Result<()> {
+    let name = pins.interface();
+    if let Ok(pinned) = Pinned::open(pins)
+        && pinned.info.netns != kernel::netns()?
+    {
+        bail!(
+            "{} belongs to an interface {name} of another network namespace: if that is gone, run \
+             `tfo unload -i {name}`; if it isn't, give one of the two a BPF file system of its own (--bpffs)",
+            pins.dir().display()
+        );
+    }
+    debug!("{name}: removing the link to an earlier interface of that name");
+    fs::remove_file(pins.link()).with_context(|| format!("cannot remove {}", pins.link().display()))
+}
+
+fn refusal(name: &str, xdp: XdpOnInterface) -> String {
+    let XdpOnInterface { program_id, attach } = xdp;
+    let program = loaded_programs().flatten().find(|program| program.id() == program_id);
+    let program = program.as_ref().and_then(|program| program.name_as_str()).unwrap_or("?");
+    format!(
+        "{name} already has an XDP program: {program} (id {program_id}, {attach} mode). tfo leaves alone what it did \
+         not load: detach that first (`ip link set dev {name} xdp off`, or its owner's own command)"
+    )
+}
+
+fn now_unix_ns() -> u64 {
+    Timestamp::now().as_nanosecond().try_into().unwrap_or(0)
+}

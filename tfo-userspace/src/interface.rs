@@ -1,0 +1,88 @@
+//! Network interfaces, asked over rtnetlink: names, link layers, and the XDP programs on them.
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use futures_util::TryStreamExt as _;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType, LinkXdp, XdpAttached};
+use tfo_common::{info::Attach, parse::LinkLayer};
+
+/// An interface of the calling thread's network namespace.
+#[derive(Debug)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// How its frames begin.
+    pub link_layer: LinkLayer,
+    /// The XDP program on it.
+    pub xdp: Option<XdpOnInterface>,
+}
+
+/// An XDP program that is attached to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpOnInterface {
+    /// The kernel's id of the program.
+    pub program_id: u32,
+    /// Where it runs; a program offloaded to the hardware counts as native.
+    pub attach: Attach,
+}
+
+impl Interface {
+    /// The interface called `name`.
+    pub async fn find(name: &str) -> Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+        let connection = tokio::spawn(connection);
+        let found = handle.link().get().match_name(name.to_owned()).execute().try_next().await;
+        connection.abort();
+        let message = match found {
+            Ok(Some(message)) => message,
+            Err(rtnetlink::Error::NetlinkError(error)) if is_no_such_interface(&error) => {
+                bail!("there is no interface {name} in this network namespace: `ip link` lists them")
+            }
+            Ok(None) => bail!("there is no interface {name} in this network namespace: `ip link` lists them"),
+            Err(error) => return Err(anyhow!(error).context(format!("cannot ask the kernel about {name}"))),
+        };
+        let link_layer = link_layer(name, message.header.link_layer_type)?;
+        let xdp = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Xdp(xdp) => xdp_on_interface(xdp),
+            _ => None,
+        });
+        Ok(Self { name: name.to_owned(), index: message.header.index, link_layer, xdp })
+    }
+}
+
+/// The kernel says ENODEV for an unknown name, and EINVAL or ERANGE for one that is too long to be one.
+fn is_no_such_interface(error: &rtnetlink::packet_core::ErrorMessage) -> bool {
+    matches!(-error.raw_code(), libc::ENODEV | libc::EINVAL | libc::ERANGE)
+}
+
+fn link_layer(name: &str, kind: LinkLayerType) -> Result<LinkLayer> {
+    match kind {
+        LinkLayerType::Ether | LinkLayerType::Loopback => Ok(LinkLayer::Ethernet),
+        LinkLayerType::None | LinkLayerType::Rawip => Ok(LinkLayer::Ip),
+        other => bail!(
+            "{name} has link layer {other:?}: only Ethernet and interfaces whose frames begin at the IP header \
+             (tun, WireGuard) are supported"
+        ),
+    }
+}
+
+fn xdp_on_interface(attributes: &[LinkXdp]) -> Option<XdpOnInterface> {
+    let attached = attributes.iter().find_map(|attribute| match attribute {
+        LinkXdp::Attached(attached) => Some(*attached),
+        _ => None,
+    })?;
+    let attach = match attached {
+        XdpAttached::None => return None,
+        XdpAttached::SocketBuffer => Attach::Generic,
+        _ => Attach::Native,
+    };
+    // With several programs at once (driver and hardware) there is no IFLA_XDP_PROG_ID: name the driver's.
+    let program_id = attributes.iter().find_map(|attribute| match attribute {
+        LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) | LinkXdp::HwProgId(id) => {
+            Some(*id)
+        }
+        _ => None,
+    })?;
+    Some(XdpOnInterface { program_id, attach })
+}

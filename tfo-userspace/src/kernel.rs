@@ -1,0 +1,100 @@
+//! The kernel's own side of Fast Open: its sysctls and its TcpExt counters, of the calling thread's network namespace.
+
+use std::{collections::HashMap, fs, io, os::unix::fs::MetadataExt as _};
+
+use anyhow::{Context as _, Result};
+
+/// `net.ipv4.tcp_fastopen_key`.
+const KEY: &str = "/proc/sys/net/ipv4/tcp_fastopen_key";
+/// `net.ipv4.tcp_fastopen`.
+const MODE: &str = "/proc/sys/net/ipv4/tcp_fastopen";
+// Through thread-self: a thread may live in another namespace than its process.
+const NETSTAT: &str = "/proc/thread-self/net/netstat";
+const NETNS: &str = "/proc/thread-self/ns/net";
+
+/// The text of `net.ipv4.tcp_fastopen_key`: one key or, with a comma, two.
+pub fn read_key() -> io::Result<String> {
+    fs::read_to_string(KEY)
+}
+
+/// Sets `net.ipv4.tcp_fastopen_key`.
+pub fn write_key(text: &str) -> Result<()> {
+    fs::write(KEY, text).with_context(|| format!("cannot write {KEY}"))
+}
+
+/// Sets the bits of `net.ipv4.tcp_fastopen`.
+pub fn write_mode(bits: u32) -> Result<()> {
+    fs::write(MODE, bits.to_string()).with_context(|| format!("cannot write {MODE}"))
+}
+
+/// The inode number of the network namespace: what tells one from another.
+pub fn netns() -> Result<u64> {
+    Ok(fs::metadata(NETNS).with_context(|| format!("cannot read {NETNS}"))?.ino())
+}
+
+/// The kernel's Fast Open totals: TcpExt in /proc/net/netstat, per network namespace, both families together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpExt {
+    /// `TCPFastOpenCookieReqd`: SYNs with an empty option.
+    pub cookie_reqd: u64,
+    /// `TCPFastOpenPassive`: SYNs whose cookie was accepted.
+    pub passive: u64,
+    /// `TCPFastOpenPassiveAltKey`: those accepted by the backup key.
+    pub passive_alt_key: u64,
+    /// `TCPFastOpenPassiveFail`: SYNs whose cookie was refused.
+    pub passive_fail: u64,
+    /// `TCPFastOpenListenOverflow`: SYNs for which the listener's Fast Open queue had no room.
+    pub listen_overflow: u64,
+}
+
+impl TcpExt {
+    /// Reads them.
+    pub fn read() -> Result<Self> {
+        let text = fs::read_to_string(NETSTAT).with_context(|| format!("cannot read {NETSTAT}"))?;
+        Self::parse(&text).with_context(|| format!("{NETSTAT} has no TcpExt counters of Fast Open"))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+        let (names, values) = (lines.next()?, lines.next()?);
+        let counters: HashMap<_, _> = names.split(' ').zip(values.split(' ')).collect();
+        let get = |name| counters.get(name)?.parse().ok();
+        Some(Self {
+            cookie_reqd: get("TCPFastOpenCookieReqd")?,
+            passive: get("TCPFastOpenPassive")?,
+            passive_alt_key: get("TCPFastOpenPassiveAltKey")?,
+            passive_fail: get("TCPFastOpenPassiveFail")?,
+            listen_overflow: get("TCPFastOpenListenOverflow")?,
+        })
+    }
+}
+
+impl std::ops::Sub for TcpExt {
+    type Output = Self;
+
+    /// What was counted since `earlier`.
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            cookie_reqd: self.cookie_reqd - earlier.cookie_reqd,
+            passive: self.passive - earlier.passive,
+            passive_alt_key: self.passive_alt_key - earlier.passive_alt_key,
+            passive_fail: self.passive_fail - earlier.passive_fail,
+            listen_overflow: self.listen_overflow - earlier.listen_overflow,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tcp_ext_is_found_by_name() {
+        let text = "TcpExt: A TCPFastOpenCookieReqd TCPFastOpenPassive TCPFastOpenPassiveAltKey \
+                    TCPFastOpenPassiveFail TCPFastOpenListenOverflow Z\nTcpExt: 9 1 2 3 4 5 9\nIpExt: X\nIpExt: 7\n";
+        let expected =
+            TcpExt { cookie_reqd: 1, passive: 2, passive_alt_key: 3, passive_fail: 4, listen_overflow: 5 };
+        assert_eq!(TcpExt::parse(text), Some(expected));
+        assert_eq!(TcpExt::parse("TcpExt: A\nTcpExt: 1\n"), None);
+    }
+}
