@@ -26,6 +26,8 @@ impl Cli {
     /// The level up to which log lines are shown. The program's own rare events are at level debug.
     pub fn log_level(&self) -> LevelFilter {
         match self.verbose {
+            // The lab changes keys all the time, and says itself what there is to see.
+            0 if matches!(self.command, Command::Lab(_)) => LevelFilter::Warn,
             0 => LevelFilter::Info,
             1 => LevelFilter::Debug,
             _ => LevelFilter::Trace,

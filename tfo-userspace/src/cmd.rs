@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     cli::{Cli, Command, Keys, Select},
     error::NotRunning,
+    lab,
     pins::{Bpffs, Pins},
 };
 
@@ -22,7 +23,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     let log_level = cli.log_level();
     match cli.command {
         Command::Run(args) => block_on(run::run(&args, &bpffs, log_level)).map(done),
-        Command::Lab(_args) => anyhow::bail!("lab"),
+        Command::Lab(args) => block_on(lab::run(&args, &bpffs, log_level)),
         Command::Status(args) => block_on(status::run(&args, &bpffs)),
         Command::Counters(args) => counters::run(&args, &bpffs).map(done),
         Command::Keys(Keys::Cookie(args)) => keys::cookie(&args).map(done),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use log::{LevelFilter, warn};
+use tfo_common::counters::Counters;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::{
@@ -88,7 +89,12 @@ impl Controller {
         self.datapaths.is_empty()
     }
 
-    /// The counters of each interface.
+    /// What was counted on each interface.
+    pub fn counters(&self) -> Result<Vec<Counters>> {
+        self.datapaths.iter().map(Datapath::counters).collect()
+    }
+
+    /// The same as users see it.
     pub fn reports(&self) -> Result<Vec<Report>> {
         self.datapaths.iter().map(Datapath::report).collect()
     }

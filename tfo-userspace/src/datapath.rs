@@ -315,6 +315,11 @@ impl Datapath {
     }
 
     /// What was counted.
+    pub fn counters(&self) -> Result<Counters> {
+        self.object.counters()
+    }
+
+    /// The same as users see it.
     pub fn report(&self) -> Result<Report> {
         Ok(Report::new(&self.interface.name, &self.info, &self.object.counters()?))
     }

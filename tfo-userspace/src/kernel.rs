@@ -1,8 +1,15 @@
 //! The kernel's own side of Fast Open: its sysctls and its TcpExt counters, of the calling thread's network namespace.
 
-use std::{collections::HashMap, fs, io, os::unix::fs::MetadataExt as _};
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+};
 
 use anyhow::{Context as _, Result};
+use tfo_common::keyring::Key;
+
+use crate::keys::key_text;
 
 /// `net.ipv4.tcp_fastopen_key`.
 const KEY: &str = "/proc/sys/net/ipv4/tcp_fastopen_key";
@@ -17,10 +24,32 @@ pub fn read_key() -> io::Result<String> {
     fs::read_to_string(KEY)
 }
 
-/// Sets `net.ipv4.tcp_fastopen_key`.
-pub fn write_key(text: &str) -> Result<()> {
-    fs::write(KEY, text).with_context(|| format!("cannot write {KEY}"))
+/// `net.ipv4.tcp_fastopen_key` of the network namespace in which it was opened, from whichever thread.
+#[derive(Debug)]
+pub struct KeySysctl(fs::File);
+
+impl KeySysctl {
+    /// That of the calling thread's namespace.
+    pub fn open() -> Result<Self> {
+        let file = fs::OpenOptions::new().write(true).open(KEY);
+        Ok(Self(file.with_context(|| format!("cannot open {KEY} for writing"))?))
+    }
+
+    /// Sets the primary and the backup key.
+    pub fn write(&self, current: Key, backup: Option<Key>) -> Result<()> {
+        let mut text = key_text(current);
+        if let Some(backup) = backup {
+            text.push(',');
+            text.push_str(&key_text(backup));
+        }
+        self.0.write_all_at(text.as_bytes(), 0).with_context(|| format!("cannot write {KEY}"))
+    }
 }
+
+/// Bit of `net.ipv4.tcp_fastopen`: connections from here may use Fast Open.
+pub const CLIENT: u32 = 0x1;
+/// Bit of `net.ipv4.tcp_fastopen`: listeners with TCP_FASTOPEN take it.
+pub const SERVER: u32 = 0x2;
 
 /// Sets the bits of `net.ipv4.tcp_fastopen`.
 pub fn write_mode(bits: u32) -> Result<()> {

@@ -1,11 +1,13 @@
 //! Keys in user space: their text form, and following the kernel's.
 
-use std::{fmt::Write as _, io};
+use std::{fmt::Write as _, io, net::IpAddr};
 
+use anyhow::{Result, bail};
 use log::warn;
 use tfo_common::{
     cookie,
     keyring::{Key, KeyRing},
+    segment::Addresses,
 };
 
 use crate::kernel;
@@ -50,6 +52,31 @@ pub fn parse_key(text: &str) -> Option<Key> {
     });
     let key = Key::from_words([words.next()??, words.next()??, words.next()??, words.next()??]);
     words.next().is_none().then_some(key)
+}
+
+/// The key as the sysctl takes it. A secret: for the kernel only.
+pub fn key_text(key: Key) -> String {
+    let [a, b, c, d] = key.to_words();
+    format!("{a:08x}-{b:08x}-{c:08x}-{d:08x}")
+}
+
+/// The two addresses from which a cookie is made; an error where they are of different families.
+pub fn addresses(src: IpAddr, dst: IpAddr) -> Result<Addresses> {
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let mut bytes = [0; 8];
+            bytes[..4].copy_from_slice(&src.octets());
+            bytes[4..].copy_from_slice(&dst.octets());
+            Ok(Addresses::from_ipv4(bytes))
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let mut bytes = [0; 32];
+            bytes[..16].copy_from_slice(&src.octets());
+            bytes[16..].copy_from_slice(&dst.octets());
+            Ok(Addresses::from_ipv6(bytes))
+        }
+        _ => bail!("{src} and {dst} are of different families"),
+    }
 }
 
 /// What may be shown of a key: sixteen hexadecimal digits that tell it from others and say nothing about it.
@@ -120,6 +147,7 @@ mod tests {
     fn the_sysctls_text_is_understood() {
         let one = parse_key(ONE).unwrap();
         let two = parse_key(TWO).unwrap();
+        assert_eq!(key_text(one), ONE);
         assert_eq!(one.to_words(), [0xa0bf_63f7, 0xed80_3d81, 0xcd64_1d30, 0xcebc_4a90]);
 
         let parse = |text: &str| KernelKeys::parse(text).map(|keys| (keys.current, keys.backup));

@@ -10,5 +10,7 @@ pub mod error;
 pub mod interface;
 pub mod kernel;
 pub mod keys;
+pub mod lab;
 pub mod pins;
 pub mod screen;
+pub mod signals;

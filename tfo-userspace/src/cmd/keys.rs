@@ -3,13 +3,15 @@
 use std::{
     fs,
     io::{self, Read as _},
-    net::IpAddr,
 };
 
 use anyhow::{Context as _, Result, bail};
-use tfo_common::{cookie, segment::Addresses};
+use tfo_common::cookie;
 
-use crate::{cli::Cookie, keys::parse_key};
+use crate::{
+    cli::Cookie,
+    keys::{addresses, parse_key},
+};
 
 /// Prints the cookie that each given key makes for the two addresses.
 pub(super) fn cookie(args: &Cookie) -> Result<()> {
@@ -32,24 +34,6 @@ pub(super) fn cookie(args: &Cookie) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn addresses(src: IpAddr, dst: IpAddr) -> Result<Addresses> {
-    match (src, dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            let mut bytes = [0; 8];
-            bytes[..4].copy_from_slice(&src.octets());
-            bytes[4..].copy_from_slice(&dst.octets());
-            Ok(Addresses::from_ipv4(bytes))
-        }
-        (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            let mut bytes = [0; 32];
-            bytes[..16].copy_from_slice(&src.octets());
-            bytes[16..].copy_from_slice(&dst.octets());
-            Ok(Addresses::from_ipv6(bytes))
-        }
-        _ => bail!("{src} and {dst} are of different families"),
-    }
 }
 
 /// The key's text: `-` reads standard input, `@FILE` a file.

@@ -2,15 +2,15 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use log::{LevelFilter, info};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     cli::Run,
     controller::{Controller, FOLLOW_EVERY, every},
     pins::Bpffs,
     screen,
+    signals::Signals,
 };
 
 /// How often live counters are drawn on a terminal.
@@ -52,26 +52,4 @@ async fn serve(controller: &mut Controller, signals: &mut Signals) -> Result<()>
         }
     }
     Ok(())
-}
-
-/// SIGINT and SIGTERM.
-pub(super) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    /// From now on both are caught.
-    pub(super) fn new() -> Result<Self> {
-        let catch = |kind| signal(kind).context("cannot catch signals");
-        Ok(Self { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
-    }
-
-    /// Waits for either.
-    pub(super) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

@@ -1,0 +1,147 @@
+//! `tfo lab`: real Fast Open traffic between two network namespaces, watched by the program and by the kernel.
+//!
+//! Nothing of the host is touched: the namespaces have no name and end with the process; only the pins lie where
+//! other commands (`tfo counters`) find them, and they are removed at the end.
+
+pub mod agreement;
+pub mod client;
+pub mod net;
+pub mod script;
+pub mod server;
+
+use std::{
+    fmt::Write as _,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use agreement::Agreement;
+use anyhow::{Context as _, Result, bail};
+use log::LevelFilter;
+use script::Script;
+
+use crate::{
+    cli::{AttachMode, Lab},
+    controller::{Controller, FOLLOW_EVERY, every},
+    datapath::preflight,
+    kernel::{self, KeySysctl, TcpExt},
+    pins::Bpffs,
+    screen,
+    signals::Signals,
+};
+
+/// The server's interface, with the program on it.
+pub const INTERFACE: &str = "tfo-lab";
+/// How often the comparison is drawn on a terminal.
+const DRAW_EVERY: Duration = Duration::from_millis(500);
+/// How often a line is printed without one.
+const PRINT_EVERY: Duration = Duration::from_secs(2);
+/// How long counters may take to settle once the clients have stopped.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// Runs the lab. Exit status 0 where our counters agree with the kernel's and every class was seen.
+pub async fn run(args: &Lab, bpffs: &Bpffs, log_level: LevelFilter) -> Result<ExitCode> {
+    preflight()?;
+    let mut signals = Signals::new()?;
+    let _mount = bpffs.mount()?;
+    let pins = bpffs.pins(INTERFACE);
+    if !pins.has_controller()? {
+        // What a killed lab left behind belongs to namespaces that are gone.
+        pins.remove()?;
+    }
+
+    let client = net::connect(INTERFACE).await.context("cannot set up the lab's network")?;
+    kernel::write_mode(kernel::CLIENT | kernel::SERVER)?;
+    let listeners = server::Listeners::start(&net::SERVERS)?;
+    let before = TcpExt::read()?;
+    let interfaces = [INTERFACE.to_owned()];
+    let mut controller = Controller::start(&interfaces, bpffs, AttachMode::Auto, log_level).await?;
+
+    let script = Script::start(client, KeySysctl::open()?, pins)?;
+    let watched = watch(args.duration, &mut controller, &mut signals, &script, before).await;
+    let rounds = script.join();
+    let settled = settle(&controller, before).await;
+    controller.stop()?;
+    drop(listeners);
+    watched?;
+    conclude(&settled?, rounds?)
+}
+
+/// Shows what happens until the time is up or a signal comes, and the script has ended.
+async fn watch(
+    duration: Option<Duration>,
+    controller: &mut Controller,
+    signals: &mut Signals,
+    script: &Script,
+    before: TcpExt,
+) -> Result<()> {
+    let live = screen::is_terminal();
+    let end = duration.map(|duration| Instant::now() + duration);
+    let mut follow = every(FOLLOW_EVERY);
+    let mut show = every(if live { DRAW_EVERY } else { PRINT_EVERY });
+    while !script.has_ended() {
+        tokio::select! {
+            () = signals.next() => script.stop(),
+            // The script waits for keys to arrive in the map, so this goes on to its very end.
+            _ = follow.tick() => controller.step()?,
+            _ = show.tick() => {
+                for (report, counters) in controller.reports()?.iter().zip(controller.counters()?) {
+                    let agreement = Agreement::new(&counters, TcpExt::read()? - before);
+                    if live {
+                        screen::draw(&live_text(&report.text(), &agreement, script.rounds(), end))?;
+                    } else {
+                        println!("{} rounds: {}", script.rounds(), report.summary());
+                    }
+                }
+            }
+        }
+        if end.is_some_and(|end| Instant::now() >= end) {
+            script.stop();
+        }
+    }
+    Ok(())
+}
+
+fn live_text(report: &str, agreement: &Agreement, rounds: u64, end: Option<Instant>) -> String {
+    let mut text = format!("tfo lab: real TCP Fast Open between two network namespaces, {rounds} rounds");
+    match end {
+        Some(end) => {
+            let left = end.saturating_duration_since(Instant::now()).as_secs();
+            write!(text, ", {left} s left\n\n")
+        }
+        None => write!(text, ", Ctrl-C ends it\n\n"),
+    }
+    .expect("writing to a String cannot fail");
+    text.push_str(report);
+    text.push('\n');
+    text.push_str(&agreement.text());
+    text
+}
+
+/// Waits for the last handshakes, until both sides have counted the same or too much time has gone by.
+async fn settle(controller: &Controller, before: TcpExt) -> Result<Agreement> {
+    let patience = Instant::now() + SETTLE;
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let counters =
+            controller.counters()?.pop().context("the lab's program was unloaded by somebody else")?;
+        let agreement = Agreement::new(&counters, TcpExt::read()? - before);
+        if agreement.holds() || Instant::now() > patience {
+            return Ok(agreement);
+        }
+    }
+}
+
+/// Prints the comparison and what follows from it.
+fn conclude(agreement: &Agreement, rounds: u64) -> Result<ExitCode> {
+    println!("\n{}", agreement.text());
+    if !agreement.holds() {
+        bail!("tfo and the kernel have counted differently");
+    }
+    let missing = agreement.not_seen();
+    if !missing.is_empty() {
+        bail!("agrees with the kernel, but in {rounds} rounds these were never seen: {}", missing.join(", "));
+    }
+    println!("agrees with the kernel: every class seen, {rounds} rounds");
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,92 @@
+//! Our counters beside the kernel's, which count the same packets further up the stack.
+
+use tfo_common::{class::Class, counters::Counters};
+
+use crate::{counters::table, kernel::TcpExt};
+
+/// What each side has counted.
+#[derive(Clone, Debug)]
+pub struct Agreement {
+    rows: Vec<Row>,
+    overflow: u64,
+    not_seen: Vec<&'static str>,
+}
+
+/// One counter of the kernel's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// TcpExt's name for it.
+    pub name: &'static str,
+    /// Our classes that it counts.
+    pub classes: &'static [Class],
+    /// What we have counted.
+    pub ours: u64,
+    /// What the kernel has counted.
+    pub kernel: u64,
+}
+
+impl Agreement {
+    /// Compares, given that all SYNs went to listeners with Fast Open.
+    ///
+    /// Which class moves which counter: `tcp_try_fastopen` (net/ipv4/tcp_fastopen.c).
+    pub fn new(ours: &Counters, kernel: TcpExt) -> Self {
+        use Class::{
+            CookieBackup, CookieBadLength, CookieCurrent, CookieRequest, CookieRetired, CookieUnknown,
+        };
+        let row = |name, classes: &'static [Class], kernel| Row {
+            name,
+            classes,
+            ours: classes.iter().map(|class| ours.class(*class).packets).sum(),
+            kernel,
+        };
+        let rows = vec![
+            row("TCPFastOpenCookieReqd", &[CookieRequest], kernel.cookie_reqd),
+            row("TCPFastOpenPassive", &[CookieCurrent, CookieBackup], kernel.passive),
+            row("TCPFastOpenPassiveAltKey", &[CookieBackup], kernel.passive_alt_key),
+            row(
+                "TCPFastOpenPassiveFail",
+                &[CookieRetired, CookieUnknown, CookieBadLength],
+                kernel.passive_fail,
+            ),
+        ];
+        let classes =
+            Class::ALL.iter().filter(|class| ours.class(**class).packets == 0).map(|class| class.name());
+        let malformed = (ours.malformed_total() == 0).then_some("malformed");
+        Self { rows, overflow: kernel.listen_overflow, not_seen: classes.chain(malformed).collect() }
+    }
+
+    /// The four comparisons.
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// Whether both have counted the same.
+    pub fn holds(&self) -> bool {
+        self.overflow == 0 && self.rows.iter().all(|row| row.ours == row.kernel)
+    }
+
+    /// The classes that no SYN has shown yet, and `malformed`.
+    pub fn not_seen(&self) -> &[&'static str] {
+        &self.not_seen
+    }
+
+    /// Side by side, for people.
+    pub fn text(&self) -> String {
+        let rows = self.rows.iter().map(|row| {
+            let classes: Vec<_> = row.classes.iter().map(|class| class.name()).collect();
+            let verdict = if row.ours == row.kernel { "same" } else { "DIFFERENT" };
+            [
+                row.name.to_owned(),
+                classes.join(" + "),
+                verdict.to_owned(),
+                row.ours.to_string(),
+                row.kernel.to_string(),
+            ]
+        });
+        let mut text = table(&["kernel counter", "classes", "", "tfo", "kernel"], 3, rows);
+        if self.overflow > 0 {
+            text += &format!("the listener's Fast Open queue was full {} times\n", self.overflow);
+        }
+        text
+    }
+}

@@ -1,0 +1,98 @@
+//! A server with Fast Open in the kernel's own stack: it sends back what it gets.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use nix::{setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
+use socket2::{Domain, Socket, Type};
+
+/// More pending Fast Open connections than the lab or a test ever has.
+const FAST_OPEN_QUEUE: usize = 65_536;
+const BACKLOG: i32 = 65_535;
+/// How long a connection may stay silent: a forged one never says more than its SYN.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+sockopt_impl!(
+    /// TCP_FASTOPEN on a listener: how many Fast Open connections may be pending (tcp(7)).
+    TcpFastOpen, SetOnly, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, usize
+);
+
+/// A listening socket with Fast Open.
+pub fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let listen = || -> io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&address.into())?;
+        setsockopt(&socket, TcpFastOpen, &FAST_OPEN_QUEUE)?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    listen().with_context(|| format!("cannot listen with Fast Open on {address}"))
+}
+
+/// Echo servers on several addresses, each on a thread in the namespace of the thread that started them.
+#[derive(Debug)]
+pub struct Listeners {
+    stop: Arc<AtomicBool>,
+    addresses: Vec<SocketAddr>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Listeners {
+    /// Listens on every one of `addresses`.
+    pub fn start(addresses: &[SocketAddr]) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::new();
+        for address in addresses {
+            let listener = listen(*address)?;
+            let stop = Arc::clone(&stop);
+            threads.push(thread::Builder::new().name("server".to_owned()).spawn(move || {
+                for connection in listener.incoming() {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    // A client that went away is no failure of the server.
+                    let _: io::Result<()> = connection.and_then(echo);
+                }
+            })?);
+        }
+        Ok(Self { stop, addresses: addresses.to_vec(), threads })
+    }
+}
+
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for (address, thread) in self.addresses.iter().zip(self.threads.drain(..)) {
+            // Wakes the thread out of accept(); where that fails it can't be joined, and ends with the process.
+            if TcpStream::connect(address).is_ok() {
+                let _: thread::Result<()> = thread.join();
+            }
+        }
+    }
+}
+
+/// Sends everything back until the client closes.
+fn echo(mut connection: TcpStream) -> io::Result<()> {
+    connection.set_read_timeout(Some(PATIENCE))?;
+    let mut buffer = [0; 4096];
+    loop {
+        let read = connection.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(());
+        }
+        connection.write_all(&buffer[..read])?;
+    }
+}
