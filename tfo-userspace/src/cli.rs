@@ -17,13 +17,18 @@ pub struct Cli {
     #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
 
-    /// Say more: -v adds the rare events that the XDP program itself reports, -vv debugging
+    /// Say more: -v adds the rare events that the XDP program itself reports, -vv what the libraries log
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
 
 impl Cli {
-    /// The level up to which log lines are shown. The program's own rare events are at level debug.
+    /// The level up to which log lines of the libraries are shown.
+    pub fn libraries_log_level(&self) -> LevelFilter {
+        if self.verbose < 2 { LevelFilter::Warn } else { LevelFilter::Debug }
+    }
+
+    /// The level up to which our own log lines are shown. The program's own rare events are at level debug.
     pub fn log_level(&self) -> LevelFilter {
         match self.verbose {
             // The lab changes keys all the time, and says itself what there is to see.

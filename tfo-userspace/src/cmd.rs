@@ -8,10 +8,11 @@ mod unload;
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::{
-    cli::{Cli, Command, Keys, Select},
+    block_on,
+    cli::{Cli, Command, Keys},
     error::NotRunning,
     lab,
     pins::{Bpffs, Pins},
@@ -27,7 +28,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status(args) => block_on(status::run(&args, &bpffs)),
         Command::Counters(args) => counters::run(&args, &bpffs).map(done),
         Command::Keys(Keys::Cookie(args)) => keys::cookie(&args).map(done),
-        Command::Unload(args) => unload::run(&args, &bpffs).map(done),
+        Command::Unload(args) => block_on(unload::run(&args, &bpffs)).map(done),
     }
 }
 
@@ -35,27 +36,18 @@ fn done((): ()) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Runs `future` on this very thread: other threads may be in other network namespaces.
-pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(future)
+/// What is attached, or only to `interface`; an error where there is nothing. What is just being attached is not there
+/// yet.
+fn attached(interface: Option<&str>, bpffs: &Bpffs) -> Result<Vec<Pins>> {
+    choose(bpffs.all()?.into_iter().filter(Pins::has_link), interface)
 }
 
-/// The pins that `select` names; an error where there are none.
-fn selected(select: &Select, bpffs: &Bpffs) -> Result<Vec<Pins>> {
-    let all = bpffs.all()?;
-    match &select.interface {
-        None if all.is_empty() => Err(NotRunning("tfo is attached to no interface".to_owned()).into()),
-        None => Ok(all),
-        Some(name) => {
-            let found: Vec<_> = all.into_iter().filter(|pins| pins.interface() == name).collect();
-            if found.is_empty() {
-                return Err(NotRunning(format!("tfo is not attached to {name}")).into());
-            }
-            Ok(found)
-        }
+/// Those of `all` that are of `interface`, or simply all; an error where there is none.
+fn choose(all: impl Iterator<Item = Pins>, interface: Option<&str>) -> Result<Vec<Pins>> {
+    let chosen: Vec<_> = all.filter(|pins| interface.is_none_or(|name| pins.interface() == name)).collect();
+    match interface {
+        _ if !chosen.is_empty() => Ok(chosen),
+        None => Err(NotRunning("tfo is attached to no interface".to_owned()).into()),
+        Some(name) => Err(NotRunning(format!("tfo is not attached to {name}")).into()),
     }
 }

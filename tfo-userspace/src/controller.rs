@@ -46,7 +46,7 @@ impl Controller {
             Self { _mount: bpffs.mount()?, datapaths: Vec::new(), follower: Follower::default() };
         for interface in found {
             if let Err(error) = controller.attach(interface, bpffs, mode, log_level) {
-                controller.stop()?;
+                controller.stop().await?;
                 return Err(error);
             }
         }
@@ -68,8 +68,8 @@ impl Controller {
         Ok(())
     }
 
-    /// Keeps the keys in step and passes the program's log on; to be called every [`FOLLOW_EVERY`]. Lets go of interfaces that somebody else
-    /// unloaded.
+    /// Keeps the keys in step and passes the program's own log on; to be called every [`FOLLOW_EVERY`]. Lets go of
+    /// interfaces that somebody else unloaded.
     pub fn step(&mut self) -> Result<()> {
         self.datapaths.retain(|datapath| {
             let pinned = datapath.is_pinned();
@@ -81,6 +81,7 @@ impl Controller {
         if let Some(keys) = self.follower.poll() {
             self.datapaths.iter_mut().try_for_each(|datapath| datapath.follow(keys))?;
         }
+        self.datapaths.iter_mut().for_each(Datapath::flush_log);
         Ok(())
     }
 
@@ -99,9 +100,13 @@ impl Controller {
         self.datapaths.iter().map(Datapath::report).collect()
     }
 
-    /// Detaches everything and removes its state.
-    pub fn stop(&mut self) -> Result<()> {
-        self.datapaths.drain(..).rev().map(Datapath::detach).fold(Ok(()), Result::and)
+    /// Detaches everything and removes its state; where that fails for one, still for the others.
+    pub async fn stop(&mut self) -> Result<()> {
+        let mut outcome = Ok(());
+        while let Some(datapath) = self.datapaths.pop() {
+            outcome = outcome.and(datapath.detach().await);
+        }
+        outcome
     }
 }
 

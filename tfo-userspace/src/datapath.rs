@@ -1,6 +1,11 @@
 //! The program in the kernel: loading, attaching, taking over, its maps. The only owner of the loaded object.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -146,7 +151,7 @@ fn wait_for_running_programs() {
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result != 0 {
         // Kernels with nohz_full CPUs don't have it. A program runs for less than a microsecond.
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -226,6 +231,41 @@ pub fn linked_program(pins: &Pins) -> Result<Option<u32>> {
     Ok(Some(FdLink::from(link).info().with_context(context)?.program_id()))
 }
 
+/// Whether the program behind the pinned link is on the interface. A link attaches nothing any more once its interface
+/// is gone. Where the interface is in another network namespace it can't be asked: `None`.
+pub async fn is_attached(pins: &Pins) -> Result<Option<bool>> {
+    let Some(program) = linked_program(pins)? else { return Ok(Some(false)) };
+    if Pinned::open(pins)?.info.netns != kernel::netns()? {
+        return Ok(None);
+    }
+    Ok(Some(runs_on(pins.interface(), program).await))
+}
+
+async fn runs_on(interface: &str, program: u32) -> bool {
+    let interface = Interface::find(interface).await;
+    interface.is_ok_and(|interface| interface.xdp.is_some_and(|xdp| xdp.program_id == program))
+}
+
+/// Removes everything under `pins`, which detaches the program, and waits until it is detached.
+pub async fn unload(pins: &Pins) -> Result<()> {
+    // What can't be opened can still be removed.
+    let attached = is_attached(pins).await.ok().flatten() == Some(true);
+    let program = linked_program(pins).ok().flatten().filter(|_| attached);
+    pins.remove()?;
+    // The kernel lets go of an unpinned link in the background (bpf_link_put).
+    let patience = Instant::now() + Duration::from_secs(2);
+    while let Some(program) = program
+        && runs_on(pins.interface(), program).await
+    {
+        if Instant::now() > patience {
+            warn!("{}: somebody else holds the link and keeps the program attached", pins.interface());
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
+}
+
 /// The program attached to one interface, of which we are the controller.
 pub struct Datapath {
     /// The interface.
@@ -252,45 +292,17 @@ impl Datapath {
     ) -> Result<Self> {
         let name = &interface.name;
         let mut pins = bpffs.pins(name).lock()?;
-        let linked = linked_program(&pins)?;
-        let left_behind = match (interface.xdp, linked) {
-            (Some(xdp), Some(program)) if xdp.program_id == program => Some(xdp.attach),
-            (Some(xdp), _) => bail!(refusal(name, xdp)),
-            (None, Some(_)) => {
-                forget_stale_link(&pins)?;
-                None
-            }
-            (None, None) => None,
-        };
-        let known = Pinned::open(&pins);
-        let since = match &known {
-            Ok(pinned) => pinned.info.since_unix_ns,
-            Err(error) => {
-                if pins.map(names::INFO).exists() {
-                    warn!("{name}: counting starts anew: {error:#}");
-                    pins.remove_maps()?;
-                }
-                now_unix_ns()
-            }
-        };
+        let left_behind = left_behind(&interface, &pins)?;
+        let since_unix_ns = counting_since(&pins)?;
         let mut object = Object::load(interface.link_layer, log_level, Some(&pins))?;
         object.follow(name, keys)?;
-        let attach = match left_behind {
-            Some(attach) => {
-                object.take_over(&pins).with_context(|| format!("cannot take over the program on {name}"))?;
-                if !mode.allows(attach) {
-                    warn!(
-                        "{name}: stays attached in {attach} mode: to change that, `tfo unload -i {name}` first"
-                    );
-                }
-                info!("{name}: took over the program that an earlier controller left, {attach} mode");
-                attach
-            }
-            None => {
-                let attach = object.attach_new(&interface, mode, &pins)?;
-                info!("{name}: attached in {attach} mode");
-                attach
-            }
+        let logger = match log_level {
+            0 => None,
+            _ => Some(EbpfLogger::init(&mut object.ebpf).context("cannot read the program's own log")?),
+        };
+        let (attach, new_link) = match left_behind {
+            Some(attach) => (attach, None),
+            None => object.attach_new(&interface, mode).map(|(attach, link)| (attach, Some(link)))?,
         };
         let info = Info {
             layout_version: LAYOUT_VERSION,
@@ -298,13 +310,24 @@ impl Datapath {
             attach: attach as u32,
             ifindex: interface.index,
             netns: kernel::netns()?,
-            since_unix_ns: since,
+            since_unix_ns,
         };
-        let logger = match log_level {
-            0 => None,
-            _ => Some(EbpfLogger::init(&mut object.ebpf).context("cannot read the program's own log")?),
-        };
+        // Before the link: whoever finds that finds the rest complete.
         object.info.set(0, Shared(info), 0).context("cannot write the info map")?;
+        match new_link {
+            Some(link) => {
+                let path = pins.link();
+                link.pin(&path).with_context(|| format!("cannot pin the link at {}", path.display()))?;
+                info!("{name}: attached in {attach} mode");
+            }
+            None => {
+                object.take_over(&pins).with_context(|| format!("cannot take over the program on {name}"))?;
+                info!("{name}: took over the program that an earlier controller left, {attach} mode");
+                if !mode.allows(attach) {
+                    warn!("{name}: it stays in {attach} mode: to change that, `tfo unload -i {name}` first");
+                }
+            }
+        }
         pins.keep();
         Ok(Self { interface, attach, pins, object, info, logger })
     }
@@ -337,8 +360,8 @@ impl Datapath {
     }
 
     /// Detaches the program and removes its state.
-    pub fn detach(self) -> Result<()> {
-        self.pins.remove()?;
+    pub async fn detach(self) -> Result<()> {
+        unload(&self.pins).await?;
         info!("{}: detached", self.interface.name);
         Ok(())
     }
@@ -366,7 +389,8 @@ impl Object {
         Ok(())
     }
 
-    fn attach_new(&mut self, interface: &Interface, mode: AttachMode, pins: &Pins) -> Result<Attach> {
+    /// Attaches to `interface`, on which there is nothing yet, for as long as the link lives.
+    fn attach_new(&mut self, interface: &Interface, mode: AttachMode) -> Result<(Attach, FdLink)> {
         let name = &interface.name;
         let program = self.program()?;
         let mut attempt = |attach| {
@@ -392,12 +416,10 @@ impl Object {
             };
             anyhow::anyhow!("cannot attach to {name} in {} mode{hint}: {}", mode.name(), cause(&error))
         })?;
-        let link: FdLink = program.take_link(link)?.try_into().with_context(|| {
-            format!("this kernel has no XDP links to pin on {name}: it needs Linux 5.10 or later")
-        })?;
-        let path = pins.link();
-        link.pin(&path).with_context(|| format!("cannot pin the link at {}", path.display()))?;
-        Ok(attach)
+        let link = program.take_link(link)?.try_into();
+        let link =
+            link.with_context(|| format!("no XDP link for {name}: this kernel is older than Linux 5.10"))?;
+        Ok((attach, link))
     }
 }
 
@@ -427,6 +449,31 @@ fn cause(error: &ProgramError) -> String {
     }
 }
 
+/// Where an earlier controller's program runs on `interface`; `None` where there is no program at all, an error where
+/// there is somebody else's.
+fn left_behind(interface: &Interface, pins: &Pins) -> Result<Option<Attach>> {
+    match (interface.xdp, linked_program(pins)?) {
+        (Some(xdp), Some(program)) if xdp.program_id == program => Ok(Some(xdp.attach)),
+        (Some(xdp), _) => bail!(refusal(&interface.name, xdp)),
+        (None, Some(_)) => forget_stale_link(pins).map(|()| None),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Since when the maps under `pins` count, in nanoseconds since 1970: from now on where there are none. Those of
+/// another layout are removed; a program that still runs keeps them.
+fn counting_since(pins: &Pins) -> Result<u64> {
+    match Pinned::open(pins) {
+        Ok(pinned) => return Ok(pinned.info.since_unix_ns),
+        Err(error) if pins.map(names::INFO).exists() => {
+            warn!("{}: counting starts anew: {error:#}", pins.interface());
+            pins.remove_maps()?;
+        }
+        Err(_) => {}
+    }
+    Ok(Timestamp::now().as_nanosecond().try_into().unwrap_or(0))
+}
+
 /// Removes a link that attaches nothing any more, because its interface is gone; not one of another namespace.
 fn forget_stale_link(pins: &Pins) -> Result<()> {
     let name = pins.interface();
@@ -451,8 +498,4 @@ fn refusal(name: &str, xdp: XdpOnInterface) -> String {
         "{name} already has an XDP program: {program} (id {program_id}, {attach} mode). tfo leaves alone what it did \
          not load: detach that first (`ip link set dev {name} xdp off`, or its owner's own command)"
     )
-}
-
-fn now_unix_ns() -> u64 {
-    Timestamp::now().as_nanosecond().try_into().unwrap_or(0)
 }

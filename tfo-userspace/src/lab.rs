@@ -61,7 +61,7 @@ pub async fn run(args: &Lab, bpffs: &Bpffs, log_level: LevelFilter) -> Result<Ex
     let watched = watch(args.duration, &mut controller, &mut signals, &script, before).await;
     let rounds = script.join();
     let settled = settle(&controller, before).await;
-    controller.stop()?;
+    controller.stop().await?;
     drop(listeners);
     watched?;
     conclude(&settled?, rounds?)

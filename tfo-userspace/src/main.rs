@@ -9,7 +9,12 @@ fn main() -> ExitCode {
     // A reader that closes the pipe early, such as `head`, is no failure of ours.
     error::die_quietly_on_broken_pipe();
     let cli = Cli::parse();
-    env_logger::Builder::new().filter_level(cli.log_level()).format_target(false).init();
+    let mut logger = env_logger::Builder::new();
+    logger
+        .filter_level(cli.libraries_log_level())
+        .filter_module("tfo", cli.log_level())
+        .format_target(false)
+        .init();
     match cmd::run(cli) {
         Ok(code) => code,
         Err(error) => {

@@ -4,6 +4,7 @@ use core::mem::size_of;
 
 use network_types::{
     eth::{EthHdr, EtherType},
+    ip::Ipv4Hdr,
     vlan::VlanHdr,
 };
 
@@ -58,7 +59,9 @@ fn ethernet<B: Bytes + ?Sized>(frame: &B) -> Result<Option<Network>, Fault> {
 
 #[inline(always)]
 fn ip<B: Bytes + ?Sized>(frame: &B) -> Result<Option<Network>, Fault> {
-    let [first] = frame.read(0).ok_or(Malformed::IpTruncated)?;
+    // No IP header is shorter than this. Nor may the first byte be asked for alone: the kernel's verifier learns nothing
+    // from a packet that is known to be longer than 0 bytes (`find_good_pkt_pointers`), and would refuse the read.
+    let [first, ..]: [u8; Ipv4Hdr::LEN] = frame.read(0).ok_or(Malformed::IpTruncated)?;
     let family = match first >> 4 {
         4 => Family::Ipv4,
         6 => Family::Ipv6,

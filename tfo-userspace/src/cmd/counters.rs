@@ -31,7 +31,7 @@ pub(super) fn run(args: &Counters, bpffs: &Bpffs) -> Result<()> {
 
 fn render(select: &Select, bpffs: &Bpffs) -> Result<String> {
     let mut text = String::new();
-    for pins in super::selected(select, bpffs)? {
+    for pins in super::attached(select.interface.as_deref(), bpffs)? {
         let pinned = Pinned::open(&pins)?;
         let report = Report::new(pins.interface(), pinned.info(), &pinned.counters()?);
         if select.json {

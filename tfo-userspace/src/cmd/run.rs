@@ -24,7 +24,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
     let mut signals = Signals::new()?;
     let mut controller = Controller::start(&args.interfaces, bpffs, args.attach, log_level).await?;
     let outcome = serve(&mut controller, &mut signals).await;
-    outcome.and(controller.stop())
+    outcome.and(controller.stop().await)
 }
 
 async fn serve(controller: &mut Controller, signals: &mut Signals) -> Result<()> {

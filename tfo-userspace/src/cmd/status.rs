@@ -9,10 +9,8 @@ use serde::Serialize;
 use crate::{
     cli::Status,
     counters::{attach_name, since},
-    datapath::{Pinned, linked_program},
+    datapath::{Pinned, is_attached},
     error::NOT_RUNNING,
-    interface::Interface,
-    kernel,
     keys::fingerprint,
     pins::{Bpffs, Pins},
 };
@@ -42,7 +40,7 @@ struct Keys {
 /// Prints the state of each interface. Exit status 0 where every one is attached and has its controller, else 3.
 pub(super) async fn run(args: &Status, bpffs: &Bpffs) -> Result<ExitCode> {
     let mut all_well = true;
-    for pins in super::selected(&args.select, bpffs)? {
+    for pins in super::attached(args.select.interface.as_deref(), bpffs)? {
         let report = report(&pins).await?;
         all_well &= report.attached && report.controller;
         if args.select.json {
@@ -59,7 +57,8 @@ async fn report(pins: &Pins) -> Result<Report> {
     let ring = pinned.key_ring()?;
     Ok(Report {
         interface: pins.interface().to_owned(),
-        attached: is_attached(pins, pinned.info().netns).await?,
+        // In another namespace there is only the link's word for it.
+        attached: is_attached(pins).await?.unwrap_or(true),
         controller: pins.has_controller()?,
         attach: attach_name(pinned.info()),
         since: since(pinned.info()),
@@ -70,18 +69,6 @@ async fn report(pins: &Pins) -> Result<Report> {
             retired: ring.retired().map(fingerprint).collect(),
         },
     })
-}
-
-/// A pinned link attaches nothing once its interface is gone; interfaces of other namespaces can't be asked.
-async fn is_attached(pins: &Pins, netns: u64) -> Result<bool> {
-    let Some(program) = linked_program(pins)? else {
-        return Ok(false);
-    };
-    if netns != kernel::netns()? {
-        return Ok(true);
-    }
-    let interface = Interface::find(pins.interface()).await;
-    Ok(interface.is_ok_and(|interface| interface.xdp.is_some_and(|xdp| xdp.program_id == program)))
 }
 
 fn text(report: &Report) -> String {

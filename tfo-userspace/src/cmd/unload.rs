@@ -2,16 +2,12 @@
 
 use anyhow::Result;
 
-use crate::{
-    cli::{Select, Unload},
-    pins::Bpffs,
-};
+use crate::{cli::Unload, datapath::unload, pins::Bpffs};
 
 /// Detaches the program and removes its state. A controller that runs there sees it and ends.
-pub(super) fn run(args: &Unload, bpffs: &Bpffs) -> Result<()> {
-    let select = Select { interface: args.interface.clone(), json: false };
-    for pins in super::selected(&select, bpffs)? {
-        pins.remove()?;
+pub(super) async fn run(args: &Unload, bpffs: &Bpffs) -> Result<()> {
+    for pins in super::choose(bpffs.all()?.into_iter(), args.interface.as_deref())? {
+        unload(&pins).await?;
         println!("{}: unloaded", pins.interface());
     }
     Ok(())

@@ -5,17 +5,23 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsRawFd as _,
     thread,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
+use futures_util::TryStreamExt as _;
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::{
     Handle, LinkUnspec, LinkVeth, RouteMessageBuilder,
-    packet_route::route::{RouteScope, RouteType},
+    packet_route::{
+        address::{AddressAttribute, AddressFlags},
+        link::{LinkAttribute, LinkMessage, State},
+        route::{RouteScope, RouteType},
+    },
 };
 use tfo_common::segment::Family;
 
-use crate::{cmd::block_on, interface::Interface};
+use crate::{block_on, interface::Interface};
 
 /// Where the server listens. RFC 2544 and RFC 3849: addresses that nobody routes.
 pub const SERVERS: [SocketAddr; 2] = [
@@ -90,12 +96,23 @@ impl Namespace {
     }
 }
 
+/// One end of the veth pair.
+#[derive(Clone, Copy)]
+struct End<'a> {
+    interface: &'a str,
+    mac: [u8; 6],
+    addresses: [IpAddr; 2],
+}
+
 /// Moves the calling thread into a new namespace, the server's, with `interface` joined to another new one, the
 /// client's, which it returns.
 pub async fn connect(interface: &str) -> Result<Namespace> {
+    // Locally administered addresses.
+    let server_end = End { interface, mac: [2, 0, 0, 0, 0, 1], addresses: SERVERS.map(|server| server.ip()) };
+    let client_end = End { interface: CLIENT_INTERFACE, mac: [2, 0, 0, 0, 0, 2], addresses: CLIENTS };
+
     let client = Namespace::new()?;
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-    prepare()?;
     let handle = netlink()?;
     let veth = LinkVeth::new(interface, CLIENT_INTERFACE).build();
     handle.link().add(veth).execute().await.context("cannot make a veth pair")?;
@@ -105,36 +122,37 @@ pub async fn connect(interface: &str) -> Result<Namespace> {
 
     client.run(|| {
         block_on(async {
-            prepare()?;
             let handle = netlink()?;
-            configure(&handle, CLIENT_INTERFACE, CLIENTS).await?;
-            let lo = Interface::find("lo").await?.index;
-            for (network, length) in SOURCES {
-                let local = RouteMessageBuilder::<IpAddr>::new()
-                    .destination_prefix(network, length)?
-                    .kind(RouteType::Local)
-                    .scope(RouteScope::Host)
-                    .table_id(LOCAL_TABLE)
-                    .output_interface(lo)
-                    .build();
-                handle
-                    .route()
-                    .add(local)
-                    .execute()
-                    .await
-                    .context("cannot give the client its many addresses")?;
-            }
-            Ok(())
+            configure(&handle, client_end, server_end).await?;
+            add_sources(&handle).await
         })
     })?;
-
-    configure(&handle, interface, SERVERS.map(|server| server.ip())).await?;
+    configure(&handle, server_end, client_end).await?;
     for ((network, length), gateway) in SOURCES.into_iter().zip(CLIENTS) {
         let route =
             RouteMessageBuilder::<IpAddr>::new().destination_prefix(network, length)?.gateway(gateway)?;
         handle.route().add(route.build()).execute().await.context("cannot add the route to the clients")?;
     }
+    // One end is up only once the other is.
+    wait_until_up(&handle, interface).await?;
+    client.run(|| block_on(async { wait_until_up(&netlink()?, CLIENT_INTERFACE).await }))?;
     Ok(client)
+}
+
+/// Makes every address of [`SOURCES`] the client's own.
+async fn add_sources(handle: &Handle) -> Result<()> {
+    let lo = Interface::find("lo").await?.index;
+    for (network, length) in SOURCES {
+        let local = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(network, length)?
+            .kind(RouteType::Local)
+            .scope(RouteScope::Host)
+            .table_id(LOCAL_TABLE)
+            .output_interface(lo);
+        let added = handle.route().add(local.build()).execute().await;
+        added.context("cannot give the client its many addresses")?;
+    }
+    Ok(())
 }
 
 /// The kernel's table of local addresses (RT_TABLE_LOCAL).
@@ -143,9 +161,6 @@ const LOCAL_TABLE: u32 = 255;
 /// Settings of a new namespace, before it has interfaces.
 fn prepare() -> Result<()> {
     let settings = [
-        // Addresses can be used at once: nobody else could have them.
-        ("ipv6/conf/default/accept_dad", "0"),
-        ("ipv6/conf/all/accept_dad", "0"),
         // A client that met resets goes on using Fast Open.
         ("ipv4/tcp_fastopen_blackhole_timeout_sec", "0"),
         // Room for every forged SYN: under pressure the kernel switches Fast Open off.
@@ -159,20 +174,48 @@ fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// Gives `interface` its addresses and brings it up, and the loopback too.
-async fn configure(handle: &Handle, interface: &str, addresses: [IpAddr; 2]) -> Result<()> {
-    for name in ["lo", interface] {
-        let index = Interface::find(name).await?.index;
-        if name == interface {
-            for (address, prefix) in addresses.into_iter().zip(PREFIX) {
-                let added = handle.address().add(index, address, prefix).execute().await;
-                added.with_context(|| format!("cannot add {address} to {name}"))?;
-            }
-        }
-        let up = LinkUnspec::new_with_index(index).up().build();
-        handle.link().set(up).execute().await.with_context(|| format!("cannot bring {name} up"))?;
+/// Sets the calling thread's namespace up: loopback, the end of the veth pair that is in it, and where the other is.
+async fn configure(handle: &Handle, end: End<'_>, other: End<'_>) -> Result<()> {
+    prepare()?;
+    let lo = Interface::find("lo").await?.index;
+    let up = |index| handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute();
+    up(lo).await.context("cannot bring lo up")?;
+
+    let name = end.interface;
+    let index = Interface::find(name).await?.index;
+    let mac = LinkUnspec::new_with_index(index).address(end.mac.to_vec()).build();
+    handle
+        .link()
+        .set(mac)
+        .execute()
+        .await
+        .with_context(|| format!("cannot set the MAC address of {name}"))?;
+    for (address, prefix) in end.addresses.into_iter().zip(PREFIX) {
+        let mut request = handle.address().add(index, address, prefix);
+        // It can be used at once: nobody else could have it.
+        request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        request.execute().await.with_context(|| format!("cannot add {address} to {name}"))?;
+    }
+    up(index).await.with_context(|| format!("cannot bring {name} up"))?;
+    for address in other.addresses {
+        // Nobody has to be asked, so no first packet waits for an answer.
+        let neighbour = handle.neighbours().add(index, address).link_layer_address(&other.mac);
+        neighbour.execute().await.with_context(|| format!("cannot add the neighbour {address} of {name}"))?;
     }
     Ok(())
+}
+
+/// Waits until `interface` carries packets: the kernel gets round to that up to a second after both ends are up.
+async fn wait_until_up(handle: &Handle, interface: &str) -> Result<()> {
+    for _ in 0..500 {
+        let links = handle.link().get().match_name(interface.to_owned()).execute().try_next().await?;
+        let is_up = |link: LinkMessage| link.attributes.contains(&LinkAttribute::OperState(State::Up));
+        if links.is_some_and(is_up) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    bail!("{interface} is not up after 5 s")
 }
 
 /// An rtnetlink socket in the calling thread's namespace, served by the current runtime.
