@@ -1,0 +1,29 @@
+//! `cargo xtask build`: the `tfo` binary, with the XDP program inside (see `tfo-userspace/build.rs`).
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::{
+    setup,
+    workspace::{cargo, run, target_dir},
+};
+
+/// Options of `cargo xtask build`.
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// Build with optimizations (the default)
+    #[arg(long, conflicts_with = "debug")]
+    release: bool,
+    /// Build without optimizations; the XDP program always has them
+    #[arg(long)]
+    debug: bool,
+}
+
+/// Builds `tfo` and returns where it lies.
+pub(crate) fn build(args: &Args) -> Result<PathBuf> {
+    setup::ensure()?;
+    let (profile, dir) = if args.debug { ("dev", "debug") } else { ("release", "release") };
+    run(cargo().args(["build", "--package", "tfo-userspace", "--profile", profile]))?;
+    Ok(target_dir()?.join(dir).join("tfo"))
+}

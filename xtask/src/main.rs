@@ -1,0 +1,44 @@
+//! `cargo xtask`: every task of this project that is more than one plain cargo command.
+//!
+//! One module a task; [`workspace`] holds what they share (where things lie, how commands are run).
+
+mod build;
+mod lint;
+mod run;
+mod setup;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Builds, runs and tests the project, and fetches what that needs.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Fetch what the eBPF build needs: rust-src, and bpf-linker under target/tools (the other tasks call this)
+    Setup,
+    /// Build the `tfo` binary
+    Build(build::Args),
+    /// Build and run `tfo`: its lab, or with `-i INTERFACE` on that interface
+    Run(run::Args),
+    /// Run every test, tier by tier
+    Test(test::Args),
+    /// Check formatting, and run clippy on host and eBPF code
+    Lint,
+}
+
+fn main() -> ExitCode {
+    let done = match Task::parse() {
+        Task::Setup => setup::ensure().map(|()| ExitCode::SUCCESS),
+        Task::Build(args) => build::build(&args).map(|_| ExitCode::SUCCESS),
+        Task::Run(args) => run::run(&args).map(|never| match never {}),
+        Task::Test(args) => test::test(&args),
+        Task::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|err| {
+        eprintln!("error: {err:#}");
+        ExitCode::FAILURE
+    })
+}

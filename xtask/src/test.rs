@@ -1,0 +1,151 @@
+//! `cargo xtask test`: every tier of tests in order, all of them even if one fails, and one sum at the end.
+//!
+//! [`tier`] says what belongs to which tier, [`tally`] reads what the tests print, [`packages`] brings what they need.
+
+mod packages;
+mod tally;
+mod tier;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Command, ExitCode, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use self::{
+    tally::Tally,
+    tier::{TestFiles, Tier},
+};
+use crate::{
+    setup,
+    workspace::{cargo, describe, is_root, run, step},
+};
+
+/// Arguments of `cargo xtask test`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run this tier only; may be repeated
+    #[arg(long = "tier", value_name = "N")]
+    tiers: Vec<Tier>,
+    /// Run only the tests whose name contains this
+    filter: Option<String>,
+}
+
+/// Runs the tiers that were asked for and says how they went; the last line is the sum, alone.
+pub(crate) fn test(args: &Args) -> Result<ExitCode> {
+    let files = TestFiles::discover()?;
+    let filter = args.filter.as_deref();
+    let tiers: Vec<Tier> =
+        Tier::ALL.into_iter().filter(|tier| args.tiers.is_empty() || args.tiers.contains(tier)).collect();
+
+    setup::ensure()?;
+    if is_root() && tiers.iter().any(|tier| tier.needs_root()) {
+        packages::ensure();
+    }
+    build()?;
+
+    let mut reports: Vec<Report> = tiers.into_iter().map(|tier| Report::of(tier, &files, filter)).collect();
+    // A filter may well pick tests of one tier only, but not none at all.
+    if filter.is_none() || reports.iter().all(|report| report.tally.is_empty()) {
+        reports.iter_mut().for_each(Report::expect_tests);
+    }
+    Ok(summarize(&reports))
+}
+
+/// Builds `tfo`, which the tests run, and then all tests at once.
+fn build() -> Result<()> {
+    step("building");
+    run(cargo().args(["build", "--package", "tfo-userspace"]))?;
+    // Where a test does not compile, its tier will say so again and count it; the other tiers still run.
+    if let Err(err) = run(cargo().args(["test", "--no-run"])) {
+        step(&format!("{err:#}"));
+    }
+    Ok(())
+}
+
+/// How one tier went.
+struct Report {
+    tier: Tier,
+    time: Duration,
+    tally: Tally,
+}
+
+impl Report {
+    fn of(tier: Tier, files: &TestFiles, filter: Option<&str>) -> Self {
+        let can_run = is_root() || !tier.needs_root();
+        step(&format!("{tier}{}", if can_run { "" } else { " needs root: skipped" }));
+
+        let start = Instant::now();
+        let mut tally = Tally::default();
+        for mut command in tier.commands(files) {
+            command.args(filter);
+            let outcome =
+                if can_run { execute(&mut command, &mut tally) } else { skip(&mut command, &mut tally) };
+            if let Err(err) = outcome {
+                tally.add_broken(format!("{err:#}"));
+            }
+        }
+        Self { tier, time: start.elapsed(), tally }
+    }
+
+    /// A tier without a test must not look like one that passed.
+    fn expect_tests(&mut self) {
+        if self.tally.is_empty() {
+            self.tally.add_broken("no test was run".to_owned());
+        }
+    }
+}
+
+/// Runs one `cargo test`, showing its output as it comes.
+fn execute(command: &mut Command, tally: &mut Tally) -> Result<()> {
+    let before = tally.failed();
+    let status = for_each_line(command, |line| {
+        println!("{line}");
+        tally.read(line);
+    })?;
+    ensure!(
+        tally.take_unfinished() == 0,
+        "`{}`: a test program ended without a result ({status})",
+        describe(command)
+    );
+    // The status tells of failed tests too, but those are counted already.
+    ensure!(status.success() || tally.failed() > before, "`{}` failed ({status})", describe(command));
+    Ok(())
+}
+
+/// Counts the tests of one `cargo test` as skipped, by name.
+fn skip(command: &mut Command, tally: &mut Tally) -> Result<()> {
+    let status = for_each_line(command.arg("--list"), |line| tally.skip_listed(line, "needs root"))?;
+    ensure!(status.success(), "`{}` failed ({status})", describe(command));
+    Ok(())
+}
+
+/// Runs a command and hands over each line of its standard output as it comes.
+fn for_each_line(command: &mut Command, mut read: impl FnMut(&str)) -> Result<ExitStatus> {
+    let mut run = || {
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let stdout = child.stdout.take().expect("stdout was just piped");
+        for line in BufReader::new(stdout).split(b'\n') {
+            read(&String::from_utf8_lossy(&line?));
+        }
+        child.wait()
+    };
+    let outcome = run();
+    outcome.with_context(|| format!("cannot run `{}`", describe(command)))
+}
+
+/// Names what did not pass, then prints a line a tier, then the sum.
+fn summarize(reports: &[Report]) -> ExitCode {
+    println!();
+    for Report { tier, tally, .. } in reports {
+        tally.remarks().for_each(|remark| println!("{tier}: {remark}"));
+    }
+    for Report { tier, time, tally } in reports {
+        println!("{tier}: {tally} ({:.1} s)", time.as_secs_f64());
+    }
+    let sum: Tally = reports.iter().map(|report| &report.tally).sum();
+    println!("{sum}");
+    if sum.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,100 @@
+//! The Debian packages that only the tests need. Nothing that they bring is left running.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::workspace::{command, is_installed, run, step};
+
+/// The programs that the tests start, each with its package.
+const PROGRAMS: [(&str, &str); 4] =
+    [("nginx", "nginx"), ("curl", "curl"), ("ethtool", "ethtool"), ("ip", "iproute2")];
+
+/// Installs what is missing. Where that fails it says so: the tests that need it will fail, and the others count.
+pub(super) fn ensure() {
+    let missing = missing();
+    if missing.is_empty() {
+        return;
+    }
+    step(&format!("the tests need these Debian packages: {}", missing.join(", ")));
+    if let Err(err) = install(&missing) {
+        step(&format!("install these by hand: {}; {err:#}", missing.join(", ")));
+    }
+}
+
+fn missing() -> Vec<&'static str> {
+    PROGRAMS.into_iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| package).collect()
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    ensure!(is_installed("apt-get"), "there is no apt-get here");
+    if apt_get(&["install", "--download-only"], packages).is_err() {
+        step("apt's lists are missing or old: updating them");
+        apt_get(&["update"], &[])?;
+        apt_get(&["install", "--download-only"], packages)?;
+    }
+    {
+        let _guard = NoServices::begin()?;
+        apt_get(&["install", "--no-download"], packages)?;
+    }
+    if packages.contains(&"nginx") && is_installed("systemctl") {
+        disable("nginx.service")?;
+    }
+    let missing = missing();
+    ensure!(missing.is_empty(), "installed, but not found in PATH: {}", missing.join(", "));
+    Ok(())
+}
+
+/// Keeps a service from running: at the next boot, and now where systemd does.
+fn disable(service: &str) -> Result<()> {
+    let is_booted = Path::new("/run/systemd/system").exists();
+    run(command("systemctl").arg("disable").args(is_booted.then_some("--now")).arg(service))
+}
+
+fn apt_get(operation: &[&str], packages: &[&str]) -> Result<()> {
+    run(command("apt-get")
+        .args(operation)
+        .args(["--yes", "--no-install-recommends", "--option", "DPkg::Lock::Timeout=60"])
+        .args(packages)
+        .env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+/// The program that Debian's packages ask whether they may start their services.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// The answer is no. The text is how a file that an interrupted run has left is known as ours.
+const NO: &str = "#!/bin/sh\n# Written by `cargo xtask test` while it installs packages; remove it when that is over.\nexit 101\n";
+
+/// As long as it lives, packages that are installed don't start services. A policy that is there already stays.
+struct NoServices {
+    is_ours: bool,
+}
+
+impl NoServices {
+    fn begin() -> Result<Self> {
+        let policy = Path::new(POLICY);
+        if policy.exists() {
+            return Ok(Self { is_ours: fs::read_to_string(policy).is_ok_and(|text| text == NO) });
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o755).open(policy);
+        let guard = Self { is_ours: file.is_ok() };
+        file.and_then(|mut file| file.write_all(NO.as_bytes()))
+            .with_context(|| format!("cannot write {POLICY}"))?;
+        Ok(guard)
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.is_ours
+            && let Err(err) = fs::remove_file(POLICY)
+        {
+            step(&format!("cannot remove {POLICY}, do that by hand: {err}"));
+        }
+    }
+}
