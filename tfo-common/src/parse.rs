@@ -31,7 +31,7 @@ named! {
         IpTruncated = "ip_truncated",
         /// The IP version is not what the frame announced.
         IpVersion = "ip_version",
-        /// IPv4 header length below five words or past the packet's end (`ip_rcv_core`).
+        /// IPv4 header length below five words (`ip_rcv_core`).
         IpHeaderLength = "ip_header_length",
         /// The IP packet is longer than its frame, or shorter than its header (`ip_rcv_core`, `ip6_rcv_core`).
         IpTotalLength = "ip_total_length",

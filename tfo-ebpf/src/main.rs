@@ -3,7 +3,11 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
-#![expect(missing_docs, unreachable_pub, reason = "the kernel calls in by section name; nothing here is Rust API")]
+#![expect(
+    missing_docs,
+    unreachable_pub,
+    reason = "the kernel calls in by section name; nothing here is Rust API"
+)]
 
 mod act;
 mod frame;

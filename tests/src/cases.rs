@@ -1,0 +1,268 @@
+//! The one table of cases: a frame, the keys in force, and what is to become of it.
+//!
+//! It feeds `tests/host_cases.rs` and `tests/kernel_cases.rs`. A case is one line in the module of its subject; what
+//! it expects is reasoned out from what Linux does with such a packet, not from what our code does.
+
+mod cookies;
+mod ipv4;
+mod ipv6;
+mod link;
+mod options;
+mod tcp;
+mod truncated;
+
+use std::{
+    fmt::Display,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use tfo_common::{
+    class::Class,
+    counters::{Counters, Tally},
+    keyring::KeyRing,
+    parse::{LinkLayer, Malformed, Unsupported},
+    segment::Family,
+    verdict::Verdict,
+};
+
+use crate::{
+    keys,
+    packet::{ETHERNET, Ip, Ipv4, Ipv6, eth, ether_type},
+};
+
+/// The client of most cases, over IPv4.
+pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The server of most cases, over IPv4.
+pub const SERVER_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
+/// The client of most cases, over IPv6.
+pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd3d, 0xfa7b, 0xd17d, 0, 0, 0, 0, 1);
+/// The server of most cases, over IPv6.
+pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd3d, 0x0a0b, 0x17d6, 0, 0, 0, 0, 1);
+
+/// A frame and what is to become of it.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Says what is special about it; unique.
+    pub name: String,
+    /// What the frame begins with.
+    pub link: LinkLayer,
+    /// The keys in force.
+    pub keys: Keys,
+    /// The frame.
+    pub frame: Vec<u8>,
+    /// What is to become of it.
+    pub expected: Expected,
+}
+
+/// The keys in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// Those of [`keys::ring`].
+    Known,
+    /// None: no listener has made the kernel choose a key yet.
+    None,
+}
+
+impl Keys {
+    /// The ring that holds them.
+    pub fn ring(self) -> KeyRing {
+        match self {
+            Self::Known => keys::ring(),
+            Self::None => KeyRing::EMPTY,
+        }
+    }
+}
+
+/// What is to become of a frame. It is always passed on as it came; this is how it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Not at all.
+    NotSyn,
+    /// As a SYN.
+    Syn {
+        /// Over which IP it came.
+        family: Family,
+        /// Its kind.
+        class: Class,
+        /// How many bytes of data it carries.
+        data_len: usize,
+    },
+    /// As one that the kernel drops.
+    Malformed(Malformed),
+    /// As one that we do not follow.
+    Unsupported(Unsupported),
+}
+
+impl Expected {
+    /// Counters that have counted this and nothing else.
+    pub fn counters(self) -> Counters {
+        let mut counters = Counters::default();
+        match self {
+            Self::NotSyn => {}
+            Self::Syn { family, class, data_len } => {
+                counters.syn[family as usize][class as usize][Verdict::Pass as usize] =
+                    Tally { packets: 1, with_data: u64::from(data_len > 0), data_bytes: data_len as u64 };
+            }
+            Self::Malformed(reason) => counters.malformed[reason as usize] = 1,
+            Self::Unsupported(reason) => counters.unsupported[reason as usize] = 1,
+        }
+        counters
+    }
+}
+
+/// Expects no count, whatever the family.
+fn not_syn() -> impl Fn(Family) -> Expected {
+    |_| Expected::NotSyn
+}
+
+/// Expects a SYN of the packet's family.
+fn syn(class: Class, data_len: usize) -> impl Fn(Family) -> Expected {
+    move |family| Expected::Syn { family, class, data_len }
+}
+
+/// Expects a malformed packet, whatever the family.
+fn malformed(reason: Malformed) -> impl Fn(Family) -> Expected {
+    move |_| Expected::Malformed(reason)
+}
+
+/// Expects an unsupported packet, whatever the family.
+fn unsupported(reason: Unsupported) -> impl Fn(Family) -> Expected {
+    move |_| Expected::Unsupported(reason)
+}
+
+/// Every case.
+pub fn all() -> Vec<Case> {
+    let mut table = Table { keys: Keys::Known, subject: "", cases: Vec::new() };
+    for (subject, add) in [
+        ("cookie", cookies::add as fn(&mut Table)),
+        ("options", options::add),
+        ("tcp", tcp::add),
+        ("ipv4", ipv4::add),
+        ("ipv6", ipv6::add),
+        ("link", link::add),
+        ("truncated", truncated::add),
+    ] {
+        table.subject = subject;
+        table.keys = Keys::Known;
+        add(&mut table);
+    }
+    let without_link: Vec<Case> = table.cases.iter().filter_map(without_link_layer).collect();
+    table.cases.into_iter().chain(without_link).collect()
+}
+
+/// The same packet as tun hands it over: a case for an untagged Ethernet frame holds for its IP packet alone too. Where
+/// the IP version contradicts the EtherType it does not: without Ethernet there is only the version to go by.
+fn without_link_layer(case: &Case) -> Option<Case> {
+    let (header, packet) = case.frame.split_at_checked(ETHERNET)?;
+    let ether_type = u16::from_be_bytes([header[12], header[13]]);
+    let same = matches!(
+        (case.link, ether_type, packet.first()? >> 4),
+        (LinkLayer::Ethernet, ether_type::IPV4, 4) | (LinkLayer::Ethernet, ether_type::IPV6, 6)
+    );
+    let name = format!("{}, without Ethernet", case.name);
+    same.then(|| Case { name, link: LinkLayer::Ip, frame: packet.to_vec(), ..case.clone() })
+}
+
+/// The table while it is being filled.
+struct Table {
+    keys: Keys,
+    subject: &'static str,
+    cases: Vec<Case>,
+}
+
+impl Table {
+    /// A case over IPv4 and another one over IPv6.
+    fn both<P: Into<Vec<u8>>>(
+        &mut self,
+        name: impl Display,
+        packet: impl Fn(Ip) -> P,
+        expected: impl Fn(Family) -> Expected,
+    ) {
+        self.ipv4(format!("{name} (over IPv4)"), |ip| packet(ip.into()), &expected);
+        self.ipv6(format!("{name} (over IPv6)"), |ip| packet(ip.into()), &expected);
+    }
+
+    /// A case over IPv4.
+    fn ipv4<P: Into<Vec<u8>>>(
+        &mut self,
+        name: impl Display,
+        packet: impl FnOnce(Ipv4) -> P,
+        expected: impl Fn(Family) -> Expected,
+    ) {
+        self.frame(name, packet(eth().ipv4(CLIENT_V4, SERVER_V4)), expected(Family::Ipv4));
+    }
+
+    /// A case over IPv6.
+    fn ipv6<P: Into<Vec<u8>>>(
+        &mut self,
+        name: impl Display,
+        packet: impl FnOnce(Ipv6) -> P,
+        expected: impl Fn(Family) -> Expected,
+    ) {
+        self.frame(name, packet(eth().ipv6(CLIENT_V6, SERVER_V6)), expected(Family::Ipv6));
+    }
+
+    /// A case of any Ethernet frame.
+    fn frame(&mut self, name: impl Display, frame: impl Into<Vec<u8>>, expected: Expected) {
+        self.add(name, LinkLayer::Ethernet, frame.into(), expected);
+    }
+
+    /// A case of a frame that begins with its IP header.
+    fn ip_frame(&mut self, name: impl Display, frame: impl Into<Vec<u8>>, expected: Expected) {
+        self.add(name, LinkLayer::Ip, frame.into(), expected);
+    }
+
+    fn add(&mut self, name: impl Display, link: LinkLayer, frame: Vec<u8>, expected: Expected) {
+        let name = format!("{}: {name}", self.subject);
+        self.cases.push(Case { name, link, keys: self.keys, frame, expected });
+    }
+}
+
+/// The outcomes for which `cases` has no case.
+pub fn uncovered(cases: &[Case]) -> Vec<String> {
+    let mut missing = Vec::new();
+    let mut need = |what: String, is: &dyn Fn(Expected) -> bool| {
+        if !cases.iter().any(|case| is(case.expected)) {
+            missing.push(what);
+        }
+    };
+    need("not a SYN".into(), &|expected| expected == Expected::NotSyn);
+    for reason in Malformed::ALL {
+        need(format!("malformed: {reason}"), &|expected| expected == Expected::Malformed(*reason));
+    }
+    for reason in Unsupported::ALL {
+        need(format!("unsupported: {reason}"), &|expected| expected == Expected::Unsupported(*reason));
+    }
+    for family in Family::ALL {
+        for class in Class::ALL {
+            for with_data in [false, true] {
+                need(format!("{family} {class}, with data: {with_data}"), &|expected| {
+                    matches!(expected, Expected::Syn { family: f, class: c, data_len }
+                        if f == *family && c == *class && (data_len > 0) == with_data)
+                });
+            }
+        }
+    }
+    missing
+}
+
+/// What stands in `counters`, a row for each that is not zero: for messages.
+pub fn rows(counters: &Counters) -> Vec<String> {
+    let mut rows = Vec::new();
+    for family in Family::ALL {
+        for class in Class::ALL {
+            for (verdict, tally) in counters.syn[*family as usize][*class as usize].iter().enumerate() {
+                if *tally != Tally::default() {
+                    rows.push(format!("{family} {class} verdict {verdict}: {tally:?}"));
+                }
+            }
+        }
+    }
+    let faults = [("malformed", &counters.malformed[..]), ("unsupported", &counters.unsupported[..])];
+    for (kind, counts) in faults {
+        for (reason, count) in counts.iter().enumerate().filter(|(_, count)| **count != 0) {
+            rows.push(format!("{kind} reason {reason}: {count}"));
+        }
+    }
+    rows
+}

@@ -1,0 +1,102 @@
+//! Classes of SYNs: what the key ring says about a cookie.
+
+use tfo_common::{
+    class::Class::*,
+    segment::Family::{self, *},
+};
+
+use super::{Expected, Keys, Table, syn};
+use crate::{
+    keys::{BACKUP, CURRENT, RETIRED, STRANGER, ZERO},
+    packet::{Carry, Ip, Tcp, eth},
+};
+
+const DATA: [&[u8]; 3] = [b"", b"x", b"GET / HTTP/1.1\r\n\r\n"];
+
+pub(super) fn add(table: &mut Table) {
+    classes(table);
+    vectors(table);
+    near_misses(table);
+    empty_ring(table);
+}
+
+/// Every class over both families, with and without data: a valid cookie without data makes a child too.
+fn classes(table: &mut Table) {
+    for data in DATA {
+        let len = data.len();
+        let mut case = |name: &str, options: &dyn Fn(Tcp) -> Tcp, class| {
+            let name = format!("{name}, {len} bytes of data");
+            table.both(name, |ip| options(ip.syn().linux_options()).data(data), syn(class, len));
+        };
+        case("no option", &|tcp| tcp, PlainSyn);
+        case("odd length", &|tcp| tcp.fast_open(&[7; 7]), OptionIgnored);
+        case("request", &|tcp| tcp.request().nops(2), CookieRequest);
+        case("the primary key's", &|tcp| tcp.cookie_of(CURRENT).nops(2), CookieCurrent);
+        case("the backup key's", &|tcp| tcp.cookie_of(BACKUP).nops(2), CookieBackup);
+        case("a stranger's", &|tcp| tcp.cookie_of(STRANGER).nops(2), CookieUnknown);
+        case("half as long", &|tcp| tcp.fast_open(&[4; 4]).nops(2), CookieBadLength);
+        for (age, key) in RETIRED.into_iter().enumerate() {
+            case(&format!("retired key {age}'s"), &|tcp| tcp.cookie_of(key).nops(2), CookieRetired);
+        }
+    }
+}
+
+/// Cookies that a real kernel made: nothing of ours computed them. Only the last row's key reads differently in the
+/// two byte orders of its words.
+fn vectors(table: &mut Table) {
+    let v4 = |source: [u8; 4], destination: [u8; 4]| eth().ipv4(source.into(), destination.into()).syn();
+    let v6 = |source: [u16; 8], destination: [u16; 8]| eth().ipv6(source.into(), destination.into()).syn();
+    let expect = |family: Family, class| Expected::Syn { family, class, data_len: 5 };
+
+    let syn = v4([192, 0, 2, 1], [192, 168, 0, 1]).fast_open(&0x3021_b9d8_8901_7eeb_u64.to_be_bytes());
+    table.frame("from Linux, backup key", syn.data(b"hello"), expect(Ipv4, CookieBackup));
+
+    let syn = v6([0xfd3d, 0xfa7b, 0xd17d, 0, 0, 0, 0, 1], [0xfd3d, 0x0a0b, 0x17d6, 0, 0, 0, 0, 1])
+        .fast_open(&0xc1d1_e974_2a47_a9bc_u64.to_be_bytes());
+    table.frame("from Linux, backup key over IPv6", syn.data(b"hello"), expect(Ipv6, CookieBackup));
+
+    let syn = v4([10, 248, 0, 2], [192, 168, 0, 2]).fast_open(&0x00ab_aaab_e8e9_54c2_u64.to_be_bytes());
+    table.frame("from Linux, primary key", syn.data(b"hello"), expect(Ipv4, CookieCurrent));
+}
+
+/// All eight bytes count, in their order, and the addresses in theirs; ports and sequence number do not.
+fn near_misses(table: &mut Table) {
+    for byte in 0..8 {
+        let flip = |tcp: Tcp| {
+            let mut cookie = tcp.cookie(CURRENT);
+            cookie[byte] ^= 1;
+            tcp.fast_open(&cookie)
+        };
+        table.both(format!("one bit off in byte {byte}"), |ip| flip(ip.syn()), syn(CookieUnknown, 0));
+    }
+    let reversed = |tcp: Tcp| {
+        let mut cookie = tcp.cookie(CURRENT);
+        cookie.reverse();
+        tcp.fast_open(&cookie)
+    };
+    table.both("bytes reversed", |ip| reversed(ip.syn()), syn(CookieUnknown, 0));
+    table.both("eight zeros", |ip| ip.syn().fast_open(&[0; 8]), syn(CookieUnknown, 0));
+    let elsewhere = |ip: Ip| {
+        let (source, destination) = ip.addresses();
+        ip.syn().fast_open(&CURRENT.cookie(destination, source))
+    };
+    table.both("of the way back", elsewhere, syn(CookieUnknown, 0));
+    let other_ports = |ip: Ip| ip.syn().ports(1, 65_535).sequence(0).window(0).cookie_of(CURRENT);
+    table.both("other ports, sequence and window", other_ports, syn(CookieCurrent, 0));
+}
+
+/// No key is known yet. Slots without a key hold zeros, which must not be taken for a key of zeros.
+fn empty_ring(table: &mut Table) {
+    table.keys = Keys::None;
+    let data = b"hello";
+    let both = |table: &mut Table, name: &str, option: fn(Tcp) -> Tcp, class| {
+        table.both(format!("{name}, no key known"), |ip| option(ip.syn()).data(data), syn(class, data.len()));
+    };
+    both(table, "no option", |tcp| tcp, PlainSyn);
+    both(table, "request", Tcp::request, CookieRequest);
+    both(table, "the primary key's", |tcp| tcp.cookie_of(CURRENT), CookieUnknown);
+    both(table, "a retired key's", |tcp| tcp.cookie_of(RETIRED[0]), CookieUnknown);
+    both(table, "the zero key's", |tcp| tcp.cookie_of(ZERO), CookieUnknown);
+    both(table, "sixteen bytes", |tcp| tcp.fast_open(&[7; 16]), CookieBadLength);
+    both(table, "seventeen bytes", |tcp| tcp.fast_open(&[7; 17]), OptionIgnored);
+}

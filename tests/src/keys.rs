@@ -1,0 +1,76 @@
+//! The keys of the tests, and the cookies that they make: computed with the crate `siphasher`, not with our code.
+
+use std::{
+    fmt::{self, Display, Formatter},
+    hash::Hasher,
+    net::IpAddr,
+};
+
+use siphasher::sip::SipHasher24;
+use tfo_common::keyring::{Key, KeyRing, RETIRED as RETIRED_SLOTS};
+
+/// A key, as the four words of `net.ipv4.tcp_fastopen_key`. [`Display`] writes them as the sysctl does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TestKey(pub [u32; 4]);
+
+/// The kernel's primary key; its words read differently in the two byte orders.
+pub const CURRENT: TestKey = TestKey([0xa0bf_63f7, 0xed80_3d81, 0xcd64_1d30, 0xcebc_4a90]);
+/// The kernel's backup key.
+pub const BACKUP: TestKey = TestKey([0xa1a1_a1a1, 0xb2b2_b2b2, 0xc3c3_c3c3, 0xd4d4_d4d4]);
+/// The keys that the kernel no longer holds, newest first.
+pub const RETIRED: [TestKey; RETIRED_SLOTS] = retired();
+/// A key that nobody on this host ever held.
+pub const STRANGER: TestKey = TestKey([0xdead_beef, 0x0bad_cafe, 0x0123_4567, 0x89ab_cdef]);
+/// The key that the sysctl shows before one was set.
+pub const ZERO: TestKey = TestKey([0; 4]);
+
+const fn retired() -> [TestKey; RETIRED_SLOTS] {
+    let mut keys = [ZERO; RETIRED_SLOTS];
+    let mut i = 0;
+    while i < RETIRED_SLOTS {
+        let word = 0x1001_0203 + (i as u32) * 0x0101_0000;
+        keys[i] = TestKey([word, !word, word.swap_bytes(), word ^ 0x5a5a_5a5a]);
+        i += 1;
+    }
+    keys
+}
+
+/// The ring that holds all of them but the stranger's.
+pub fn ring() -> KeyRing {
+    let mut ring = KeyRing::EMPTY;
+    for (slot, key) in [CURRENT, BACKUP].iter().chain(&RETIRED).enumerate() {
+        ring.set(slot, Some(key.key()));
+    }
+    ring
+}
+
+impl TestKey {
+    /// The key as a ring holds it.
+    pub fn key(self) -> Key {
+        Key::from_words(self.0)
+    }
+
+    /// The cookie for these addresses, which are of one family: SipHash-2-4 over both as on the wire, under the words
+    /// of the key in little-endian order; the result is stored little-endian too (net/ipv4/tcp_fastopen.c).
+    pub fn cookie(self, source: IpAddr, destination: IpAddr) -> [u8; 8] {
+        let mut bytes = [0; 16];
+        for (place, word) in bytes.chunks_mut(4).zip(self.0) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        let mut hasher = SipHasher24::new_with_key(&bytes);
+        for address in [source, destination] {
+            match address {
+                IpAddr::V4(address) => hasher.write(&address.octets()),
+                IpAddr::V6(address) => hasher.write(&address.octets()),
+            }
+        }
+        hasher.finish().to_le_bytes()
+    }
+}
+
+impl Display for TestKey {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d] = self.0;
+        write!(f, "{a:08x}-{b:08x}-{c:08x}-{d:08x}")
+    }
+}

@@ -1,0 +1,22 @@
+//! The harness of the tests.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`packet`] | packets as sentences |
+//! | [`keys`] | the tests' keys, and an independent maker of cookies |
+//! | [`cases`] | the one table of packets and what is to become of each |
+//! | [`random`] | generators of random frames |
+//! | [`host`] | the packet's journey without the kernel |
+//! | [`netns`] | namespaces, and the real `tfo` in them |
+//! | [`tap`] | an interface whose received frames a test writes |
+//!
+//! `tests/host_*.rs` run on the host alone, `tests/kernel_*.rs` run the program inside the kernel, and
+//! `tests/netns_*.rs` send real traffic through network namespaces.
+
+pub mod cases;
+pub mod host;
+pub mod keys;
+pub mod netns;
+pub mod packet;
+pub mod random;
+pub mod tap;

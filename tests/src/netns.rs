@@ -1,0 +1,292 @@
+//! Tier 3: the real `tfo`, the real kernel, in namespaces that end with the test.
+
+use std::{
+    fs,
+    io::Read as _,
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tfo_common::{class::Class, counters::Tally, keyring::Key, segment::Family};
+use tfo_userspace::{
+    block_on,
+    interface::Interface,
+    kernel::{KeySysctl, TcpExt},
+    keys::fingerprint,
+    lab::net::{self, Namespace},
+};
+
+/// How long anything may take that has to happen. Only a failure is ever waited for that long.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// The usual mount point.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// Runs `test` in a network and a mount namespace of its own, with an empty BPF file system at the usual place.
+///
+/// Both belong to one thread and end with it, and with them every interface, pin and attachment.
+pub fn sandbox(test: impl FnOnce() + Send) {
+    let result = thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+                    .expect("tier 3 needs root: it makes namespaces");
+                let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+                mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+                    .expect("a private mount namespace");
+                mount_on("bpf", BPFFS);
+                test();
+            })
+            .join()
+    });
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Mounts a new file system of `kind` over `path`, in the sandbox only.
+pub fn mount_on(kind: &str, path: &str) {
+    mount(Some(kind), path, Some(kind), MsFlags::empty(), None::<&str>)
+        .unwrap_or_else(|error| panic!("cannot mount {kind} on {path}: {error}"));
+}
+
+/// A sandbox whose own namespace is the server's, joined to a client's: see [`net::connect`].
+pub fn server_and_client(test: impl FnOnce(Namespace) + Send) {
+    sandbox(|| {
+        let client = block_on(net::connect(IFACE)).expect("two namespaces on a veth pair");
+        tfo_userspace::kernel::write_mode(3).expect("Fast Open for clients and servers");
+        test(client);
+    });
+}
+
+/// The server's interface in [`server_and_client`].
+pub const IFACE: &str = "srv0";
+
+/// `ip ARGS`, which must succeed.
+pub fn ip(args: &str) {
+    let status = Command::new("ip").args(args.split(' ')).status().expect("iproute2 is installed");
+    assert!(status.success(), "ip {args}: {status}");
+}
+
+/// The `tfo` that was built along with the tests.
+pub fn binary() -> PathBuf {
+    let mut path = std::env::current_exe().expect("a test knows its own path");
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    path.push("tfo");
+    assert!(path.exists(), "{} is missing: run the tests by `cargo xtask test`", path.display());
+    path
+}
+
+/// `tfo ARGS`, to its end.
+pub fn tfo(args: &[&str]) -> Output {
+    Command::new(binary()).args(args).stdin(Stdio::null()).output().expect("tfo can be started")
+}
+
+/// Its exit status and what it wrote to standard error.
+pub fn failure(output: &Output) -> (Option<i32>, String) {
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Waits until `holds`.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "{what}: not after {} s", PATIENCE.as_secs());
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A `tfo run` in the background, killed when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+}
+
+impl Running {
+    /// Starts `tfo run ARGS`, and waits until all is attached.
+    pub fn start(args: &[&str]) -> Self {
+        let child = Command::new(binary())
+            .arg("run")
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("tfo can be started");
+        let mut running = Self { child };
+        let interfaces: Vec<_> = args.windows(2).filter(|pair| pair[0] == "-i").map(|pair| pair[1]).collect();
+        eventually("tfo run is up", || {
+            if let Some(status) = running.child.try_wait().expect("a child can be asked") {
+                panic!("tfo run {args:?} ended with {status}: {}", running.log());
+            }
+            interfaces.iter().all(|interface| tfo(&["status", "-i", interface]).status.success())
+        });
+        running
+    }
+
+    /// Kills it as nobody can clean up after.
+    pub fn kill(mut self) {
+        self.child.kill().expect("a running child");
+        let status = self.child.wait().expect("a child ends");
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
+    }
+
+    /// Sends `signal`, waits for the end and returns what it logged; it must end with status 0.
+    pub fn end(mut self, signal: Signal) -> String {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("a running child");
+        self.wait()
+    }
+
+    /// Waits for it to end by itself, with status 0, and returns what it logged.
+    pub fn wait(&mut self) -> String {
+        let mut status = None;
+        eventually("tfo run ends", || {
+            status = self.child.try_wait().expect("a child can be asked");
+            status.is_some()
+        });
+        let log = self.log();
+        assert!(status.is_some_and(|status| status.success()), "{status:?}: {log}");
+        log
+    }
+
+    /// What it has logged, once it has ended.
+    fn log(&mut self) -> String {
+        let mut log = String::new();
+        if let Some(stderr) = &mut self.child.stderr {
+            stderr.read_to_string(&mut log).expect("the log is text");
+        }
+        log
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _: std::io::Result<()> = self.child.kill();
+        let _: std::io::Result<_> = self.child.wait();
+    }
+}
+
+/// What `tfo counters --json` says of one interface.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Counts(Value);
+
+impl Counts {
+    /// Asks for those of `interface`.
+    pub fn of(interface: &str) -> Self {
+        let output = tfo(&["counters", "--json", "-i", interface]);
+        assert!(output.status.success(), "{:?}", failure(&output));
+        Self(serde_json::from_slice(&output.stdout).expect("one JSON document"))
+    }
+
+    /// A field at the top.
+    pub fn field(&self, name: &str) -> &Value {
+        &self.0[name]
+    }
+
+    /// SYNs of a family and class.
+    pub fn syn(&self, family: Family, class: Class) -> Tally {
+        let rows = self.0["syn"].as_array().expect("rows");
+        let row = rows.iter().find(|row| row["family"] == family.name() && row["class"] == class.name());
+        row.map_or_else(Tally::default, |row| {
+            let number = |name: &str| row[name].as_u64().expect("a number");
+            Tally {
+                packets: number("packets"),
+                with_data: number("with_data"),
+                data_bytes: number("data_bytes"),
+            }
+        })
+    }
+
+    /// SYNs of a class, of both families.
+    pub fn class(&self, class: Class) -> u64 {
+        Family::ALL.iter().map(|family| self.syn(*family, class).packets).sum()
+    }
+
+    /// Frames of one reason, under `malformed` or `unsupported`.
+    pub fn reason(&self, kind: &str, reason: &str) -> u64 {
+        let rows = self.0[kind].as_array().expect("rows");
+        rows.iter()
+            .find(|row| row["reason"] == reason)
+            .map_or(0, |row| row["packets"].as_u64().expect("a number"))
+    }
+
+    /// All SYNs.
+    pub fn total(&self) -> u64 {
+        Class::ALL.iter().map(|class| self.class(*class)).sum()
+    }
+
+    /// What the kernel must have counted, where all SYNs went to listeners with Fast Open.
+    pub fn as_kernel(&self) -> TcpExt {
+        use Class::{
+            CookieBackup, CookieBadLength, CookieCurrent, CookieRequest, CookieRetired, CookieUnknown,
+        };
+        let sum = |classes: &[Class]| classes.iter().map(|class| self.class(*class)).sum::<u64>();
+        TcpExt {
+            cookie_reqd: sum(&[CookieRequest]),
+            passive: sum(&[CookieCurrent, CookieBackup]),
+            passive_alt_key: sum(&[CookieBackup]),
+            passive_fail: sum(&[CookieRetired, CookieUnknown, CookieBadLength]),
+            listen_overflow: 0,
+        }
+    }
+
+    /// Panics unless the kernel has counted the same since `before`.
+    pub fn assert_agree(&self, before: TcpExt) {
+        assert_eq!(
+            self.as_kernel(),
+            TcpExt::read().expect("TcpExt") - before,
+            "tfo (left), the kernel (right)"
+        );
+    }
+}
+
+/// What `tfo status --json` says of `interface`.
+pub fn status(interface: &str) -> Value {
+    let output = tfo(&["status", "--json", "-i", interface]);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {:?}", failure(&output)))
+}
+
+/// Gives the kernel keys by its sysctl, and waits until `interface`'s program has them.
+pub fn set_keys(interface: &str, current: Key, backup: Option<Key>) {
+    KeySysctl::open().and_then(|sysctl| sysctl.write(current, backup)).expect("the sysctl takes keys");
+    let (current, backup) = (Value::from(fingerprint(current)), Value::from(backup.map(fingerprint)));
+    eventually("the new keys are in the map", || {
+        let keys = &status(interface)["keys"];
+        keys["current"] == current && keys["backup"] == backup
+    });
+}
+
+/// A key that is told apart from others by `n`.
+pub fn key(n: u32) -> Key {
+    Key::from_words([0x0bad_c0de, n, n.wrapping_mul(0x9e37_79b9), !n])
+}
+
+/// The id of the XDP program on `interface`.
+pub fn xdp_on(interface: &str) -> Option<u32> {
+    let found = block_on(Interface::find(interface)).expect("the interface exists");
+    found.xdp.map(|xdp| xdp.program_id)
+}
+
+/// Panics unless nothing of ours is left: no program on `interface`, nothing in the BPF file system.
+pub fn assert_clean(interface: &str) {
+    assert_eq!(xdp_on(interface), None, "an XDP program is left on {interface}");
+    assert!(!Path::new(BPFFS).join("tfo").exists(), "pins are left: {:?}", left_in(BPFFS));
+}
+
+fn left_in(dir: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(Path::new(dir).join("tfo"));
+    entries.map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
+}

@@ -1,0 +1,244 @@
+//! TCP segments.
+
+use super::{Carry, Ip, protocol};
+use crate::keys::TestKey;
+
+/// The flags of a TCP header; the ninth stands in the byte of the data offset.
+pub mod flag {
+    /// No more data.
+    pub const FIN: u16 = 0x001;
+    /// Begin.
+    pub const SYN: u16 = 0x002;
+    /// Reset.
+    pub const RST: u16 = 0x004;
+    /// Push.
+    pub const PSH: u16 = 0x008;
+    /// The acknowledgement number counts.
+    pub const ACK: u16 = 0x010;
+    /// The urgent pointer counts.
+    pub const URG: u16 = 0x020;
+    /// Congestion was seen; in a SYN: ECN is wanted.
+    pub const ECE: u16 = 0x040;
+    /// The window was reduced; in a SYN: ECN is wanted.
+    pub const CWR: u16 = 0x080;
+    /// In a SYN, with the two before: accurate ECN is wanted (RFC 9768).
+    pub const AE: u16 = 0x100;
+}
+
+/// Option kinds.
+mod kind {
+    pub(super) const EOL: u8 = 0;
+    pub(super) const NOP: u8 = 1;
+    pub(super) const MSS: u8 = 2;
+    pub(super) const WINDOW_SCALE: u8 = 3;
+    pub(super) const SACK_PERMITTED: u8 = 4;
+    pub(super) const TIMESTAMPS: u8 = 8;
+    pub(super) const FAST_OPEN: u8 = 34;
+    pub(super) const EXPERIMENTAL: u8 = 254;
+}
+
+/// A TCP segment in its IP packet.
+#[derive(Clone, Debug)]
+pub struct Tcp {
+    ip: Ip,
+    ports: (u16, u16),
+    sequence: u32,
+    flags: u16,
+    window: u16,
+    options: Vec<u8>,
+    data: Vec<u8>,
+    data_offset: Option<u8>,
+    cut: Option<usize>,
+    trailer: Vec<u8>,
+}
+
+impl Tcp {
+    /// The magic number of Fast Open under the experimental kind.
+    pub const MAGIC: u16 = 0xf989;
+
+    pub(super) fn new(ip: Ip, flags: u16) -> Self {
+        Self {
+            ip,
+            ports: (40_000, 80),
+            sequence: 0x0102_0304,
+            flags,
+            window: 0xfaf0,
+            options: Vec::new(),
+            data: Vec::new(),
+            data_offset: None,
+            cut: None,
+            trailer: Vec::new(),
+        }
+    }
+
+    /// From which port to which.
+    pub fn ports(mut self, source: u16, destination: u16) -> Self {
+        self.ports = (source, destination);
+        self
+    }
+
+    /// The sequence number.
+    pub fn sequence(mut self, sequence: u32) -> Self {
+        self.sequence = sequence;
+        self
+    }
+
+    /// The receive window.
+    pub fn window(mut self, window: u16) -> Self {
+        self.window = window;
+        self
+    }
+
+    /// Bytes of the option area, as they are.
+    pub fn option_bytes(mut self, bytes: &[u8]) -> Self {
+        self.options.extend(bytes);
+        self
+    }
+
+    /// An option of any kind.
+    pub fn option(self, kind: u8, value: &[u8]) -> Self {
+        self.option_bytes(&[kind, value.len() as u8 + 2]).option_bytes(value)
+    }
+
+    /// The end of the option list.
+    pub fn eol(self) -> Self {
+        self.option_bytes(&[kind::EOL])
+    }
+
+    /// An option that says nothing.
+    pub fn nop(self) -> Self {
+        self.nops(1)
+    }
+
+    /// Some options that say nothing.
+    pub fn nops(self, count: usize) -> Self {
+        self.option_bytes(&vec![kind::NOP; count])
+    }
+
+    /// The maximum segment size.
+    pub fn mss(self, mss: u16) -> Self {
+        self.option(kind::MSS, &mss.to_be_bytes())
+    }
+
+    /// The window's scale.
+    pub fn wscale(self, shift: u8) -> Self {
+        self.option(kind::WINDOW_SCALE, &[shift])
+    }
+
+    /// Selective acknowledgements are welcome.
+    pub fn sackok(self) -> Self {
+        self.option(kind::SACK_PERMITTED, &[])
+    }
+
+    /// Timestamps.
+    pub fn timestamps(self, value: u32, echo: u32) -> Self {
+        self.option(kind::TIMESTAMPS, &[value.to_be_bytes(), echo.to_be_bytes()].concat())
+    }
+
+    /// A Fast Open option with this cookie.
+    pub fn fast_open(self, cookie: &[u8]) -> Self {
+        self.option(kind::FAST_OPEN, cookie)
+    }
+
+    /// An empty Fast Open option: a cookie is wanted.
+    pub fn request(self) -> Self {
+        self.fast_open(&[])
+    }
+
+    /// A Fast Open option with the cookie that `key` makes for this packet's addresses.
+    pub fn cookie_of(self, key: TestKey) -> Self {
+        let cookie = self.cookie(key);
+        self.fast_open(&cookie)
+    }
+
+    /// The cookie that `key` makes for this packet's addresses.
+    pub fn cookie(&self, key: TestKey) -> [u8; 8] {
+        let (source, destination) = self.ip.addresses();
+        key.cookie(source, destination)
+    }
+
+    /// An experimental option (RFC 6994) with this magic number.
+    pub fn experimental(self, magic: u16, value: &[u8]) -> Self {
+        self.option(kind::EXPERIMENTAL, &[&magic.to_be_bytes(), value].concat())
+    }
+
+    /// What Linux offers, in its order (`tcp_options_write`); with a Fast Open option of 2 or 10 bytes it adds two
+    /// no-operations behind that.
+    pub fn linux_options(self) -> Self {
+        self.mss(1460).sackok().timestamps(0x1234_5678, 0).nop().wscale(7)
+    }
+
+    /// What macOS offers, in its order (XNU's `tcp_output`); Fast Open comes next, then end-of-list bytes.
+    pub fn macos_options(self) -> Self {
+        self.mss(1460).nop().wscale(6).nop().nop().timestamps(0x1234_5678, 0).sackok()
+    }
+
+    /// What Windows offers, in its order; it sends no timestamps.
+    pub fn windows_options(self) -> Self {
+        self.mss(1460).nop().wscale(8).nop().nop().sackok()
+    }
+
+    /// The data behind the header.
+    pub fn data(mut self, data: &[u8]) -> Self {
+        self.data = data.to_vec();
+        self
+    }
+
+    /// A data offset, in words, that is not the real one.
+    pub fn data_offset(mut self, words: u8) -> Self {
+        self.data_offset = Some(words);
+        self
+    }
+
+    /// Only the first `len` bytes of the segment, in an IP packet that is no longer than that.
+    pub fn cut(mut self, len: usize) -> Self {
+        self.cut = Some(len);
+        self
+    }
+
+    /// Bytes behind the end of the IP packet, as where Ethernet fills a short frame up.
+    pub fn trailer(mut self, len: usize) -> Self {
+        self.trailer = vec![0xee; len];
+        self
+    }
+
+    /// The TCP segment alone.
+    pub fn segment(&self) -> Vec<u8> {
+        let mut options = self.options.clone();
+        options.resize(options.len().next_multiple_of(4), kind::EOL);
+        let words = self.data_offset.unwrap_or_else(|| {
+            assert!(options.len() <= 40, "{} bytes of TCP options do not fit", options.len());
+            5 + (options.len() / 4) as u8
+        });
+        let offset_and_flags = u16::from(words) << 12 | self.flags;
+
+        let mut segment = Vec::new();
+        segment.extend(self.ports.0.to_be_bytes());
+        segment.extend(self.ports.1.to_be_bytes());
+        segment.extend(self.sequence.to_be_bytes());
+        segment.extend([0; 4]);
+        segment.extend(offset_and_flags.to_be_bytes());
+        segment.extend(self.window.to_be_bytes());
+        segment.extend([0; 4]);
+        segment.extend(options);
+        segment.extend(&self.data);
+        let sum = self.ip.checksum(protocol::TCP, &segment);
+        segment[16..18].copy_from_slice(&sum.to_be_bytes());
+        segment
+    }
+
+    /// The bytes of the frame.
+    pub fn build(self) -> Vec<u8> {
+        let mut segment = self.segment();
+        segment.truncate(self.cut.unwrap_or(segment.len()));
+        let mut frame = self.ip.carrying(protocol::TCP, &segment);
+        frame.extend(self.trailer);
+        frame
+    }
+}
+
+impl From<Tcp> for Vec<u8> {
+    fn from(tcp: Tcp) -> Self {
+        tcp.build()
+    }
+}

@@ -1,0 +1,208 @@
+//! Generators of random frames: SYNs of every shape that the table's cases have, mixed at random, and then spoilt.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    ops::Range,
+};
+
+use proptest::{
+    collection::vec,
+    prelude::{Just, Strategy, any},
+    prop_oneof,
+    sample::{Index, select},
+};
+
+use crate::{
+    keys::{BACKUP, CURRENT, RETIRED, STRANGER, TestKey},
+    packet::{Carry, Eth, Ip, Ipv6, MORE_FRAGMENTS, Tcp, eth, ether_type, flag, protocol},
+};
+
+/// An Ethernet frame with a TCP segment, mostly a SYN; its lengths and offsets are right, its TCP options need not be.
+pub fn frame() -> impl Strategy<Value = Vec<u8>> {
+    segment().prop_map(Tcp::build)
+}
+
+/// A frame whose TCP segment is cut or has a wrong data offset, of which some bits are flipped, or which ends early.
+pub fn spoilt_frame() -> impl Strategy<Value = Vec<u8>> {
+    let segment = prop_oneof![
+        2 => segment(),
+        1 => (segment(), 0..60_usize).prop_map(|(tcp, len)| tcp.cut(len)),
+        1 => (segment(), 0..16_u8).prop_map(|(tcp, words)| tcp.data_offset(words)),
+    ];
+    let flips = vec((header_byte(), 0..8_u32), 0..4);
+    let cut = prop_oneof![3 => Just(None), 1 => any::<Index>().prop_map(Some)];
+    (segment, flips, cut).prop_map(|(segment, flips, cut)| {
+        let mut frame = segment.build();
+        for (byte, bit) in flips {
+            let byte = byte % frame.len();
+            frame[byte] ^= 1 << bit;
+        }
+        if let Some(cut) = cut {
+            frame.truncate(cut.index(frame.len()));
+        }
+        frame
+    })
+}
+
+fn segment() -> impl Strategy<Value = Tcp> {
+    let ip = prop_oneof![ipv4().boxed(), ipv6().boxed()];
+    let data = prop_oneof![Just(Vec::new()), bytes(0..100)];
+    let trailer = prop_oneof![3 => Just(0), 1 => 0..50_usize];
+    (ip, flags(), tcp_options(), data, trailer).prop_map(|(ip, flags, options, data, trailer)| {
+        let tcp = options.into_iter().fold(ip.tcp(flags), |tcp, option| option.add_to(tcp));
+        tcp.data(&data).trailer(trailer)
+    })
+}
+
+/// Bytes of any sort, the first sixteen over and over: much cheaper than a strategy for each byte.
+fn bytes(len: Range<usize>) -> impl Strategy<Value = Vec<u8>> {
+    (len, any::<u128>()).prop_map(|(len, bytes)| bytes.to_ne_bytes().into_iter().cycle().take(len).collect())
+}
+
+/// Mostly where headers are.
+fn header_byte() -> impl Strategy<Value = usize> {
+    prop_oneof![12..100_usize, any::<Index>().prop_map(|byte| byte.index(2000))]
+}
+
+fn flags() -> impl Strategy<Value = u16> {
+    prop_oneof![6 => Just(flag::SYN), 1 => Just(flag::SYN | flag::ECE | flag::CWR), 1 => 0..=0x1ff_u16]
+}
+
+fn link() -> impl Strategy<Value = Eth> {
+    let tpid = select(vec![ether_type::VLAN, ether_type::SERVICE_VLAN]);
+    let tags = prop_oneof![4 => vec((tpid.clone(), any::<u16>()), 0..=2), 1 => vec((tpid, any::<u16>()), 3)];
+    tags.prop_map(|tags| tags.into_iter().fold(eth(), |eth, (tpid, id)| eth.tag(tpid, id)))
+}
+
+fn ipv4() -> impl Strategy<Value = Ip> {
+    let options = prop_oneof![3 => Just(Vec::new()), 1 => bytes(0..41)];
+    let fragment = prop_oneof![8 => Just(0), 1 => Just(MORE_FRAGMENTS), 1 => any::<u16>()];
+    let addresses = any::<[u32; 2]>();
+    (link(), addresses, options, fragment).prop_map(|(link, [source, destination], options, fragment)| {
+        let ip = link.ipv4(Ipv4Addr::from(source), Ipv4Addr::from(destination));
+        ip.options(&options).fragment(fragment).into()
+    })
+}
+
+fn ipv6() -> impl Strategy<Value = Ip> {
+    let chain = prop_oneof![2 => vec(extension(), 0..=3), 1 => vec(extension(), 0..=8)];
+    (link(), any::<[u128; 2]>(), hop_by_hop(), chain).prop_map(
+        |(link, [source, destination], hop_by_hop, chain)| {
+            let ip = link.ipv6(Ipv6Addr::from(source), Ipv6Addr::from(destination));
+            hop_by_hop.into_iter().chain(chain).fold(ip, |ip, extension| extension.add_to(ip)).into()
+        },
+    )
+}
+
+/// An IPv6 extension header.
+#[derive(Clone, Debug)]
+enum Extension {
+    Options(u8, usize),
+    Routing(u8),
+    Fragment(u16, bool),
+    Authentication,
+}
+
+impl Extension {
+    fn add_to(self, ip: Ipv6) -> Ipv6 {
+        match self {
+            Self::Options(kind, units) => ip.options(kind, units),
+            Self::Routing(segments_left) => ip.routing(segments_left),
+            Self::Fragment(offset, more) => ip.fragment(offset, more),
+            Self::Authentication => ip.authentication(),
+        }
+    }
+}
+
+fn hop_by_hop() -> impl Strategy<Value = Option<Extension>> {
+    let options = (1..5_usize).prop_map(|units| Some(Extension::Options(protocol::HOP_BY_HOP, units)));
+    prop_oneof![3 => Just(None), 1 => options]
+}
+
+fn extension() -> impl Strategy<Value = Extension> {
+    use Extension::*;
+    prop_oneof![
+        8 => (1..5_usize).prop_map(|units| Options(protocol::DESTINATION, units)),
+        4 => Just(Routing(0)),
+        4 => Just(Fragment(0, false)),
+        4 => Just(Authentication),
+        1 => (1..=3_u8).prop_map(Routing),
+        1 => Just(Fragment(0, true)),
+        1 => (0..0x2000_u16, any::<bool>()).prop_map(|(offset, more)| Fragment(offset, more)),
+        1 => Just(Options(protocol::HOP_BY_HOP, 1)),
+    ]
+}
+
+/// Something in the option area.
+#[derive(Clone, Debug)]
+enum TcpOption {
+    /// Bytes as they are.
+    Bytes(Vec<u8>),
+    /// The cookie that a key makes for the packet.
+    CookieOf(TestKey),
+    /// The same under the experimental kind.
+    ExperimentalCookieOf(TestKey),
+}
+
+impl TcpOption {
+    fn add_to(self, tcp: Tcp) -> Tcp {
+        match self {
+            Self::Bytes(bytes) => tcp.option_bytes(&bytes),
+            Self::CookieOf(key) => tcp.cookie_of(key),
+            Self::ExperimentalCookieOf(key) => {
+                let cookie = tcp.cookie(key);
+                tcp.experimental(Tcp::MAGIC, &cookie)
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::CookieOf(_) => 10,
+            Self::ExperimentalCookieOf(_) => 12,
+        }
+    }
+}
+
+/// As many options as fit into 40 bytes.
+fn tcp_options() -> impl Strategy<Value = Vec<TcpOption>> {
+    vec(tcp_option(), 0..10).prop_map(|options| {
+        let mut room = 40;
+        let fits = |option: &TcpOption| {
+            let fits = option.len() <= room;
+            room -= if fits { option.len() } else { 0 };
+            fits
+        };
+        options.into_iter().filter(fits).collect()
+    })
+}
+
+fn tcp_option() -> impl Strategy<Value = TcpOption> {
+    let key = select([&[CURRENT, BACKUP, STRANGER], &RETIRED[..]].concat());
+    let with_value =
+        |kind: u8| bytes(0..20).prop_map(move |value| [&[kind, value.len() as u8 + 2], &value[..]].concat());
+    let experimental =
+        bytes(0..20).prop_map(|cookie| [&[254, cookie.len() as u8 + 4, 0xf9, 0x89], &cookie[..]].concat());
+    let bytes = prop_oneof![
+        6 => (1..4_usize).prop_map(|count| vec![1; count]),
+        2 => Just(vec![2, 4, 5, 0xb4]),
+        2 => Just(vec![4, 2]),
+        2 => Just(vec![3, 3, 7]),
+        2 => Just(vec![8, 10, 1, 2, 3, 4, 0, 0, 0, 0]),
+        4 => Just(vec![34, 2]),
+        4 => with_value(34),
+        2 => experimental,
+        2 => with_value(254),
+        2 => any::<u8>().prop_flat_map(with_value),
+        // What stops the walk: the list's end, a length that cannot be, anything at all.
+        1 => Just(vec![0]),
+        1 => (select(vec![34, 254, 2, 99]), any::<u8>()).prop_map(|(kind, len)| vec![kind, len]),
+        1 => bytes(1..40),
+    ];
+    prop_oneof![
+        3 => bytes.prop_map(TcpOption::Bytes),
+        1 => key.clone().prop_map(TcpOption::CookieOf),
+        1 => key.prop_map(TcpOption::ExperimentalCookieOf),
+    ]
+}

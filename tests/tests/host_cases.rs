@@ -1,0 +1,36 @@
+//! The table of cases on the host.
+
+use std::collections::HashSet;
+
+use tfo_tests::{
+    cases::{all, rows, uncovered},
+    host,
+};
+
+#[test]
+fn every_case_is_counted_as_expected() {
+    let mut wrong = Vec::new();
+    for case in all() {
+        let counted = host::count(&case.frame, case.link, &case.keys.ring());
+        let expected = case.expected.counters();
+        if counted != expected {
+            let (counted, expected) = (rows(&counted), rows(&expected));
+            wrong.push(format!("{}: counted {counted:?}, expected {expected:?}", case.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{} cases are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn names_are_unique() {
+    let mut seen = HashSet::new();
+    for case in all() {
+        assert!(seen.insert(case.name.clone()), "two cases are named {:?}", case.name);
+    }
+}
+
+#[test]
+fn the_table_covers_every_outcome() {
+    let missing = uncovered(&all());
+    assert!(missing.is_empty(), "no case for {missing:#?}");
+}

@@ -1,0 +1,86 @@
+//! Counters add up, and their names are fit for tables and metrics.
+
+use std::collections::HashSet;
+
+use tfo_common::{
+    class::Class,
+    counters::Counters,
+    info::Attach,
+    parse::{LinkLayer, Malformed, Unsupported},
+    segment::Family,
+    verdict::{Mode, Verdict},
+};
+use tfo_tests::cases::{Expected, all};
+
+#[test]
+fn counters_of_two_cpus_add_up() {
+    let cases = all();
+    let mut cpus = [Counters::default(); 2];
+    for (n, case) in cases.iter().enumerate() {
+        cpus[n % 2].add(&case.expected.counters());
+    }
+    let [mut sum, other] = cpus;
+    sum.add(&other);
+
+    for class in Class::ALL {
+        let lengths: Vec<u64> = cases.iter().filter_map(|case| data_len(case.expected, *class)).collect();
+        let tally = sum.class(*class);
+        assert_eq!(tally.packets, lengths.len() as u64, "{class}");
+        assert_eq!(tally.with_data, lengths.iter().filter(|len| **len > 0).count() as u64, "{class}");
+        assert_eq!(tally.data_bytes, lengths.iter().sum::<u64>(), "{class}");
+    }
+    let count = |is: &dyn Fn(Expected) -> bool| cases.iter().filter(|case| is(case.expected)).count() as u64;
+    for reason in Malformed::ALL {
+        let expected = count(&|expected| expected == Expected::Malformed(*reason));
+        assert_eq!(sum.malformed[reason.index()], expected, "{reason}");
+    }
+    for reason in Unsupported::ALL {
+        let expected = count(&|expected| expected == Expected::Unsupported(*reason));
+        assert_eq!(sum.unsupported[reason.index()], expected, "{reason}");
+    }
+    assert_eq!(sum.malformed_total(), count(&|expected| matches!(expected, Expected::Malformed(_))));
+    assert_eq!(sum.unsupported_total(), count(&|expected| matches!(expected, Expected::Unsupported(_))));
+}
+
+fn data_len(expected: Expected, class: Class) -> Option<u64> {
+    match expected {
+        Expected::Syn { class: c, data_len, .. } if c == class => Some(data_len as u64),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_class_sums_up_families_and_verdicts() {
+    let mut counters = Counters::default();
+    let cells = [(Family::Ipv4, 0), (Family::Ipv6, 0), (Family::Ipv4, 3)];
+    for (n, (family, verdict)) in cells.into_iter().enumerate() {
+        let tally = &mut counters.syn[family.index()][Class::CookieRetired.index()][verdict];
+        (tally.packets, tally.with_data, tally.data_bytes) = (10 << n, 20 << n, 30 << n);
+    }
+    let tally = counters.class(Class::CookieRetired);
+    assert_eq!((tally.packets, tally.with_data, tally.data_bytes), (70, 140, 210));
+    assert_eq!(counters.class(Class::CookieCurrent).packets, 0);
+}
+
+#[test]
+fn names_are_unique_and_lower_case() {
+    fn check(names: impl Iterator<Item = &'static str>) {
+        let mut seen = HashSet::new();
+        for name in names {
+            assert!(
+                !name.is_empty()
+                    && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+            );
+            assert!(seen.insert(name), "{name} stands twice");
+        }
+    }
+    check(Class::ALL.iter().map(|class| class.name()));
+    check(Family::ALL.iter().map(|family| family.name()));
+    check(Verdict::ALL.iter().map(|verdict| verdict.name()));
+    check(Mode::ALL.iter().map(|mode| mode.name()));
+    check(LinkLayer::ALL.iter().map(|link| link.name()));
+    check(Attach::ALL.iter().map(|attach| attach.name()));
+    // Both kinds of faults go into one log line.
+    let faults = Malformed::ALL.iter().map(|reason| reason.name());
+    check(faults.chain(Unsupported::ALL.iter().map(|reason| reason.name())));
+}

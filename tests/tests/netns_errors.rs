@@ -1,0 +1,97 @@
+//! What is refused: one clear line, exit status 1 or 3, and nothing left behind.
+
+use std::{fs, os::unix::process::CommandExt as _, path::Path, process::Command};
+
+use nix::mount::{MsFlags, mount};
+use tfo_tests::netns::{BPFFS, assert_clean, binary, failure, ip, mount_on, sandbox, tfo};
+
+/// Runs `tfo ARGS`, which must fail with one line that holds `expected`.
+fn refused(args: &[&str], code: i32, expected: &str) {
+    let output = tfo(args);
+    let (got, error) = failure(&output);
+    assert_eq!(got, Some(code), "tfo {args:?}: {error}");
+    assert!(error.starts_with("error: ") && error.contains(expected), "tfo {args:?}: {error}");
+    assert_eq!(error.lines().count(), 1, "tfo {args:?}: {error}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn an_interface_that_is_not_there() {
+    sandbox(|| {
+        refused(&["run", "-i", "NOPE"], 1, "there is no interface NOPE");
+        refused(&["run", "-i", "a-name-much-too-long-for-linux"], 1, "there is no interface a-name");
+        assert!(!Path::new(BPFFS).join("tfo").exists());
+    });
+}
+
+#[test]
+fn a_pin_folder_that_cannot_be_used() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        refused(&["run", "-i", "v0", "--bpffs", "/nonexistent"], 1, "/nonexistent");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_str().unwrap();
+        refused(&["run", "-i", "v0", "--bpffs", path], 1, "is not a BPF file system");
+        assert_eq!(fs::read_dir(path).unwrap().count(), 0);
+
+        let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, BPFFS, None::<&str>, read_only, None::<&str>).unwrap();
+        refused(
+            &["run", "-i", "v0"],
+            1,
+            "cannot make the pin folder /sys/fs/bpf/tfo/v0: Read-only file system",
+        );
+        assert_clean("v0");
+    });
+}
+
+#[test]
+fn without_root() {
+    sandbox(|| {
+        // Where the unprivileged user can reach it, whatever the tree's own permissions are.
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("tfo");
+        fs::copy(binary(), &copy).unwrap();
+        let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+        fs::set_permissions(dir.path(), mode).unwrap();
+        ip("link add v0 type veth peer name v1");
+        for args in [&["run", "-i", "v0"] as &[&str], &["lab", "--for", "5"]] {
+            let output = Command::new(&copy).args(args).uid(65_534).gid(65_534).output().unwrap();
+            let (code, error) = failure(&output);
+            assert_eq!(
+                (code, error.as_str()),
+                (Some(1), "error: loading an XDP program needs root: run it with sudo\n")
+            );
+        }
+        assert_clean("v0");
+    });
+}
+
+#[test]
+fn a_kernel_without_btf() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        mount_on("tmpfs", "/sys/kernel/btf");
+        refused(&["run", "-i", "v0"], 1, "this kernel has no BTF");
+        assert_clean("v0");
+    });
+}
+
+#[test]
+fn nothing_runs() {
+    sandbox(|| {
+        refused(&["status"], 3, "tfo is attached to no interface");
+        refused(&["counters"], 3, "tfo is attached to no interface");
+        refused(&["counters", "--json", "-i", "v0"], 3, "tfo is not attached to v0");
+        refused(&["unload"], 3, "tfo is attached to no interface");
+    });
+}
+
+#[test]
+fn usage_is_status_2() {
+    for args in
+        [&["run"] as &[&str], &["nope"], &["lab", "--for", "0"], &["run", "-i", "v0", "--attach", "x"]]
+    {
+        assert_eq!(tfo(args).status.code(), Some(2), "tfo {args:?}");
+    }
+}

@@ -1,0 +1,358 @@
+//! Attaching, taking over, refusing, leaving.
+
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use aya::programs::XdpMode;
+use nix::sys::signal::Signal;
+use tfo_common::{class::Class, parse::LinkLayer, segment::Family};
+use tfo_tests::netns::{
+    BPFFS, Counts, IFACE, Running, assert_clean, eventually, failure, ip, key, mount_on, sandbox,
+    server_and_client, set_keys, status, tfo, xdp_on,
+};
+use tfo_userspace::{
+    datapath::Object,
+    kernel::{KeySysctl, TcpExt},
+    keys::fingerprint,
+    lab::{
+        client::{Syn, fast_open},
+        net::{SERVERS, server, source},
+        server::Listeners,
+    },
+};
+
+/// Ends the background threads of a test that panics, too.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn attaches_native_where_the_driver_can_and_leaves_nothing() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        sandbox(|| {
+            ip("link add v0 type veth peer name v1");
+            let tfo_run = Running::start(&["-i", "v0"]);
+            assert_eq!(status("v0")["attach"], "native");
+            assert_eq!(Counts::of("v0").field("attach"), "native");
+            assert_eq!(Counts::of("v0").field("mode"), "observe");
+            assert!(xdp_on("v0").is_some());
+            tfo_run.end(signal);
+            assert_clean("v0");
+            assert_eq!(tfo(&["status"]).status.code(), Some(3), "nothing runs any more");
+        });
+    }
+}
+
+#[test]
+fn falls_back_to_generic_where_the_driver_cannot() {
+    sandbox(|| {
+        ip("tuntap add d0 mode tun");
+        let tfo_run = Running::start(&["-i", "d0"]);
+        assert_eq!(status("d0")["attach"], "generic");
+        tfo_run.end(Signal::SIGTERM);
+
+        let output = tfo(&["run", "-i", "d0", "--attach", "native"]);
+        let (code, error) = failure(&output);
+        assert_eq!(code, Some(1));
+        assert!(error.contains("cannot attach to d0 in native mode"), "{error}");
+        assert_clean("d0");
+    });
+}
+
+#[test]
+fn generic_mode_on_request() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let _tfo = Running::start(&["-i", "v0", "--attach", "generic"]);
+        assert_eq!(status("v0")["attach"], "generic");
+    });
+}
+
+#[test]
+fn several_interfaces_have_their_own_state() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v0.100");
+        let mut tfo_run = Running::start(&["-i", "v0", "-i", "v0.100", "-i", "v0"]);
+        assert_eq!(status("v0")["attached"], true);
+        assert_eq!(status("v0.100")["attached"], true, "a dot is reserved in the BPF file system");
+        assert_eq!(tfo(&["counters", "--json"]).stdout.split(|byte| *byte == b'\n').count(), 3);
+
+        let unload = tfo(&["unload"]);
+        assert!(unload.status.success(), "{:?}", failure(&unload));
+        assert_clean("v0");
+        assert_clean("v0.100");
+        let log = tfo_run.wait();
+        assert!(log.contains("unloaded by somebody else"), "{log}");
+    });
+}
+
+#[test]
+fn one_failing_interface_leaves_the_others_alone() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let output = tfo(&["run", "-i", "v0", "-i", "NOPE"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert_clean("v0");
+    });
+}
+
+#[test]
+fn a_change_of_the_key_arrives_and_zeros_are_no_key() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let tfo_run = Running::start(&["-i", "v0"]);
+        let keys = || status("v0")["keys"].clone();
+        assert!(keys()["current"].is_null(), "a namespace begins without a key");
+
+        set_keys("v0", key(1), None);
+        set_keys("v0", key(2), Some(key(1)));
+        assert_eq!(keys()["retired"].as_array().unwrap().len(), 0, "the backup key is not retired");
+        set_keys("v0", key(3), None);
+        assert_eq!(keys()["retired"].as_array().unwrap().len(), 2);
+
+        let zero = tfo_common::keyring::Key::default();
+        KeySysctl::open().unwrap().write(zero, None).unwrap();
+        eventually("zeros are taken as no key", || keys()["current"].is_null());
+        assert_eq!(keys()["retired"].as_array().unwrap().len(), 3);
+
+        let log = tfo_run.end(Signal::SIGTERM);
+        for n in 1..4 {
+            for group in tfo_userspace::keys::key_text(key(n)).split('-') {
+                assert!(!log.contains(group), "a key is in the log: {log}");
+            }
+        }
+    });
+}
+
+/// A controller is killed and another takes over, under traffic: each SYN is counted, by a program that never left.
+#[test]
+fn takes_over_after_kill_9_with_no_counter_lost() {
+    server_and_client(|client| {
+        let _listeners = Listeners::start(&SERVERS).unwrap();
+        let before = TcpExt::read().unwrap();
+        let first = Running::start(&["-i", IFACE]);
+        set_keys(IFACE, key(1), None);
+        let since = Counts::of(IFACE).field("since").clone();
+
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let traffic = scope.spawn(|| {
+                client.run(|| {
+                    let mut sent = 0_u32;
+                    while !stop.load(Ordering::Relaxed) {
+                        for family in Family::ALL {
+                            let (source, server) = (source(*family, (sent % 4096) as u16), server(*family));
+                            Syn::new(5000, server.port(), sent)
+                                .fast_open(&[7; 8])
+                                .send(source, server.ip())?;
+                            sent += 1;
+                        }
+                        thread::sleep(Duration::from_micros(200));
+                    }
+                    Ok(u64::from(sent))
+                })
+            });
+            let watch = scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    assert!(xdp_on(IFACE).is_some(), "unattached");
+                }
+            });
+
+            let _stop = StopOnDrop(&stop);
+            first.kill();
+            assert_eq!(status(IFACE)["attached"], true, "the program outlives its controller");
+            assert_eq!(status(IFACE)["controller"], false);
+            assert_eq!(tfo(&["status"]).status.code(), Some(3));
+            let orphaned = (xdp_on(IFACE), Counts::of(IFACE).total());
+            eventually("it goes on counting", || Counts::of(IFACE).total() > orphaned.1);
+            // Meanwhile the kernel's keys change.
+            KeySysctl::open().unwrap().write(key(2), None).unwrap();
+
+            let second = Running::start(&["-i", IFACE]);
+            eventually("the program is replaced", || xdp_on(IFACE) != orphaned.0);
+            eventually("key 2 has arrived", || status(IFACE)["keys"]["current"] == fingerprint(key(2)));
+            assert_eq!(status(IFACE)["keys"]["retired"][0], fingerprint(key(1)), "key 1 is remembered");
+            thread::sleep(Duration::from_millis(100));
+            stop.store(true, Ordering::Relaxed);
+            watch.join().unwrap();
+            let sent = traffic.join().unwrap().unwrap();
+
+            eventually("every SYN is counted", || Counts::of(IFACE).class(Class::CookieUnknown) == sent);
+            let counts = Counts::of(IFACE);
+            assert_eq!(counts.field("since"), &since);
+            counts.assert_agree(before);
+            second.end(Signal::SIGTERM);
+        });
+        assert_clean(IFACE);
+    });
+}
+
+#[test]
+fn a_second_controller_is_refused() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let first = Running::start(&["-i", "v0"]);
+        let output = tfo(&["run", "-i", "v0"]);
+        let (code, error) = failure(&output);
+        assert_eq!(code, Some(1));
+        assert!(error.contains("another tfo already runs on v0"), "{error}");
+        assert_eq!(status("v0")["controller"], true);
+        first.end(Signal::SIGTERM);
+    });
+}
+
+#[test]
+fn leaves_a_foreign_program_alone() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        // Ours, but attached by somebody who is not a tfo controller: no pins.
+        let mut foreign = Object::load(LinkLayer::Ethernet, 0, None).unwrap();
+        foreign.program().unwrap().attach("v0", XdpMode::default()).unwrap();
+        let there = xdp_on("v0");
+        assert!(there.is_some());
+
+        let output = tfo(&["run", "-i", "v0"]);
+        let (code, error) = failure(&output);
+        assert_eq!(code, Some(1));
+        assert!(error.contains("v0 already has an XDP program: tfo_ingress (id "), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert_eq!(xdp_on("v0"), there);
+        assert!(!Path::new(BPFFS).join("tfo").exists());
+
+        assert_eq!(tfo(&["unload"]).status.code(), Some(3), "there is nothing of ours to unload");
+        assert_eq!(xdp_on("v0"), there);
+    });
+}
+
+/// An interface of the same name as one that is gone: counters go on, the program is attached anew.
+#[test]
+fn an_interface_that_was_made_anew_is_attached_again() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        Running::start(&["-i", "v0"]).kill();
+        ip("link del v0");
+        assert_eq!(status("v0")["attached"], false);
+        ip("link add v0 type veth peer name v1");
+        let tfo_run = Running::start(&["-i", "v0"]);
+        assert!(xdp_on("v0").is_some());
+        tfo_run.end(Signal::SIGTERM);
+        assert_clean("v0");
+    });
+}
+
+/// Pins of a tfo with other maps: its counters can't be read on, but the program is replaced all the same.
+#[test]
+fn maps_of_another_layout_are_replaced() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        Running::start(&["-i", "v0"]).kill();
+        let info = Path::new(BPFFS).join("tfo/v0/TFO_INFO");
+        fs::remove_file(&info).unwrap();
+        let other = aya::maps::Array::<aya::maps::MapData, u64>::create(1, 0).unwrap();
+        other.pin(&info).unwrap();
+
+        let (code, error) = failure(&tfo(&["counters"]));
+        assert_eq!(code, Some(1));
+        assert!(error.contains("of another version of tfo"), "{error}");
+
+        let tfo_run = Running::start(&["-i", "v0"]);
+        assert_eq!(Counts::of("v0").total(), 0);
+        let log = tfo_run.end(Signal::SIGTERM);
+        assert!(log.contains("counting starts anew"), "{log}");
+        assert_clean("v0");
+    });
+}
+
+/// Where no BPF file system is mounted, the usual place gets one, for as long as it is needed.
+#[test]
+fn mounts_the_bpf_file_system_and_unmounts_it() {
+    sandbox(|| {
+        mount_on("tmpfs", BPFFS);
+        ip("link add v0 type veth peer name v1");
+        let is_bpf =
+            || nix::sys::statfs::statfs(BPFFS).unwrap().filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC;
+        let tfo_run = Running::start(&["-i", "v0"]);
+        assert!(is_bpf());
+        tfo_run.end(Signal::SIGTERM);
+        assert!(!is_bpf());
+    });
+}
+
+/// The program's own log: off unless asked for.
+#[test]
+fn rare_events_are_logged_on_request() {
+    server_and_client(|client| {
+        let malformed = |port| {
+            let server = server(Family::Ipv4);
+            let syn = Syn::new(port, server.port(), 1).data_offset(4);
+            client.run(|| syn.send(source(Family::Ipv4, 1), server.ip())).unwrap();
+        };
+        for (verbose, expected) in [(&["-i", IFACE] as &[&str], false), (&["-i", IFACE, "-v"], true)] {
+            let tfo_run = Running::start(verbose);
+            malformed(6000);
+            eventually("it is counted", || Counts::of(IFACE).reason("malformed", "tcp_data_offset") == 1);
+            // Longer than the log takes to be read.
+            thread::sleep(Duration::from_millis(500));
+            let log = tfo_run.end(Signal::SIGTERM);
+            assert_eq!(log.contains("unclassified frame: tcp_data_offset"), expected, "{verbose:?}: {log}");
+        }
+    });
+}
+
+/// Two namespaces may have interfaces of one name, but not one set of pins.
+#[test]
+fn pins_of_another_namespace_are_left_alone() {
+    server_and_client(|client| {
+        ip("link add v0 type veth peer name v1");
+        Running::start(&["-i", "v0"]).kill();
+        client
+            .run(|| {
+                ip("link add v0 type veth peer name v1");
+                let (code, error) = failure(&tfo(&["run", "-i", "v0"]));
+                assert_eq!(code, Some(1));
+                assert!(error.contains("another network namespace"), "{error}");
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(status("v0")["attached"], true);
+        assert!(xdp_on("v0").is_some());
+    });
+}
+
+/// Keys are in the map before the first packet is seen: no valid cookie counts as unknown.
+#[test]
+fn a_start_under_traffic_knows_the_keys_at_once() {
+    server_and_client(|client| {
+        let _listeners = Listeners::start(&SERVERS).unwrap();
+        KeySysctl::open().unwrap().write(key(1), None).unwrap();
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let traffic = scope.spawn(|| {
+                client.run(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        fast_open(source(Family::Ipv4, 1), server(Family::Ipv4), b"data")?;
+                    }
+                    Ok(())
+                })
+            });
+            let _stop = StopOnDrop(&stop);
+            for _ in 0..3 {
+                let tfo_run = Running::start(&["-i", IFACE]);
+                eventually("traffic is seen", || Counts::of(IFACE).class(Class::CookieCurrent) > 10);
+                assert_eq!(Counts::of(IFACE).class(Class::CookieUnknown), 0);
+                tfo_run.end(Signal::SIGTERM);
+            }
+            stop.store(true, Ordering::Relaxed);
+            traffic.join().unwrap().unwrap();
+        });
+    });
+}

@@ -1,0 +1,234 @@
+//! The case table against the kernel itself: every frame is received by a real interface with the program on it and a
+//! real Fast Open listener behind it. What the program counts is what the table says, and what the listener's kernel
+//! counts is what the class predicts.
+
+#![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{Ipv6ExtensionSlice, NetSlice, SlicedPacket, TransportSlice};
+use tfo_common::{
+    class::Class,
+    parse::{LinkLayer, Malformed, Unsupported},
+};
+use tfo_tests::{
+    cases::{Case, Expected, Keys, SERVER_V4, SERVER_V6, all, rows},
+    keys,
+    netns::{BPFFS, Running, ip, sandbox, set_keys, status, xdp_on},
+    tap::Tap,
+};
+use tfo_userspace::{datapath::Pinned, kernel::TcpExt, lab::server::listen, pins::Bpffs};
+
+#[test]
+fn ethernet_frames() {
+    check(LinkLayer::Ethernet, "native");
+}
+
+#[test]
+fn ip_frames() {
+    check(LinkLayer::Ip, "generic");
+}
+
+fn check(link: LinkLayer, attach: &str) {
+    sandbox(|| {
+        const NAME: &str = "nic0";
+        let mut nic = Tap::new(NAME, link);
+        ip("link set lo up");
+        ip(&format!("addr add {SERVER_V4}/24 dev {NAME}"));
+        ip(&format!("addr add {SERVER_V6}/64 dev {NAME} nodad"));
+        // The clients' networks: answers have to go somewhere.
+        ip(&format!("route add 192.0.2.0/24 dev {NAME}"));
+        ip(&format!("route add default dev {NAME}"));
+        ip(&format!("-6 route add default dev {NAME}"));
+        tfo_userspace::kernel::write_mode(3).unwrap();
+        let cases: Vec<Case> =
+            all().into_iter().filter(|case| case.link == link && case.keys == Keys::Known).collect();
+        let mut ports: Vec<u16> =
+            cases.iter().filter_map(|case| locate(case).map(|tcp| tcp.server_port)).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        let servers = [IpAddr::V4(SERVER_V4), IpAddr::V6(SERVER_V6)];
+        let _listeners: Vec<_> = servers
+            .into_iter()
+            .flat_map(|server| ports.iter().map(move |port| SocketAddr::new(server, *port)))
+            .map(|address| listen(address).unwrap())
+            .collect();
+
+        let _tfo = Running::start(&["-i", NAME]);
+        assert_eq!(status(NAME)["attach"], attach);
+        assert!(xdp_on(NAME).is_some());
+        for retired in keys::RETIRED.iter().rev() {
+            set_keys(NAME, retired.key(), None);
+        }
+        set_keys(NAME, keys::CURRENT.key(), Some(keys::BACKUP.key()));
+        let pinned = Pinned::open(&Bpffs::new(BPFFS.as_ref()).pins(NAME)).unwrap();
+
+        let mut refused = 0;
+        let mut predicted = 0;
+        let mut failures = Vec::new();
+        for (number, case) in cases.iter().enumerate() {
+            let mut frame = case.frame.clone();
+            let tcp = locate(case);
+            if let Some(tcp) = &tcp {
+                tcp.from_port(&mut frame, 1024 + number as u16);
+            }
+            let (ours, kernels) = (pinned.counters().unwrap(), TcpExt::read().unwrap());
+            if frame.is_empty() || nic.receive(&frame).is_err() {
+                // tun takes only what begins like IP, tap only what is as long as an Ethernet header.
+                refused += 1;
+                continue;
+            }
+            let mut expected = ours;
+            expected.add(&case.expected.counters());
+            let now = pinned.counters().unwrap();
+            if now != expected {
+                failures.push(format!(
+                    "{}: tfo counted {:?}, not {:?}",
+                    case.name,
+                    rows(&now),
+                    rows(&expected)
+                ));
+            }
+            let kernel = TcpExt::read().unwrap() - kernels;
+            if let Some(prediction) = predict(case, tcp.as_ref()) {
+                predicted += 1;
+                if kernel != prediction {
+                    failures
+                        .push(format!("{}: the kernel counted {kernel:?}, not {prediction:?}", case.name));
+                }
+            }
+        }
+        println!("{} frames, {predicted} predictions, {refused} refused by the interface", cases.len());
+        assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+        assert!(predicted > cases.len() / 2 && refused < cases.len() / 4);
+    });
+}
+
+/// What the kernel must count. `None` where the frame never gets as far as a listener, for a reason that is not the
+/// parser's, or where we say ourselves that we don't know.
+fn predict(case: &Case, tcp: Option<&Tcp>) -> Option<TcpExt> {
+    let mut prediction = TcpExt::default();
+    match case.expected {
+        // More than we follow: the kernel may.
+        Expected::Unsupported(Unsupported::ExtensionChain) => return None,
+        Expected::NotSyn | Expected::Malformed(_) | Expected::Unsupported(_) => {}
+        Expected::Syn { class, .. } => {
+            // The listener has no key for TCP-MD5 and drops what is signed with it (tcp_inbound_hash).
+            let tcp = tcp.filter(|_| !case.name.contains("TCP-MD5"))?;
+            if !tcp.reaches_a_listener {
+                return None;
+            }
+            match class {
+                _ if !tcp.checksum_is_right => {}
+                Class::PlainSyn | Class::OptionIgnored => {}
+                Class::CookieRequest => prediction.cookie_reqd = 1,
+                Class::CookieCurrent => prediction.passive = 1,
+                Class::CookieBackup => (prediction.passive, prediction.passive_alt_key) = (1, 1),
+                Class::CookieRetired | Class::CookieUnknown | Class::CookieBadLength => {
+                    prediction.passive_fail = 1
+                }
+            }
+        }
+    }
+    Some(prediction)
+}
+
+/// The TCP header in a frame, as etherparse finds it.
+struct Tcp {
+    offset: usize,
+    server_port: u16,
+    /// Not where it is tagged for a VLAN that is not there, one of several fragments, of a security association that is
+    /// not there, behind more options than the kernel takes (`max_hbh_opts_number`), or for another host.
+    reaches_a_listener: bool,
+    /// The parser leaves that to the kernel, which drops what is wrong.
+    checksum_is_right: bool,
+}
+
+fn locate(case: &Case) -> Option<Tcp> {
+    let frame = &case.frame;
+    let packet = match case.link {
+        LinkLayer::Ethernet => SlicedPacket::from_ethernet(frame),
+        LinkLayer::Ip => SlicedPacket::from_ip(frame),
+    }
+    .ok()?;
+    let TransportSlice::Tcp(tcp) = packet.transport.as_ref()? else { return None };
+    let offset = tcp.slice().as_ptr() as usize - frame.as_ptr() as usize;
+    let (source, server, extensions) = match packet.net.as_ref()? {
+        NetSlice::Ipv4(ip) => {
+            let header = ip.header();
+            (
+                IpAddr::V4(header.source_addr()),
+                IpAddr::V4(header.destination_addr()),
+                ip.extensions().auth.is_some(),
+            )
+        }
+        NetSlice::Ipv6(ip) => {
+            let header = ip.header();
+            let stops = |extension| match extension {
+                Ipv6ExtensionSlice::Authentication(_) => true,
+                Ipv6ExtensionSlice::HopByHop(options) | Ipv6ExtensionSlice::DestinationOptions(options) => {
+                    options.slice().len() > 64
+                }
+                _ => false,
+            };
+            let stops = ip.extensions().clone().into_iter().any(stops);
+            (IpAddr::V6(header.source_addr()), IpAddr::V6(header.destination_addr()), stops)
+        }
+        _ => return None,
+    };
+    let here = server == IpAddr::V4(SERVER_V4) || server == IpAddr::V6(SERVER_V6);
+    let fragment = packet.is_ip_payload_fragmented();
+    Some(Tcp {
+        offset,
+        server_port: tcp.destination_port(),
+        reaches_a_listener: here && packet.vlan_ids().is_empty() && !fragment && !extensions,
+        checksum_is_right: sum(source, server, tcp.slice()) == 0xffff,
+    })
+}
+
+/// The one's complement sum of a segment and its pseudo header: all ones where the checksum is right (RFC 1071).
+fn sum(source: IpAddr, destination: IpAddr, segment: &[u8]) -> u16 {
+    let mut bytes = Vec::new();
+    for address in [source, destination] {
+        match address {
+            IpAddr::V4(address) => bytes.extend(address.octets()),
+            IpAddr::V6(address) => bytes.extend(address.octets()),
+        }
+    }
+    bytes.extend((segment.len() as u32).to_be_bytes());
+    bytes.extend([0, 0, 0, 6]);
+    bytes.extend(segment);
+    fold(
+        bytes
+            .chunks(2)
+            .map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low)))
+            .sum(),
+    )
+}
+
+fn fold(mut sum: u32) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+impl Tcp {
+    /// Has the frame come from another port, so that no two cases are one connection, with the checksum as right or
+    /// as wrong as it was (RFC 1624, equation 3).
+    fn from_port(&self, frame: &mut [u8], port: u16) {
+        let word = |frame: &[u8], at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        let (source, checksum) = (self.offset, self.offset + 16);
+        let sum = fold(u32::from(!word(frame, checksum)) + u32::from(!word(frame, source)) + u32::from(port));
+        frame[source..source + 2].copy_from_slice(&port.to_be_bytes());
+        frame[checksum..checksum + 2].copy_from_slice(&(!sum).to_be_bytes());
+    }
+}
+
+/// The table's own promise: it has malformed frames of every kind, which must not move the kernel's counters either.
+#[test]
+fn the_table_has_every_malformed_kind() {
+    for reason in Malformed::ALL {
+        assert!(all().iter().any(|case| case.expected == Expected::Malformed(*reason)), "{reason}");
+    }
+}
