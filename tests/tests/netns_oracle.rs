@@ -70,7 +70,7 @@ fn check(link: LinkLayer, attach: &str) {
             let mut frame = case.frame.clone();
             let tcp = locate(case);
             if let Some(tcp) = &tcp {
-                tcp.from_port(&mut frame, 1024 + number as u16);
+                tcp.set_source_port(&mut frame, 1024 + number as u16);
             }
             let (ours, kernels) = (pinned.counters().unwrap(), TcpExt::read().unwrap());
             if frame.is_empty() || nic.receive(&frame).is_err() {
@@ -214,9 +214,9 @@ fn fold(mut sum: u32) -> u16 {
 }
 
 impl Tcp {
-    /// Has the frame come from another port, so that no two cases are one connection, with the checksum as right or
+    /// Lets the frame come from another port, so that no two cases are one connection, with the checksum as right or
     /// as wrong as it was (RFC 1624, equation 3).
-    fn from_port(&self, frame: &mut [u8], port: u16) {
+    fn set_source_port(&self, frame: &mut [u8], port: u16) {
         let word = |frame: &[u8], at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
         let (source, checksum) = (self.offset, self.offset + 16);
         let sum = fold(u32::from(!word(frame, checksum)) + u32::from(!word(frame, source)) + u32::from(port));
