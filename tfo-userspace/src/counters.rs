@@ -1,6 +1,10 @@
 //! Counters as users see them: a table, and JSON.
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::{
+    Cell,
+    CellAlignment::{self, Left, Right},
+    Table, presets,
+};
 use jiff::Timestamp;
 use serde::Serialize;
 use tfo_common::{
@@ -123,13 +127,20 @@ impl Report {
                 let numbers = [row.packets, row.with_data, row.data_bytes].map(|n| n.to_string());
                 [row.family, row.class, row.verdict].map(str::to_owned).into_iter().chain(numbers)
             });
-            let head = ["family", "class", "verdict", "packets", "with data", "data bytes"];
-            text.push_str(&table(&head, 3, rows));
+            let columns = [
+                ("family", Left),
+                ("class", Left),
+                ("verdict", Left),
+                ("packets", Right),
+                ("with data", Right),
+                ("data bytes", Right),
+            ];
+            text.push_str(&table(&columns, rows));
         }
         for (what, rows) in [("malformed", malformed), ("unsupported", unsupported)] {
             if !rows.is_empty() {
                 let rows = rows.iter().map(|row| [row.reason.to_owned(), row.packets.to_string()]);
-                text.push_str(&table(&[what, "packets"], 1, rows));
+                text.push_str(&table(&[(what, Left), ("packets", Right)], rows));
             }
         }
         text
@@ -153,20 +164,18 @@ fn reason_rows(reasons: impl Iterator<Item = (&'static str, u64)>) -> Vec<Reason
         .collect()
 }
 
-/// A plain table: `head`, whose first `labels` columns are words, the others numbers, over `rows`.
-pub fn table<R>(head: &[&str], labels: usize, rows: impl Iterator<Item = R>) -> String
+/// A plain table of `rows`, with the head and the alignment of each column.
+pub fn table<R>(columns: &[(&str, CellAlignment)], rows: impl Iterator<Item = R>) -> String
 where
     R: IntoIterator<Item = String>,
 {
-    let cell = |(column, text): (usize, String)| {
-        let align = if column < labels { CellAlignment::Left } else { CellAlignment::Right };
-        Cell::new(text).set_alignment(align)
-    };
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(head.iter().map(|text| (*text).to_owned()).enumerate().map(cell));
+    table.set_header(columns.iter().map(|(head, align)| Cell::new(head).set_alignment(*align)));
     for row in rows {
-        table.add_row(row.into_iter().enumerate().map(cell));
+        table.add_row(
+            row.into_iter().zip(columns).map(|(text, (_, align))| Cell::new(text).set_alignment(*align)),
+        );
     }
     table.trim_fmt() + "\n"
 }

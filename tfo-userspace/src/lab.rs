@@ -103,7 +103,7 @@ async fn watch(
 }
 
 fn live_text(report: &str, agreement: &Agreement, rounds: u64, end: Option<Instant>) -> String {
-    let mut text = format!("tfo lab: real TCP Fast Open between two network namespaces, {rounds} rounds");
+    let mut text = format!("tfo lab: real TCP Fast Open between two namespaces, {rounds} rounds");
     match end {
         Some(end) => {
             let left = end.saturating_duration_since(Instant::now()).as_secs();
@@ -112,9 +112,10 @@ fn live_text(report: &str, agreement: &Agreement, rounds: u64, end: Option<Insta
         None => write!(text, ", Ctrl-C ends it\n\n"),
     }
     .expect("writing to a String cannot fail");
-    text.push_str(report);
-    text.push('\n');
+    // On a small terminal the end is cut off: what matters most comes first.
     text.push_str(&agreement.text());
+    text.push('\n');
+    text.push_str(report);
     text
 }
 

@@ -1,5 +1,6 @@
 //! Our counters beside the kernel's, which count the same packets further up the stack.
 
+use comfy_table::CellAlignment::{Left, Right};
 use tfo_common::{class::Class, counters::Counters};
 
 use crate::{counters::table, kernel::TcpExt};
@@ -77,13 +78,20 @@ impl Agreement {
             let verdict = if row.ours == row.kernel { "same" } else { "DIFFERENT" };
             [
                 row.name.to_owned(),
-                classes.join(" + "),
-                verdict.to_owned(),
-                row.ours.to_string(),
                 row.kernel.to_string(),
+                row.ours.to_string(),
+                verdict.to_owned(),
+                classes.join(" + "),
             ]
         });
-        let mut text = table(&["kernel counter", "classes", "", "tfo", "kernel"], 3, rows);
+        let columns = [
+            ("kernel counter", Left),
+            ("kernel", Right),
+            ("tfo", Right),
+            ("", Left),
+            ("classes of tfo", Left),
+        ];
+        let mut text = table(&columns, rows);
         if self.overflow > 0 {
             text += &format!("the listener's Fast Open queue was full {} times\n", self.overflow);
         }

@@ -1,0 +1,72 @@
+//! What people see: live counters on a terminal, and none where there is no terminal.
+
+use std::{
+    fs::File,
+    io::Read as _,
+    process::{Command, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use nix::pty::{Winsize, openpty};
+use tfo_tests::netns::{assert_clean, binary, eventually, ip, sandbox};
+
+/// Runs `tfo ARGS` on a terminal of 80 × 24 until its screen shows all of `expected`, then interrupts it from the
+/// keyboard; returns everything that was written.
+fn on_a_terminal(args: &[&str], expected: &[&str]) -> String {
+    let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(&size, None).expect("a pseudo-terminal");
+    let slave = || Stdio::from(pty.slave.try_clone().expect("another descriptor"));
+    let mut child = Command::new(binary())
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(slave())
+        .stderr(slave())
+        .spawn()
+        .expect("tfo starts");
+    drop(pty.slave);
+
+    let written = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&written);
+    let mut master = File::from(pty.master);
+    let reader = thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        // The terminal's end of the line is an error here, once the last writer is gone.
+        while let Ok(read @ 1..) = master.read(&mut buffer) {
+            sink.lock().expect("no panic").extend(&buffer[..read]);
+        }
+    });
+    let so_far = || String::from_utf8_lossy(&written.lock().expect("no panic")).into_owned();
+    eventually("the screen is drawn", || expected.iter().all(|text| so_far().contains(text)));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT)
+        .expect("tfo runs");
+    let status = child.wait().expect("tfo ends");
+    reader.join().expect("no panic");
+    assert!(status.success(), "{status}: {}", so_far());
+    so_far()
+}
+
+/// The longest screen in `text`, in lines: each begins with a move to the first cell.
+fn tallest(text: &str) -> usize {
+    text.split("\u{1b}[1;1H").skip(1).map(|screen| screen.matches("\u{1b}[K").count()).max().unwrap_or(0)
+}
+
+#[test]
+fn run_shows_live_counters() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let text =
+            on_a_terminal(&["run", "-i", "v0"], &["v0  observe  native  counting since", "no SYN yet"]);
+        assert!((2..24).contains(&tallest(&text)), "{text}");
+        assert_clean("v0");
+    });
+}
+
+#[test]
+fn the_lab_shows_the_comparison_while_it_runs() {
+    sandbox(|| {
+        let text = on_a_terminal(&["lab"], &["Ctrl-C ends it", "TCPFastOpenPassiveAltKey", "cookie_unknown"]);
+        assert!((20..24).contains(&tallest(&text)), "{text}");
+        assert!(text.contains("agrees with the kernel: every class seen"), "{text}");
+    });
+}
