@@ -143,9 +143,19 @@ impl Running {
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
     }
 
+    /// Sends `signal`.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("a running child");
+    }
+
+    /// Reads its log no longer.
+    pub fn close_log(&mut self) {
+        self.child.stderr = None;
+    }
+
     /// Sends `signal`, waits for the end and returns what it logged; it must end with status 0.
     pub fn end(mut self, signal: Signal) -> String {
-        kill(Pid::from_raw(self.child.id() as i32), signal).expect("a running child");
+        self.signal(signal);
         self.wait()
     }
 

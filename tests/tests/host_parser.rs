@@ -89,13 +89,19 @@ fn concat<const N: usize, const M: usize>(source: [u8; N], destination: [u8; N])
 
 /// What is to become of a packet because of extension headers that etherparse takes and we do not.
 fn not_followed(extensions: etherparse::Ipv6ExtensionsSlice<'_>) -> Option<Parsed> {
+    let mut fragments = 0;
     for (place, extension) in extensions.into_iter().enumerate() {
         if place == 6 {
             return Some(Err(Unsupported::ExtensionChain.into()));
         }
         match extension {
-            Ipv6ExtensionSlice::Routing(header) if header.slice()[3] > 0 => {
+            Ipv6ExtensionSlice::Routing(header)
+                if header.slice()[3] > 0 || matches!(header.slice()[2], 3 | 4) =>
+            {
                 return Some(Err(Unsupported::SourceRoute.into()));
+            }
+            Ipv6ExtensionSlice::Fragment(_) if fragments > 0 => {
+                return Some(Err(Unsupported::ExtensionChain.into()));
             }
             Ipv6ExtensionSlice::Fragment(header) if header.fragment_offset().value() > 0 => {
                 use protocol::*;
@@ -106,6 +112,7 @@ fn not_followed(extensions: etherparse::Ipv6ExtensionsSlice<'_>) -> Option<Parse
                     _ => Ok(None),
                 });
             }
+            Ipv6ExtensionSlice::Fragment(_) => fragments += 1,
             _ => {}
         }
     }

@@ -1,5 +1,7 @@
 //! Attaching, taking over, refusing, leaving.
 
+#![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
+
 use std::{
     fs,
     path::Path,
@@ -12,7 +14,7 @@ use aya::programs::XdpMode;
 use nix::sys::signal::Signal;
 use tfo_common::{class::Class, parse::LinkLayer, segment::Family};
 use tfo_tests::netns::{
-    BPFFS, Counts, IFACE, Running, assert_clean, eventually, failure, ip, key, mount_on, sandbox,
+    BPFFS, Counts, IFACE, Running, assert_clean, binary, eventually, failure, ip, key, mount_on, sandbox,
     server_and_client, set_keys, status, tfo, xdp_on,
 };
 use tfo_userspace::{
@@ -95,12 +97,141 @@ fn several_interfaces_have_their_own_state() {
     });
 }
 
+/// An interface with somebody else's program on it, which keeps `tfo run` from starting.
+fn occupied(name: &str) -> Object {
+    // Our own program, but attached by somebody who is not a tfo controller: no pins.
+    let mut foreign = Object::load(LinkLayer::Ethernet, 0, None).unwrap();
+    foreign.program().unwrap().attach(name, XdpMode::default()).unwrap();
+    foreign
+}
+
 #[test]
-fn one_failing_interface_leaves_the_others_alone() {
+fn a_start_that_fails_half_way_undoes_what_it_did() {
     sandbox(|| {
         ip("link add v0 type veth peer name v1");
-        let output = tfo(&["run", "-i", "v0", "-i", "NOPE"]);
-        assert_eq!(output.status.code(), Some(1));
+        let _foreign = occupied("v1");
+        let (code, error) = failure(&tfo(&["run", "-i", "v0", "-i", "v1"]));
+        assert_eq!(code, Some(1));
+        assert!(error.contains("v1 already has an XDP program"), "{error}");
+        assert_clean("v0");
+    });
+}
+
+#[test]
+fn a_start_that_fails_half_way_leaves_what_was_there() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let _foreign = occupied("v1");
+        Running::start(&["-i", "v0"]).kill();
+        let since = Counts::of("v0").field("since").clone();
+        assert_eq!(tfo(&["run", "-i", "v0", "-i", "v1"]).status.code(), Some(1));
+        assert_eq!(status("v0")["attached"], true);
+        assert_eq!(Counts::of("v0").field("since"), &since);
+    });
+}
+
+/// The kernel chooses its key while we attach to one interface after the other: all must have it in the end.
+#[test]
+fn a_key_that_changes_during_the_start_reaches_every_interface() {
+    sandbox(|| {
+        for pair in 0..3 {
+            ip(&format!("link add a{pair} type veth peer name b{pair}"));
+        }
+        let names = ["a0", "a1", "a2", "b0", "b1", "b2"];
+        let arguments: Vec<_> = names.iter().flat_map(|name| ["-i", name]).collect();
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut n = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    n += 1;
+                    KeySysctl::open().unwrap().write(key(n), None).unwrap();
+                    thread::sleep(Duration::from_millis(1));
+                }
+                n
+            });
+            let _stop = StopOnDrop(&stop);
+            let _tfo = Running::start(&arguments);
+            stop.store(true, Ordering::Relaxed);
+            let last = fingerprint(key(writer.join().unwrap()));
+            for name in names {
+                eventually("the last key has arrived", || status(name)["keys"]["current"] == last);
+            }
+        });
+    });
+}
+
+/// What can't be understood is not taken for "no key".
+#[test]
+fn an_unreadable_key_changes_nothing() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let first = Running::start(&["-i", "v0"]);
+        set_keys("v0", key(1), None);
+        first.kill();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let sysctl = "/proc/sys/net/ipv4/tcp_fastopen_key";
+        let bind = nix::mount::MsFlags::MS_BIND;
+        nix::mount::mount(Some(file.path()), sysctl, None::<&str>, bind, None::<&str>).unwrap();
+        let second = Running::start(&["-i", "v0"]);
+        assert_eq!(status("v0")["keys"]["current"], fingerprint(key(1)));
+        let log = second.end(Signal::SIGTERM);
+        assert!(log.contains("keeping the keys known so far"), "{log}");
+    });
+}
+
+#[test]
+fn an_interface_that_goes_and_comes_back_is_attached_again() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let tfo_run = Running::start(&["-i", "v0"]);
+        set_keys("v0", key(1), None);
+        let since = Counts::of("v0").field("since").clone();
+        ip("link del v0");
+        eventually("it is noticed", || status("v0")["controller"] == false);
+        ip("link add v0 type veth peer name v1");
+        eventually("it is attached again", || tfo(&["status", "-i", "v0"]).status.success());
+        assert!(xdp_on("v0").is_some());
+        assert_eq!(Counts::of("v0").field("since"), &since, "counting goes on");
+        assert_eq!(status("v0")["keys"]["current"], fingerprint(key(1)));
+        ip("link del v0");
+        eventually("it is noticed", || status("v0")["controller"] == false);
+        let log = tfo_run.end(Signal::SIGTERM);
+        assert!(log.contains("the interface is gone") && log.contains("the interface is back"), "{log}");
+        assert!(!Path::new(BPFFS).join("tfo").exists());
+    });
+}
+
+/// A controller that can't answer does not stand in the way for ever, nor harm the next one when it wakes up.
+#[test]
+fn a_stalled_controller_lets_go_when_it_wakes() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let mut stalled = Running::start(&["-i", "v0"]);
+        stalled.signal(Signal::SIGSTOP);
+        let (code, error) = failure(&tfo(&["unload"]));
+        assert_eq!(code, Some(1));
+        assert!(error.contains("the controller does not let go"), "{error}");
+        assert_eq!(xdp_on("v0"), None, "detached all the same");
+        stalled.signal(Signal::SIGCONT);
+        stalled.wait();
+        let next = Running::start(&["-i", "v0"]);
+        assert!(xdp_on("v0").is_some());
+        next.end(Signal::SIGTERM);
+        assert_clean("v0");
+    });
+}
+
+/// Whoever reads the log may go away: the controller goes on.
+#[test]
+fn a_closed_log_ends_nothing() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let mut tfo_run = Running::start(&["-i", "v0"]);
+        tfo_run.close_log();
+        set_keys("v0", key(1), None);
+        set_keys("v0", key(2), None);
+        tfo_run.end(Signal::SIGTERM);
         assert_clean("v0");
     });
 }
@@ -214,9 +345,7 @@ fn a_second_controller_is_refused() {
 fn leaves_a_foreign_program_alone() {
     sandbox(|| {
         ip("link add v0 type veth peer name v1");
-        // Ours, but attached by somebody who is not a tfo controller: no pins.
-        let mut foreign = Object::load(LinkLayer::Ethernet, 0, None).unwrap();
-        foreign.program().unwrap().attach("v0", XdpMode::default()).unwrap();
+        let _foreign = occupied("v0");
         let there = xdp_on("v0");
         assert!(there.is_some());
 
@@ -272,6 +401,35 @@ fn maps_of_another_layout_are_replaced() {
     });
 }
 
+/// Until the new program is in force, nothing of the old one is given up.
+#[test]
+fn maps_of_another_layout_stay_if_the_start_fails() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        Running::start(&["-i", "v0"]).kill();
+        let info = Path::new(BPFFS).join("tfo/v0/TFO_INFO");
+        fs::remove_file(&info).unwrap();
+        aya::maps::Array::<aya::maps::MapData, u64>::create(1, 0).unwrap().pin(&info).unwrap();
+        let before = listing();
+        // Too few descriptors to load the program with.
+        let script = "ulimit -n 12; exec \"$0\" run -i v0";
+        let failed = std::process::Command::new("sh").args(["-c", script]).arg(binary()).output().unwrap();
+        assert_eq!(failed.status.code(), Some(1), "{:?}", failure(&failed));
+        assert_eq!(listing(), before);
+        assert_eq!(fs::metadata(&info).map(|pin| pin.len()).unwrap(), 0);
+        assert!(xdp_on("v0").is_some());
+    });
+}
+
+/// The pins of v0, each with its inode.
+fn listing() -> Vec<(std::ffi::OsString, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let entries = fs::read_dir(Path::new(BPFFS).join("tfo/v0")).unwrap().flatten();
+    let mut pins: Vec<_> = entries.map(|pin| (pin.file_name(), pin.metadata().unwrap().ino())).collect();
+    pins.sort();
+    pins
+}
+
 /// Where no BPF file system is mounted, the usual place gets one, for as long as it is needed.
 #[test]
 fn mounts_the_bpf_file_system_and_unmounts_it() {
@@ -300,8 +458,6 @@ fn rare_events_are_logged_on_request() {
             let tfo_run = Running::start(verbose);
             malformed(6000);
             eventually("it is counted", || Counts::of(IFACE).reason("malformed", "tcp_data_offset") == 1);
-            // Longer than the log takes to be read.
-            thread::sleep(Duration::from_millis(500));
             let log = tfo_run.end(Signal::SIGTERM);
             assert_eq!(log.contains("unclassified frame: tcp_data_offset"), expected, "{verbose:?}: {log}");
         }

@@ -1,5 +1,7 @@
 //! Enums whose variants index a counter and carry the name that users see.
 
+/// The order of the variants is part of the maps' layout: new ones go to the end, or `LAYOUT_VERSION` is raised.
+///
 /// Declares an enum of consecutive `u8` discriminants with `ALL`, `COUNT`, `name` and `index`.
 macro_rules! named {
     ($(#[$meta:meta])* $vis:vis enum $enum:ident { $($(#[$doc:meta])* $variant:ident = $name:literal,)+ }) => {

@@ -59,7 +59,7 @@ named! {
         FragmentedHeader = "fragmented_header",
         /// More IPv6 extension headers than we follow, or in an order that the kernel does not take.
         ExtensionChain = "extension_chain",
-        /// An IPv6 routing header that names further stops: the destination is not the final one.
+        /// An IPv6 routing header that names further stops, or of a kind that hosts refuse.
         SourceRoute = "source_route",
     }
 }

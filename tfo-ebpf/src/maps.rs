@@ -42,8 +42,9 @@ pub(crate) fn key_ring() -> &'static KeyRing {
 
     let Some(store) = TFO_KEYS.get_ptr(0) else { return &EMPTY };
     // SAFETY: the entry of an array map lives as long as the program. The controller may flip `active` at any time,
-    // hence the volatile read of one aligned word; it writes only to the ring that no running program can still be
-    // reading (see KeyStore), so a shared reference to the other holds.
+    // hence the volatile read of one aligned word. It gives other bytes only to the ring that no running program can
+    // still be reading; the ring behind our reference it at most overwrites with the bytes that are there (see
+    // `Object::publish`), so what we read does not change.
     unsafe {
         let active = (&raw const (*store).active).read_volatile();
         &(&(*store).rings)[KeyStore::index(active)]

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
 /// Observes TCP Fast Open in the kernel's receive path, with XDP.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(version, max_term_width = 100)]
 pub struct Cli {
     /// What to do.
@@ -41,7 +41,7 @@ impl Cli {
 }
 
 /// The subcommands.
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 pub enum Command {
     /// Attach the XDP program and keep its keys in step with the kernel, until SIGINT or SIGTERM
     Run(Run),
@@ -123,14 +123,15 @@ pub struct Select {
 }
 
 /// Subcommands of `tfo keys`.
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 pub enum Keys {
     /// Print the cookie that a server holding KEY gives to SRC
     Cookie(Cookie),
 }
 
 /// Arguments of `tfo keys cookie`.
-#[derive(Args, Debug)]
+// No Debug: it may hold a key.
+#[derive(Args)]
 pub struct Cookie {
     /// The key, as net.ipv4.tcp_fastopen_key shows it; one with a backup gives two cookies. Others on the machine can
     /// see a command line: for a key in use, write - and give it on standard input, or @FILE

@@ -8,18 +8,30 @@ mod unload;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use nix::sys::prctl;
 
 use crate::{
     block_on,
     cli::{Cli, Command, Keys},
-    error::NotRunning,
+    error::{NotRunning, die_quietly_on_broken_pipe},
     lab,
     pins::{Bpffs, Pins},
 };
 
 /// Carries out the command line.
 pub fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        // These hold keys, which no core file may have.
+        Command::Run(_) | Command::Lab(_) | Command::Keys(_) => {
+            prctl::set_dumpable(false).context("cannot keep core files from being written")?;
+        }
+        Command::Status(_) | Command::Counters(_) | Command::Unload(_) => {}
+    }
+    if !matches!(cli.command, Command::Run(_) | Command::Lab(_)) {
+        // A reader that closes the pipe early, such as `head`, ends the command; nothing ends the controller.
+        die_quietly_on_broken_pipe();
+    }
     let bpffs = Bpffs::new(&cli.bpffs);
     let log_level = cli.log_level();
     match cli.command {
@@ -39,7 +51,8 @@ fn done((): ()) -> ExitCode {
 /// What is attached, or only to `interface`; an error where there is nothing. What is just being attached is not there
 /// yet.
 fn attached(interface: Option<&str>, bpffs: &Bpffs) -> Result<Vec<Pins>> {
-    choose(bpffs.all()?.into_iter().filter(Pins::has_link), interface)
+    let has_link = |pins: &Pins| pins.has_link().unwrap_or(false);
+    choose(bpffs.all()?.into_iter().filter(has_link), interface)
 }
 
 /// Those of `all` that are of `interface`, or simply all; an error where there is none.

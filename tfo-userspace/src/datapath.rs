@@ -1,8 +1,8 @@
 //! The program in the kernel: loading, attaching, taking over, its maps. The only owner of the loaded object.
 
 use std::{
-    fs,
-    path::Path,
+    fmt,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod, VerifierLogLevel,
-    maps::{Array, MapData, PerCpuArray},
+    maps::{Array, Map, MapData, PerCpuArray},
     programs::{
         ProgramError, ProgramType, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
@@ -34,7 +34,7 @@ use tfo_common::{
 use crate::{
     cli::AttachMode,
     counters::Report,
-    interface::{Interface, XdpOnInterface},
+    interface::{self, Interface, XdpOnInterface},
     kernel,
     keys::{KernelKeys, describe},
     pins::{Bpffs, Locked, MAPS, Pins},
@@ -129,7 +129,8 @@ impl Object {
     /// Puts `ring` in force for every packet from now on, whole.
     ///
     /// No program ever sees half of it: the ring is written where nobody reads, one aligned word is flipped, and the
-    /// other ring is not touched again before every program that could still read it has ended.
+    /// other ring gets no other bytes before every program that could still read it has ended. (Each write covers the
+    /// whole entry, but writes the bytes that were there, save in the spare ring and in the low byte of that word.)
     pub fn publish(&mut self, ring: &KeyRing) -> Result<()> {
         let Shared(mut store) = self.keys.get(&0, 0).context("cannot read the key map")?;
         let spare = KeyStore::index(store.active + 1);
@@ -150,7 +151,8 @@ fn wait_for_running_programs() {
     // SAFETY: this command takes no pointer and changes nothing in the process.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result != 0 {
-        // Kernels with nohz_full CPUs don't have it. A program runs for less than a microsecond.
+        // Kernels with nohz_full CPUs don't have it. A program runs for less than a microsecond, unless its virtual CPU
+        // is taken away; then it could see a torn ring if two more were published meanwhile.
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -170,6 +172,22 @@ fn read_key_ring<T: std::borrow::Borrow<MapData>>(map: &Array<T, Shared<KeyStore
     Ok(*store.current())
 }
 
+/// The pinned maps are those of a tfo with another layout.
+#[derive(Debug)]
+pub struct OtherVersion(PathBuf);
+
+impl fmt::Display for OtherVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dir = self.0.display();
+        write!(
+            f,
+            "the maps in {dir} are of another version of tfo: use that one, or start `tfo run` of this one"
+        )
+    }
+}
+
+impl std::error::Error for OtherVersion {}
+
 /// The maps of a program that somebody else attached, opened from their pins.
 pub struct Pinned {
     counters: PerCpuArray<MapData, Shared<Counters>>,
@@ -178,28 +196,22 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// Opens the maps under `pins`.
+    /// Opens the maps under `pins`; fails with [`OtherVersion`] where they are of another layout.
     pub fn open(pins: &Pins) -> Result<Self> {
         let open = |name| {
             let path = pins.map(name);
             MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))
         };
-        let foreign = || {
-            let dir = pins.dir().display();
-            format!(
-                "the maps in {dir} are of another version of tfo: use that version, or start `tfo run` anew"
-            )
-        };
-        let info = Array::<_, Shared<Info>>::try_from(aya::maps::Map::Array(open(names::INFO)?));
-        let Shared(info) = info.with_context(foreign)?.get(&0, 0).context("cannot read the info map")?;
+        let other = || OtherVersion(pins.dir().to_owned());
+        let info = Array::<_, Shared<Info>>::try_from(Map::Array(open(names::INFO)?));
+        let Shared(info) = info.with_context(other)?.get(&0, 0).context("cannot read the info map")?;
         if info.layout_version != LAYOUT_VERSION {
-            bail!(foreign());
+            bail!(other());
         }
-        let counters = aya::maps::Map::PerCpuArray(open(names::COUNTERS)?);
-        let keys = aya::maps::Map::Array(open(names::KEYS)?);
+        let (counters, keys) = (open(names::COUNTERS)?, open(names::KEYS)?);
         Ok(Self {
-            counters: counters.try_into().with_context(foreign)?,
-            keys: keys.try_into().with_context(foreign)?,
+            counters: Map::PerCpuArray(counters).try_into().with_context(other)?,
+            keys: Map::Array(keys).try_into().with_context(other)?,
             info,
         })
     }
@@ -222,7 +234,7 @@ impl Pinned {
 
 /// The kernel's id of the program that the pinned link attaches; `None` where no link is pinned.
 pub fn linked_program(pins: &Pins) -> Result<Option<u32>> {
-    if !pins.has_link() {
+    if !pins.has_link()? {
         return Ok(None);
     }
     let path = pins.link();
@@ -246,12 +258,21 @@ async fn runs_on(interface: &str, program: u32) -> bool {
     interface.is_ok_and(|interface| interface.xdp.is_some_and(|xdp| xdp.program_id == program))
 }
 
-/// Removes everything under `pins`, which detaches the program, and waits until it is detached.
+/// Detaches the program behind `pins` and removes them. A controller that runs there sees it and lets go.
 pub async fn unload(pins: &Pins) -> Result<()> {
+    detach(pins).await?;
+    let pins = pins.lock(Duration::from_secs(2)).with_context(|| {
+        format!("detached, but the controller does not let go of {}: end it first", pins.dir().display())
+    })?;
+    pins.remove()
+}
+
+/// Removes the link and waits until the program is detached.
+async fn detach(pins: &Pins) -> Result<()> {
     // What can't be opened can still be removed.
     let attached = is_attached(pins).await.ok().flatten() == Some(true);
     let program = linked_program(pins).ok().flatten().filter(|_| attached);
-    pins.remove()?;
+    pins.remove_link()?;
     // The kernel lets go of an unpinned link in the background (bpf_link_put).
     let patience = Instant::now() + Duration::from_secs(2);
     while let Some(program) = program
@@ -270,32 +291,53 @@ pub async fn unload(pins: &Pins) -> Result<()> {
 pub struct Datapath {
     /// The interface.
     pub interface: Interface,
-    /// Where it runs.
-    pub attach: Attach,
     pins: Locked,
     object: Object,
     info: Info,
     logger: Option<EbpfLogger<&'static dyn Log>>,
+    taken_over: bool,
+    followed: Option<KernelKeys>,
+}
+
+/// What has become of an attached program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// All is as it was.
+    Attached,
+    /// Somebody has removed its pins.
+    Unloaded,
+    /// Its interface is gone.
+    InterfaceGone,
 }
 
 impl Datapath {
-    /// Attaches the program to `interface`, or takes over the one that an earlier controller left there: its maps,
-    /// hence its counters and keys, are used on, and the program is replaced in one step.
+    /// Attaches the program to the interface called `name`, or takes over the one that an earlier controller left there:
+    /// its maps, hence its counters and keys, are used on, and the program is replaced in one step. Where the kernel's
+    /// `keys` are known, they are in force before the first packet is seen.
     ///
     /// On failure, all is as it was before.
-    pub fn attach(
-        interface: Interface,
+    pub async fn attach(
+        name: &str,
         bpffs: &Bpffs,
         mode: AttachMode,
         log_level: u8,
-        keys: KernelKeys,
+        keys: Option<KernelKeys>,
     ) -> Result<Self> {
-        let name = &interface.name;
-        let mut pins = bpffs.pins(name).lock()?;
+        // A status command that asks whether a controller runs holds the lock for an instant.
+        let mut pins = bpffs.pins(name).lock(Duration::from_millis(500))?;
+        // With the lock held: until then, another controller may have come or gone.
+        let interface = Interface::find(name).await?;
         let left_behind = left_behind(&interface, &pins)?;
-        let since_unix_ns = counting_since(&pins)?;
+        let known = Known::of(&pins)?;
+        let aside = match known {
+            Known::Other => Some(pins.set_maps_aside()?),
+            Known::Nothing | Known::Ours { .. } => None,
+        };
+
         let mut object = Object::load(interface.link_layer, log_level, Some(&pins))?;
-        object.follow(name, keys)?;
+        if let Some(keys) = keys {
+            object.follow(name, keys)?;
+        }
         let logger = match log_level {
             0 => None,
             _ => Some(EbpfLogger::init(&mut object.ebpf).context("cannot read the program's own log")?),
@@ -310,10 +352,11 @@ impl Datapath {
             attach: attach as u32,
             ifindex: interface.index,
             netns: kernel::netns()?,
-            since_unix_ns,
+            since_unix_ns: known.since(),
         };
         // Before the link: whoever finds that finds the rest complete.
         object.info.set(0, Shared(info), 0).context("cannot write the info map")?;
+        let taken_over = new_link.is_none();
         match new_link {
             Some(link) => {
                 let path = pins.link();
@@ -328,13 +371,20 @@ impl Datapath {
                 }
             }
         }
+        if let Some(aside) = aside {
+            aside.replace()?;
+        }
         pins.keep();
-        Ok(Self { interface, attach, pins, object, info, logger })
+        Ok(Self { interface, pins, object, info, logger, taken_over, followed: keys })
     }
 
     /// Takes the kernel's keys over into the key ring.
     pub fn follow(&mut self, keys: KernelKeys) -> Result<()> {
-        self.object.follow(&self.interface.name, keys)
+        if self.followed != Some(keys) {
+            self.object.follow(&self.interface.name, keys)?;
+            self.followed = Some(keys);
+        }
+        Ok(())
     }
 
     /// What was counted.
@@ -354,14 +404,29 @@ impl Datapath {
         }
     }
 
-    /// Whether the link is still pinned: `tfo unload` removes it.
-    pub fn is_pinned(&self) -> bool {
-        self.pins.has_link()
+    /// Whether the program is still where we attached it.
+    pub async fn presence(&self) -> Presence {
+        // Where something can't be told, such as with another file system mounted over the pins, we go on.
+        if self.pins.has_link().is_ok_and(|has_link| !has_link || !self.pins.is_current()) {
+            return Presence::Unloaded;
+        }
+        // By its index: it may have been renamed.
+        if interface::exists(self.interface.index).await.is_ok_and(|exists| !exists) {
+            return Presence::InterfaceGone;
+        }
+        Presence::Attached
+    }
+
+    /// Undoes [`attach`](Self::attach): what was taken over is left to run on, what is new is detached.
+    pub async fn give_back(self) -> Result<()> {
+        if self.taken_over { Ok(()) } else { self.detach().await }
     }
 
     /// Detaches the program and removes its state.
-    pub async fn detach(self) -> Result<()> {
-        unload(&self.pins).await?;
+    pub async fn detach(mut self) -> Result<()> {
+        self.flush_log();
+        detach(&self.pins).await?;
+        self.pins.remove()?;
         info!("{}: detached", self.interface.name);
         Ok(())
     }
@@ -403,10 +468,14 @@ impl Object {
         let attached = match mode {
             AttachMode::Native => attempt(Attach::Native),
             AttachMode::Generic => attempt(Attach::Generic),
-            AttachMode::Auto => attempt(Attach::Native).or_else(|error| {
-                debug!("{name}: no native mode: {}", cause(&error));
-                attempt(Attach::Generic)
-            }),
+            AttachMode::Auto => match attempt(Attach::Native) {
+                // Not EBUSY and the like: then the other mode would fail as well, and say less.
+                Err(error) if driver_has_none(&error) => {
+                    debug!("{name}: no native mode: {}", cause(&error));
+                    attempt(Attach::Generic)
+                }
+                other => other,
+            },
         };
         let (attach, link) = attached.map_err(|error| {
             let hint = if mode == AttachMode::Native {
@@ -441,6 +510,16 @@ impl AttachMode {
     }
 }
 
+/// Whether an attachment failed because the driver has no XDP, or none for the interface as it is set up (MTU, channels).
+fn driver_has_none(error: &ProgramError) -> bool {
+    let code = match error {
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        // aya's second try over netlink, after EINVAL.
+        _ => Some(libc::EINVAL),
+    };
+    !matches!(code, Some(libc::EBUSY | libc::EEXIST | libc::EPERM | libc::EACCES | libc::ENODEV))
+}
+
 /// What an attachment failed of, in the kernel's own words.
 fn cause(error: &ProgramError) -> String {
     match error {
@@ -460,34 +539,60 @@ fn left_behind(interface: &Interface, pins: &Pins) -> Result<Option<Attach>> {
     }
 }
 
-/// Since when the maps under `pins` count, in nanoseconds since 1970: from now on where there are none. Those of
-/// another layout are removed; a program that still runs keeps them.
-fn counting_since(pins: &Pins) -> Result<u64> {
-    match Pinned::open(pins) {
-        Ok(pinned) => return Ok(pinned.info.since_unix_ns),
-        Err(error) if pins.map(names::INFO).exists() => {
-            warn!("{}: counting starts anew: {error:#}", pins.interface());
-            pins.remove_maps()?;
-        }
-        Err(_) => {}
-    }
-    Ok(Timestamp::now().as_nanosecond().try_into().unwrap_or(0))
+/// The maps that an earlier controller left.
+#[derive(Clone, Copy)]
+enum Known {
+    /// None.
+    Nothing,
+    /// Maps of our layout, which count since then.
+    Ours { since_unix_ns: u64 },
+    /// Maps of another layout, or not all of them.
+    Other,
 }
 
-/// Removes a link that attaches nothing any more, because its interface is gone; not one of another namespace.
+impl Known {
+    fn of(pins: &Pins) -> Result<Self> {
+        let maps = pins.maps()?;
+        if maps == 0 {
+            return Ok(Self::Nothing);
+        }
+        let reason = if maps < MAPS.len() {
+            format!("some of the maps in {} are missing", pins.dir().display())
+        } else {
+            match Pinned::open(pins) {
+                Ok(pinned) => return Ok(Self::Ours { since_unix_ns: pinned.info.since_unix_ns }),
+                Err(error) if error.is::<OtherVersion>() => error.to_string(),
+                Err(error) => return Err(error),
+            }
+        };
+        warn!("{}: counting starts anew: {reason}", pins.interface());
+        Ok(Self::Other)
+    }
+
+    /// Since when is counted, in nanoseconds since 1970.
+    fn since(self) -> u64 {
+        match self {
+            Self::Ours { since_unix_ns } => since_unix_ns,
+            Self::Nothing | Self::Other => Timestamp::now().as_nanosecond().try_into().unwrap_or(0),
+        }
+    }
+}
+
+/// Removes a link that attaches nothing any more because its interface is gone; not one of another namespace, nor one
+/// of which that can't be told.
 fn forget_stale_link(pins: &Pins) -> Result<()> {
     let name = pins.interface();
-    if let Ok(pinned) = Pinned::open(pins)
-        && pinned.info.netns != kernel::netns()?
-    {
+    let is_ours =
+        Pinned::open(pins).is_ok_and(|pinned| kernel::netns().is_ok_and(|here| pinned.info.netns == here));
+    if !is_ours {
         bail!(
-            "{} belongs to an interface {name} of another network namespace: if that is gone, run \
+            "{} seems to belong to an interface {name} of another network namespace: if that is gone, run \
              `tfo unload -i {name}`; if it isn't, give one of the two a BPF file system of its own (--bpffs)",
             pins.dir().display()
         );
     }
     debug!("{name}: removing the link to an earlier interface of that name");
-    fs::remove_file(pins.link()).with_context(|| format!("cannot remove {}", pins.link().display()))
+    pins.remove_link()
 }
 
 fn refusal(name: &str, xdp: XdpOnInterface) -> String {

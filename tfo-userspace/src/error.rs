@@ -26,7 +26,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
 
 /// Makes a write to a closed pipe end the process, as it does for other commands, instead of a panic.
 pub fn die_quietly_on_broken_pipe() {
-    // SAFETY: called before any other thread is started; SIG_DFL runs no code of ours.
+    // SAFETY: SIG_DFL runs no code of ours.
     let result = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
     debug_assert!(result.is_ok(), "SIGPIPE has a default action");
 }

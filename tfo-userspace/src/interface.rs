@@ -1,8 +1,11 @@
 //! Network interfaces, asked over rtnetlink: names, link layers, and the XDP programs on them.
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use futures_util::TryStreamExt as _;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType, LinkXdp, XdpAttached};
+use rtnetlink::{
+    LinkGetRequest,
+    packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
+};
 use tfo_common::{info::Attach, parse::LinkLayer};
 
 /// An interface of the calling thread's network namespace.
@@ -30,17 +33,10 @@ pub struct XdpOnInterface {
 impl Interface {
     /// The interface called `name`.
     pub async fn find(name: &str) -> Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
-        let connection = tokio::spawn(connection);
-        let found = handle.link().get().match_name(name.to_owned()).execute().try_next().await;
-        connection.abort();
+        let found = ask(|links| links.match_name(name.to_owned())).await?;
         let message = match found {
-            Ok(Some(message)) => message,
-            Err(rtnetlink::Error::NetlinkError(error)) if is_no_such_interface(&error) => {
-                bail!("there is no interface {name} in this network namespace: `ip link` lists them")
-            }
-            Ok(None) => bail!("there is no interface {name} in this network namespace: `ip link` lists them"),
-            Err(error) => return Err(anyhow!(error).context(format!("cannot ask the kernel about {name}"))),
+            Some(message) => message,
+            None => bail!("there is no interface {name} in this network namespace: `ip link` lists them"),
         };
         let link_layer = link_layer(name, message.header.link_layer_type)?;
         let xdp = message.attributes.iter().find_map(|attribute| match attribute {
@@ -48,6 +44,23 @@ impl Interface {
             _ => None,
         });
         Ok(Self { name: name.to_owned(), index: message.header.index, link_layer, xdp })
+    }
+}
+
+/// Whether there is an interface of this index in the calling thread's network namespace.
+pub async fn exists(index: u32) -> Result<bool> {
+    Ok(ask(|links| links.match_index(index)).await?.is_some())
+}
+
+/// The first interface for which the kernel is asked; `None` where there is none such.
+async fn ask(select: impl FnOnce(LinkGetRequest) -> LinkGetRequest) -> Result<Option<LinkMessage>> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+    let connection = tokio::spawn(connection);
+    let found = select(handle.link().get()).execute().try_next().await;
+    connection.abort();
+    match found {
+        Err(rtnetlink::Error::NetlinkError(error)) if is_no_such_interface(&error) => Ok(None),
+        found => found.context("cannot ask the kernel about its interfaces"),
     }
 }
 

@@ -103,19 +103,14 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// The kernel's keys as last seen.
-    pub fn keys(&self) -> KernelKeys {
-        self.seen.unwrap_or_default()
-    }
-
-    /// The kernel's keys, where they have changed since the last call (or at the first).
+    /// The kernel's keys now; where they can't be read or understood, as last seen.
     ///
-    /// What can't be read or understood is said once, and the keys held so far stay in force.
+    /// A failure is said once, and the keys known so far stay in force.
     pub fn poll(&mut self) -> Option<KernelKeys> {
         match kernel::read_key().and_then(|text| KernelKeys::parse(&text).ok_or_else(unreadable)) {
             Ok(keys) => {
                 self.failure = None;
-                (self.seen != Some(keys)).then(|| *self.seen.insert(keys))
+                self.seen = Some(keys);
             }
             Err(error) => {
                 let failure = error.to_string();
@@ -125,9 +120,9 @@ impl Follower {
                     );
                     self.failure = Some(failure);
                 }
-                None
             }
         }
+        self.seen
     }
 }
 

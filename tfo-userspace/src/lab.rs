@@ -23,10 +23,10 @@ use script::Script;
 use crate::{
     cli::{AttachMode, Lab},
     controller::{Controller, FOLLOW_EVERY, every},
-    datapath::preflight,
+    datapath::{preflight, unload},
     kernel::{self, KeySysctl, TcpExt},
     pins::Bpffs,
-    screen,
+    screen::Screen,
     signals::Signals,
 };
 
@@ -47,24 +47,38 @@ pub async fn run(args: &Lab, bpffs: &Bpffs, log_level: LevelFilter) -> Result<Ex
     let pins = bpffs.pins(INTERFACE);
     if !pins.has_controller()? {
         // What a killed lab left behind belongs to namespaces that are gone.
-        pins.remove()?;
+        unload(&pins).await?;
     }
 
     let client = net::connect(INTERFACE).await.context("cannot set up the lab's network")?;
     kernel::write_mode(kernel::CLIENT | kernel::SERVER)?;
     let listeners = server::Listeners::start(&net::SERVERS)?;
-    let before = TcpExt::read()?;
+    let (before, sysctl) = (TcpExt::read()?, KeySysctl::open()?);
     let interfaces = [INTERFACE.to_owned()];
     let mut controller = Controller::start(&interfaces, bpffs, AttachMode::Auto, log_level).await?;
 
-    let script = Script::start(client, KeySysctl::open()?, pins)?;
-    let watched = watch(args.duration, &mut controller, &mut signals, &script, before).await;
-    let rounds = script.join();
-    let settled = settle(&controller, before).await;
+    let outcome =
+        play(args.duration, &mut controller, &mut signals, before, || Script::start(client, sysctl, pins))
+            .await;
     controller.stop().await?;
     drop(listeners);
+    let (agreement, rounds) = outcome?;
+    conclude(&agreement, rounds)
+}
+
+/// Lets the script play, and waits for its last packets; what was counted, and in how many rounds.
+async fn play(
+    duration: Option<Duration>,
+    controller: &mut Controller,
+    signals: &mut Signals,
+    before: TcpExt,
+    start: impl FnOnce() -> Result<Script>,
+) -> Result<(Agreement, u64)> {
+    let script = start()?;
+    let watched = watch(duration, controller, signals, &script, before).await;
+    let rounds = script.join();
     watched?;
-    conclude(&settled?, rounds?)
+    Ok((settle(controller, before).await?, rounds?))
 }
 
 /// Shows what happens until the time is up or a signal comes, and the script has ended.
@@ -75,22 +89,21 @@ async fn watch(
     script: &Script,
     before: TcpExt,
 ) -> Result<()> {
-    let live = screen::is_terminal();
+    let mut screen = Screen::open();
     let end = duration.map(|duration| Instant::now() + duration);
     let mut follow = every(FOLLOW_EVERY);
-    let mut show = every(if live { DRAW_EVERY } else { PRINT_EVERY });
+    let mut show = every(if screen.is_some() { DRAW_EVERY } else { PRINT_EVERY });
     while !script.has_ended() {
         tokio::select! {
             () = signals.next() => script.stop(),
             // The script waits for keys to arrive in the map, so this goes on to its very end.
-            _ = follow.tick() => controller.step()?,
+            _ = follow.tick() => controller.step().await,
             _ = show.tick() => {
                 for (report, counters) in controller.reports()?.iter().zip(controller.counters()?) {
                     let agreement = Agreement::new(&counters, TcpExt::read()? - before);
-                    if live {
-                        screen::draw(&live_text(&report.text(), &agreement, script.rounds(), end))?;
-                    } else {
-                        println!("{} rounds: {}", script.rounds(), report.summary());
+                    match &mut screen {
+                        Some(screen) => screen.draw(&live_text(&report.text(), &agreement, script.rounds(), end)),
+                        None => println!("{} rounds: {}", script.rounds(), report.summary()),
                     }
                 }
             }

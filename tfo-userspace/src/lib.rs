@@ -1,6 +1,7 @@
 //! The controller: loads and attaches the XDP program, keeps its keys in step with the kernel, and shows what it
 //! counts. The binary is `tfo`; the modules are public so that the tests drive the same code.
 
+pub mod background;
 pub mod cli;
 pub mod cmd;
 pub mod controller;

@@ -1,25 +1,33 @@
 //! The `tfo` command.
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode, time::Duration};
 
 use clap::Parser as _;
-use tfo_userspace::{cli::Cli, cmd, error};
+use env_logger::Target;
+use tfo_userspace::{background::Background, cli::Cli, cmd, error};
+
+/// Log lines that may wait for whoever reads them.
+const LOG_QUEUE: usize = 1024;
 
 fn main() -> ExitCode {
-    // A reader that closes the pipe early, such as `head`, is no failure of ours.
-    error::die_quietly_on_broken_pipe();
     let cli = Cli::parse();
-    let mut logger = env_logger::Builder::new();
-    logger
+    let log = match Background::new(io::stderr(), LOG_QUEUE) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("error: cannot start a thread: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    env_logger::Builder::new()
         .filter_level(cli.libraries_log_level())
         .filter_module("tfo", cli.log_level())
         .format_target(false)
+        .target(Target::Pipe(Box::new(log.clone())))
         .init();
-    match cmd::run(cli) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            error::exit_code(&error)
-        }
-    }
+    let outcome = cmd::run(cli);
+    log.drain(Duration::from_secs(1));
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        error::exit_code(&error)
+    })
 }

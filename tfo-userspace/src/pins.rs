@@ -5,13 +5,13 @@
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
-use log::debug;
+use log::{debug, warn};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -133,39 +133,50 @@ impl Pins {
     }
 
     /// Whether a link is pinned: once it is gone, the program is detached.
-    pub fn has_link(&self) -> bool {
-        self.link().exists()
+    pub fn has_link(&self) -> Result<bool> {
+        exists(&self.link())
     }
 
-    /// Makes the directory, if need be, and takes the controller's lock on it.
-    pub fn lock(&self) -> Result<Locked> {
+    /// How many of [`MAPS`] are pinned.
+    pub fn maps(&self) -> Result<usize> {
+        MAPS.iter().try_fold(0, |sum, name| Ok(sum + usize::from(exists(&self.map(name))?)))
+    }
+
+    /// Makes the directory, if need be, and takes the controller's lock on it; waits that long for whoever has it.
+    pub fn lock(&self, patience: Duration) -> Result<Locked> {
         let dir = self.dir.display();
-        let created = !self.dir.exists();
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.dir)
-            .with_context(|| format!("cannot make the pin folder {dir}"))?;
-        // A command that asks whether a controller runs holds the lock for an instant.
-        let patience = Instant::now() + Duration::from_millis(500);
+        let end = Instant::now() + patience;
+        let mut created = false;
         loop {
+            created |= !exists(&self.dir)?;
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&self.dir)
+                .with_context(|| format!("cannot make the pin folder {dir}"))?;
+            // The folder may be removed, and another made, at any time before the lock is ours.
             match self.try_lock(FlockArg::LockExclusiveNonblock)? {
-                Some(lock) => {
-                    return Ok(Locked { pins: self.clone(), keep: !created, _lock: lock });
+                Some(lock) if self.is_at_path(&lock) => {
+                    return Ok(Locked { pins: self.clone(), keep: !created, lock });
                 }
-                None if Instant::now() < patience => std::thread::sleep(Duration::from_millis(20)),
-                None => bail!("another tfo already runs on {} (it holds {dir})", self.interface),
+                _ if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+                _ => bail!("another tfo already runs on {} (it holds {dir})", self.interface),
             }
         }
     }
 
     /// Whether a controller holds the lock.
     pub fn has_controller(&self) -> Result<bool> {
-        Ok(self.dir.exists() && self.try_lock(FlockArg::LockSharedNonblock)?.is_none())
+        Ok(exists(&self.dir)? && self.try_lock(FlockArg::LockSharedNonblock)?.is_none())
     }
 
+    /// `None` where somebody else has the lock, or the folder has gone.
     fn try_lock(&self, how: FlockArg) -> Result<Option<Flock<File>>> {
-        let dir = File::open(&self.dir).with_context(|| format!("cannot open {}", self.dir.display()))?;
+        let dir = match File::open(&self.dir) {
+            Ok(dir) => dir,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot open {}", self.dir.display())),
+        };
         match Flock::lock(dir, how) {
             Ok(lock) => Ok(Some(lock)),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),
@@ -173,11 +184,47 @@ impl Pins {
         }
     }
 
+    /// Whether the folder that is locked is still the one at the path.
+    fn is_at_path(&self, lock: &Flock<File>) -> bool {
+        let at_path = fs::metadata(&self.dir);
+        let locked = lock.metadata();
+        at_path.is_ok_and(|at_path| locked.is_ok_and(|locked| at_path.ino() == locked.ino()))
+    }
+
+    /// Removes the link, which detaches the program.
+    pub fn remove_link(&self) -> Result<()> {
+        remove_if_there(&self.link())
+    }
+}
+
+/// The pins of an interface whose controller we are. Unless [kept](Self::keep), what was made is removed on drop.
+#[derive(Debug)]
+pub struct Locked {
+    pins: Pins,
+    keep: bool,
+    lock: Flock<File>,
+}
+
+impl Locked {
+    /// From now on the pins outlive this value.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// Whether we still are the controller: nobody has removed the folder under us.
+    pub fn is_current(&self) -> bool {
+        self.pins.is_at_path(&self.lock)
+    }
+
     /// Removes the link, which detaches the program, then the rest.
     pub fn remove(&self) -> Result<()> {
-        remove_if_there(&self.link())?;
-        self.remove_maps()?;
-        for dir in [Some(self.dir.as_path()), self.dir.parent()].into_iter().flatten() {
+        let dir = self.dir.as_path();
+        self.remove_link()?;
+        for name in MAPS {
+            remove_if_there(&self.map(name))?;
+            remove_if_there(&self.old_map(name))?;
+        }
+        for dir in [Some(dir), dir.parent()].into_iter().flatten() {
             match fs::remove_dir(dir) {
                 Ok(()) => {}
                 // Ours, but not only ours: another interface is in it.
@@ -189,24 +236,45 @@ impl Pins {
         Ok(())
     }
 
-    /// Removes the pinned maps. A program that runs keeps its own.
-    pub fn remove_maps(&self) -> Result<()> {
-        MAPS.iter().try_for_each(|name| remove_if_there(&self.map(name)))
+    /// Moves the pinned maps out of the way, until it is clear that they are needed no more.
+    pub fn set_maps_aside(&self) -> Result<SetAside> {
+        let aside = SetAside { pins: self.pins.clone(), restore: true };
+        for name in MAPS {
+            rename_if_there(&self.map(name), &self.old_map(name))?;
+        }
+        Ok(aside)
     }
 }
 
-/// The pins of an interface whose controller we are. Unless [kept](Self::keep), what was made is removed on drop.
-#[derive(Debug)]
-pub struct Locked {
-    pins: Pins,
-    keep: bool,
-    _lock: Flock<File>,
+impl Pins {
+    fn old_map(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}-old"))
+    }
 }
 
-impl Locked {
-    /// From now on the pins outlive this value.
-    pub fn keep(&mut self) {
-        self.keep = true;
+/// Maps that were moved out of the way: put back on drop, over whatever was pinned in their place, unless they were
+/// [replaced](Self::replace).
+#[derive(Debug)]
+pub struct SetAside {
+    pins: Pins,
+    restore: bool,
+}
+
+impl SetAside {
+    /// Removes them: the new ones are in force. A program that runs keeps its own.
+    pub fn replace(mut self) -> Result<()> {
+        self.restore = false;
+        MAPS.iter().try_for_each(|name| remove_if_there(&self.pins.old_map(name)))
+    }
+}
+
+impl Drop for SetAside {
+    fn drop(&mut self) {
+        for name in MAPS.iter().filter(|_| self.restore) {
+            if let Err(error) = rename_if_there(&self.pins.old_map(name), &self.pins.map(name)) {
+                warn!("{error:#}");
+            }
+        }
     }
 }
 
@@ -221,10 +289,23 @@ impl std::ops::Deref for Locked {
 impl Drop for Locked {
     fn drop(&mut self) {
         if !self.keep
-            && let Err(error) = self.pins.remove()
+            && let Err(error) = self.remove()
         {
             debug!("{error:#}");
         }
+    }
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    path.try_exists().with_context(|| format!("cannot look for {}", path.display()))
+}
+
+fn rename_if_there(from: &Path, to: &Path) -> Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -105,6 +105,15 @@ fn single_extensions(table: &mut Table) {
         let name = format!("routing, {stops} stops left");
         table.ipv6(name, |ip| hello(ip.routing(stops)), unsupported(SourceRoute));
     }
+    // RPL and segment routing: refused even at the last stop, unless the interface was told to take them.
+    for kind in [3, 4] {
+        let name = format!("routing of type {kind}, no stop left");
+        table.ipv6(name, |ip| hello(ip.routing_of(kind, 0)), unsupported(SourceRoute));
+    }
+    for kind in [2, 253] {
+        let name = format!("routing of type {kind}, no stop left");
+        table.ipv6(name, |ip| hello(ip.routing_of(kind, 0)), hello_counted());
+    }
     for kind in [135, 139, 140, 253] {
         let packet = |ip: Ipv6| hello(ip.extension(kind, &[0; 8]));
         table.ipv6(format!("extension header {kind}, not one that leads to TCP"), packet, not_syn());
@@ -161,7 +170,11 @@ fn fragments(table: &mut Table) {
     let not_cut = |ip: Ipv6| hello(ip.atomic_fragment()).cut(24);
     table.ipv6("atomic fragment, cut", not_cut, malformed(TcpOptionsTruncated));
     let first_then_atomic = |ip: Ipv6| hello(first(ip).atomic_fragment()).cut(24);
-    table.ipv6("first fragment around an atomic one, cut", first_then_atomic, unsupported(FragmentedHeader));
+    table.ipv6("first fragment around an atomic one, cut", first_then_atomic, unsupported(ExtensionChain));
+    let twice = |ip: Ipv6| hello(ip.atomic_fragment().atomic_fragment());
+    table.ipv6("two atomic fragment headers", twice, unsupported(ExtensionChain));
+    let apart = |ip: Ipv6| hello(ip.atomic_fragment().destination_options().atomic_fragment());
+    table.ipv6("two atomic fragment headers, apart", apart, unsupported(ExtensionChain));
     let udp = |ip: Ipv6| first(ip).carrying(protocol::UDP, b"");
     table.ipv6("first fragment of UDP", udp, not_syn());
 

@@ -232,9 +232,14 @@ impl Ipv6 {
         self.extension(kind, &bytes)
     }
 
-    /// A routing header that names `segments_left` further stops.
+    /// A routing header of type 0 that names `segments_left` further stops.
     pub fn routing(self, segments_left: u8) -> Self {
-        let mut bytes = vec![0, segments_left * 2, 0, segments_left, 0, 0, 0, 0];
+        self.routing_of(0, segments_left)
+    }
+
+    /// A routing header of any type.
+    pub fn routing_of(self, kind: u8, segments_left: u8) -> Self {
+        let mut bytes = vec![0, segments_left * 2, kind, segments_left, 0, 0, 0, 0];
         for _ in 0..segments_left {
             bytes.extend(self.destination.octets());
         }

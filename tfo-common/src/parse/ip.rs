@@ -49,7 +49,7 @@ pub(super) fn parse<B: Bytes + ?Sized>(frame: &B, network: Network) -> Result<Op
     }
 }
 
-/// Checks what `ip_rcv_core` (net/ipv4/ip_input.c) checks, but for the checksum.
+/// Checks the lengths that `ip_rcv_core` (net/ipv4/ip_input.c) checks; checksum, options and addresses are left to it.
 #[inline(always)]
 fn ipv4<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fault> {
     let header: [u8; Ipv4Hdr::LEN] = frame.read(start).ok_or(Malformed::IpTruncated)?;
@@ -81,7 +81,8 @@ fn ipv4<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
     }))
 }
 
-/// Checks what `ip6_rcv_core` (net/ipv6/ip6_input.c) checks, then walks the extension headers.
+/// Checks the lengths that `ip6_rcv_core` (net/ipv6/ip6_input.c) checks, then walks the extension headers; addresses and
+/// the contents of options are left to it.
 #[inline(always)]
 fn ipv6<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fault> {
     let header: [u8; 8] = frame.read(start).ok_or(Malformed::IpTruncated)?;
@@ -120,10 +121,20 @@ struct Chain {
     fragment: bool,
 }
 
+/// What a fragment header said, if there was one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fragment {
+    /// There was none.
+    No,
+    /// This is the whole packet (RFC 6946).
+    Atomic,
+    /// More follow.
+    First,
+}
+
 /// Follows extension headers from `next`, at `offset`, to TCP; `None` where they lead to anything else.
 ///
-/// What a turn knows is in one word (offset, next header, whether this is a fragment), opaque at its head: see
-/// [`Bytes::opaque`].
+/// What a turn knows is in one word ([`pack`]), opaque at its head: see [`Bytes::opaque`].
 #[inline(always)]
 fn extensions<B: Bytes + ?Sized>(
     frame: &B,
@@ -131,18 +142,19 @@ fn extensions<B: Bytes + ?Sized>(
     offset: usize,
     end: usize,
 ) -> Result<Option<Chain>, Fault> {
-    let mut state = pack(offset, next, false);
+    let mut state = pack(offset, next, Fragment::No);
     for turn in 0..=EXTENSION_HEADERS {
         state = frame.opaque(state);
         let (offset, next, fragment) = unpack(state);
         if next == TCP {
-            return Ok(Some(Chain { transport: offset, fragment }));
+            return Ok(Some(Chain { transport: offset, fragment: fragment == Fragment::First }));
         }
         if !is_followed(next) {
             return Ok(None);
         }
-        // The kernel takes hop-by-hop options only right behind the IPv6 header.
-        if turn == EXTENSION_HEADERS || (next == HOP_BY_HOP && turn > 0) {
+        // The kernel takes hop-by-hop options only right behind the IPv6 header, and one fragment header only.
+        let is_misplaced = next == HOP_BY_HOP && turn > 0 || next == FRAGMENT && fragment != Fragment::No;
+        if turn == EXTENSION_HEADERS || is_misplaced {
             return Err(Unsupported::ExtensionChain.into());
         }
         if offset + 8 > end {
@@ -161,9 +173,9 @@ fn extensions<B: Bytes + ?Sized>(
                         Ok(None)
                     };
                 }
-                (8, fragment || field & IPV6_MORE != 0)
+                (8, if field & IPV6_MORE == 0 { Fragment::Atomic } else { Fragment::First })
             }
-            ROUTING if header[3] != 0 => return Err(Unsupported::SourceRoute.into()),
+            ROUTING if is_source_route(header[2], header[3]) => return Err(Unsupported::SourceRoute.into()),
             // RFC 4302, 2.2: in words of four bytes, less two; the others in words of eight, less one.
             AUTHENTICATION => ((words + 2) * 4, fragment),
             _ => ((words + 1) * 8, fragment),
@@ -176,20 +188,45 @@ fn extensions<B: Bytes + ?Sized>(
     Ok(None)
 }
 
+/// Whether a routing header of this type and with so many segments left keeps a host from taking the packet as its own.
+///
+/// RPL and segment routing headers do even at their last stop, unless they were switched on for the interface
+/// (`ipv6_rpl_srh_rcv`, `ipv6_srh_rcv`, net/ipv6/exthdrs.c).
 #[inline(always)]
-const fn pack(offset: usize, next: u8, fragment: bool) -> u32 {
+const fn is_source_route(kind: u8, segments_left: u8) -> bool {
+    const RPL: u8 = 3;
+    const SEGMENTS: u8 = 4;
+    segments_left != 0 || matches!(kind, RPL | SEGMENTS)
+}
+
+/// | bits | meaning |
+/// |---|---|
+/// | 0..14 | offset of the next header |
+/// | 16..24 | its kind |
+/// | 24..26 | [`Fragment`] |
+#[inline(always)]
+const fn pack(offset: usize, next: u8, fragment: Fragment) -> u32 {
     (offset as u32 & OFFSET_MASK) | (next as u32) << 16 | (fragment as u32) << 24
 }
 
 #[inline(always)]
-const fn unpack(state: u32) -> (usize, u8, bool) {
-    ((state & OFFSET_MASK) as usize, (state >> 16) as u8, state >> 24 & 1 == 1)
+const fn unpack(state: u32) -> (usize, u8, Fragment) {
+    let fragment = match state >> 24 & 3 {
+        0 => Fragment::No,
+        1 => Fragment::Atomic,
+        _ => Fragment::First,
+    };
+    ((state & OFFSET_MASK) as usize, (state >> 16) as u8, fragment)
 }
 
 /// A header cut short by its packet's end: broken, unless the rest follows in the next fragment.
 #[inline(always)]
-fn truncated(fragment: bool) -> Fault {
-    if fragment { Unsupported::FragmentedHeader.into() } else { Malformed::ExtensionTruncated.into() }
+fn truncated(fragment: Fragment) -> Fault {
+    if fragment == Fragment::First {
+        Unsupported::FragmentedHeader.into()
+    } else {
+        Malformed::ExtensionTruncated.into()
+    }
 }
 
 /// Whether a next-header value is TCP or may lead to it.

@@ -8,37 +8,42 @@ use crate::{
     cli::{Counters, Select},
     counters::Report,
     datapath::Pinned,
-    pins::Bpffs,
-    screen,
+    pins::{Bpffs, Pins},
+    screen::Screen,
 };
 
 /// Prints the counters, with `--watch` again every second.
 pub(super) fn run(args: &Counters, bpffs: &Bpffs) -> Result<()> {
+    let mut screen = if args.watch && !args.select.json { Screen::open() } else { None };
     loop {
-        let text = render(&args.select, bpffs)?;
-        if !args.watch {
-            print!("{text}");
-            return Ok(());
+        let (text, outcome) = render(&args.select, bpffs)?;
+        match &mut screen {
+            Some(screen) => screen.draw(&text),
+            None => print!("{text}"),
         }
-        if !args.select.json && screen::is_terminal() {
-            screen::draw(&text)?;
-        } else {
-            print!("{text}");
+        outcome?;
+        if !args.watch {
+            return Ok(());
         }
         thread::sleep(Duration::from_secs(1));
     }
 }
 
-fn render(select: &Select, bpffs: &Bpffs) -> Result<String> {
+/// The text for every interface that can be read, and the first failure.
+fn render(select: &Select, bpffs: &Bpffs) -> Result<(String, Result<()>)> {
     let mut text = String::new();
+    let mut outcome = Ok(());
     for pins in super::attached(select.interface.as_deref(), bpffs)? {
-        let pinned = Pinned::open(&pins)?;
-        let report = Report::new(pins.interface(), pinned.info(), &pinned.counters()?);
-        if select.json {
-            writeln!(text, "{}", serde_json::to_string(&report)?)?;
-        } else {
-            writeln!(text, "{}", report.text())?;
+        match report(&pins) {
+            Ok(report) if select.json => writeln!(text, "{}", serde_json::to_string(&report)?)?,
+            Ok(report) => writeln!(text, "{}", report.text())?,
+            Err(error) => outcome = outcome.and(Err(error)),
         }
     }
-    Ok(text)
+    Ok((text, outcome))
+}
+
+fn report(pins: &Pins) -> Result<Report> {
+    let pinned = Pinned::open(pins)?;
+    Ok(Report::new(pins.interface(), pinned.info(), &pinned.counters()?))
 }

@@ -1,15 +1,16 @@
 //! `tfo run`.
 
-use std::{fmt::Write as _, time::Duration};
+use std::time::Duration;
 
 use anyhow::Result;
-use log::{LevelFilter, info};
+use log::{LevelFilter, info, warn};
 
 use crate::{
     cli::Run,
     controller::{Controller, FOLLOW_EVERY, every},
+    counters::Report,
     pins::Bpffs,
-    screen,
+    screen::Screen,
     signals::Signals,
 };
 
@@ -23,33 +24,29 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
     // From the first attachment on a signal must find us ready to clean up.
     let mut signals = Signals::new()?;
     let mut controller = Controller::start(&args.interfaces, bpffs, args.attach, log_level).await?;
-    let outcome = serve(&mut controller, &mut signals).await;
-    outcome.and(controller.stop().await)
-}
-
-async fn serve(controller: &mut Controller, signals: &mut Signals) -> Result<()> {
-    let live = screen::is_terminal();
+    let mut screen = Screen::open();
     let mut follow = every(FOLLOW_EVERY);
-    let mut show = every(if live { DRAW_EVERY } else { LOG_EVERY });
+    let mut show = every(if screen.is_some() { DRAW_EVERY } else { LOG_EVERY });
     while !controller.is_idle() {
         tokio::select! {
             () = signals.next() => break,
-            _ = follow.tick() => controller.step()?,
-            _ = show.tick() => {
-                let reports = controller.reports()?;
-                if live {
-                    let mut text = String::new();
-                    for report in &reports {
-                        writeln!(text, "{}", report.text())?;
-                    }
-                    screen::draw(&text)?;
-                } else {
-                    for report in &reports {
-                        info!("{}: {}", report.interface, report.summary());
-                    }
-                }
+            _ = follow.tick() => controller.step().await,
+            _ = show.tick() => match controller.reports() {
+                Ok(reports) => display(&reports, screen.as_mut()),
+                Err(error) => warn!("{error:#}"),
             }
         }
     }
-    Ok(())
+    controller.stop().await
+}
+
+/// Shows the counters, live on a terminal, else in the log.
+fn display(reports: &[Report], screen: Option<&mut Screen>) {
+    match screen {
+        Some(screen) => {
+            let text: Vec<_> = reports.iter().map(Report::text).collect();
+            screen.draw(&text.join("\n"));
+        }
+        None => reports.iter().for_each(|report| info!("{}: {}", report.interface, report.summary())),
+    }
 }

@@ -1,7 +1,7 @@
 //! Our counters beside the kernel's, which count the same packets further up the stack.
 
 use comfy_table::CellAlignment::{Left, Right};
-use tfo_common::{class::Class, counters::Counters};
+use tfo_common::{class::Class, counters::Counters, segment::Family};
 
 use crate::{counters::table, kernel::TcpExt};
 
@@ -10,7 +10,7 @@ use crate::{counters::table, kernel::TcpExt};
 pub struct Agreement {
     rows: Vec<Row>,
     overflow: u64,
-    not_seen: Vec<&'static str>,
+    not_seen: Vec<String>,
 }
 
 /// One counter of the kernel's.
@@ -50,10 +50,16 @@ impl Agreement {
                 kernel.passive_fail,
             ),
         ];
-        let classes =
-            Class::ALL.iter().filter(|class| ours.class(**class).packets == 0).map(|class| class.name());
-        let malformed = (ours.malformed_total() == 0).then_some("malformed");
-        Self { rows, overflow: kernel.listen_overflow, not_seen: classes.chain(malformed).collect() }
+        let mut not_seen: Vec<_> =
+            (ours.malformed_total() == 0).then(|| "malformed".to_owned()).into_iter().collect();
+        for family in Family::ALL {
+            for class in Class::ALL {
+                if ours.syn[family.index()][class.index()].iter().all(|tally| tally.packets == 0) {
+                    not_seen.push(format!("{family} {class}"));
+                }
+            }
+        }
+        Self { rows, overflow: kernel.listen_overflow, not_seen }
     }
 
     /// The four comparisons.
@@ -66,8 +72,8 @@ impl Agreement {
         self.overflow == 0 && self.rows.iter().all(|row| row.ours == row.kernel)
     }
 
-    /// The classes that no SYN has shown yet, and `malformed`.
-    pub fn not_seen(&self) -> &[&'static str] {
+    /// The families and classes that no SYN has shown yet, and `malformed`.
+    pub fn not_seen(&self) -> &[String] {
         &self.not_seen
     }
 

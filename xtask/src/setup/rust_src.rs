@@ -143,8 +143,13 @@ impl Apt {
 
 /// The mirror that this machine's apt already uses.
 fn mirror() -> Result<String> {
-    let uris =
-        output(command("apt-get").args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]))?;
+    let uris = output(command("apt-get").args([
+        "indextargets",
+        "--format",
+        "$(REPO_URI)",
+        "Created-By: Packages",
+        "Origin: Debian",
+    ]))?;
     let mirror = archive(&uris).context("apt has no Debian mirror among its sources")?;
     Ok(mirror.to_owned())
 }

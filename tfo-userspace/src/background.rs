@@ -1,0 +1,89 @@
+//! Writing that makes nobody wait: a terminal that is stopped (Ctrl-S) or a pipe that nobody reads must not keep the
+//! controller from following keys and signals.
+
+use std::{
+    io::{self, Write},
+    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    thread,
+    time::Duration,
+};
+
+/// A writer with a thread of its own. What comes while the queue is full is dropped.
+#[derive(Clone, Debug)]
+pub struct Background(SyncSender<Message>);
+
+#[derive(Debug)]
+enum Message {
+    Text(Vec<u8>),
+    /// Everything before it is written.
+    Mark(SyncSender<()>),
+}
+
+impl Background {
+    /// Writes to `out`, with room for `queue` writes that wait.
+    pub fn new(out: impl Write + Send + 'static, queue: usize) -> io::Result<Self> {
+        let (sender, receiver) = sync_channel(queue);
+        thread::Builder::new().name("writer".to_owned()).spawn(move || write_all(out, &receiver))?;
+        Ok(Self(sender))
+    }
+
+    /// Waits until all is written, but no longer than `patience`.
+    pub fn drain(&self, patience: Duration) {
+        let (done, is_done) = sync_channel(1);
+        // Nobody waits for an answer that can't come: the queue may be full for ever.
+        if self.0.try_send(Message::Mark(done)).is_ok() {
+            let _: Result<(), _> = is_done.recv_timeout(patience);
+        }
+    }
+}
+
+impl Write for Background {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        match self.0.try_send(Message::Text(text.to_vec())) {
+            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Ok(text.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write_all(mut out: impl Write, queue: &Receiver<Message>) {
+    for message in queue {
+        match message {
+            // A reader that went away is no reason to end: the next may be another file.
+            Message::Text(text) => drop(out.write_all(&text).and_then(|()| out.flush())),
+            Message::Mark(done) => drop(done.try_send(())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pipe that nobody reads takes 64 KiB, then blocks its writer for ever.
+    #[test]
+    fn a_blocked_reader_makes_nobody_wait() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let mut background = Background::new(writer, 4).unwrap();
+        for _ in 0..100 {
+            background.write_all(&[b'x'; 65_536]).unwrap();
+        }
+        background.drain(Duration::from_millis(1));
+    }
+
+    #[test]
+    fn what_is_written_arrives_in_order() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut background = Background::new(writer, 16).unwrap();
+        background.write_all(b"one ").unwrap();
+        background.write_all(b"two").unwrap();
+        background.drain(Duration::from_secs(20));
+        drop(background);
+        let mut text = String::new();
+        io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        assert_eq!(text, "one two");
+    }
+}
