@@ -84,7 +84,36 @@ fn nothing_runs() {
         refused(&["counters"], 3, "tfo is attached to no interface");
         refused(&["counters", "--json", "-i", "v0"], 3, "tfo is not attached to v0");
         refused(&["unload"], 3, "tfo is attached to no interface");
+        refused(&["status", "--bpffs", "/etc"], 1, "/etc is not a BPF file system");
+        refused(&["status", "--bpffs", "/nonexistent"], 1, "cannot use /nonexistent");
     });
+}
+
+#[test]
+fn a_full_disk_is_an_error() {
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let arguments = ["keys", "cookie", "1-2-3-4", "::1", "::2"];
+    let output = Command::new(binary()).args(arguments).stdout(full).output().unwrap();
+    let (code, error) = failure(&output);
+    assert_eq!(code, Some(1));
+    assert!(error.starts_with("error: cannot write to standard output: No space left"), "{error}");
+}
+
+#[test]
+fn keys_that_are_none() {
+    let cookie = |key| tfo(&["keys", "cookie", key, "::1", "::2"]);
+    for (key, expected) in [
+        ("1-2-3", "this is no key"),
+        ("1-2-3-4,1-2-3-4,1-2-3-4", "these are 3 keys"),
+        ("@/nonexistent", "cannot read the key file \"/nonexistent\""),
+        ("@/dev/zero", "this is no key"),
+    ] {
+        let (code, error) = failure(&cookie(key));
+        assert_eq!(code, Some(1));
+        assert!(error.contains(expected), "{key}: {error}");
+    }
+    let output = cookie("a0bf63f7-ed803d81-cd641d30-cebc4a90,1-2-3-4");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 2);
 }
 
 #[test]

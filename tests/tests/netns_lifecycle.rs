@@ -39,7 +39,7 @@ impl Drop for StopOnDrop<'_> {
 
 #[test]
 fn attaches_native_where_the_driver_can_and_leaves_nothing() {
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         sandbox(|| {
             ip("link add v0 type veth peer name v1");
             let tfo_run = Running::start(&["-i", "v0"]);
@@ -93,7 +93,7 @@ fn several_interfaces_have_their_own_state() {
         assert_clean("v0");
         assert_clean("v0.100");
         let log = tfo_run.wait();
-        assert!(log.contains("unloaded by somebody else"), "{log}");
+        assert!(log.contains("unloaded, by `tfo unload`"), "{log}");
     });
 }
 
@@ -354,6 +354,7 @@ fn leaves_a_foreign_program_alone() {
         assert_eq!(code, Some(1));
         assert!(error.contains("v0 already has an XDP program: tfo_ingress (id "), "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");
+        assert!(error.contains("a tfo that sees another BPF file system"), "{error}");
         assert_eq!(xdp_on("v0"), there);
         assert!(!Path::new(BPFFS).join("tfo").exists());
 

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::Read as _,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
 };
@@ -17,13 +17,14 @@ fn on_a_terminal(args: &[&str], expected: &[&str]) -> String {
     let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = openpty(&size, None).expect("a pseudo-terminal");
     let slave = || Stdio::from(pty.slave.try_clone().expect("another descriptor"));
-    let mut child = Command::new(binary())
+    let child = Command::new(binary())
         .args(args)
         .stdin(Stdio::null())
         .stdout(slave())
         .stderr(slave())
         .spawn()
         .expect("tfo starts");
+    let mut child = KillOnDrop(child);
     drop(pty.slave);
 
     let written = Arc::new(Mutex::new(Vec::new()));
@@ -38,12 +39,23 @@ fn on_a_terminal(args: &[&str], expected: &[&str]) -> String {
     });
     let so_far = || String::from_utf8_lossy(&written.lock().expect("no panic")).into_owned();
     eventually("the screen is drawn", || expected.iter().all(|text| so_far().contains(text)));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT)
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.0.id() as i32), nix::sys::signal::Signal::SIGINT)
         .expect("tfo runs");
-    let status = child.wait().expect("tfo ends");
+    let status = child.0.wait().expect("tfo ends");
     reader.join().expect("no panic");
     assert!(status.success(), "{status}: {}", so_far());
     so_far()
+}
+
+/// Leaves nothing behind where a test panics.
+struct KillOnDrop(Child);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _: std::io::Result<()> = self.0.kill();
+        let _: std::io::Result<_> = self.0.wait();
+    }
 }
 
 /// The longest screen in `text`, in lines: each begins with a move to the first cell.

@@ -7,7 +7,7 @@ use log::LevelFilter;
 
 /// Observes TCP Fast Open in the kernel's receive path, with XDP.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(name = "tfo", version, max_term_width = 100)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -43,7 +43,10 @@ impl Cli {
 /// The subcommands.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Attach the XDP program and keep its keys in step with the kernel, until SIGINT or SIGTERM
+    /// Attach the XDP program and keep its keys in step with the kernel, until SIGINT, SIGTERM or SIGHUP
+    ///
+    /// On a terminal it shows live counters, elsewhere it logs. After a crash the program goes on counting, and the next
+    /// `tfo run` takes it over.
     Run(Run),
     /// Watch real TFO traffic between two network namespaces; nothing of the host is touched
     Lab(Lab),
@@ -73,12 +76,12 @@ pub struct Run {
 /// `--attach`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum AttachMode {
-    /// In the driver, or else in the stack
+    /// In the driver (native XDP), or else in the stack (generic)
     #[default]
     Auto,
-    /// In the driver
+    /// In the driver (native XDP)
     Native,
-    /// In the stack
+    /// In the stack (generic XDP)
     Generic,
 }
 
@@ -159,7 +162,7 @@ pub struct Unload {
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     if seconds < 1.0 {
-        return Err("at least 1 second".to_owned());
+        return Err("it takes at least 1 second".to_owned());
     }
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }

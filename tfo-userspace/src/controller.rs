@@ -95,7 +95,7 @@ impl Controller {
             let name = &datapath.interface.name;
             match datapath.presence().await {
                 Presence::Attached => self.datapaths.push(datapath),
-                Presence::Unloaded => warn!("{name}: unloaded by somebody else"),
+                Presence::Unloaded => warn!("{name}: unloaded, by `tfo unload` or by hand"),
                 Presence::InterfaceGone => {
                     warn!("{name}: the interface is gone; it is attached again when it comes back");
                     self.gone.push(Gone { name: name.clone(), failure: None });

@@ -20,7 +20,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use jiff::Timestamp;
-use log::{Log, debug, info, warn};
+use log::{Log, debug, info, trace, warn};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tfo_common::{
     counters::Counters,
@@ -87,7 +87,7 @@ impl Object {
     pub fn load(link: LinkLayer, log_level: u8, pins: Option<&Pins>) -> Result<Self> {
         // Before Linux 5.11 maps count as locked memory.
         if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
-            debug!("cannot lift the limit of locked memory: {error}");
+            trace!("cannot lift the limit of locked memory: {error}");
         }
         let link = link as u8;
         let mut loader = EbpfLoader::new();
@@ -599,8 +599,14 @@ fn refusal(name: &str, xdp: XdpOnInterface) -> String {
     let XdpOnInterface { program_id, attach } = xdp;
     let program = loaded_programs().flatten().find(|program| program.id() == program_id);
     let program = program.as_ref().and_then(|program| program.name_as_str()).unwrap_or("?");
+    let hint = match program {
+        names::PROGRAM => {
+            "a tfo that sees another BPF file system has attached it (--bpffs, or `ip netns exec`); end it"
+        }
+        _ => "have whoever attached it detach it first",
+    };
     format!(
-        "{name} already has an XDP program: {program} (id {program_id}, {attach} mode). tfo leaves alone what it did \
-         not load: detach that first (`ip link set dev {name} xdp off`, or its owner's own command)"
+        "{name} already has an XDP program: {program} (id {program_id}, {attach} mode). tfo leaves alone what is not \
+         pinned in its own folder: {hint}"
     )
 }

@@ -23,8 +23,10 @@ use script::Script;
 use crate::{
     cli::{AttachMode, Lab},
     controller::{Controller, FOLLOW_EVERY, every},
+    counters::Report,
     datapath::{preflight, unload},
     kernel::{self, KeySysctl, TcpExt},
+    output::print,
     pins::Bpffs,
     screen::Screen,
     signals::Signals,
@@ -36,6 +38,8 @@ pub const INTERFACE: &str = "tfo-lab";
 const DRAW_EVERY: Duration = Duration::from_millis(500);
 /// How often a line is printed without one.
 const PRINT_EVERY: Duration = Duration::from_secs(2);
+/// Why there is nothing to compare.
+const UNLOADED: &str = "the lab's program was unloaded by somebody else";
 /// How long counters may take to settle once the clients have stopped.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -62,8 +66,8 @@ pub async fn run(args: &Lab, bpffs: &Bpffs, log_level: LevelFilter) -> Result<Ex
             .await;
     controller.stop().await?;
     drop(listeners);
-    let (agreement, rounds) = outcome?;
-    conclude(&agreement, rounds)
+    let (report, agreement, rounds) = outcome?;
+    conclude(&report, &agreement, rounds)
 }
 
 /// Lets the script play, and waits for its last packets; what was counted, and in how many rounds.
@@ -73,12 +77,14 @@ async fn play(
     signals: &mut Signals,
     before: TcpExt,
     start: impl FnOnce() -> Result<Script>,
-) -> Result<(Agreement, u64)> {
+) -> Result<(Report, Agreement, u64)> {
     let script = start()?;
     let watched = watch(duration, controller, signals, &script, before).await;
     let rounds = script.join();
     watched?;
-    Ok((settle(controller, before).await?, rounds?))
+    let agreement = settle(controller, before).await?;
+    let report = controller.reports()?.pop().context(UNLOADED)?;
+    Ok((report, agreement, rounds?))
 }
 
 /// Shows what happens until the time is up or a signal comes, and the script has ended.
@@ -103,7 +109,7 @@ async fn watch(
                     let agreement = Agreement::new(&counters, TcpExt::read()? - before);
                     match &mut screen {
                         Some(screen) => screen.draw(&live_text(&report.text(), &agreement, script.rounds(), end)),
-                        None => println!("{} rounds: {}", script.rounds(), report.summary()),
+                        None => print(&format!("{} rounds: {}", script.rounds(), report.summary()))?,
                     }
                 }
             }
@@ -111,6 +117,10 @@ async fn watch(
         if end.is_some_and(|end| Instant::now() >= end) {
             script.stop();
         }
+    }
+    // What is printed now stands where the last picture stood.
+    if let Some(screen) = &mut screen {
+        screen.draw("");
     }
     Ok(())
 }
@@ -137,8 +147,7 @@ async fn settle(controller: &Controller, before: TcpExt) -> Result<Agreement> {
     let patience = Instant::now() + SETTLE;
     loop {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let counters =
-            controller.counters()?.pop().context("the lab's program was unloaded by somebody else")?;
+        let counters = controller.counters()?.pop().context(UNLOADED)?;
         let agreement = Agreement::new(&counters, TcpExt::read()? - before);
         if agreement.holds() || Instant::now() > patience {
             return Ok(agreement);
@@ -147,8 +156,8 @@ async fn settle(controller: &Controller, before: TcpExt) -> Result<Agreement> {
 }
 
 /// Prints the comparison and what follows from it.
-fn conclude(agreement: &Agreement, rounds: u64) -> Result<ExitCode> {
-    println!("\n{}", agreement.text());
+fn conclude(report: &Report, agreement: &Agreement, rounds: u64) -> Result<ExitCode> {
+    print(&format!("\n{}\n{}", report.text(), agreement.text()))?;
     if !agreement.holds() {
         bail!("tfo and the kernel have counted differently");
     }
@@ -156,6 +165,6 @@ fn conclude(agreement: &Agreement, rounds: u64) -> Result<ExitCode> {
     if !missing.is_empty() {
         bail!("agrees with the kernel, but in {rounds} rounds these were never seen: {}", missing.join(", "));
     }
-    println!("agrees with the kernel: every class seen, {rounds} rounds");
+    print(&format!("\nagrees with the kernel: every class seen, {rounds} rounds"))?;
     Ok(ExitCode::SUCCESS)
 }

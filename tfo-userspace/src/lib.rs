@@ -12,6 +12,7 @@ pub mod interface;
 pub mod kernel;
 pub mod keys;
 pub mod lab;
+pub mod output;
 pub mod pins;
 pub mod screen;
 pub mod signals;

@@ -45,18 +45,29 @@ impl Bpffs {
     /// The guard undoes that.
     pub fn mount(&self) -> Result<MountGuard> {
         let root = self.root.display();
-        match statfs(&self.root) {
-            Ok(stat) if stat.filesystem_type() == BPF_FS_MAGIC => return Ok(MountGuard(None)),
-            Ok(_) if self.root == Path::new(DEFAULT_BPFFS) => {}
-            Ok(_) => bail!("{root} is not a BPF file system: mount one there (mount -t bpf bpf {root})"),
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot use {root} as the BPF file system"));
-            }
+        if self.is_mounted()? {
+            return Ok(MountGuard(None));
+        }
+        if self.root != Path::new(DEFAULT_BPFFS) {
+            bail!("{root} is not a BPF file system: mount one there (mount -t bpf bpf {root})");
         }
         mount(Some("bpf"), &self.root, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
             .with_context(|| format!("cannot mount a BPF file system at {root}"))?;
         debug!("mounted a BPF file system at {root}");
+        if fs::read_link("/proc/self/ns/mnt").ok() != fs::read_link("/proc/1/ns/mnt").ok() {
+            warn!(
+                "mounted a BPF file system at {root} in a mount namespace of its own, such as `ip netns exec` makes: other \
+                 commands find this tfo only from within, and its state ends with it; `nsenter --net=…` avoids that"
+            );
+        }
         Ok(MountGuard(Some(self.root.clone())))
+    }
+
+    fn is_mounted(&self) -> Result<bool> {
+        let stat = statfs(&self.root).map_err(io::Error::from);
+        let stat =
+            stat.with_context(|| format!("cannot use {} as the BPF file system", self.root.display()))?;
+        Ok(stat.filesystem_type() == BPF_FS_MAGIC)
     }
 
     /// The pins of `interface`.
@@ -69,7 +80,16 @@ impl Bpffs {
         let ours = self.root.join(OURS);
         let entries = match fs::read_dir(&ours) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // At the usual place nothing need be mounted yet; anywhere else it is a mistake.
+                if self.root != Path::new(DEFAULT_BPFFS) && !self.is_mounted()? {
+                    bail!("{} is not a BPF file system", self.root.display());
+                }
+                return Ok(Vec::new());
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                bail!("cannot read {}: run it with sudo", ours.display())
+            }
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", ours.display())),
         };
         let mut names = Vec::new();

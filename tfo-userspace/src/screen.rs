@@ -11,6 +11,8 @@ use crossterm::{
     terminal::{Clear, ClearType, size},
 };
 
+use nix::unistd::{getpgrp, tcgetpgrp};
+
 use crate::background::Background;
 
 /// The terminal on standard output.
@@ -24,8 +26,13 @@ impl Screen {
         io::stdout().is_terminal().then(|| Background::new(io::stdout(), 1).ok().map(Self)).flatten()
     }
 
-    /// Shows `text` in place of what was on the terminal: as much as fits, without scrolling.
+    /// Shows `text` in place of what was on the terminal: as much as fits, without scrolling. Nothing while we run in the
+    /// background: the terminal is somebody else's then.
     pub fn draw(&mut self, text: &str) {
+        // A terminal that is not our controlling one has no foreground for us to be in.
+        if tcgetpgrp(io::stdout()).is_ok_and(|foreground| foreground != getpgrp()) {
+            return;
+        }
         let (columns, rows) = size().unwrap_or((80, 24));
         // Writing to the queue cannot fail.
         let _: io::Result<()> = self.0.write_all(&picture(text, columns, rows));

@@ -8,6 +8,7 @@ use crate::{
     cli::{Counters, Select},
     counters::Report,
     datapath::Pinned,
+    output::print,
     pins::{Bpffs, Pins},
     screen::Screen,
 };
@@ -19,7 +20,7 @@ pub(super) fn run(args: &Counters, bpffs: &Bpffs) -> Result<()> {
         let (text, outcome) = render(&args.select, bpffs)?;
         match &mut screen {
             Some(screen) => screen.draw(&text),
-            None => print!("{text}"),
+            None => print(&text)?,
         }
         outcome?;
         if !args.watch {

@@ -11,26 +11,33 @@ use tfo_common::cookie;
 use crate::{
     cli::Cookie,
     keys::{addresses, parse_key},
+    output::print,
 };
 
 /// Prints the cookie that each given key makes for the two addresses.
 pub(super) fn cookie(args: &Cookie) -> Result<()> {
     let addresses = addresses(args.src, args.dst)?;
-    for text in key_text(&args.key)?.trim_end().split(',') {
-        let Some(key) = parse_key(text) else {
+    let text = key_text(&args.key)?;
+    let keys: Vec<_> = text.trim_end().split(',').map(parse_key).collect();
+    if keys.len() > 2 {
+        bail!("these are {} keys: the kernel holds a primary and a backup key", keys.len());
+    }
+    for (key, role) in keys.into_iter().zip(["current", "backup"]) {
+        let Some(key) = key else {
             bail!(
-                "this is no key: it takes four groups of eight hexadecimal digits, xxxxxxxx-xxxxxxxx-xxxxxxxx-xxxxxxxx"
+                "this is no key: it takes four hexadecimal numbers of up to eight digits, \
+                 xxxxxxxx-xxxxxxxx-xxxxxxxx-xxxxxxxx"
             );
         };
         let bytes = cookie::make(&key, &addresses).to_le_bytes();
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         if args.json {
             let json = serde_json::json!({
-                "family": addresses.family.name(), "src": args.src, "dst": args.dst, "cookie": hex,
+                "key": role, "family": addresses.family.name(), "src": args.src, "dst": args.dst, "cookie": hex,
             });
-            println!("{json}");
+            print(&json.to_string())?;
         } else {
-            println!("{hex}");
+            print(&hex)?;
         }
     }
     Ok(())
@@ -38,13 +45,18 @@ pub(super) fn cookie(args: &Cookie) -> Result<()> {
 
 /// The key's text: `-` reads standard input, `@FILE` a file.
 fn key_text(argument: &str) -> Result<String> {
-    if argument == "-" {
-        let mut text = String::new();
-        io::stdin().read_to_string(&mut text).context("cannot read the key from standard input")?;
-        return Ok(text);
-    }
     match argument.strip_prefix('@') {
-        Some(file) => fs::read_to_string(file).with_context(|| format!("cannot read the key file {file}")),
+        _ if argument == "-" => read(io::stdin()).context("cannot read the key from standard input"),
+        Some(file) => {
+            fs::File::open(file).and_then(read).with_context(|| format!("cannot read the key file {file:?}"))
+        }
         None => Ok(argument.to_owned()),
     }
+}
+
+/// What is there to read, up to more than two keys have.
+fn read(from: impl io::Read) -> io::Result<String> {
+    let mut text = String::new();
+    from.take(200).read_to_string(&mut text)?;
+    Ok(text)
 }

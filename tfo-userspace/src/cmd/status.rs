@@ -12,6 +12,7 @@ use crate::{
     datapath::{Pinned, is_attached},
     error::NOT_RUNNING,
     keys::fingerprint,
+    output::print,
     pins::{Bpffs, Pins},
 };
 
@@ -44,9 +45,9 @@ pub(super) async fn run(args: &Status, bpffs: &Bpffs) -> Result<ExitCode> {
         let report = report(&pins).await?;
         all_well &= report.attached && report.controller;
         if args.select.json {
-            println!("{}", serde_json::to_string(&report)?);
+            print(&serde_json::to_string(&report)?)?;
         } else {
-            print!("{}", text(&report));
+            print(&text(&report))?;
         }
     }
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::from(NOT_RUNNING) })

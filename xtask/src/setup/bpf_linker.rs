@@ -1,6 +1,8 @@
 //! bpf-linker, built against the LLVM of the toolchain itself: bitcode and linker can never disagree.
 
 use std::{
+    env,
+    ffi::OsString,
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -47,6 +49,8 @@ pub(super) fn install(toolchain: &Toolchain) -> Result<()> {
         .arg("--target-dir")
         .arg(build.join("target"))
         .env("LLVM_PREFIX", &prefix)
+        // Where cargo does not find the folder in PATH, it advises to add it: not to one that is about to be removed.
+        .env("PATH", with_folder(&build.join("bin"))?)
         // A linker for this machine, whatever the workspace is built for.
         .env_remove("CARGO_BUILD_TARGET"))
     .context("cannot build bpf-linker; the first time this needs the network, for crates from the registry")?;
@@ -56,6 +60,13 @@ pub(super) fn install(toolchain: &Toolchain) -> Result<()> {
     rename(&build.join("bin/bpf-linker"), &linker())?;
     stamp.write()?;
     remove_dir(&build)
+}
+
+/// PATH with one more folder.
+fn with_folder(folder: &Path) -> Result<OsString> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain([folder.to_owned()]);
+    env::join_paths(folders).with_context(|| format!("PATH cannot hold {}", folder.display()))
 }
 
 /// The linker finds its LLVM by the absolute path of [`link_llvm`]'s folder, so that path is part of the stamp.
