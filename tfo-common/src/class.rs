@@ -20,7 +20,7 @@ named! {
         CookieCurrent = "cookie_current",
         /// A cookie of the kernel's backup key.
         CookieBackup = "cookie_backup",
-        /// A cookie of a key that the kernel no longer holds: it refuses it.
+        /// A cookie of a key that the kernel does not hold, no longer or not yet: it refuses it.
         CookieRetired = "cookie_retired",
         /// Eight bytes that no known key made.
         CookieUnknown = "cookie_unknown",
@@ -29,32 +29,47 @@ named! {
     }
 }
 
+/// A SYN's class, and the key that made its cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Classified {
+    /// The class.
+    pub class: Class,
+    /// The slot of the key in [`KeyRing::slots`], where the cookie is one of a known key.
+    pub slot: Option<usize>,
+}
+
 /// The class of `segment` under `ring`.
 ///
 /// Mirrors `tcp_try_fastopen` and `tcp_fastopen_cookie_gen_check` (net/ipv4/tcp_fastopen.c): the kernel compares all
 /// eight bytes with the primary key's cookie, then with the backup key's.
 #[inline(always)]
-pub fn classify(segment: &Segment, ring: &KeyRing) -> Class {
+pub fn classify(segment: &Segment, ring: &KeyRing) -> Classified {
+    let without_key = |class| Classified { class, slot: None };
     match segment.fast_open {
-        FastOpen::Absent => Class::PlainSyn,
-        FastOpen::Ignored => Class::OptionIgnored,
-        FastOpen::Request => Class::CookieRequest,
-        FastOpen::BadLength => Class::CookieBadLength,
-        FastOpen::Cookie(cookie) => match matching_role(segment, cookie, ring) {
-            Some(Role::Current) => Class::CookieCurrent,
-            Some(Role::Backup) => Class::CookieBackup,
-            Some(Role::Retired) => Class::CookieRetired,
-            None => Class::CookieUnknown,
+        FastOpen::Absent => without_key(Class::PlainSyn),
+        FastOpen::Ignored => without_key(Class::OptionIgnored),
+        FastOpen::Request => without_key(Class::CookieRequest),
+        FastOpen::BadLength => without_key(Class::CookieBadLength),
+        FastOpen::Cookie(cookie) => match matching_slot(segment, cookie.value, ring) {
+            None => without_key(Class::CookieUnknown),
+            Some(slot) => {
+                let class = match Role::of_slot(slot) {
+                    Role::Current => Class::CookieCurrent,
+                    Role::Backup => Class::CookieBackup,
+                    Role::Next | Role::Retired => Class::CookieRetired,
+                };
+                Classified { class, slot: Some(slot) }
+            }
         },
     }
 }
 
-/// The role of the key that made `cookie` for the segment's addresses; newest key first, as most cookies are its.
+/// The slot of the key that made `cookie` for the segment's addresses; in the order of how many cookies are its.
 #[inline(always)]
-fn matching_role(segment: &Segment, cookie: u64, ring: &KeyRing) -> Option<Role> {
+fn matching_slot(segment: &Segment, cookie: u64, ring: &KeyRing) -> Option<usize> {
     for (slot, key) in ring.slots.iter().enumerate() {
         if ring.holds(slot) && cookie::make(key, &segment.addresses) == cookie {
-            return Some(Role::of_slot(slot));
+            return Some(slot);
         }
     }
     None

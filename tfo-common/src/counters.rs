@@ -1,7 +1,8 @@
 //! What the program counts: one struct, one look-up, no locks (each CPU has its own).
 
 use crate::{
-    class::Class,
+    class::{Class, Classified},
+    keyring::{KeyRing, TRACKS},
     parse::{Fault, Malformed, Unsupported},
     segment::{Family, Segment},
     verdict::Verdict,
@@ -37,26 +38,37 @@ pub struct Counters {
     pub malformed: [u64; MALFORMED_SLOTS],
     /// By [`Unsupported`] index.
     pub unsupported: [u64; UNSUPPORTED_SLOTS],
+    /// Cookies of known keys, by [`KeyRing::tracks`].
+    pub hits: [u64; TRACKS],
 }
 
 impl Default for Counters {
     fn default() -> Self {
-        Self { syn: Default::default(), malformed: [0; MALFORMED_SLOTS], unsupported: [0; UNSUPPORTED_SLOTS] }
+        Self {
+            syn: Default::default(),
+            malformed: [0; MALFORMED_SLOTS],
+            unsupported: [0; UNSUPPORTED_SLOTS],
+            hits: [0; TRACKS],
+        }
     }
 }
 
 impl Counters {
     /// Counts one SYN. The masks change nothing: they tell the verifier that the index fits.
     #[inline(always)]
-    pub fn count_syn(&mut self, segment: &Segment, class: Class, verdict: Verdict) {
+    pub fn count_syn(&mut self, segment: &Segment, found: Classified, verdict: Verdict, ring: &KeyRing) {
         let family = segment.addresses.family.index() & (Family::COUNT - 1);
-        let class = class.index() & (Class::COUNT - 1);
+        let class = found.class.index() & (Class::COUNT - 1);
         let verdict = verdict.index() & (VERDICT_SLOTS - 1);
         let tally = &mut self.syn[family][class][verdict];
         tally.packets += 1;
         if segment.data_len > 0 {
             tally.with_data += 1;
             tally.data_bytes += u64::from(segment.data_len);
+        }
+        if let Some(slot) = found.slot {
+            let track = ring.tracks[slot & (TRACKS - 1)];
+            self.hits[usize::from(track) & (TRACKS - 1)] += 1;
         }
     }
 
@@ -83,6 +95,9 @@ impl Counters {
         for (sum, count) in self.unsupported.iter_mut().zip(other.unsupported) {
             *sum += count;
         }
+        for (sum, count) in self.hits.iter_mut().zip(other.hits) {
+            *sum += count;
+        }
     }
 
     /// The SYNs of `class`, over both families and all verdicts.
@@ -96,6 +111,11 @@ impl Counters {
             }
         }
         sum
+    }
+
+    /// The SYNs of `class` and `verdict`, over both families.
+    pub fn verdict(&self, class: Class, verdict: Verdict) -> u64 {
+        self.syn.iter().map(|family| family[class.index()][verdict.index()].packets).sum()
     }
 
     /// All frames passed because they are malformed.

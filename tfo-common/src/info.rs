@@ -1,7 +1,7 @@
 //! What a controller tells the commands about the program that it attached, in a map of its own.
 
 /// The layout of all maps. A program and a command of different layouts do not read each other's maps.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// The one entry of the info map. The program never reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,28 @@ pub struct Info {
     pub netns: u64,
     /// When counting began, in nanoseconds since 1970 (UTC).
     pub since_unix_ns: u64,
+    /// [`KeySource`] index.
+    pub key_source: u64,
+    /// How often the key changes, in seconds; 0 where we don't decide that.
+    pub rotate_seconds: u64,
+    /// How old a retired key may get, in seconds; 0 for any age.
+    pub max_age_seconds: u64,
+    /// The fingerprints of the primary and the backup key that the source wants the kernel to hold; 0 for none.
+    pub wanted: [u64; 2],
+    /// How often the kernel's keys could not be written, or were changed by somebody else.
+    pub key_failures: u64,
+}
+
+named! {
+    /// Where keys come from.
+    pub enum KeySource {
+        /// The kernel's, whoever sets them.
+        Kernel = "kernel",
+        /// Our own, random.
+        Random = "random",
+        /// Derived from a secret that the fleet shares, and the time.
+        Secret = "secret",
+    }
 }
 
 named! {

@@ -2,8 +2,20 @@
 
 /// Keys that the kernel no longer holds and that are still recognised.
 pub const RETIRED: usize = 8;
-/// Keys in a ring: the kernel's primary and backup, then the retired, newest first.
-pub const SLOTS: usize = 2 + RETIRED;
+/// Keys in a ring: see [`Role::of_slot`].
+pub const SLOTS: usize = OLDEST + 1;
+/// The slot of the kernel's primary key.
+pub const CURRENT: usize = 0;
+/// The slot of the kernel's backup key.
+pub const BACKUP: usize = 1;
+/// The slot of the key that the kernel will hold next.
+pub const NEXT: usize = 2;
+/// The slot of the key that the kernel held last; older ones follow.
+pub const NEWEST: usize = 3;
+const OLDEST: usize = NEWEST + RETIRED - 1;
+/// Counters for the hits of keys: a power of two, and more than [`SLOTS`], so that a key which leaves does not share its
+/// counter with the one that comes.
+pub const TRACKS: usize = 16;
 
 /// A SipHash key: the kernel's 16 bytes as two little-endian words.
 ///
@@ -36,6 +48,26 @@ impl Key {
     }
 }
 
+/// When a ring is made: what its new keys begin with.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment<'a> {
+    /// Seconds since 1970 (UTC).
+    pub seconds: u64,
+    /// Where [`Counters::hits`](crate::counters::Counters::hits) stand.
+    pub hits: &'a [u64; TRACKS],
+}
+
+/// The keys that are not retired.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The kernel's primary key.
+    pub current: Option<Key>,
+    /// The kernel's backup key.
+    pub backup: Option<Key>,
+    /// The key that the kernel will hold next, where that is known.
+    pub next: Option<Key>,
+}
+
 /// What a key is to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -43,17 +75,30 @@ pub enum Role {
     Current,
     /// The kernel's backup key: it takes its cookies and hands out fresh ones.
     Backup,
+    /// The kernel does not hold it yet, but another host of the fleet may.
+    Next,
     /// The kernel held it once and refuses its cookies now.
     Retired,
 }
 
 impl Role {
+    /// The name that users see.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Backup => "backup",
+            Self::Next => "next",
+            Self::Retired => "retired",
+        }
+    }
+
     /// The role of the key in `slot` of [`KeyRing::slots`].
     #[inline(always)]
     pub const fn of_slot(slot: usize) -> Self {
         match slot {
-            0 => Self::Current,
-            1 => Self::Backup,
+            CURRENT => Self::Current,
+            BACKUP => Self::Backup,
+            NEXT => Self::Next,
             _ => Self::Retired,
         }
     }
@@ -67,13 +112,28 @@ pub struct KeyRing {
     pub generation: u64,
     /// Bit `n` is set where `slots[n]` holds a key. A key of zeros can be a real one, so zero cannot mean "empty".
     pub present: u64,
-    /// Current, backup, then the retired ones, newest first.
+    /// The keys, each in the place of its role.
     pub slots: [Key; SLOTS],
+    /// For each slot, since when its key has been in the ring, in seconds since 1970 (UTC).
+    pub since: [u64; SLOTS],
+    /// For each slot, where the counter of its key stood then.
+    pub base: [u64; SLOTS],
+    /// For each slot, which counter has the hits of its key: an index into [`Counters::hits`].
+    ///
+    /// [`Counters::hits`]: crate::counters::Counters::hits
+    pub tracks: [u8; TRACKS],
 }
 
 impl KeyRing {
     /// The ring that holds no key.
-    pub const EMPTY: Self = Self { generation: 0, present: 0, slots: [Key { k0: 0, k1: 0 }; SLOTS] };
+    pub const EMPTY: Self = Self {
+        generation: 0,
+        present: 0,
+        slots: [Key { k0: 0, k1: 0 }; SLOTS],
+        since: [0; SLOTS],
+        base: [0; SLOTS],
+        tracks: [0; TRACKS],
+    };
 
     /// Whether `slot` holds a key.
     #[inline(always)]
@@ -87,7 +147,7 @@ impl KeyRing {
         self.holds(slot).then_some(*key)
     }
 
-    /// Puts `key` into `slot`, or empties it.
+    /// Puts `key` into `slot`, or empties it. For making a ring by hand: ages and counters are [`follow`](Self::follow)'s.
     ///
     /// # Panics
     ///
@@ -95,32 +155,110 @@ impl KeyRing {
     pub fn set(&mut self, slot: usize, key: Option<Key>) {
         self.slots[slot] = key.unwrap_or_default();
         self.present = self.present & !(1 << slot) | u64::from(key.is_some()) << slot;
+        self.tracks[slot] = slot as u8;
+    }
+
+    /// How many cookies of the key in `slot` have come since it came into the ring, where the counters stand at `hits`.
+    pub fn hits(&self, slot: usize, hits: &[u64; TRACKS]) -> u64 {
+        hits[usize::from(self.tracks[slot]) % TRACKS].saturating_sub(self.base[slot])
+    }
+
+    /// The keys that are not retired.
+    pub fn held(&self) -> Held {
+        Held { current: self.get(CURRENT), backup: self.get(BACKUP), next: self.get(NEXT) }
+    }
+
+    /// The slot that holds `key`.
+    pub fn find(&self, key: Key) -> Option<usize> {
+        (0..SLOTS).find(|slot| self.get(*slot) == Some(key))
     }
 
     /// The retired keys, newest first.
     pub fn retired(&self) -> impl Iterator<Item = Key> + '_ {
-        (2..SLOTS).filter_map(|slot| self.get(slot))
+        (NEWEST..SLOTS).filter_map(|slot| self.get(slot))
     }
 
-    /// The ring after the kernel's keys have become `current` and `backup`: whatever it held before and holds no
-    /// more is retired, newest first, and the oldest beyond [`RETIRED`] fall out.
+    /// The key into whose cookie an old one is to be translated, so that the kernel takes it: the backup key, since then
+    /// the kernel hands out a fresh cookie by itself, or else the primary one.
+    #[inline(always)]
+    pub fn translation(&self) -> Option<&Key> {
+        if self.holds(BACKUP) {
+            Some(&self.slots[BACKUP])
+        } else if self.holds(CURRENT) {
+            Some(&self.slots[CURRENT])
+        } else {
+            None
+        }
+    }
+
+    /// The ring in which the keys of `held` have their roles: whatever this one holds besides is retired, newest first,
+    /// and the oldest beyond [`RETIRED`] fall out.
     ///
-    /// The two kernel keys are always in the result, whatever was there before: the set never refuses what the
-    /// kernel accepts.
+    /// The kernel's two keys are always in the result, whatever was there before: the set never refuses what the
+    /// kernel accepts. A key that stays keeps its age and its counter.
     #[must_use]
-    pub fn follow(&self, current: Option<Key>, backup: Option<Key>) -> Self {
-        let mut next = Self { generation: self.generation + 1, ..Self::default() };
-        next.set(0, current);
-        next.set(1, backup);
-        let mut free = 2;
+    pub fn follow(&self, held: Held, moment: Moment<'_>) -> Self {
+        let mut ring = Self { generation: self.generation + 1, ..Self::EMPTY };
+        for (slot, key) in [(CURRENT, held.current), (BACKUP, held.backup), (NEXT, held.next)] {
+            if let Some(key) = key {
+                ring.put(slot, key, self, moment);
+            }
+        }
+        let mut free = NEWEST;
         for key in (0..SLOTS).filter_map(|slot| self.get(slot)) {
-            let known = (0..free).any(|slot| next.get(slot) == Some(key));
-            if free < SLOTS && !known {
-                next.set(free, Some(key));
+            if free < SLOTS && ring.find(key).is_none() {
+                ring.put(free, key, self, moment);
                 free += 1;
             }
         }
-        next
+        ring
+    }
+
+    /// The same ring without the retired keys for which `keep` says no; it is given their slots.
+    #[must_use]
+    pub fn without_retired(&self, mut keep: impl FnMut(usize) -> bool) -> Self {
+        let mut ring = Self { generation: self.generation + 1, ..Self::EMPTY };
+        let mut free = NEWEST;
+        for from in 0..SLOTS {
+            let Some(key) = self.get(from) else { continue };
+            let to = if from < NEWEST { from } else { free };
+            if from < NEWEST || keep(from) {
+                ring.copy(to, key, self, from);
+                free += usize::from(from >= NEWEST);
+            }
+        }
+        ring
+    }
+
+    /// Puts `key` into `slot`, with the age and the counter that it has in `before`; a new one gets a counter that none in
+    /// `before` or in this ring has.
+    fn put(&mut self, slot: usize, key: Key, before: &Self, moment: Moment<'_>) {
+        if let Some(from) = before.find(key) {
+            self.copy(slot, key, before, from);
+            return;
+        }
+        let track = self.free_track(before);
+        self.set(slot, Some(key));
+        self.since[slot] = moment.seconds;
+        self.base[slot] = moment.hits[usize::from(track)];
+        self.tracks[slot] = track;
+    }
+
+    fn copy(&mut self, to: usize, key: Key, before: &Self, from: usize) {
+        self.set(to, Some(key));
+        self.since[to] = before.since[from];
+        self.base[to] = before.base[from];
+        self.tracks[to] = before.tracks[from];
+    }
+
+    /// A counter that is nobody's: the keys of a ring and three new ones do not take all.
+    fn free_track(&self, before: &Self) -> u8 {
+        let is_taken = |track: u8| {
+            [self, before]
+                .iter()
+                .any(|ring| (0..SLOTS).any(|slot| ring.holds(slot) && ring.tracks[slot] == track))
+        };
+        (0..TRACKS as u8).find(|track| !is_taken(*track)).unwrap_or_default()
     }
 }
 

@@ -9,31 +9,37 @@ use crate::{
     class::Class,
     counters::{Counters, MALFORMED_SLOTS, Tally, UNSUPPORTED_SLOTS, VERDICT_SLOTS},
     info::{Info, LAYOUT_VERSION},
-    keyring::{Key, KeyRing, KeyStore},
+    keyring::{Key, KeyRing, KeyStore, SLOTS, TRACKS},
     parse::{Malformed, Unsupported},
     segment::Family,
     verdict::Verdict,
 };
 
 const _: () = {
-    assert!(LAYOUT_VERSION == 1);
+    assert!(LAYOUT_VERSION == 2);
 
     assert!(size_of::<Key>() == 16);
     assert!(offset_of!(KeyRing, present) == 8);
     assert!(offset_of!(KeyRing, slots) == 16);
-    assert!(size_of::<KeyRing>() == 176);
+    assert!(offset_of!(KeyRing, since) == 16 + 11 * 16);
+    assert!(offset_of!(KeyRing, base) == 16 + 11 * 24);
+    assert!(offset_of!(KeyRing, tracks) == 16 + 11 * 32);
+    assert!(size_of::<KeyRing>() == 16 + 11 * 32 + 16);
     assert!(offset_of!(KeyStore, rings) == 8);
-    assert!(size_of::<KeyStore>() == 360);
+    assert!(size_of::<KeyStore>() == 8 + 2 * size_of::<KeyRing>());
 
     assert!(size_of::<Tally>() == 24);
     assert!(offset_of!(Counters, malformed) == 2 * 8 * 8 * 24);
     assert!(offset_of!(Counters, unsupported) == 2 * 8 * 8 * 24 + 16 * 8);
-    assert!(size_of::<Counters>() == 2 * 8 * 8 * 24 + 16 * 8 + 8 * 8);
+    assert!(offset_of!(Counters, hits) == 2 * 8 * 8 * 24 + 16 * 8 + 8 * 8);
+    assert!(size_of::<Counters>() == 2 * 8 * 8 * 24 + 16 * 8 + 8 * 8 + 16 * 8);
 
     assert!(offset_of!(Info, netns) == 16);
     assert!(offset_of!(Info, since_unix_ns) == 24);
-    assert!(size_of::<Info>() == 32);
+    assert!(offset_of!(Info, wanted) == 56);
+    assert!(size_of::<Info>() == 80);
 
+    assert!(TRACKS.is_power_of_two() && TRACKS >= SLOTS + 3);
     // Counters::count_syn and count_fault mask their indices.
     assert!(Family::COUNT.is_power_of_two());
     assert!(Class::COUNT.is_power_of_two());

@@ -31,5 +31,6 @@ pub mod keyring;
 mod layout;
 pub mod names;
 pub mod parse;
+pub mod rewrite;
 pub mod segment;
 pub mod verdict;

@@ -12,11 +12,13 @@ pub const KEYS: &str = "TFO_KEYS";
 pub const INFO: &str = "TFO_INFO";
 /// The global that tells which [`LinkLayer`](crate::parse::LinkLayer) frames begin with.
 pub const LINK_LAYER: &str = "TFO_LINK_LAYER";
+/// The global that tells the [`Mode`](crate::verdict::Mode).
+pub const MODE: &str = "TFO_MODE";
 /// aya-log's global: the highest level that is logged, 0 for none.
 pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 
 const _: () = {
-    let names = [PROGRAM, COUNTERS, KEYS, INFO, LINK_LAYER, LOG_LEVEL];
+    let names = [PROGRAM, COUNTERS, KEYS, INFO, LINK_LAYER, MODE, LOG_LEVEL];
     let mut i = 0;
     while i < names.len() {
         assert!(names[i].len() <= 15);

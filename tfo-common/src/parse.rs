@@ -113,6 +113,7 @@ pub fn parse<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Seg
     Ok(Some(Segment {
         addresses: packet.addresses,
         fast_open: options::fast_open(frame, syn.options, syn.data),
+        tcp: packet.transport as u32,
         data_len: (packet.end - syn.data) as u32,
     }))
 }

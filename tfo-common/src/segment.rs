@@ -44,10 +44,19 @@ pub enum FastOpen {
     Ignored,
     /// It is empty.
     Request,
-    /// It holds this cookie of eight bytes, as a little-endian word.
-    Cookie(u64),
+    /// It holds a cookie of eight bytes.
+    Cookie(Cookie),
     /// It holds a cookie of another length that the kernel stores, and then refuses.
     BadLength,
+}
+
+/// A cookie of eight bytes, and where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cookie {
+    /// Its bytes, as a little-endian word.
+    pub value: u64,
+    /// Where it begins, in bytes from the TCP header's first: odd or even.
+    pub offset: u32,
 }
 
 /// A TCP SYN without ACK.
@@ -57,6 +66,8 @@ pub struct Segment {
     pub addresses: Addresses,
     /// Its Fast Open option.
     pub fast_open: FastOpen,
+    /// Where its TCP header begins, in bytes from the frame's first.
+    pub tcp: u32,
     /// The bytes of data behind the TCP header, in this frame.
     pub data_len: u32,
 }

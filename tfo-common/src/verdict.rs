@@ -7,6 +7,8 @@ named! {
     pub enum Verdict {
         /// It goes on to the stack as it came.
         Pass = "pass",
+        /// It goes on with its cookie translated into one that the kernel takes.
+        Rewrite = "rewrite",
     }
 }
 
@@ -15,14 +17,17 @@ named! {
     pub enum Mode {
         /// Look and count; never change or drop a packet.
         Observe = "observe",
+        /// Translate the cookies of keys that the kernel does not hold.
+        Accelerate = "accelerate",
     }
 }
 
-/// The verdict on a SYN of `class` in `mode`.
+/// The verdict on a SYN of `class` in `mode`, where the kernel holds a key to translate into or doesn't.
 #[inline(always)]
-pub const fn decide(mode: Mode, class: Class) -> Verdict {
+pub const fn decide(mode: Mode, class: Class, has_translation: bool) -> Verdict {
     match (mode, class) {
+        (Mode::Accelerate, Class::CookieRetired) if has_translation => Verdict::Rewrite,
         // An invalid cookie is legal: the kernel answers it with a full handshake and a fresh cookie.
-        (Mode::Observe, _) => Verdict::Pass,
+        (Mode::Accelerate | Mode::Observe, _) => Verdict::Pass,
     }
 }

@@ -25,6 +25,27 @@ impl Frame {
     }
 }
 
+impl Frame {
+    /// Puts `bytes` at `offset`; false, and nothing is changed, where they would not all lie inside the frame.
+    #[inline(always)]
+    pub(crate) fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> bool {
+        let Some(start) = self.place::<N>(offset) else { return false };
+        // SAFETY: `place` has checked the range; XDP may write to the packet, which nobody else has while it runs.
+        unsafe { *(start as *mut [u8; N]) = bytes };
+        true
+    }
+
+    /// The address of the `N` bytes at `offset`, where they all lie inside the frame.
+    #[inline(always)]
+    fn place<const N: usize>(&self, offset: usize) -> Option<usize> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let start = self.data + offset;
+        if start + N > self.data_end { None } else { Some(start) }
+    }
+}
+
 impl Bytes for Frame {
     #[inline(always)]
     fn len(&self) -> usize {
@@ -33,13 +54,7 @@ impl Bytes for Frame {
 
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        if offset > MAX_OFFSET {
-            return None;
-        }
-        let start = self.data + offset;
-        if start + N > self.data_end {
-            return None;
-        }
+        let start = self.place::<N>(offset)?;
         // SAFETY: `start..start + N` lies between `data` and `data_end`, which the kernel keeps readable while the
         // program runs; `[u8; N]` has no alignment and takes any bytes.
         Some(unsafe { *(start as *const [u8; N]) })

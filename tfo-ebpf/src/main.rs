@@ -18,10 +18,10 @@ use aya_log_ebpf::debug;
 use tfo_common::{
     class::classify,
     parse::{Fault, parse},
-    verdict::{Mode, decide},
+    verdict::decide,
 };
 
-/// Sees every frame of the interface, and lets it pass.
+/// Sees every frame of the interface.
 #[xdp]
 pub fn tfo_ingress(ctx: XdpContext) -> u32 {
     let frame = frame::Frame::new(&ctx);
@@ -30,10 +30,11 @@ pub fn tfo_ingress(ctx: XdpContext) -> u32 {
         Ok(None) => return xdp_action::XDP_PASS,
         Err(fault) => return unclassified(&ctx, fault),
     };
-    let class = classify(&segment, maps::key_ring());
-    let verdict = decide(Mode::Observe, class);
-    maps::counters(|counters| counters.count_syn(&segment, class, verdict));
-    act::act(verdict)
+    let ring = maps::key_ring();
+    let found = classify(&segment, ring);
+    let verdict = decide(maps::mode(), found.class, ring.translation().is_some());
+    maps::counters(|counters| counters.count_syn(&segment, found, verdict, ring));
+    act::act(verdict, &frame, &segment, ring)
 }
 
 /// What can't be parsed is counted and passed: only a policy may cost anyone a packet.

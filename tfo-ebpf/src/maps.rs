@@ -10,6 +10,7 @@ use tfo_common::{
     info::Info,
     keyring::{KeyRing, KeyStore},
     parse::LinkLayer,
+    verdict::Mode,
 };
 
 /// [`tfo_common::names::COUNTERS`].
@@ -27,6 +28,16 @@ static TFO_INFO: Array<Info, 1> = Array::new();
 /// [`tfo_common::names::LINK_LAYER`]: set when the program is loaded, so that the verifier drops the other branch.
 #[unsafe(no_mangle)]
 static TFO_LINK_LAYER: Global<u8> = Global::new(LinkLayer::Ethernet as u8);
+
+/// [`tfo_common::names::MODE`]: set when the program is loaded, so that an observer has no code that writes to packets.
+#[unsafe(no_mangle)]
+static TFO_MODE: Global<u8> = Global::new(Mode::Observe as u8);
+
+/// What the program may do.
+#[inline(always)]
+pub(crate) fn mode() -> Mode {
+    if TFO_MODE.load() == Mode::Accelerate as u8 { Mode::Accelerate } else { Mode::Observe }
+}
 
 /// What frames of this interface begin with.
 #[inline(always)]

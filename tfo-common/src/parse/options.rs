@@ -1,6 +1,11 @@
 //! The TCP options, walked as the kernel walks them.
 
-use crate::{bytes::Bytes, segment::FastOpen};
+use network_types::tcp::TcpHdr;
+
+use crate::{
+    bytes::Bytes,
+    segment::{Cookie, FastOpen},
+};
 
 /// The option area is at most 40 bytes, and an option at least one.
 const MAX_OPTIONS: usize = 40;
@@ -114,7 +119,10 @@ impl Walk {
         match self.0 >> 16 & 0x1f {
             0 => FastOpen::Request,
             8 => match frame.read(start + cookie) {
-                Some(cookie) => FastOpen::Cookie(u64::from_le_bytes(cookie)),
+                Some(bytes) => FastOpen::Cookie(Cookie {
+                    value: u64::from_le_bytes(bytes),
+                    offset: (TcpHdr::LEN + cookie) as u32,
+                }),
                 // Unreachable: the option ends inside the area, and the area inside the frame.
                 None => FastOpen::Ignored,
             },
