@@ -4,6 +4,9 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
+use tfo_common::verdict::Mode;
+
+use crate::keys::schedule::parse_duration;
 
 /// Observes TCP Fast Open in the kernel's receive path, with XDP.
 #[derive(Parser)]
@@ -68,9 +71,77 @@ pub struct Run {
     #[arg(short, long = "interface", value_name = "IFACE", required = true)]
     pub interfaces: Vec<String>,
 
+    /// What the program may do to packets
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: ProgramMode,
+
     /// Where in the receive path the program is attached
     #[arg(long, value_enum, default_value_t)]
     pub attach: AttachMode,
+
+    /// Where keys come from: kernel (follow it, never write), random (our own, written to the kernel), or secret:FILE
+    /// (derived from a fleet's 32-byte secret and the time, as tofurkey does; FILE may be the name of a systemd
+    /// credential, or - for standard input)
+    #[arg(long, value_name = "SOURCE", default_value = "kernel", value_parser = KeysFrom::parse)]
+    pub keys: KeysFrom,
+
+    /// How often the key changes, with --keys random or secret: 10s to 1w
+    #[arg(long, value_name = "TIME", default_value = "4h", value_parser = parse_duration)]
+    pub rotate: Duration,
+
+    /// Where --keys random keeps its keys over a restart; for root only
+    #[arg(long, value_name = "FILE", default_value = "/var/lib/tfo/keys.json")]
+    pub key_state: PathBuf,
+
+    /// At a rotation, give up retired keys whose share of all valid cookies since the last one is below this, such as
+    /// 0.1%; without it, the eight newest are kept
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub retire_below: Option<f64>,
+
+    /// Give up retired keys at this age, whoever still uses them
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub max_age: Option<Duration>,
+}
+
+/// `--keys`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeysFrom {
+    /// Whoever sets the sysctl.
+    Kernel,
+    /// We make them.
+    Random,
+    /// A secret in this file, credential, or standard input.
+    Secret(String),
+}
+
+impl KeysFrom {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "kernel" => Ok(Self::Kernel),
+            None if text == "random" => Ok(Self::Random),
+            Some(("secret", file)) if !file.is_empty() => Ok(Self::Secret(file.to_owned())),
+            _ => Err("it is kernel, random or secret:FILE".to_owned()),
+        }
+    }
+}
+
+/// `--mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ProgramMode {
+    /// Look and count; never change a packet
+    #[default]
+    Observe,
+    /// Also translate cookies of keys that the kernel does not hold, so that it takes their data
+    Accelerate,
+}
+
+impl From<ProgramMode> for Mode {
+    fn from(mode: ProgramMode) -> Self {
+        match mode {
+            ProgramMode::Observe => Self::Observe,
+            ProgramMode::Accelerate => Self::Accelerate,
+        }
+    }
 }
 
 /// `--attach`.
@@ -128,8 +199,68 @@ pub struct Select {
 /// Subcommands of `tfo keys`.
 #[derive(Subcommand)]
 pub enum Keys {
+    /// Show each key's role, age, share of hits, and when it goes; by fingerprints, never keys
+    Status(KeysStatus),
+    /// Make a new key and use it now (with `tfo run --keys random`)
+    Rotate(Rotate),
+    /// Use this key now (with `tfo run --keys random`)
+    Import(Import),
+    /// Show what a host with a fleet's secret holds at a time: for comparing hosts, by fingerprints
+    Derive(Derive),
     /// Print the cookie that a server holding KEY gives to SRC
     Cookie(Cookie),
+}
+
+/// Arguments of `tfo keys status`.
+#[derive(Args, Debug)]
+pub struct KeysStatus {
+    /// Which interface, when several run
+    #[command(flatten)]
+    pub select: Select,
+}
+
+/// Arguments of `tfo keys rotate`.
+#[derive(Args, Debug)]
+pub struct Rotate {
+    /// The interface whose controller is to do it; without it, whichever runs
+    #[arg(short, long, value_name = "IFACE")]
+    pub interface: Option<String>,
+
+    /// A key has leaked: keep no backup and no retired key, in the map or in the kernel
+    #[arg(long)]
+    pub emergency: bool,
+}
+
+/// Arguments of `tfo keys import`.
+#[derive(Args, Debug)]
+pub struct Import {
+    /// The interface whose controller is to do it; without it, whichever runs
+    #[arg(short, long, value_name = "IFACE")]
+    pub interface: Option<String>,
+
+    /// A file with the key, as net.ipv4.tcp_fastopen_key shows it; - for standard input
+    #[arg(value_name = "FILE", default_value = "-")]
+    pub file: String,
+}
+
+/// Arguments of `tfo keys derive`.
+#[derive(Args, Debug)]
+pub struct Derive {
+    /// The secret: a file, the name of a systemd credential, or - for standard input
+    #[arg(value_name = "FILE")]
+    pub secret: String,
+
+    /// How often the key changes
+    #[arg(long, value_name = "TIME", default_value = "4h", value_parser = parse_duration)]
+    pub rotate: Duration,
+
+    /// At which time, in seconds since 1970; without it, now
+    #[arg(long, value_name = "SECONDS")]
+    pub at: Option<u64>,
+
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `tfo keys cookie`.
@@ -157,6 +288,13 @@ pub struct Unload {
     /// Only from this interface; without it, from all
     #[arg(short, long, value_name = "IFACE")]
     pub interface: Option<String>,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let Some(percent) = text.strip_suffix('%').and_then(|number| number.parse::<f64>().ok()) else {
+        return Err("it takes a percentage, such as 0.1%".to_owned());
+    };
+    if (0.0..=100.0).contains(&percent) { Ok(percent / 100.0) } else { Err("it takes 0% to 100%".to_owned()) }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -2,17 +2,22 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
-use log::{LevelFilter, info, warn};
-use tfo_common::counters::Counters;
+use anyhow::{Context as _, Result, bail};
+use log::{LevelFilter, debug, info, warn};
+use nix::sys::mman::{MlockAllFlags, mlockall};
+use tfo_common::{counters::Counters, info::KeySource, verdict::Mode};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::{
     cli::AttachMode,
+    control::Order,
     counters::Report,
-    datapath::{Datapath, Presence, preflight, unload},
+    datapath::{Datapath, How, KeyInfo, Presence, preflight, unix_seconds, unload},
     interface::Interface,
-    keys::Follower,
+    keys::{
+        keeper::{Keeper, Maps, Publish, Source},
+        parse_key,
+    },
     pins::{Bpffs, MountGuard},
 };
 
@@ -24,17 +29,12 @@ pub struct Controller {
     datapaths: Vec<Datapath>,
     /// Interfaces that are gone, and may come back.
     gone: Vec<Gone>,
-    follower: Follower,
+    keeper: Keeper,
+    retire: Retire,
+    bpffs: Bpffs,
     how: How,
     // Last: unmounts after the pins are gone.
     _mount: MountGuard,
-}
-
-/// How interfaces are attached.
-struct How {
-    bpffs: Bpffs,
-    mode: AttachMode,
-    log_level: u8,
 }
 
 struct Gone {
@@ -43,14 +43,33 @@ struct Gone {
     failure: Option<String>,
 }
 
+/// What a controller does.
+pub struct Options {
+    /// Where in the receive path the program is attached.
+    pub attach: AttachMode,
+    /// What it may do.
+    pub program_mode: Mode,
+    /// Up to which level its own events are logged.
+    pub log_level: LevelFilter,
+    /// Where keys come from.
+    pub source: Source,
+    /// When retired keys are given up.
+    pub retire: Retire,
+}
+
+/// When retired keys are given up, besides when newer ones push them out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Retire {
+    /// At a rotation, where their share of all valid cookies since the last one is below this.
+    pub below: Option<f64>,
+    /// At this age.
+    pub max_age: Option<Duration>,
+}
+
 impl Controller {
     /// Attaches to every one of `interfaces`, or to none; each has the kernel's keys before it sees a packet.
-    pub async fn start(
-        interfaces: &[String],
-        bpffs: &Bpffs,
-        mode: AttachMode,
-        log_level: LevelFilter,
-    ) -> Result<Self> {
+    pub async fn start(interfaces: &[String], bpffs: &Bpffs, options: Options) -> Result<Self> {
+        let Options { attach, program_mode, log_level, source, retire } = options;
         preflight()?;
         for name in interfaces {
             Interface::find(name).await?;
@@ -61,29 +80,40 @@ impl Controller {
             _mount: bpffs.mount()?,
             datapaths: Vec::new(),
             gone: Vec::new(),
-            follower: Follower::default(),
-            how: How { bpffs: bpffs.clone(), mode, log_level },
+            keeper: Keeper::new(source),
+            retire,
+            bpffs: bpffs.clone(),
+            how: How { attach, program_mode, log_level },
         };
         for name in interfaces {
             if controller.datapaths.iter().any(|datapath| datapath.interface.name == *name) {
                 continue;
             }
             if let Err(error) = controller.attach(name).await {
-                for datapath in controller.datapaths.drain(..) {
-                    if let Err(error) = datapath.give_back().await {
-                        warn!("{error:#}");
-                    }
-                }
+                controller.give_back().await;
                 return Err(error);
             }
+        }
+        if controller.keeper.source() != KeySource::Kernel
+            && let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT)
+        {
+            debug!("keys may be swapped out, memory cannot be locked: {error}");
         }
         Ok(controller)
     }
 
+    /// Undoes [`start`](Self::start): what was taken over is left to run on, what is new is detached.
+    pub async fn give_back(&mut self) {
+        for datapath in self.datapaths.drain(..) {
+            if let Err(error) = datapath.give_back().await {
+                warn!("{error:#}");
+            }
+        }
+    }
+
     async fn attach(&mut self, name: &str) -> Result<()> {
-        let How { bpffs, mode, log_level } = &self.how;
-        let keys = self.follower.poll();
-        self.datapaths.push(Datapath::attach(name, bpffs, *mode, *log_level, keys).await?);
+        let (keys, earlier) = (self.keeper.kernel_keys(), self.keeper.earlier(unix_seconds()));
+        self.datapaths.push(Datapath::attach(name, &self.bpffs, self.how, keys, &earlier).await?);
         Ok(())
     }
 
@@ -102,12 +132,43 @@ impl Controller {
                 }
             }
         }
-        let keys = self.follower.poll();
+        let now = unix_seconds();
+        self.keeper.step(now, &mut AllMaps { datapaths: &mut self.datapaths, retire: self.retire });
+        self.describe_keys(now);
+    }
+
+    /// Carries out an order, and says what has been done.
+    pub fn obey(&mut self, order: Order) -> Result<String> {
+        let now = unix_seconds();
+        let mut maps = AllMaps { datapaths: &mut self.datapaths, retire: self.retire };
+        let outcome = match order {
+            Order::Rotate { emergency } => self.keeper.rotate(emergency, now, &mut maps),
+            Order::Import { key } => {
+                let Some(key) = parse_key(key.trim_end()).filter(|key| !key.is_zero()) else {
+                    bail!("this is no key: it takes xxxxxxxx-xxxxxxxx-xxxxxxxx-xxxxxxxx, not all zeros");
+                };
+                self.keeper.import(key, now, &mut maps)
+            }
+        };
+        self.describe_keys(now);
+        outcome?;
+        let [current, backup] = self.keeper.wanted_fingerprints(now).map(|key| format!("{key:016x}"));
+        Ok(format!("the kernel and the maps hold current {current}, backup {backup}"))
+    }
+
+    fn describe_keys(&mut self, now: u64) {
+        let info = KeyInfo {
+            source: self.keeper.source(),
+            rotate_seconds: self.keeper.rotate_seconds(),
+            max_age_seconds: self.retire.max_age.map_or(0, |age| age.as_secs()),
+            wanted: self.keeper.wanted_fingerprints(now),
+            failures: self.keeper.failures(),
+        };
         for datapath in &mut self.datapaths {
-            if let Some(keys) = keys
-                && let Err(error) = datapath.follow(keys)
-            {
-                warn!("{}: cannot follow the kernel's keys: {error:#}", datapath.interface.name);
+            let told = datapath.describe_keys(&info);
+            let forgotten = self.retire.max_age.map_or(Ok(()), |age| datapath.forget_older(age.as_secs()));
+            if let Err(error) = told.and(forgotten) {
+                warn!("{}: {error:#}", datapath.interface.name);
             }
             datapath.flush_log();
         }
@@ -155,7 +216,26 @@ impl Controller {
             outcome = outcome.and(datapath.detach().await);
         }
         for gone in self.gone.drain(..) {
-            outcome = outcome.and(unload(&self.how.bpffs.pins(&gone.name)).await);
+            outcome = outcome.and(unload(&self.bpffs.pins(&gone.name)).await);
+        }
+        outcome
+    }
+}
+
+/// The maps of all interfaces.
+struct AllMaps<'a> {
+    datapaths: &'a mut [Datapath],
+    retire: Retire,
+}
+
+impl Maps for AllMaps<'_> {
+    fn publish(&mut self, publish: Publish) -> Result<()> {
+        // Every map is tried, whatever becomes of the others.
+        let mut outcome = Ok(());
+        for datapath in &mut *self.datapaths {
+            let published = datapath.publish(publish, self.retire.below);
+            let context = || format!("{}: cannot publish keys", datapath.interface.name);
+            outcome = outcome.and(published.with_context(context));
         }
         outcome
     }

@@ -24,8 +24,8 @@ use log::{Log, debug, info, trace, warn};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tfo_common::{
     counters::Counters,
-    info::{Attach, Info, LAYOUT_VERSION},
-    keyring::{KeyRing, KeyStore},
+    info::{Attach, Info, KeySource, LAYOUT_VERSION},
+    keyring::{CURRENT, Held, Key, KeyRing, KeyStore, Moment, NEWEST, SLOTS, TRACKS},
     names,
     parse::LinkLayer,
     verdict::Mode,
@@ -36,7 +36,7 @@ use crate::{
     counters::Report,
     interface::{self, Interface, XdpOnInterface},
     kernel,
-    keys::{KernelKeys, describe},
+    keys::{KernelKeys, describe, keeper::Publish},
     pins::{Bpffs, Locked, MAPS, Pins},
 };
 
@@ -73,6 +73,17 @@ pub fn preflight() -> Result<()> {
     }
 }
 
+/// What is fixed when the program is loaded; the verifier removes what is not needed.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// What frames begin with.
+    pub link: LinkLayer,
+    /// What the program may do.
+    pub mode: Mode,
+    /// Up to which of aya's levels the program logs its own events: 0 for none.
+    pub log_level: u8,
+}
+
 /// The loaded program and its maps.
 pub struct Object {
     ebpf: Ebpf,
@@ -82,18 +93,18 @@ pub struct Object {
 }
 
 impl Object {
-    /// Loads the program for frames that begin with `link`; of its own log events those up to aya's `log_level` are
-    /// compiled in, none at 0. With `pins`, maps that are pinned there are used on, and new ones pinned.
-    pub fn load(link: LinkLayer, log_level: u8, pins: Option<&Pins>) -> Result<Self> {
+    /// Loads the program. With `pins`, maps that are pinned there are used on, and new ones pinned.
+    pub fn load(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self> {
         // Before Linux 5.11 maps count as locked memory.
         if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
             trace!("cannot lift the limit of locked memory: {error}");
         }
-        let link = link as u8;
+        let (link, mode) = (options.link as u8, options.mode as u8);
         let mut loader = EbpfLoader::new();
         loader
             .override_global(names::LINK_LAYER, &link, true)
-            .override_global(names::LOG_LEVEL, &log_level, true)
+            .override_global(names::MODE, &mode, true)
+            .override_global(names::LOG_LEVEL, &options.log_level, true)
             .verifier_log_level(VerifierLogLevel::STATS);
         for name in MAPS {
             if let Some(pins) = pins {
@@ -296,7 +307,35 @@ pub struct Datapath {
     info: Info,
     logger: Option<EbpfLogger<&'static dyn Log>>,
     taken_over: bool,
-    followed: Option<KernelKeys>,
+    published: Option<Publish>,
+    /// Where the hits of keys stood when the current key last changed.
+    last_hits: [u64; TRACKS],
+}
+
+/// What the commands are told of the source of the keys: see [`Info`].
+#[derive(Clone, Copy, Debug)]
+pub struct KeyInfo {
+    /// Which it is.
+    pub source: KeySource,
+    /// How often keys change.
+    pub rotate_seconds: u64,
+    /// How old a retired key may get.
+    pub max_age_seconds: u64,
+    /// The fingerprints of the keys that the kernel is to hold.
+    pub wanted: [u64; 2],
+    /// What went wrong.
+    pub failures: u64,
+}
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    /// Where in the receive path.
+    pub attach: AttachMode,
+    /// What it may do.
+    pub program_mode: Mode,
+    /// Up to which of aya's levels it logs its own events: 0 for none.
+    pub log_level: u8,
 }
 
 /// What has become of an attached program.
@@ -319,9 +358,9 @@ impl Datapath {
     pub async fn attach(
         name: &str,
         bpffs: &Bpffs,
-        mode: AttachMode,
-        log_level: u8,
+        how: How,
         keys: Option<KernelKeys>,
+        earlier: &[Key],
     ) -> Result<Self> {
         // A status command that asks whether a controller runs holds the lock for an instant.
         let mut pins = bpffs.pins(name).lock(Duration::from_millis(500))?;
@@ -334,25 +373,29 @@ impl Datapath {
             Known::Nothing | Known::Ours { .. } => None,
         };
 
-        let mut object = Object::load(interface.link_layer, log_level, Some(&pins))?;
-        if let Some(keys) = keys {
-            object.follow(name, keys)?;
+        let options =
+            LoadOptions { link: interface.link_layer, mode: how.program_mode, log_level: how.log_level };
+        let mut object = Object::load(&options, Some(&pins))?;
+        if let Some(KernelKeys { current, backup }) = keys {
+            object.hold(name, Publish::Held(Held { current, backup, next: None }))?;
         }
-        let logger = match log_level {
+        object.remember(name, earlier)?;
+        let logger = match how.log_level {
             0 => None,
             _ => Some(EbpfLogger::init(&mut object.ebpf).context("cannot read the program's own log")?),
         };
         let (attach, new_link) = match left_behind {
             Some(attach) => (attach, None),
-            None => object.attach_new(&interface, mode).map(|(attach, link)| (attach, Some(link)))?,
+            None => object.attach_new(&interface, how.attach).map(|(attach, link)| (attach, Some(link)))?,
         };
         let info = Info {
             layout_version: LAYOUT_VERSION,
-            mode: Mode::Observe as u32,
+            mode: how.program_mode as u32,
             attach: attach as u32,
             ifindex: interface.index,
             netns: kernel::netns()?,
             since_unix_ns: known.since(),
+            ..Info::default()
         };
         // Before the link: whoever finds that finds the rest complete.
         object.info.set(0, Shared(info), 0).context("cannot write the info map")?;
@@ -366,7 +409,7 @@ impl Datapath {
             None => {
                 object.take_over(&pins).with_context(|| format!("cannot take over the program on {name}"))?;
                 info!("{name}: took over the program that an earlier controller left, {attach} mode");
-                if !mode.allows(attach) {
+                if !how.attach.allows(attach) {
                     warn!("{name}: it stays in {attach} mode: to change that, `tfo unload -i {name}` first");
                 }
             }
@@ -375,14 +418,74 @@ impl Datapath {
             aside.replace()?;
         }
         pins.keep();
-        Ok(Self { interface, pins, object, info, logger, taken_over, followed: keys })
+        Ok(Self {
+            interface,
+            pins,
+            object,
+            info,
+            logger,
+            taken_over,
+            published: None,
+            last_hits: [0; TRACKS],
+        })
     }
 
-    /// Takes the kernel's keys over into the key ring.
-    pub fn follow(&mut self, keys: KernelKeys) -> Result<()> {
-        if self.followed != Some(keys) {
-            self.object.follow(&self.interface.name, keys)?;
-            self.followed = Some(keys);
+    /// Makes the keys of `publish` those of the map. Where the current key changes, retired ones that hardly anybody has
+    /// used since the last change are given up: those with a share of all valid cookies below `retire_below`.
+    pub fn publish(&mut self, publish: Publish, retire_below: Option<f64>) -> Result<()> {
+        if self.published == Some(publish) {
+            return Ok(());
+        }
+        // The evidence is that of the time before: whoever comes with the new keys in force says nothing about it.
+        let (before, hits) = (self.object.key_ring()?, self.object.counters()?.hits);
+        self.object.hold(&self.interface.name, publish)?;
+        self.published = Some(publish);
+        let after = self.object.key_ring()?;
+        if let (Publish::Held(_), Some(limit)) = (publish, retire_below)
+            && before.get(CURRENT) != after.get(CURRENT)
+        {
+            let since_then = |ring: &KeyRing, slot: usize| {
+                let track = usize::from(ring.tracks[slot]);
+                hits[track].saturating_sub(self.last_hits[track].max(ring.base[slot]))
+            };
+            let all: u64 =
+                (0..SLOTS).filter(|slot| after.holds(*slot)).map(|slot| since_then(&after, slot)).sum();
+            let was_retired = |slot: usize| {
+                after.get(slot).and_then(|key| before.find(key)).is_some_and(|slot| slot >= NEWEST)
+            };
+            // Nobody came at all: that is evidence of nothing.
+            let keep = |slot: usize| {
+                all == 0 || !was_retired(slot) || since_then(&after, slot) as f64 >= limit * all as f64
+            };
+            self.object.prune(&self.interface.name, keep)?;
+            self.last_hits = hits;
+        }
+        Ok(())
+    }
+
+    /// Lets go of retired keys that have been in the map for longer than `max_age` seconds.
+    pub fn forget_older(&mut self, max_age: u64) -> Result<()> {
+        let (ring, now) = (self.object.key_ring()?, unix_seconds());
+        let is_old = |slot: usize| now.saturating_sub(ring.since[slot]) > max_age;
+        if (NEWEST..SLOTS).any(|slot| ring.holds(slot) && is_old(slot)) {
+            self.object.prune(&self.interface.name, |slot| !is_old(slot))?;
+        }
+        Ok(())
+    }
+
+    /// Tells the commands what is to be known about the source of the keys.
+    pub fn describe_keys(&mut self, keys: &KeyInfo) -> Result<()> {
+        let info = Info {
+            key_source: keys.source as u64,
+            rotate_seconds: keys.rotate_seconds,
+            max_age_seconds: keys.max_age_seconds,
+            wanted: keys.wanted,
+            key_failures: keys.failures,
+            ..self.info
+        };
+        if info != self.info {
+            self.object.info.set(0, Shared(info), 0).context("cannot write the info map")?;
+            self.info = info;
         }
         Ok(())
     }
@@ -433,13 +536,45 @@ impl Datapath {
 }
 
 impl Object {
-    /// Publishes the ring that has `keys` as the kernel's, unless it is in force already.
-    fn follow(&mut self, interface: &str, keys: KernelKeys) -> Result<()> {
+    /// Makes the keys of `publish` those of the map, unless they are already.
+    fn hold(&mut self, interface: &str, publish: Publish) -> Result<()> {
         let ring = self.key_ring()?;
-        let next = ring.follow(keys.current, keys.backup);
+        let hits = self.counters()?.hits;
+        let moment = Moment { seconds: unix_seconds(), hits: &hits };
+        let next = match publish {
+            Publish::Held(held) => ring.follow(held, moment),
+            // The wanted ones first, then the kernel's: so those are current, and these known.
+            Publish::Learn { kernel, wanted } => ring.follow(wanted, moment).follow(kernel, moment),
+            Publish::Only(held) => {
+                KeyRing { generation: ring.generation, ..KeyRing::EMPTY }.follow(held, moment)
+            }
+        };
+        self.replace(interface, &ring, next)
+    }
+
+    /// Lets go of the retired keys for which `keep`, given their slot, says no.
+    fn prune(&mut self, interface: &str, keep: impl FnMut(usize) -> bool) -> Result<()> {
+        let ring = self.key_ring()?;
+        let next = ring.without_retired(keep);
+        self.replace(interface, &ring, next)
+    }
+
+    /// Makes `earlier` keys, newest first, retired ones of a map that does not know them.
+    fn remember(&mut self, interface: &str, earlier: &[Key]) -> Result<()> {
+        let ring = self.key_ring()?;
+        let hits = self.counters()?.hits;
+        let moment = Moment { seconds: unix_seconds(), hits: &hits };
+        let held = ring.held();
+        let unknown = earlier.iter().rev().filter(|key| ring.find(**key).is_none());
+        let next = unknown
+            .fold(ring, |ring, key| ring.follow(Held { current: Some(*key), ..Held::default() }, moment));
+        self.replace(interface, &ring, next.follow(held, moment))
+    }
+
+    fn replace(&mut self, interface: &str, ring: &KeyRing, next: KeyRing) -> Result<()> {
         if next.slots != ring.slots || next.present != ring.present {
             self.publish(&next)?;
-            info!("{interface}: following the kernel's keys: {}", describe(&next));
+            info!("{interface}: keys in the map: {}", describe(&next));
         }
         Ok(())
     }
@@ -609,4 +744,9 @@ fn refusal(name: &str, xdp: XdpOnInterface) -> String {
         "{name} already has an XDP program: {program} (id {program_id}, {attach} mode). tfo leaves alone what is not \
          pinned in its own folder: {hint}"
     )
+}
+
+/// Seconds since 1970 (UTC).
+pub(crate) fn unix_seconds() -> u64 {
+    Timestamp::now().as_second().try_into().unwrap_or(0)
 }

@@ -12,6 +12,11 @@ use tfo_common::{
 
 use crate::kernel;
 
+pub mod keeper;
+pub mod schedule;
+pub mod secret;
+pub mod state;
+
 /// The one or two keys that `net.ipv4.tcp_fastopen_key` shows.
 ///
 /// It has no `Debug`: keys are never printed.

@@ -19,13 +19,15 @@ use agreement::Agreement;
 use anyhow::{Context as _, Result, bail};
 use log::LevelFilter;
 use script::Script;
+use tfo_common::verdict::Mode;
 
 use crate::{
     cli::{AttachMode, Lab},
-    controller::{Controller, FOLLOW_EVERY, every},
+    controller::{Controller, FOLLOW_EVERY, Options, Retire, every},
     counters::Report,
     datapath::{preflight, unload},
     kernel::{self, KeySysctl, TcpExt},
+    keys::keeper::Source,
     output::print,
     pins::Bpffs,
     screen::Screen,
@@ -59,7 +61,14 @@ pub async fn run(args: &Lab, bpffs: &Bpffs, log_level: LevelFilter) -> Result<Ex
     let listeners = server::Listeners::start(&net::SERVERS)?;
     let (before, sysctl) = (TcpExt::read()?, KeySysctl::open()?);
     let interfaces = [INTERFACE.to_owned()];
-    let mut controller = Controller::start(&interfaces, bpffs, AttachMode::Auto, log_level).await?;
+    let options = Options {
+        attach: AttachMode::Auto,
+        program_mode: Mode::Observe,
+        log_level,
+        source: Source::Kernel,
+        retire: Retire::default(),
+    };
+    let mut controller = Controller::start(&interfaces, bpffs, options).await?;
 
     let outcome =
         play(args.duration, &mut controller, &mut signals, before, || Script::start(client, sysctl, pins))

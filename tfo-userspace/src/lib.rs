@@ -4,6 +4,7 @@
 pub mod background;
 pub mod cli;
 pub mod cmd;
+pub mod control;
 pub mod controller;
 pub mod counters;
 pub mod datapath;

@@ -6,12 +6,23 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use tfo_common::cookie;
+use comfy_table::CellAlignment::{Left, Right};
+use serde::Serialize;
+use tfo_common::{
+    cookie,
+    info::KeySource,
+    keyring::{BACKUP, CURRENT, Role, SLOTS},
+};
 
 use crate::{
-    cli::Cookie,
-    keys::{addresses, parse_key},
+    cli::{Cookie, Derive, Import, KeysStatus},
+    control::{self, Order},
+    counters::table,
+    datapath::{Pinned, unix_seconds},
+    kernel,
+    keys::{KernelKeys, addresses, fingerprint, parse_key, schedule::Schedule, secret::Secret},
     output::print,
+    pins::Bpffs,
 };
 
 /// Prints the cookie that each given key makes for the two addresses.
@@ -59,4 +70,140 @@ fn read(from: impl io::Read) -> io::Result<String> {
     let mut text = String::new();
     from.take(200).read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// Shows what a host with the secret holds at a time.
+pub(super) fn derive(args: &Derive) -> Result<()> {
+    let secret = Secret::read(&args.secret)?;
+    let schedule = Schedule::new(args.rotate)?;
+    let at = args.at.unwrap_or_else(unix_seconds);
+    let held = schedule.held(&secret, at);
+    let [current, backup, next] = [held.current, held.backup, held.next].map(|key| key.map(fingerprint));
+    let until = schedule.next_change(at);
+    if args.json {
+        let json = serde_json::json!({
+            "at": at, "current": current, "backup": backup, "next": next, "changes_at": until,
+        });
+        return print(&json.to_string());
+    }
+    let [current, backup, next] = [current, backup, next].map(|key| key.unwrap_or_else(|| "none".to_owned()));
+    print(&format!("at {at}, until {until}\n  current {current}\n  backup  {backup}\n  next    {next}"))
+}
+
+/// Gives an order to the controller of `interface`, or to that of the first one that is attached.
+pub(super) async fn order(order: &Order, interface: Option<&str>, bpffs: &Bpffs) -> Result<()> {
+    let pins = super::attached(interface, bpffs)?;
+    let first = pins.first().context("nothing is attached")?;
+    print(&control::give(first.interface(), order).await?)
+}
+
+/// Reads a key and gives the order to use it.
+pub(super) async fn import(args: &Import, bpffs: &Bpffs) -> Result<()> {
+    let key = if args.file == "-" { key_text("-") } else { key_text(&format!("@{}", args.file)) }?;
+    order(&Order::Import { key }, args.interface.as_deref(), bpffs).await
+}
+
+/// The keys of one interface.
+#[derive(Serialize)]
+struct Keys {
+    interface: String,
+    source: &'static str,
+    /// How often they change, in seconds.
+    rotate: Option<u64>,
+    /// How often the kernel's keys could not be written, or were changed by somebody else.
+    failures: u64,
+    /// Fingerprints of the primary and the backup key that the kernel has, and of those that the source wants it to have.
+    kernel: [Option<String>; 2],
+    wanted: [Option<String>; 2],
+    /// Whether the map has the kernel's keys in their roles, and the kernel those of the source.
+    in_step: bool,
+    keys: Vec<Generation>,
+}
+
+/// A key in the map.
+#[derive(Serialize)]
+struct Generation {
+    role: &'static str,
+    fingerprint: String,
+    /// Seconds since it came into the map.
+    age: u64,
+    hits: u64,
+    /// Of all hits of the keys in the map.
+    share: f64,
+    /// In how many seconds it goes because of its age.
+    goes_in: Option<u64>,
+}
+
+/// Shows the keys of each interface.
+pub(super) fn status(args: &KeysStatus, bpffs: &Bpffs) -> Result<()> {
+    for pins in super::attached(args.select.interface.as_deref(), bpffs)? {
+        let keys = keys(pins.interface(), &Pinned::open(&pins)?)?;
+        print(&if args.select.json { serde_json::to_string(&keys)? } else { text(&keys) })?;
+    }
+    Ok(())
+}
+
+fn keys(interface: &str, pinned: &Pinned) -> Result<Keys> {
+    let (ring, info, hits) = (pinned.key_ring()?, pinned.info(), pinned.counters()?.hits);
+    let slots = || (0..SLOTS).filter(|slot| ring.holds(*slot));
+    let all: u64 = slots().map(|slot| ring.hits(slot, &hits)).sum();
+    let generation = |slot: usize| {
+        let age = unix_seconds().saturating_sub(ring.since[slot]);
+        let hits = ring.hits(slot, &hits);
+        let role = Role::of_slot(slot);
+        let may_go = role == Role::Retired && info.max_age_seconds > 0;
+        Generation {
+            role: role.name(),
+            fingerprint: fingerprint(ring.slots[slot]),
+            age,
+            hits,
+            share: if all == 0 { 0.0 } else { hits as f64 / all as f64 },
+            goes_in: may_go.then(|| info.max_age_seconds.saturating_sub(age)),
+        }
+    };
+    // The sysctl is of our own namespace: of another one there is nothing to compare with.
+    let here = kernel::netns()? == info.netns;
+    let kernel = kernel::read_key().ok().filter(|_| here).and_then(|text| KernelKeys::parse(&text));
+    let wanted = info.wanted.map(|key| (key != 0).then(|| format!("{key:016x}")));
+    let map = [ring.get(CURRENT), ring.get(BACKUP)].map(|key| key.map(fingerprint));
+    let in_kernel =
+        kernel.map_or([None, None], |keys| [keys.current, keys.backup].map(|key| key.map(fingerprint)));
+    let follows = info.key_source == KeySource::Kernel as u64;
+    Ok(Keys {
+        interface: interface.to_owned(),
+        source: KeySource::ALL.get(info.key_source as usize).map_or("unknown", |source| source.name()),
+        rotate: (info.rotate_seconds > 0).then_some(info.rotate_seconds),
+        failures: info.key_failures,
+        in_step: (kernel.is_none() || map == in_kernel) && (follows || map == wanted),
+        kernel: in_kernel,
+        wanted,
+        keys: slots().map(generation).collect(),
+    })
+}
+
+fn text(keys: &Keys) -> String {
+    let Keys { interface, source, rotate, failures, in_step, keys, .. } = keys;
+    let mut text = format!("{interface}: keys from {source}");
+    if let Some(rotate) = rotate {
+        text += &format!(", a new one every {rotate} s");
+    }
+    text += if *in_step { ", kernel and map in step\n" } else { ", kernel and map OUT OF STEP\n" };
+    if *failures > 0 {
+        text +=
+            &format!("{failures} failures to write the kernel's keys, or changes of them by somebody else\n");
+    }
+    let rows = keys.iter().map(|key| {
+        let goes = key.goes_in.map_or_else(String::new, |seconds| format!("in {seconds} s"));
+        let share = format!("{:.2}%", key.share * 100.0);
+        [key.role.to_owned(), key.fingerprint.clone(), key.age.to_string(), key.hits.to_string(), share, goes]
+    });
+    let columns = [
+        ("role", Left),
+        ("fingerprint", Left),
+        ("age (s)", Right),
+        ("hits", Right),
+        ("share", Right),
+        ("goes", Left),
+    ];
+    text + &table(&columns, rows)
 }

@@ -1,14 +1,26 @@
 //! `tfo run`.
 
-use std::time::Duration;
+use std::{
+    fs::{DirBuilder, File},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use log::{LevelFilter, info, warn};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 
 use crate::{
-    cli::Run,
-    controller::{Controller, FOLLOW_EVERY, every},
+    cli::{KeysFrom, Run},
+    control::{Given, listen},
+    controller::{Controller, FOLLOW_EVERY, Options, Retire, every},
     counters::Report,
+    datapath::unix_seconds,
+    keys::{keeper::Source, schedule::Schedule, secret::Secret, state::State},
     pins::Bpffs,
     screen::Screen,
     signals::Signals,
@@ -23,7 +35,21 @@ const LOG_EVERY: Duration = Duration::from_secs(60);
 pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Result<()> {
     // From the first attachment on a signal must find us ready to clean up.
     let mut signals = Signals::new()?;
-    let mut controller = Controller::start(&args.interfaces, bpffs, args.attach, log_level).await?;
+    let options = Options {
+        attach: args.attach,
+        program_mode: args.mode.into(),
+        log_level,
+        source: source(args)?,
+        retire: Retire { below: args.retire_below, max_age: args.max_age },
+    };
+    let mut controller = Controller::start(&args.interfaces, bpffs, options).await?;
+    let mut orders = match listen(&args.interfaces) {
+        Ok(orders) => orders,
+        Err(error) => {
+            controller.give_back().await;
+            return Err(error);
+        }
+    };
     let mut screen = Screen::open();
     let mut follow = every(FOLLOW_EVERY);
     let mut show = every(if screen.is_some() { DRAW_EVERY } else { LOG_EVERY });
@@ -31,6 +57,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
         tokio::select! {
             () = signals.next() => break,
             _ = follow.tick() => controller.step().await,
+            Some(Given { order, reply }) = orders.recv() => reply.send(controller.obey(order)),
             _ = show.tick() => match controller.reports() {
                 Ok(reports) => display(&reports, screen.as_mut()),
                 Err(error) => warn!("{error:#}"),
@@ -38,6 +65,50 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
         }
     }
     controller.stop().await
+}
+
+/// Where `--keys` says that keys come from.
+fn source(args: &Run) -> Result<Source> {
+    match &args.keys {
+        KeysFrom::Kernel => Ok(Source::Kernel),
+        KeysFrom::Secret(file) => {
+            Ok(Source::Secret { secret: Secret::read(file)?, schedule: Schedule::new(args.rotate)? })
+        }
+        KeysFrom::Random => {
+            let path = args.key_state.clone();
+            if let Some(dir) = path.parent() {
+                let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+                made.with_context(|| format!("cannot make {}, where keys are to be kept", dir.display()))?;
+            }
+            let lock = lock(&path)?;
+            let state = match State::load(&path)? {
+                Some(state) => state,
+                None => {
+                    let state = State::new(unix_seconds())?;
+                    state.store(&path)?;
+                    state
+                }
+            };
+            Ok(Source::Random { state, path, lock, rotate: args.rotate })
+        }
+    }
+}
+
+/// Makes sure that nobody else keeps keys in the file at `path`. The file itself is replaced with each change, so the lock
+/// is on one beside it.
+fn lock(path: &Path) -> Result<Flock<File>> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".lock");
+    let beside = PathBuf::from(beside);
+    let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&beside);
+    let file = file.with_context(|| format!("cannot open {}", beside.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, Errno::EWOULDBLOCK)) => {
+            bail!("another tfo keeps its keys in {}: give this one its own (--key-state)", path.display())
+        }
+        Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", beside.display())),
+    }
 }
 
 /// Shows the counters, live on a terminal, else in the log.

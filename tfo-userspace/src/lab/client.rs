@@ -72,6 +72,12 @@ impl Syn {
         self
     }
 
+    /// With an option of one byte, after which the next begins at the other parity.
+    pub fn no_operation(mut self) -> Self {
+        self.options.push(1);
+        self
+    }
+
     /// With an experimental Fast Open option (kind 254) that holds `cookie`.
     pub fn experimental(mut self, cookie: &[u8]) -> Self {
         let mut option = EXPERIMENTAL;

@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd as _,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,12 +13,18 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nix::{setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    setsockopt_impl, sockopt_impl,
+    sys::socket::setsockopt,
+};
 use socket2::{Domain, Socket, Type};
 
 /// More pending Fast Open connections than the lab or a test ever has.
 const FAST_OPEN_QUEUE: usize = 65_536;
 const BACKLOG: i32 = 65_535;
+/// How long a thread may take to see that it is to end, in milliseconds.
+const LOOK_EVERY: u16 = 100;
 /// How long a connection may stay silent: a forged one never says more than its SYN.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -31,6 +38,7 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
     let listen = || -> io::Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
@@ -46,7 +54,6 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
 #[derive(Debug)]
 pub struct Listeners {
     stop: Arc<AtomicBool>,
-    addresses: Vec<SocketAddr>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -58,34 +65,42 @@ impl Listeners {
         for address in addresses {
             let listener = listen(*address)?;
             let stop = Arc::clone(&stop);
+            // Several may share an address, and which of them a connection wakes is the kernel's choice: so none waits
+            // in accept() for the one that tells it to end.
+            listener.set_nonblocking(true)?;
             threads.push(thread::Builder::new().name("server".to_owned()).spawn(move || {
-                for connection in listener.incoming() {
-                    if stop.load(Ordering::Relaxed) {
-                        break;
-                    }
+                while !stop.load(Ordering::Relaxed) {
                     // A client that went away is no failure of the server.
-                    let _: io::Result<()> = connection.and_then(echo);
+                    match listener.accept() {
+                        Ok((connection, _)) => drop(echo(connection)),
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait(&listener),
+                        Err(_) => {}
+                    }
                 }
             })?);
         }
-        Ok(Self { stop, addresses: addresses.to_vec(), threads })
+        Ok(Self { stop, threads })
     }
 }
 
 impl Drop for Listeners {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        for (address, thread) in self.addresses.iter().zip(self.threads.drain(..)) {
-            // Wakes the thread out of accept(); where that fails it can't be joined, and ends with the process.
-            if TcpStream::connect(address).is_ok() {
-                let _: thread::Result<()> = thread.join();
-            }
+        for thread in self.threads.drain(..) {
+            let _: thread::Result<()> = thread.join();
         }
     }
 }
 
+/// Waits for a connection, or for the time to look whether this is the end.
+fn wait(listener: &TcpListener) {
+    let mut poll_for = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    let _: nix::Result<i32> = poll(&mut poll_for, LOOK_EVERY);
+}
+
 /// Sends everything back until the client closes.
 fn echo(mut connection: TcpStream) -> io::Result<()> {
+    connection.set_nonblocking(false)?;
     connection.set_read_timeout(Some(PATIENCE))?;
     let mut buffer = [0; 4096];
     loop {

@@ -1,0 +1,158 @@
+//! Orders for a running controller: `tfo keys rotate` and `tfo keys import`.
+//!
+//! A Unix socket with an abstract name, which is of the network namespace, as keys are, and leaves no file behind. Anybody
+//! may connect to such a socket, so the controller asks the kernel who it is, and listens to root only. One request and one
+//! answer, each a line of JSON.
+
+use std::{
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixListener as StdListener, UnixStream as StdStream},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use zeroize::Zeroizing;
+
+use crate::error::NotRunning;
+
+/// The longest line that is read.
+const LINE: u64 = 4096;
+/// How long the other side may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// An order. It has no Debug: it may hold a key.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Make a new key and use it.
+    Rotate {
+        /// And let nothing that was made with an earlier one be accepted.
+        emergency: bool,
+    },
+    /// Use this key, in the sysctl's form.
+    Import {
+        /// The key.
+        key: String,
+    },
+}
+
+/// Its outcome.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Done(String),
+    Failed(String),
+}
+
+/// An order, and where its outcome goes.
+pub struct Given {
+    /// The order.
+    pub order: Order,
+    /// The way back to whoever gave it.
+    pub reply: Reply,
+}
+
+/// The way back to whoever gave an order.
+pub struct Reply(oneshot::Sender<Result<String>>);
+
+impl Reply {
+    /// Tells what has come of it. Whoever does not wait for that does without.
+    pub fn send(self, outcome: Result<String>) {
+        let _: Result<(), _> = self.0.send(outcome);
+    }
+}
+
+/// Listens for orders that concern any of `interfaces`, from now on.
+pub fn listen(interfaces: &[String]) -> Result<mpsc::Receiver<Given>> {
+    let (sender, receiver) = mpsc::channel(1);
+    let mut names: Vec<_> = interfaces.iter().collect();
+    names.sort();
+    names.dedup();
+    for interface in names {
+        let listen = || {
+            let listener = StdListener::bind_addr(&address(interface)?)?;
+            listener.set_nonblocking(true)?;
+            UnixListener::from_std(listener)
+        };
+        let listener = listen().with_context(|| format!("cannot listen for orders about {interface}"))?;
+        tokio::spawn(serve(listener, sender.clone()));
+    }
+    Ok(receiver)
+}
+
+async fn serve(listener: UnixListener, orders: mpsc::Sender<Given>) {
+    loop {
+        match listener.accept().await {
+            // Whoever is not root gets no answer, and nobody keeps others waiting.
+            Ok((stream, _)) if stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) => {
+                let orders = orders.clone();
+                tokio::spawn(async move { timeout(PATIENCE, answer(stream, orders)).await });
+            }
+            Ok(_) => {}
+            // Out of descriptors, say: not for ever, it is hoped.
+            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+async fn answer(mut stream: UnixStream, orders: mpsc::Sender<Given>) -> Result<()> {
+    let mut line = Zeroizing::new(String::new());
+    BufReader::new((&mut stream).take(LINE)).read_line(&mut line).await?;
+    let (reply, outcome) = oneshot::channel();
+    let outcome = match serde_json::from_str(&line) {
+        Ok(order) => {
+            orders
+                .send(Given { order, reply: Reply(reply) })
+                .await
+                .ok()
+                .context("the controller is ending")?;
+            outcome.await?
+        }
+        Err(error) => Err(error.into()),
+    };
+    let answer = match outcome {
+        Ok(done) => Answer::Done(done),
+        Err(error) => Answer::Failed(format!("{error:#}")),
+    };
+    let answer = serde_json::to_string(&answer)? + "\n";
+    Ok(stream.write_all(answer.as_bytes()).await?)
+}
+
+/// Gives `order` to the controller of `interface` and waits for the answer.
+pub async fn give(interface: &str, order: &Order) -> Result<String> {
+    let connect = || {
+        let stream = StdStream::connect_addr(&address(interface)?)?;
+        stream.set_nonblocking(true)?;
+        UnixStream::from_std(stream)
+    };
+    let Ok(mut stream) = connect() else {
+        let why = format!("no tfo runs on {interface} in this network namespace");
+        return Err(NotRunning(why).into());
+    };
+    let exchange = async {
+        let mut line = Zeroizing::new(serde_json::to_string(order)?);
+        line.push('\n');
+        stream.write_all(line.as_bytes()).await?;
+        let mut answer = String::new();
+        BufReader::new(&mut stream).read_line(&mut answer).await?;
+        anyhow::Ok(serde_json::from_str(&answer)?)
+    };
+    let answer = timeout(PATIENCE, exchange).await.context("no answer")?;
+    match answer.with_context(|| format!("no answer from the tfo that runs on {interface}"))? {
+        Answer::Done(done) => Ok(done),
+        Answer::Failed(why) => bail!(why),
+    }
+}
+
+fn address(interface: &str) -> std::io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("tfo/{interface}"))
+}

@@ -1,0 +1,265 @@
+//! The keeper of the keys: what the kernel is to hold, and how it gets there without a cookie refused on the way.
+//!
+//! The order of a rotation: the maps learn the new keys, the sysctl is written, read back and compared, and only then the
+//! maps give the old ones up. A crash between any two steps leaves maps that cover the kernel's keys, and the next start
+//! finds out from the source what is still to be done.
+
+use std::{fs::File, path::PathBuf, time::Duration};
+
+use anyhow::{Result, bail};
+use log::{info, warn};
+use nix::fcntl::Flock;
+use tfo_common::{
+    cookie,
+    info::KeySource,
+    keyring::{Held, Key, RETIRED},
+};
+
+use super::{Follower, KernelKeys, fingerprint, schedule::Schedule, secret::Secret, state::State};
+use crate::kernel::KeySysctl;
+
+/// Where keys come from.
+pub enum Source {
+    /// Whoever sets them: we follow, and never write.
+    Kernel,
+    /// We make them.
+    Random {
+        /// The keys so far.
+        state: State,
+        /// Where they are kept.
+        path: PathBuf,
+        /// Keeps other controllers from keeping theirs there, too.
+        lock: Flock<File>,
+        /// How often they change.
+        rotate: Duration,
+    },
+    /// The fleet's secret and the time.
+    Secret {
+        /// The secret.
+        secret: Secret,
+        /// The schedule.
+        schedule: Schedule,
+    },
+}
+
+/// What a map is to hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Publish {
+    /// These keys, and as retired ones all that it held before.
+    Held(Held),
+    /// The kernel's keys, and besides what it held before also these, which are about to become the kernel's.
+    Learn {
+        /// The kernel's keys now.
+        kernel: Held,
+        /// Its keys in a moment.
+        wanted: Held,
+    },
+    /// These keys and no others: what was held before has leaked.
+    Only(Held),
+}
+
+/// Puts keys into all maps.
+pub trait Maps {
+    /// Publishes them, whole; an error where one map could not take them.
+    fn publish(&mut self, publish: Publish) -> Result<()>;
+}
+
+/// Keeps the kernel's keys and the maps' in step with the source.
+pub struct Keeper {
+    source: Source,
+    follower: Follower,
+    /// What we installed last: what the kernel must show unless somebody else wrote.
+    installed: Option<KernelKeys>,
+    /// Somebody else writes the sysctl: we follow, until told to rotate.
+    yielded: bool,
+    /// The latest time that the clock has shown.
+    latest: u64,
+    /// It was said that the clock is behind.
+    behind: bool,
+    failure: Option<String>,
+    failures: u64,
+}
+
+impl Keeper {
+    /// The keeper of `source`'s keys.
+    pub fn new(source: Source) -> Self {
+        Self {
+            source,
+            follower: Follower::default(),
+            installed: None,
+            yielded: false,
+            latest: 0,
+            behind: false,
+            failure: None,
+            failures: 0,
+        }
+    }
+
+    /// The kernel's keys, as they are now or were last seen.
+    pub fn kernel_keys(&mut self) -> Option<KernelKeys> {
+        self.follower.poll()
+    }
+
+    /// Which source it is.
+    pub fn source(&self) -> KeySource {
+        match self.source {
+            Source::Kernel => KeySource::Kernel,
+            Source::Random { .. } => KeySource::Random,
+            Source::Secret { .. } => KeySource::Secret,
+        }
+    }
+
+    /// How often keys change, in seconds; 0 where we don't decide that.
+    pub fn rotate_seconds(&self) -> u64 {
+        match &self.source {
+            Source::Kernel => 0,
+            Source::Random { rotate, .. } => rotate.as_secs(),
+            Source::Secret { schedule, .. } => schedule.interval().as_secs(),
+        }
+    }
+
+    /// How often the kernel's keys could not be written, or were changed by somebody else.
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    /// The fingerprints of the keys that the source wants the kernel to hold now; 0 for none.
+    pub fn wanted_fingerprints(&self, now: u64) -> [u64; 2] {
+        let wanted = self.wanted(now).unwrap_or_default();
+        [wanted.current, wanted.backup].map(|key| key.map_or(0, |key| cookie::fingerprint(&key)))
+    }
+
+    /// Keys of the source that were in use before, newest first: clients may come back with cookies of them.
+    pub fn earlier(&self, now: u64) -> Vec<Key> {
+        match &self.source {
+            Source::Kernel => Vec::new(),
+            Source::Random { state, .. } => state.retired().collect(),
+            Source::Secret { secret, schedule } => schedule.earlier(secret, now, RETIRED),
+        }
+    }
+
+    /// Does what is due at `now` (seconds since 1970). What fails is said, and tried again with the next step.
+    pub fn step(&mut self, now: u64, maps: &mut impl Maps) {
+        if now < self.latest {
+            warn!(
+                "the clock went back by {} s: keys go by it all the same, and none is forgotten",
+                self.latest - now
+            );
+        }
+        self.latest = now;
+        match self.try_step(now, maps) {
+            Ok(()) => self.failure = None,
+            Err(error) => {
+                let failure = format!("{error:#}");
+                if self.failure.as_ref() != Some(&failure) {
+                    self.failures += 1;
+                    warn!("keys: {failure}; what is in force stays, and it is tried again");
+                    self.failure = Some(failure);
+                }
+            }
+        }
+    }
+
+    fn try_step(&mut self, now: u64, maps: &mut impl Maps) -> Result<()> {
+        if let Source::Random { state, rotate, .. } = &self.source {
+            let newest = state.keys().first().map_or(0, |newest| newest.made);
+            if newest > now && !self.behind {
+                self.behind = true;
+                warn!(
+                    "the clock is behind the newest key by {} s: no new key before it has caught up, or `tfo keys rotate`",
+                    newest - now
+                );
+            }
+            if !self.yielded && state.due(*rotate, now) {
+                self.change(|state| state.rotate(now))?;
+            }
+        }
+        let Some(kernel) = self.follower.poll() else { return Ok(()) };
+        let Some(wanted) = self.wanted(now) else { return maps.publish(Publish::Held(held(kernel))) };
+        let target = KernelKeys { current: wanted.current, backup: wanted.backup };
+        if kernel == target {
+            self.installed = Some(target);
+            self.yielded = false;
+            return maps.publish(Publish::Held(wanted));
+        }
+        if !self.yielded && self.installed.is_some_and(|installed| installed != kernel) {
+            self.yielded = true;
+            self.failures += 1;
+            warn!(
+                "somebody else has set net.ipv4.tcp_fastopen_key: following it, and writing no more keys before \
+                 `tfo keys rotate` or a new start"
+            );
+        }
+        if self.yielded {
+            return maps.publish(Publish::Held(held(kernel)));
+        }
+        self.install(wanted, Publish::Held(wanted), maps)
+    }
+
+    /// Rotates now. In an emergency, what was held before is not accepted any more, by the kernel or by the maps.
+    pub fn rotate(&mut self, emergency: bool, now: u64, maps: &mut impl Maps) -> Result<()> {
+        self.change(|state| if emergency { state.emergency(now) } else { state.rotate(now) })?;
+        let wanted = self.wanted(now).unwrap_or_default();
+        self.install(wanted, if emergency { Publish::Only(wanted) } else { Publish::Held(wanted) }, maps)
+    }
+
+    /// Makes `key` the current one, as if it had been made here.
+    pub fn import(&mut self, key: Key, now: u64, maps: &mut impl Maps) -> Result<()> {
+        self.change(|state| {
+            state.import(key, now);
+            Ok(())
+        })?;
+        let wanted = self.wanted(now).unwrap_or_default();
+        self.install(wanted, Publish::Held(wanted), maps)
+    }
+
+    /// Changes the keys that we make ourselves: in the file first, since a key that the kernel once held must not be
+    /// forgotten by a crash.
+    fn change(&mut self, how: impl FnOnce(&mut State) -> Result<()>) -> Result<()> {
+        let (state, path) = match &mut self.source {
+            Source::Random { state, path, .. } => (state, path),
+            Source::Kernel => bail!("keys are the kernel's to change: `tfo run --keys random` makes its own"),
+            Source::Secret { .. } => {
+                bail!(
+                    "keys come from the fleet's secret and the time: replace the secret on every host, and start again"
+                )
+            }
+        };
+        let mut next = state.clone();
+        how(&mut next)?;
+        next.store(path)?;
+        *state = next;
+        self.yielded = false;
+        Ok(())
+    }
+
+    /// Learn, write, compare, and give the old ones up.
+    fn install(&mut self, wanted: Held, last: Publish, maps: &mut impl Maps) -> Result<()> {
+        let target = KernelKeys { current: wanted.current, backup: wanted.backup };
+        let Some(current) = wanted.current else { bail!("the source has no key") };
+        let kernel = held(self.follower.poll().unwrap_or_default());
+        maps.publish(Publish::Learn { kernel, wanted })?;
+        info!("rotation: the maps know the new keys");
+        KeySysctl::open()?.write(current, wanted.backup)?;
+        info!("rotation: net.ipv4.tcp_fastopen_key is written");
+        if self.follower.poll() != Some(target) {
+            bail!("net.ipv4.tcp_fastopen_key does not show what was just written to it");
+        }
+        self.installed = Some(target);
+        maps.publish(last)?;
+        info!("rotation: done, the kernel's current key is {}", fingerprint(current));
+        Ok(())
+    }
+
+    fn wanted(&self, now: u64) -> Option<Held> {
+        match &self.source {
+            Source::Kernel => None,
+            Source::Random { state, .. } => Some(state.held()),
+            Source::Secret { secret, schedule } => Some(schedule.held(secret, now)),
+        }
+    }
+}
+
+fn held(keys: KernelKeys) -> Held {
+    Held { current: keys.current, backup: keys.backup, next: None }
+}

@@ -1,0 +1,279 @@
+//! When a fleet changes its keys: the time alone says which keys a host holds, the same as under tofurkey.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use tfo_common::keyring::{Held, Key};
+
+use super::secret::Secret;
+
+/// The shortest interval: tofurkey's.
+pub const SHORTEST: Duration = Duration::from_secs(10);
+/// The longest interval, one week: tofurkey's.
+pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// The units of [`parse_duration`], in seconds.
+const UNITS: [(char, u64); 5] =
+    [('s', 1), ('m', 60), ('h', 60 * 60), ('d', 24 * 60 * 60), ('w', 7 * 24 * 60 * 60)];
+
+/// The schedule of a fleet: key number N is the current one from N times the interval on, in unix time.
+///
+/// In the first half of an interval the backup is the key before, in the second the key after. So hosts whose clocks
+/// differ by half an interval or less take each other's cookies, and their kernels do so by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// Whole seconds, and an even number of them.
+    interval: Duration,
+}
+
+impl Schedule {
+    /// The schedule of a key each `interval`: 10 seconds to one week, in an even number of seconds, as tofurkey wants
+    /// it. All hosts of a fleet must have the same.
+    pub fn new(interval: Duration) -> Result<Self> {
+        if !(SHORTEST..=LONGEST).contains(&interval) {
+            bail!("an interval of {interval:?} is out of range: a fleet's keys change every 10s to 1w");
+        }
+        if interval.subsec_nanos() != 0 || !interval.as_secs().is_multiple_of(2) {
+            bail!(
+                "an interval of {interval:?} has no half in whole seconds: give an even number of seconds, and \
+                 the same to all hosts of the fleet"
+            );
+        }
+        Ok(Self { interval })
+    }
+
+    /// For how long a key is the current one.
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// The number of the key that is the current one at `unix_seconds`.
+    pub fn number(&self, unix_seconds: u64) -> u64 {
+        unix_seconds / self.interval.as_secs()
+    }
+
+    /// The keys that a host holds at `unix_seconds`.
+    ///
+    /// In the first half of an interval the next key is known, too, though the kernel has no room for it.
+    pub fn held(&self, secret: &Secret, unix_seconds: u64) -> Held {
+        let number = self.number(unix_seconds);
+        let current = Some(secret.key(number));
+        let after = Some(secret.key(number + 1));
+        if self.is_second_half(unix_seconds) {
+            Held { current, backup: after, next: None }
+        } else {
+            // There is nothing before key 0, where a clock begins that was never set.
+            let before = number.checked_sub(1).map(|number| secret.key(number));
+            Held { current, backup: before, next: after }
+        }
+    }
+
+    /// The unix second at which [`held`](Self::held) changes next: the next half of an interval. Always after
+    /// `unix_seconds`.
+    pub fn next_change(&self, unix_seconds: u64) -> u64 {
+        let half = self.half();
+        (unix_seconds - unix_seconds % half).saturating_add(half)
+    }
+
+    /// The last `count` keys before the current one, newest first: hosts of the fleet may have handed out their
+    /// cookies. The first of them is the backup key in the first half of an interval.
+    pub fn earlier(&self, secret: &Secret, unix_seconds: u64, count: usize) -> Vec<Key> {
+        (0..self.number(unix_seconds)).rev().take(count).map(|number| secret.key(number)).collect()
+    }
+
+    fn half(&self) -> u64 {
+        self.interval.as_secs() / 2
+    }
+
+    fn is_second_half(&self, unix_seconds: u64) -> bool {
+        unix_seconds % self.interval.as_secs() >= self.half()
+    }
+}
+
+/// A duration on the command line: a whole number and its unit, `s`, `m`, `h`, `d` or `w`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    const FORM: &str = "give a whole number and its unit, s, m, h, d or w: 90s, 15m, 4h, 1d, 1w";
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(FORM.to_owned());
+    }
+    let unit = &text[digits.len()..];
+    if unit.is_empty() {
+        return Err(format!("{text} of what? {FORM}"));
+    }
+    let Some((_, seconds)) = UNITS.iter().find(|(name, _)| unit.chars().eq([*name])) else {
+        return Err(format!("{unit:?} is no unit: {FORM}"));
+    };
+    let duration = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(*seconds));
+    duration.map(Duration::from_secs).ok_or_else(|| format!("{text} is too long"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::{key_text, secret::tests::secret};
+
+    fn every(seconds: u64) -> Schedule {
+        Schedule::new(Duration::from_secs(seconds)).unwrap()
+    }
+
+    /// The numbers of the keys that are held, for `Debug`.
+    fn numbers(schedule: &Schedule, secret: &Secret, now: u64) -> [Option<u64>; 3] {
+        let held = schedule.held(secret, now);
+        [held.current, held.backup, held.next].map(|key| {
+            let key = key?;
+            let around = schedule.number(now).saturating_sub(3)..schedule.number(now) + 4;
+            Some(around.into_iter().find(|number| secret.key(*number) == key).expect("a key of the schedule"))
+        })
+    }
+
+    #[test]
+    fn tofurkeys_vector() {
+        let held = every(86400).held(&secret(), 1_000_000);
+        assert_eq!(held.current.map(key_text).unwrap(), "c998252e-8f89667d-31961e08-3897526b");
+        assert_eq!(held.backup.map(key_text).unwrap(), "1c9ca1a5-9d295055-f8e3d4df-7107b577");
+        assert!(held.next.is_none());
+    }
+
+    #[test]
+    fn the_backup_changes_in_the_middle_of_an_interval() {
+        let secret = secret();
+        // The times and numbers of tofurkey with -i 10, and of one day.
+        for (interval, number) in [(10, 100_000), (86400, 20_000), (604_800, 2_900), (14, 77)] {
+            let schedule = every(interval);
+            for number in number..number + 3 {
+                let start = number * interval;
+                let first = [Some(number), Some(number - 1), Some(number + 1)];
+                let second = [Some(number), Some(number + 1), None];
+                for (now, expected) in [
+                    (start - 1, [Some(number - 1), Some(number), None]),
+                    (start, first),
+                    (start + interval / 2 - 1, first),
+                    (start + interval / 2, second),
+                    (start + interval - 1, second),
+                ] {
+                    assert_eq!(numbers(&schedule, &secret, now), expected, "{interval} {now}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_keys_change_exactly_when_announced() {
+        let secret = secret();
+        for interval in [10, 14, 60] {
+            let schedule = every(interval);
+            let start = 1_000_000;
+            let mut announced = schedule.next_change(start);
+            for now in start + 1..start + 4 * interval {
+                let changes = schedule.held(&secret, now) != schedule.held(&secret, now - 1);
+                assert_eq!(changes, now == announced, "{interval} {now}");
+                if changes {
+                    announced = schedule.next_change(now);
+                    assert_eq!(announced, now + interval / 2);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hosts_whose_clocks_differ_take_each_others_cookies() {
+        let secret = secret();
+        let interval = 40;
+        let schedule = every(interval);
+        // Two clocks that are wrong by a quarter into opposite directions differ by a half. The kernel's two keys do.
+        for difference in [0, 1, interval / 4, interval / 2] {
+            for now in 1_000_000..1_000_000 + 2 * interval {
+                let (slow, fast) = (schedule.held(&secret, now), schedule.held(&secret, now + difference));
+                for (mine, other) in [(slow, fast), (fast, slow)] {
+                    let taken = other.current == mine.current || other.current == mine.backup;
+                    assert!(taken, "{difference} {now}");
+                }
+            }
+        }
+        // One more second, and the program still takes what the kernel would not.
+        let beyond = interval / 2 + 1;
+        let at = |now| schedule.held(&secret, now);
+        let is_refused = |now: &u64| {
+            let (mine, other) = (at(*now), at(*now + beyond));
+            other.current != mine.current && other.current != mine.backup
+        };
+        let refused: Vec<_> = (1_000_000..1_000_000 + interval).filter(is_refused).collect();
+        assert_eq!(refused.len(), 1);
+        assert!(at(refused[0]).next == at(refused[0] + beyond).current);
+    }
+
+    #[test]
+    fn earlier_keys_come_newest_first() {
+        let (secret, schedule) = (secret(), every(10));
+        for now in [1_000_000, 1_000_009] {
+            let earlier = schedule.earlier(&secret, now, 3);
+            assert!(earlier == [99_999, 99_998, 99_997].map(|number| secret.key(number)));
+        }
+        assert!(schedule.earlier(&secret, 1_000_000, 0).is_empty());
+    }
+
+    #[test]
+    fn a_clock_that_was_never_set_is_no_panic() {
+        let (secret, schedule) = (secret(), every(10));
+        assert_eq!(numbers(&schedule, &secret, 0), [Some(0), None, Some(1)]);
+        assert_eq!(numbers(&schedule, &secret, 5), [Some(0), Some(1), None]);
+        assert_eq!(schedule.next_change(0), 5);
+        assert!(schedule.earlier(&secret, 0, 8).is_empty());
+        assert!(schedule.earlier(&secret, 25, 8) == [secret.key(1), secret.key(0)]);
+    }
+
+    #[test]
+    fn intervals_are_what_tofurkey_takes() {
+        for seconds in [10, 12, 86400, 604_800] {
+            assert_eq!(every(seconds).interval(), Duration::from_secs(seconds));
+        }
+        for (millis, complaint) in [
+            (0, "out of range"),
+            (9_999, "out of range"),
+            (604_800_001, "out of range"),
+            (11_000, "no half"),
+            (10_500, "no half"),
+            (11_500, "no half"),
+        ] {
+            let error = Schedule::new(Duration::from_millis(millis)).unwrap_err().to_string();
+            assert!(error.contains(complaint), "{error}");
+        }
+    }
+
+    #[test]
+    fn durations_have_units() {
+        let duration = |text| parse_duration(text).map(|duration| duration.as_secs());
+        for (text, seconds) in [
+            ("10s", 10),
+            ("15m", 900),
+            ("4h", 14_400),
+            ("1d", 86_400),
+            ("1w", 604_800),
+            ("0s", 0),
+            ("007m", 420),
+        ] {
+            assert_eq!(duration(text), Ok(seconds), "{text}");
+        }
+        for (text, complaint) in [
+            ("", "whole number"),
+            ("h", "whole number"),
+            ("-1h", "whole number"),
+            ("+1h", "whole number"),
+            ("1.5h", "whole number"),
+            ("1h30m", "whole number"),
+            (" 1h", "whole number"),
+            ("14400", "14400 of what?"),
+            ("1y", "no unit"),
+            ("1 h", "no unit"),
+            ("1H", "no unit"),
+            ("1ms", "no unit"),
+            ("1é", "no unit"),
+            ("18446744073709551616s", "too long"),
+            ("18446744073709551615w", "too long"),
+        ] {
+            let error = duration(text).unwrap_err();
+            assert!(error.contains(complaint), "{text:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The secret of a fleet: 32 bytes from which every host derives the same keys as tofurkey does.
+
+use std::{
+    env,
+    fs::File,
+    hint::black_box,
+    io::{self, Read},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{MetadataExt as _, PermissionsExt as _},
+    },
+    path::{Path, PathBuf},
+    ptr::NonNull,
+};
+
+use anyhow::{Context as _, Result, bail};
+use log::debug;
+use nix::sys::mman::mlock;
+use tfo_common::keyring::Key;
+use zeroize::{Zeroize as _, Zeroizing};
+
+/// Bytes of a secret.
+pub const LENGTH: usize = 32;
+/// The source that means standard input.
+pub const STDIN: &str = "-";
+
+/// Digits of a secret that is written in hexadecimal.
+const DIGITS: usize = 2 * LENGTH;
+/// The folder in which systemd puts the credentials of a service (`LoadCredential=`, systemd.exec(5)).
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+/// The personalisation of tofurkey's derivation; BLAKE2b pads it with zeros.
+const PERSONAL: &[u8] = b"tofurkey";
+/// Bytes of a key.
+const KEY: usize = 16;
+/// Where to stop reading: more than any secret has.
+const ENOUGH: usize = 256;
+
+/// The secret of a fleet.
+///
+/// Its memory is kept from swap where that is allowed, and zeroed on drop. It has neither `Debug` nor `Clone`: a secret
+/// is never printed, and is in one place.
+pub struct Secret {
+    bytes: Box<[u8; LENGTH]>,
+}
+
+impl Secret {
+    /// Reads it from `source`: a file, `-` for standard input, or the name of a systemd credential.
+    ///
+    /// A name without a slash is a credential where `$CREDENTIALS_DIRECTORY` has a file of that name, and otherwise a
+    /// file in the current folder. It must be 32 bytes, or 64 hexadecimal digits with or without a newline. tofurkey
+    /// takes the first 32 bytes of whatever it is given: it does not read digits as what they stand for, so a fleet
+    /// with tofurkey in it needs the bytes.
+    ///
+    /// A file to which others than its owner have any right is refused. Credentials are systemd's to protect: it may
+    /// give access by an ACL, which shows as rights of the group.
+    pub fn read(source: &str) -> Result<Self> {
+        let credentials = env::var_os(CREDENTIALS).map(PathBuf::from);
+        Self::read_from(source, credentials.as_deref())
+    }
+
+    fn read_from(source: &str, credentials: Option<&Path>) -> Result<Self> {
+        if source == STDIN {
+            // Not through `io::stdin`: nobody would zero its buffer.
+            let stdin = io::stdin().as_fd().try_clone_to_owned().context("cannot read standard input")?;
+            return Self::parse(&mut File::from(stdin), "standard input");
+        }
+        if let Some(credential) = credential(source, credentials) {
+            let what = format!("the credential {}", credential.display());
+            let mut file = File::open(&credential).with_context(|| format!("cannot open {what}"))?;
+            return Self::parse(&mut file, &what);
+        }
+        let mut file = File::open(source).with_context(|| format!("cannot open the secret {source}"))?;
+        let mode = file.metadata().with_context(|| format!("cannot examine {source}"))?.permissions().mode();
+        if mode & 0o077 != 0 {
+            bail!(
+                "others can read or change the secret {source} (mode {:04o}): if nobody has, chmod 600 {source}; \
+                 otherwise give the fleet a new one",
+                mode & 0o7777
+            );
+        }
+        Self::parse(&mut file, source)
+    }
+
+    /// Reads all of `file`, which messages call `what`.
+    fn parse(file: &mut File, what: &str) -> Result<Self> {
+        let mut buffer = Zeroizing::new([0; ENOUGH]);
+        let length = fill(file, buffer.as_mut_slice()).with_context(|| format!("cannot read {what}"))?;
+        let content = &buffer[..length];
+        let mut secret = Self::locked();
+        let digits = content.strip_suffix(b"\n").unwrap_or(content);
+        if length == LENGTH {
+            secret.bytes.copy_from_slice(content);
+            return Ok(secret);
+        }
+        if digits.len() == DIGITS && secret.decode(digits).is_some() {
+            return Ok(secret);
+        }
+        let size = file.metadata().map_or(0, |metadata| metadata.size());
+        let found = match length {
+            0 => "nothing".to_owned(),
+            ENOUGH if size > ENOUGH as u64 => format!("{size} bytes"),
+            ENOUGH => format!("{ENOUGH} bytes or more"),
+            _ if digits.len() == DIGITS => format!("{length} bytes, not all of them hexadecimal digits"),
+            _ => format!("{length} bytes"),
+        };
+        let hint = if length > LENGTH { " (tofurkey takes the first 32 of more: `head -c 32`)" } else { "" };
+        bail!(
+            "{what} holds {found}: a secret is exactly 32 bytes, as `head -c 32 /dev/urandom` makes them, or 64 \
+             hexadecimal digits{hint}"
+        )
+    }
+
+    /// A secret of zeros, in its final place.
+    fn locked() -> Self {
+        let bytes = Box::new([0; LENGTH]);
+        // SAFETY: the range is that of a live allocation, and locking changes only whether its pages are swapped. They
+        // stay locked: locks do not nest, and another secret may be on the same page.
+        let locked = unsafe { mlock(NonNull::from(&*bytes).cast(), LENGTH) };
+        if let Err(error) = locked {
+            debug!("cannot keep the secret from being swapped out (mlock): {error}");
+        }
+        Self { bytes }
+    }
+
+    /// Takes the bytes that 64 `digits` stand for; `None` where some are no digits.
+    fn decode(&mut self, digits: &[u8]) -> Option<()> {
+        let value = |digit: u8| char::from(digit).to_digit(16);
+        for (byte, pair) in self.bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = u8::try_from(value(pair[0])? << 4 | value(pair[1])?).ok()?;
+        }
+        Some(())
+    }
+
+    /// Key `number` of the fleet, bit by bit the one that tofurkey derives.
+    ///
+    /// That is libsodium's `crypto_kdf_blake2b_derive_from_key`: BLAKE2b with 16 bytes of output, the secret as the
+    /// key, the number as 8 little-endian bytes of salt and the context as the personalisation. tofurkey writes these
+    /// bytes in order into the text of the sysctl, so the text's words are big-endian.
+    pub fn key(&self, number: u64) -> Key {
+        let mut params = blake2b_simd::Params::new();
+        params.hash_length(KEY).key(self.bytes.as_slice()).salt(&number.to_le_bytes()).personal(PERSONAL);
+        let mut state = params.to_state();
+        let hash = state.finalize();
+        let mut words = [0; KEY / 4];
+        for (word, bytes) in words.iter_mut().zip(hash.as_bytes().chunks_exact(4)) {
+            *word = bytes.iter().fold(0, |word, byte| word << 8 | u32::from(*byte));
+        }
+        // The library zeroes nothing, but both hold the secret in a block that can be written over.
+        params.key(&[]);
+        state.update(&[0; blake2b_simd::BLOCKBYTES]);
+        black_box((&params, &state));
+        Key::from_words(words)
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.bytes.zeroize();
+    }
+}
+
+/// The file of the credential that `source` names, if it does: by its name, or by a path into their folder.
+fn credential(source: &str, credentials: Option<&Path>) -> Option<PathBuf> {
+    let credentials = credentials.filter(|folder| folder.is_absolute())?;
+    let name = Path::new(source).strip_prefix(credentials).unwrap_or(Path::new(source)).to_str()?;
+    let path = credentials.join(name);
+    (!name.contains('/') && path.is_file()).then_some(path)
+}
+
+/// Reads until the end of `file` or of `buffer`, and returns how many bytes those are.
+fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::fs::{self, Permissions};
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::keys::key_text;
+
+    const DIGITS: &str = "363ec6a05e76eedeb9eb73bc5c25ca5f13f7c1df70c9af3531db4c83d23a8f6b";
+
+    /// The secret of tofurkey's own test.
+    pub(in crate::keys) fn secret() -> Secret {
+        let mut secret = Secret::locked();
+        secret.decode(DIGITS.as_bytes()).unwrap();
+        secret
+    }
+
+    fn file(folder: &TempDir, content: &[u8], mode: u32) -> String {
+        let path = folder.path().join("secret");
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// What reading `content` from a file complains about.
+    fn complaint(content: &[u8]) -> String {
+        let folder = TempDir::new().unwrap();
+        let path = file(&folder, content, 0o600);
+        let complaint = format!("{:#}", Secret::read_from(&path, None).err().expect("it is refused"));
+        assert!(complaint.starts_with(&format!("{path} holds ")), "{complaint}");
+        complaint
+    }
+
+    #[test]
+    fn keys_are_those_of_tofurkey() {
+        // Its t/quick.sh: time 1000000, interval 86400.
+        assert_eq!(key_text(secret().key(11)), "c998252e-8f89667d-31961e08-3897526b");
+        assert_eq!(key_text(secret().key(12)), "1c9ca1a5-9d295055-f8e3d4df-7107b577");
+    }
+
+    #[test]
+    fn the_number_takes_all_of_its_eight_bytes() {
+        let texts = [0, 1, 1 << 8, 1 << 32, 1 << 56, u64::MAX].map(|number| key_text(secret().key(number)));
+        for (at, text) in texts.iter().enumerate() {
+            assert!(!texts[..at].contains(text), "{at}");
+        }
+    }
+
+    #[test]
+    fn bytes_and_digits_are_read() {
+        let folder = TempDir::new().unwrap();
+        let raw = *secret().bytes;
+        let forms = [
+            raw.to_vec(),
+            DIGITS.as_bytes().to_vec(),
+            format!("{DIGITS}\n").into_bytes(),
+            format!("{}\n", DIGITS.to_uppercase()).into_bytes(),
+        ];
+        for (form, content) in forms.iter().enumerate() {
+            for mode in [0o600, 0o400] {
+                let path = file(&folder, content, mode);
+                assert!(*Secret::read_from(&path, None).unwrap().bytes == raw, "{form} {mode:o}");
+                fs::remove_file(path).unwrap();
+            }
+        }
+        // Digits only where there are 64 of them: these are 32 bytes.
+        let path = file(&folder, &DIGITS.as_bytes()[..LENGTH], 0o600);
+        assert!(Secret::read_from(&path, None).unwrap().bytes.as_slice() == &DIGITS.as_bytes()[..LENGTH]);
+    }
+
+    #[test]
+    fn another_length_is_refused_by_what_was_found() {
+        let no_digit = DIGITS.replace('c', "g");
+        for (content, found) in [
+            (&b""[..], "holds nothing:"),
+            (&[7; 31], "holds 31 bytes:"),
+            (&[7; 33], "holds 33 bytes:"),
+            (&DIGITS.as_bytes()[..63], "holds 63 bytes:"),
+            (no_digit.as_bytes(), "holds 64 bytes, not all of them hexadecimal digits:"),
+            (format!("{}+f", &DIGITS[2..]).as_bytes(), "holds 64 bytes, not all of them hexadecimal digits:"),
+            (format!("{DIGITS}\n\n").as_bytes(), "holds 66 bytes:"),
+            (&[7; 256], "holds 256 bytes or more:"),
+            (&[7; 5000], "holds 5000 bytes:"),
+        ] {
+            let complaint = complaint(content);
+            assert!(complaint.contains(found), "{complaint}");
+            assert_eq!(complaint.contains("head -c 32`)"), content.len() > LENGTH, "{complaint}");
+            assert!(!complaint.contains(&DIGITS[2..10]), "{complaint}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_alone_is_refused() {
+        let folder = TempDir::new().unwrap();
+        for mode in [0o640, 0o620, 0o604, 0o602, 0o644, 0o610, 0o601] {
+            let path = file(&folder, &[7; LENGTH], mode);
+            let complaint = format!("{:#}", Secret::read_from(&path, None).err().expect("it is refused"));
+            assert!(complaint.contains(&format!("chmod 600 {path}")), "{complaint}");
+            assert!(complaint.contains(&format!("{mode:04o}")), "{complaint}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_or_no_file_is_named() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("none");
+        let error = Secret::read_from(path.to_str().unwrap(), Some(folder.path())).err().unwrap();
+        assert!(format!("{error:#}").starts_with(&format!("cannot open the secret {}", path.display())));
+        fs::set_permissions(&folder, Permissions::from_mode(0o700)).unwrap();
+        let error = Secret::read_from(folder.path().to_str().unwrap(), None).err().unwrap();
+        assert!(format!("{error:#}").starts_with("cannot read "), "{error:#}");
+    }
+
+    #[test]
+    fn a_bare_name_is_a_credential_first() {
+        let folder = TempDir::new().unwrap();
+        // As systemd does for a user of its own: an ACL, whose mask shows as the group's rights.
+        let path = file(&folder, &[7; LENGTH], 0o440);
+        for source in ["secret", &path] {
+            assert!(
+                *Secret::read_from(source, Some(folder.path())).unwrap().bytes == [7; LENGTH],
+                "{source}"
+            );
+        }
+        fs::create_dir(folder.path().join("sub")).unwrap();
+        for source in ["./secret", "sub/../secret", "..", ".", "sub", "", "other"] {
+            assert!(credential(source, Some(folder.path())).is_none(), "{source:?}");
+        }
+        assert!(credential("secret", None).is_none());
+        assert!(credential("Cargo.toml", Some(Path::new(""))).is_none());
+
+        fs::write(folder.path().join("short"), [7; 31]).unwrap();
+        let error = Secret::read_from("short", Some(folder.path())).err().unwrap();
+        assert!(format!("{error:#}").starts_with("the credential "), "{error:#}");
+    }
+}
