@@ -19,7 +19,7 @@ use std::{
 use tfo_common::{
     class::Class,
     counters::{Counters, Tally},
-    keyring::KeyRing,
+    keyring::{KeyRing, SLOTS},
     parse::{LinkLayer, Malformed, Unsupported},
     segment::Family,
     verdict::Verdict,
@@ -57,8 +57,10 @@ pub struct Case {
 /// The keys in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keys {
-    /// Those of [`keys::ring`].
+    /// Those of [`keys::ring_without_next`], as where tfo follows the kernel.
     Known,
+    /// Those of [`keys::ring`], as where what the kernel will hold next is known, too.
+    WithNext,
     /// None: no listener has made the kernel choose a key yet.
     None,
 }
@@ -67,13 +69,14 @@ impl Keys {
     /// The ring that holds them.
     pub fn ring(self) -> KeyRing {
         match self {
-            Self::Known => keys::ring(),
+            Self::Known => keys::ring_without_next(),
+            Self::WithNext => keys::ring(),
             Self::None => KeyRing::EMPTY,
         }
     }
 }
 
-/// What is to become of a frame. It is always passed on as it came; this is how it is counted.
+/// What is to become of a frame in mode `observe`. It is always passed on as it came; this is how it is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// Not at all.
@@ -84,6 +87,8 @@ pub enum Expected {
         family: Family,
         /// Its kind.
         class: Class,
+        /// The slot of the key that made its cookie, if one did.
+        slot: Option<usize>,
         /// How many bytes of data it carries.
         data_len: usize,
     },
@@ -94,14 +99,48 @@ pub enum Expected {
 }
 
 impl Expected {
-    /// Counters that have counted this and nothing else.
+    /// A SYN of a class that says by itself which key made its cookie.
+    ///
+    /// # Panics
+    ///
+    /// Where `class` does not say that: of a retired key is [`of_key`](Self::of_key).
+    pub fn of_class(family: Family, class: Class, data_len: usize) -> Self {
+        let slot = match class {
+            Class::CookieCurrent => Some(0),
+            Class::CookieBackup => Some(1),
+            Class::CookieRetired => panic!("a retired cookie is that of one key among several"),
+            _ => None,
+        };
+        Self::Syn { family, class, slot, data_len }
+    }
+
+    /// A SYN with a cookie of the key in `slot`.
+    pub fn of_key(family: Family, slot: usize, data_len: usize) -> Self {
+        let class = match slot {
+            0 => Class::CookieCurrent,
+            1 => Class::CookieBackup,
+            _ => Class::CookieRetired,
+        };
+        Self::Syn { family, class, slot: Some(slot), data_len }
+    }
+
+    /// Counters that have counted this and nothing else, as passed, under a ring made by hand: there a key's counter is
+    /// that of its slot.
     pub fn counters(self) -> Counters {
+        self.counted(Verdict::Pass, &keys::ring())
+    }
+
+    /// Counters that have counted this and nothing else, under `ring`; as one with that `verdict` where it is a SYN.
+    pub fn counted(self, verdict: Verdict, ring: &KeyRing) -> Counters {
         let mut counters = Counters::default();
         match self {
             Self::NotSyn => {}
-            Self::Syn { family, class, data_len } => {
-                counters.syn[family as usize][class as usize][Verdict::Pass as usize] =
+            Self::Syn { family, class, slot, data_len } => {
+                counters.syn[family as usize][class as usize][verdict as usize] =
                     Tally { packets: 1, with_data: u64::from(data_len > 0), data_bytes: data_len as u64 };
+                if let Some(slot) = slot {
+                    counters.hits[usize::from(ring.tracks[slot])] = 1;
+                }
             }
             Self::Malformed(reason) => counters.malformed[reason as usize] = 1,
             Self::Unsupported(reason) => counters.unsupported[reason as usize] = 1,
@@ -117,7 +156,12 @@ fn not_syn() -> impl Fn(Family) -> Expected {
 
 /// Expects a SYN of the packet's family.
 fn syn(class: Class, data_len: usize) -> impl Fn(Family) -> Expected {
-    move |family| Expected::Syn { family, class, data_len }
+    move |family| Expected::of_class(family, class, data_len)
+}
+
+/// Expects a SYN of the packet's family with a cookie of the key in `slot`.
+fn of_key(slot: usize, data_len: usize) -> impl Fn(Family) -> Expected {
+    move |family| Expected::of_key(family, slot, data_len)
 }
 
 /// Expects a malformed packet, whatever the family.
@@ -237,11 +281,17 @@ pub fn uncovered(cases: &[Case]) -> Vec<String> {
         for class in Class::ALL {
             for with_data in [false, true] {
                 need(format!("{family} {class}, with data: {with_data}"), &|expected| {
-                    matches!(expected, Expected::Syn { family: f, class: c, data_len }
+                    matches!(expected, Expected::Syn { family: f, class: c, data_len, .. }
                         if f == *family && c == *class && (data_len > 0) == with_data)
                 });
             }
         }
+    }
+    for slot in 0..SLOTS {
+        need(
+            format!("a cookie of the key in slot {slot}"),
+            &|expected| matches!(expected, Expected::Syn { slot: s, .. } if s == Some(slot)),
+        );
     }
     missing
 }
@@ -258,10 +308,14 @@ pub fn rows(counters: &Counters) -> Vec<String> {
             }
         }
     }
-    let faults = [("malformed", &counters.malformed[..]), ("unsupported", &counters.unsupported[..])];
-    for (kind, counts) in faults {
-        for (reason, count) in counts.iter().enumerate().filter(|(_, count)| **count != 0) {
-            rows.push(format!("{kind} reason {reason}: {count}"));
+    let others = [
+        ("malformed reason", &counters.malformed[..]),
+        ("unsupported reason", &counters.unsupported[..]),
+        ("hits", &counters.hits[..]),
+    ];
+    for (kind, counts) in others {
+        for (index, count) in counts.iter().enumerate().filter(|(_, count)| **count != 0) {
+            rows.push(format!("{kind} {index}: {count}"));
         }
     }
     rows

@@ -8,13 +8,14 @@ use tfo_common::{
     verdict::{Mode, decide},
 };
 
-/// What the program counts for `frame`, without the program.
-pub fn count(frame: &[u8], link: LinkLayer, ring: &KeyRing) -> Counters {
+/// What the program counts for `frame` in `mode`, without the program.
+pub fn count(frame: &[u8], link: LinkLayer, mode: Mode, ring: &KeyRing) -> Counters {
     let mut counters = Counters::default();
     match parse(frame, link) {
         Ok(Some(segment)) => {
-            let class = classify(&segment, ring);
-            counters.count_syn(&segment, class, decide(Mode::Observe, class));
+            let found = classify(&segment, ring);
+            let verdict = decide(mode, found.class, ring.translation().is_some());
+            counters.count_syn(&segment, found, verdict, ring);
         }
         Ok(None) => {}
         Err(fault) => counters.count_fault(fault),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use siphasher::sip::SipHasher24;
-use tfo_common::keyring::{Key, KeyRing, RETIRED as RETIRED_SLOTS};
+use tfo_common::keyring::{self, Key, KeyRing, RETIRED as RETIRED_SLOTS, SLOTS};
 
 /// A key, as the four words of `net.ipv4.tcp_fastopen_key`. [`Display`] writes them as the sysctl does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct TestKey(pub [u32; 4]);
 pub const CURRENT: TestKey = TestKey([0xa0bf_63f7, 0xed80_3d81, 0xcd64_1d30, 0xcebc_4a90]);
 /// The kernel's backup key.
 pub const BACKUP: TestKey = TestKey([0xa1a1_a1a1, 0xb2b2_b2b2, 0xc3c3_c3c3, 0xd4d4_d4d4]);
+/// The key that the kernel is to hold next.
+pub const NEXT: TestKey = TestKey([0x0e0f_1011, 0x7172_7374, 0x2526_2728, 0xf9fa_fbfc]);
 /// The keys that the kernel no longer holds, newest first.
 pub const RETIRED: [TestKey; RETIRED_SLOTS] = retired();
 /// A key that nobody on this host ever held.
@@ -35,12 +37,28 @@ const fn retired() -> [TestKey; RETIRED_SLOTS] {
     keys
 }
 
+/// All of them but the stranger's, in the order of a ring's slots.
+pub fn all() -> [TestKey; SLOTS] {
+    let mut keys = [CURRENT; SLOTS];
+    keys[1] = BACKUP;
+    keys[2] = NEXT;
+    keys[3..].copy_from_slice(&RETIRED);
+    keys
+}
+
 /// The ring that holds all of them but the stranger's.
 pub fn ring() -> KeyRing {
     let mut ring = KeyRing::EMPTY;
-    for (slot, key) in [CURRENT, BACKUP].iter().chain(&RETIRED).enumerate() {
+    for (slot, key) in all().iter().enumerate() {
         ring.set(slot, Some(key.key()));
     }
+    ring
+}
+
+/// The ring of a host that does not know what comes next: it holds the kernel's keys, then and now.
+pub fn ring_without_next() -> KeyRing {
+    let mut ring = ring();
+    ring.set(keyring::NEXT, None);
     ring
 }
 

@@ -7,6 +7,7 @@
 //! | [`cases`] | the one table of packets and what is to become of each |
 //! | [`random`] | generators of random frames |
 //! | [`host`] | the packet's journey without the kernel |
+//! | [`kernel`] | the program inside the kernel, fed by BPF_PROG_TEST_RUN |
 //! | [`netns`] | namespaces, and the real `tfo` in them |
 //! | [`tap`] | an interface whose received frames a test writes |
 //!
@@ -15,6 +16,7 @@
 
 pub mod cases;
 pub mod host;
+pub mod kernel;
 pub mod keys;
 pub mod netns;
 pub mod packet;

@@ -17,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use tfo_common::{class::Class, counters::Tally, keyring::Key, segment::Family};
+use tfo_common::{class::Class, counters::Tally, keyring::Key, segment::Family, verdict::Verdict};
 use tfo_userspace::{
     block_on,
     interface::Interface,
@@ -117,7 +117,26 @@ pub struct Running {
 impl Running {
     /// Starts `tfo run ARGS`, and waits until all is attached.
     pub fn start(args: &[&str]) -> Self {
-        let child = Command::new(binary())
+        Self::wait_until_up(Command::new(binary()), args)
+    }
+
+    /// The same with a clock that is `offset` seconds ahead, by libfaketime.
+    pub fn start_at(offset: i64, args: &[&str]) -> Self {
+        let library = fs::read_dir("/usr/lib")
+            .expect("/usr/lib")
+            .flatten()
+            .map(|arch| arch.path().join("faketime/libfaketimeMT.so.1"))
+            .find(|path| path.exists())
+            .expect("Debian's faketime is installed");
+        let mut command = Command::new(binary());
+        // The monotonic clock goes on as it is: timers are by it.
+        command.env("LD_PRELOAD", library).env("FAKETIME", format!("{offset:+}s"));
+        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        Self::wait_until_up(command, args)
+    }
+
+    fn wait_until_up(mut command: Command, args: &[&str]) -> Self {
+        let child = command
             .arg("run")
             .args(args)
             .stdin(Stdio::null())
@@ -141,6 +160,11 @@ impl Running {
         self.child.kill().expect("a running child");
         let status = self.child.wait().expect("a child ends");
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends `signal`.
@@ -209,15 +233,23 @@ impl Counts {
     /// SYNs of a family and class.
     pub fn syn(&self, family: Family, class: Class) -> Tally {
         let rows = self.0["syn"].as_array().expect("rows");
-        let row = rows.iter().find(|row| row["family"] == family.name() && row["class"] == class.name());
-        row.map_or_else(Tally::default, |row| {
+        let rows = rows.iter().filter(|row| row["family"] == family.name() && row["class"] == class.name());
+        rows.fold(Tally::default(), |sum, row| {
             let number = |name: &str| row[name].as_u64().expect("a number");
             Tally {
-                packets: number("packets"),
-                with_data: number("with_data"),
-                data_bytes: number("data_bytes"),
+                packets: sum.packets + number("packets"),
+                with_data: sum.with_data + number("with_data"),
+                data_bytes: sum.data_bytes + number("data_bytes"),
             }
         })
+    }
+
+    /// SYNs of a class and a verdict, of both families.
+    pub fn verdict(&self, class: Class, verdict: Verdict) -> u64 {
+        let rows = self.0["syn"].as_array().expect("rows").iter();
+        rows.filter(|row| row["class"] == class.name() && row["verdict"] == verdict.name())
+            .map(|row| row["packets"].as_u64().expect("a number"))
+            .sum()
     }
 
     /// SYNs of a class, of both families.
@@ -244,11 +276,13 @@ impl Counts {
             CookieBackup, CookieBadLength, CookieCurrent, CookieRequest, CookieRetired, CookieUnknown,
         };
         let sum = |classes: &[Class]| classes.iter().map(|class| self.class(*class)).sum::<u64>();
+        // The kernel sees the cookie of its backup key instead.
+        let translated = self.verdict(CookieRetired, Verdict::Rewrite);
         TcpExt {
             cookie_reqd: sum(&[CookieRequest]),
-            passive: sum(&[CookieCurrent, CookieBackup]),
-            passive_alt_key: sum(&[CookieBackup]),
-            passive_fail: sum(&[CookieRetired, CookieUnknown, CookieBadLength]),
+            passive: sum(&[CookieCurrent, CookieBackup]) + translated,
+            passive_alt_key: sum(&[CookieBackup]) + translated,
+            passive_fail: sum(&[CookieRetired, CookieUnknown, CookieBadLength]) - translated,
             listen_overflow: 0,
         }
     }
@@ -261,6 +295,19 @@ impl Counts {
             "tfo (left), the kernel (right)"
         );
     }
+}
+
+/// What `tfo keys status --json` says of `interface`.
+pub fn keys_status(interface: &str) -> Value {
+    let output = tfo(&["keys", "status", "--json", "-i", interface]);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {:?}", failure(&output)))
+}
+
+/// `tfo keys rotate`, which must succeed; what it said.
+pub fn rotate(args: &[&str]) -> String {
+    let output = tfo(&[&["keys", "rotate"], args].concat());
+    assert!(output.status.success(), "{:?}", failure(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// What `tfo status --json` says of `interface`.

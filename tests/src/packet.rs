@@ -87,7 +87,7 @@ impl Eth {
 }
 
 /// The Internet checksum (RFC 1071) of `bytes`.
-fn checksum(bytes: &[u8]) -> u16 {
+pub fn checksum(bytes: &[u8]) -> u16 {
     let word = |pair: &[u8]| u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from);
     let mut sum: u32 = bytes.chunks(2).map(word).sum();
     while sum > 0xffff {

@@ -13,7 +13,7 @@ use proptest::{
 };
 
 use crate::{
-    keys::{BACKUP, CURRENT, RETIRED, STRANGER, TestKey},
+    keys::{self, STRANGER, TestKey},
     packet::{Carry, Eth, Ip, Ipv6, MORE_FRAGMENTS, Tcp, eth, ether_type, flag, protocol},
 };
 
@@ -179,7 +179,7 @@ fn tcp_options() -> impl Strategy<Value = Vec<TcpOption>> {
 }
 
 fn tcp_option() -> impl Strategy<Value = TcpOption> {
-    let key = select([&[CURRENT, BACKUP, STRANGER], &RETIRED[..]].concat());
+    let key = select([&[STRANGER], &keys::all()[..]].concat());
     let with_value =
         |kind: u8| bytes(0..20).prop_map(move |value| [&[kind, value.len() as u8 + 2], &value[..]].concat());
     let experimental =

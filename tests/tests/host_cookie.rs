@@ -5,10 +5,10 @@ use std::{hash::Hasher, net::IpAddr};
 use proptest::prelude::*;
 use siphasher::sip::SipHasher24;
 use tfo_common::{
-    class::{Class, classify},
+    class::{Class, Classified, classify},
     cookie,
     keyring::{Key, KeyRing, SLOTS},
-    segment::{Addresses, FastOpen, Segment},
+    segment::{Addresses, Cookie, FastOpen, Segment},
 };
 use tfo_tests::keys::TestKey;
 
@@ -103,7 +103,7 @@ proptest! {
         prop_assert_eq!(ours.to_le_bytes(), key.cookie(source, destination));
     }
 
-    /// Whichever slot holds the key that made a cookie, its role is the class; a key in no slot is unknown.
+    /// Whichever slot holds the key that made a cookie is found, and its role is the class; a key in no slot is unknown.
     #[test]
     fn the_slot_of_the_key_is_the_class(
         keys: [[u32; 4]; SLOTS],
@@ -117,13 +117,14 @@ proptest! {
         }
         let cookie = TestKey(keys[slot]).cookie(source, destination);
         let addresses = addresses(source, destination);
-        let fast_open = FastOpen::Cookie(u64::from_le_bytes(cookie));
-        let class = classify(&Segment { addresses, fast_open, data_len: 0 }, &ring);
-        prop_assert_eq!(class, match slot {
+        let fast_open = FastOpen::Cookie(Cookie { value: u64::from_le_bytes(cookie), offset: 22 });
+        let found = classify(&Segment { addresses, fast_open, tcp: 34, data_len: 0 }, &ring);
+        let class = match slot {
             _ if !held[slot] => Class::CookieUnknown,
             0 => Class::CookieCurrent,
             1 => Class::CookieBackup,
             _ => Class::CookieRetired,
-        });
+        };
+        prop_assert_eq!(found, Classified { class, slot: held[slot].then_some(slot) });
     }
 }

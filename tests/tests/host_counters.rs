@@ -6,6 +6,7 @@ use tfo_common::{
     class::Class,
     counters::Counters,
     info::Attach,
+    keyring::{SLOTS, TRACKS},
     parse::{LinkLayer, Malformed, Unsupported},
     segment::Family,
     verdict::{Mode, Verdict},
@@ -29,6 +30,13 @@ fn counters_of_two_cpus_add_up() {
         assert_eq!(tally.with_data, lengths.iter().filter(|len| **len > 0).count() as u64, "{class}");
         assert_eq!(tally.data_bytes, lengths.iter().sum::<u64>(), "{class}");
     }
+    let of_slot =
+        |expected: Expected, slot| matches!(expected, Expected::Syn { slot: s, .. } if s == Some(slot));
+    for slot in 0..SLOTS {
+        let expected = cases.iter().filter(|case| of_slot(case.expected, slot)).count();
+        assert!(expected > 0 && sum.hits[slot] == expected as u64, "slot {slot}: {:?}", sum.hits);
+    }
+    assert_eq!(sum.hits[SLOTS..], [0; TRACKS - SLOTS]);
     let count = |is: &dyn Fn(Expected) -> bool| cases.iter().filter(|case| is(case.expected)).count() as u64;
     for reason in Malformed::ALL {
         let expected = count(&|expected| expected == Expected::Malformed(*reason));
@@ -60,6 +68,9 @@ fn a_class_sums_up_families_and_verdicts() {
     let tally = counters.class(Class::CookieRetired);
     assert_eq!((tally.packets, tally.with_data, tally.data_bytes), (70, 140, 210));
     assert_eq!(counters.class(Class::CookieCurrent).packets, 0);
+    assert_eq!(counters.verdict(Class::CookieRetired, Verdict::Pass), 30);
+    assert_eq!(counters.verdict(Class::CookieRetired, Verdict::Rewrite), 0);
+    assert_eq!(counters.verdict(Class::CookieCurrent, Verdict::Pass), 0);
 }
 
 #[test]

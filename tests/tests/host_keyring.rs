@@ -1,8 +1,8 @@
 //! Key rings follow the kernel's keys and forget none too early.
 
 use proptest::{collection::vec, prelude::*};
-use tfo_common::keyring::{Key, KeyRing, KeyStore, RETIRED, Role, SLOTS};
-use tfo_tests::keys::{BACKUP, CURRENT, RETIRED as OLD, STRANGER, TestKey, ZERO};
+use tfo_common::keyring::{Held, Key, KeyRing, KeyStore, Moment, RETIRED, Role, SLOTS, TRACKS};
+use tfo_tests::keys::{self, STRANGER, ZERO};
 
 /// The n-th key of a series.
 fn key(n: u32) -> Key {
@@ -14,6 +14,22 @@ fn held(ring: &KeyRing) -> Vec<Option<u32>> {
     (0..SLOTS).map(|slot| ring.get(slot).map(|key| key.to_words()[0])).collect()
 }
 
+/// The ring after the kernel's keys have become these, at no time in particular.
+fn follow(ring: &KeyRing, current: impl Into<Option<u32>>, backup: impl Into<Option<u32>>) -> KeyRing {
+    follow_all(ring, [current.into(), backup.into(), None])
+}
+
+/// The same, and the next key.
+fn follow_all(ring: &KeyRing, held: [Option<u32>; 3]) -> KeyRing {
+    ring.follow(roles(held), Moment { seconds: 0, hits: &[0; TRACKS] })
+}
+
+/// Current, backup and next.
+fn roles(keys: [Option<u32>; 3]) -> Held {
+    let [current, backup, next] = keys.map(|n| n.map(key));
+    Held { current, backup, next }
+}
+
 /// [`held`] with nothing behind.
 fn holds(ring: &KeyRing, keys: &[Option<u32>]) -> bool {
     let (front, rest) = (&held(ring)[..keys.len()], &held(ring)[keys.len()..]);
@@ -22,78 +38,79 @@ fn holds(ring: &KeyRing, keys: &[Option<u32>]) -> bool {
 
 #[test]
 fn retires_the_newest_first() {
-    let ring = KeyRing::EMPTY.follow(Some(key(1)), None);
+    let ring = follow(&KeyRing::EMPTY, 1, None);
     assert!(holds(&ring, &[Some(1), None]));
-    let ring = ring.follow(Some(key(2)), Some(key(1)));
+    let ring = follow(&ring, 2, 1);
     assert!(holds(&ring, &[Some(2), Some(1)]));
-    let ring = ring.follow(Some(key(3)), Some(key(2)));
-    assert!(holds(&ring, &[Some(3), Some(2), Some(1)]));
-    let ring = ring.follow(Some(key(5)), Some(key(4)));
-    assert!(holds(&ring, &[Some(5), Some(4), Some(3), Some(2), Some(1)]));
+    let ring = follow(&ring, 3, 2);
+    assert!(holds(&ring, &[Some(3), Some(2), None, Some(1)]));
+    let ring = follow(&ring, 5, 4);
+    assert!(holds(&ring, &[Some(5), Some(4), None, Some(3), Some(2), Some(1)]));
 }
 
 #[test]
 fn follows_keys_back() {
-    let ring = KeyRing::EMPTY.follow(Some(key(1)), Some(key(2))).follow(Some(key(3)), Some(key(4)));
+    let ring = follow(&follow(&KeyRing::EMPTY, 1, 2), 3, 4);
     // A retired key that the kernel takes up again is retired no more.
-    let ring = ring.follow(Some(key(2)), Some(key(3)));
-    assert!(holds(&ring, &[Some(2), Some(3), Some(4), Some(1)]));
+    let ring = follow(&ring, 2, 3);
+    assert!(holds(&ring, &[Some(2), Some(3), None, Some(4), Some(1)]));
     // Current and backup change places.
-    let ring = ring.follow(Some(key(3)), Some(key(2)));
-    assert!(holds(&ring, &[Some(3), Some(2), Some(4), Some(1)]));
+    let ring = follow(&ring, 3, 2);
+    assert!(holds(&ring, &[Some(3), Some(2), None, Some(4), Some(1)]));
 }
 
 #[test]
 fn keeps_what_the_kernel_drops() {
     // Writing one key into the sysctl removes the backup.
-    let ring = KeyRing::EMPTY.follow(Some(key(1)), Some(key(2))).follow(Some(key(1)), None);
-    assert!(holds(&ring, &[Some(1), None, Some(2)]));
-    let ring = ring.follow(None, None);
-    assert!(holds(&ring, &[None, None, Some(1), Some(2)]));
-    let ring = ring.follow(Some(key(3)), None);
-    assert!(holds(&ring, &[Some(3), None, Some(1), Some(2)]));
+    let ring = follow(&follow(&KeyRing::EMPTY, 1, 2), 1, None);
+    assert!(holds(&ring, &[Some(1), None, None, Some(2)]));
+    let ring = follow(&ring, None, None);
+    assert!(holds(&ring, &[None, None, None, Some(1), Some(2)]));
+    let ring = follow(&ring, 3, None);
+    assert!(holds(&ring, &[Some(3), None, None, Some(1), Some(2)]));
 }
 
 #[test]
 fn drops_the_oldest_beyond_its_places() {
     let mut ring = KeyRing::EMPTY;
     for n in 1..=20 {
-        ring = ring.follow(Some(key(n)), None);
+        ring = follow(&ring, n, None);
     }
     let newest: Vec<_> = (20 - RETIRED as u32..20).rev().map(Some).collect();
-    assert!(holds(&ring, &[&[Some(20), None], &newest[..]].concat()));
+    assert!(holds(&ring, &[&[Some(20), None, None], &newest[..]].concat()));
     assert!(ring.retired().map(|key| Some(key.to_words()[0])).eq(newest));
 }
 
 #[test]
 fn the_same_keys_again_change_only_the_generation() {
-    let ring = KeyRing::EMPTY.follow(Some(key(1)), Some(key(2))).follow(Some(key(3)), Some(key(1)));
-    let again = ring.follow(Some(key(3)), Some(key(1)));
-    assert!(again.slots == ring.slots && again.present == ring.present);
+    let ring = follow(&follow(&KeyRing::EMPTY, 1, 2), 3, 1);
+    let later = Moment { seconds: 7, hits: &[7; TRACKS] };
+    let again = ring.follow(roles([Some(3), Some(1), None]), later);
     assert_eq!((ring.generation, again.generation), (2, 3));
+    assert!(KeyRing { generation: 2, ..again } == ring);
 }
 
 #[test]
 fn a_key_that_is_current_and_backup_stands_twice_but_retires_once() {
-    let ring = KeyRing::EMPTY.follow(Some(key(1)), Some(key(1)));
+    let ring = follow(&KeyRing::EMPTY, 1, 1);
     assert!(holds(&ring, &[Some(1), Some(1)]));
-    assert!(holds(&ring.follow(Some(key(2)), None), &[Some(2), None, Some(1)]));
+    assert!(holds(&follow(&ring, 2, None), &[Some(2), None, None, Some(1)]));
 }
 
 /// "None yet" is for the controller to find; a ring takes any key.
 #[test]
 fn a_key_of_zeros_is_a_key() {
     let zero = ZERO.key();
-    let ring = KeyRing::EMPTY.follow(Some(zero), None);
+    let ring = follow(&KeyRing::EMPTY, 0, None);
     assert!(ring.holds(0) && !ring.holds(1) && ring.get(0) == Some(zero) && ring.get(1).is_none());
-    let ring = ring.follow(Some(key(1)), None);
-    assert!(ring.get(2) == Some(zero) && ring.retired().count() == 1);
-    assert!(KeyRing::EMPTY.follow(None, None).retired().next().is_none());
+    let ring = follow(&ring, 1, None);
+    assert!(ring.get(3) == Some(zero) && ring.retired().count() == 1);
+    assert!(follow(&KeyRing::EMPTY, None, None).retired().next().is_none());
 }
 
 #[test]
 fn setting_and_emptying_a_slot_leaves_the_others() {
-    let mut ring = tfo_tests::keys::ring();
+    let mut ring = keys::ring();
     for slot in 0..SLOTS {
         let before = ring;
         ring.set(slot, None);
@@ -109,16 +126,15 @@ fn setting_and_emptying_a_slot_leaves_the_others() {
 
 #[test]
 fn roles_are_those_of_the_slots() {
-    let ring = tfo_tests::keys::ring();
-    let keys: Vec<TestKey> = [CURRENT, BACKUP].into_iter().chain(OLD).collect();
-    assert_eq!(keys.len(), SLOTS);
-    for (slot, key) in keys.iter().enumerate() {
+    let ring = keys::ring();
+    for (slot, key) in keys::all().iter().enumerate() {
         assert!(ring.get(slot) == Some(key.key()));
         assert_eq!(
             Role::of_slot(slot),
             match slot {
                 0 => Role::Current,
                 1 => Role::Backup,
+                2 => Role::Next,
                 _ => Role::Retired,
             }
         );
@@ -129,7 +145,7 @@ fn roles_are_those_of_the_slots() {
 fn a_store_reads_the_ring_in_force() {
     let mut store = KeyStore::default();
     assert!(*store.current() == KeyRing::EMPTY);
-    store.rings[1] = tfo_tests::keys::ring();
+    store.rings[1] = keys::ring();
     assert!(*store.current() == KeyRing::EMPTY);
     for (active, index) in [(0, 0), (1, 1), (2, 0), (3, 1), (u64::MAX, 1)] {
         store.active = active;
@@ -138,32 +154,186 @@ fn a_store_reads_the_ring_in_force() {
     }
 }
 
+#[test]
+fn the_next_key_has_its_own_place() {
+    let ring = follow_all(&KeyRing::EMPTY, [Some(1), None, Some(2)]);
+    assert!(holds(&ring, &[Some(1), None, Some(2)]) && ring.retired().count() == 0);
+    // It takes office, and another one is next.
+    let ring = follow_all(&ring, [Some(2), Some(1), Some(3)]);
+    assert!(holds(&ring, &[Some(2), Some(1), Some(3)]));
+    // A next key that never took office may still have made cookies, on another host.
+    let ring = follow_all(&ring, [Some(4), Some(2), Some(5)]);
+    assert!(holds(&ring, &[Some(4), Some(2), Some(5), Some(1), Some(3)]));
+    // A retired one comes back as the next.
+    let ring = follow_all(&ring, [Some(4), Some(2), Some(1)]);
+    assert!(holds(&ring, &[Some(4), Some(2), Some(1), Some(5), Some(3)]));
+    // The kernel's backup may be what is next in the schedule's second half.
+    let ring = follow_all(&ring, [Some(4), Some(1), Some(1)]);
+    assert!(holds(&ring, &[Some(4), Some(1), Some(1), Some(2), Some(5), Some(3)]));
+}
+
+#[test]
+fn translates_into_the_backup_or_else_the_current_key() {
+    let translation = |slots: &[usize]| {
+        let mut ring = keys::ring();
+        (0..SLOTS).filter(|slot| !slots.contains(slot)).for_each(|slot| ring.set(slot, None));
+        ring.translation().map(|key| key.to_words())
+    };
+    let (current, backup) = (Some(keys::CURRENT.0), Some(keys::BACKUP.0));
+    let others: Vec<usize> = (2..SLOTS).collect();
+    assert_eq!(translation(&[&[0, 1], &others[..]].concat()), backup);
+    assert_eq!(translation(&[&[1], &others[..]].concat()), backup);
+    assert_eq!(translation(&[&[0], &others[..]].concat()), current);
+    assert_eq!((translation(&[0, 1]), translation(&[0])), (backup, current));
+    // The kernel would refuse the cookies of all others just as well.
+    assert_eq!((translation(&others), translation(&[])), (None, None));
+}
+
+#[test]
+fn a_key_keeps_its_age_and_its_counter() {
+    let at = |ring: &KeyRing, seconds, count, held| {
+        ring.follow(roles(held), Moment { seconds, hits: &[count; TRACKS] })
+    };
+    let of = |ring: &KeyRing, n, count| {
+        let slot = ring.find(key(n)).expect("the key is there");
+        (ring.since[slot], ring.hits(slot, &[count; TRACKS]))
+    };
+    let ring = at(&KeyRing::EMPTY, 10, 100, [Some(1), None, None]);
+    assert_eq!(of(&ring, 1, 107), (10, 7));
+    let ring = at(&ring, 20, 150, [Some(2), Some(1), Some(3)]);
+    assert_eq!([1, 2, 3].map(|n| of(&ring, n, 160)), [(10, 60), (20, 10), (20, 10)]);
+    let ring = at(&ring, 30, 200, [Some(3), Some(2), Some(4)]);
+    assert_eq!([1, 2, 3, 4].map(|n| of(&ring, n, 200)), [(10, 100), (20, 50), (20, 50), (30, 0)]);
+    // It goes, and begins anew when it comes again.
+    let ring = at(&ring.without_retired(|_| false), 40, 300, [Some(4), Some(3), Some(1)]);
+    assert_eq!([1, 2, 3, 4].map(|n| of(&ring, n, 301)), [(40, 1), (20, 151), (20, 151), (30, 101)]);
+    // Counters that stand lower than they did: somebody has begun to count anew.
+    assert_eq!(of(&ring, 4, 0), (30, 0));
+}
+
+#[test]
+fn a_hit_is_that_of_the_keys_own_counter() {
+    let mut ring = KeyRing::EMPTY;
+    for n in 1..=20 {
+        ring = follow_all(&ring, [Some(n + 1), Some(n), Some(n + 2)]);
+    }
+    let mut hits = [0; TRACKS];
+    for slot in 0..SLOTS {
+        hits[usize::from(ring.tracks[slot])] += 1 << slot;
+    }
+    assert_eq!(hits.iter().sum::<u64>(), (1 << SLOTS) - 1);
+    for slot in 0..SLOTS {
+        assert_eq!(ring.hits(slot, &hits), 1 << slot);
+    }
+}
+
+#[test]
+fn a_key_is_found_where_it_stands() {
+    let ring = keys::ring_without_next();
+    for (slot, key) in keys::all().iter().enumerate() {
+        assert_eq!(ring.find(key.key()), (slot != 2).then_some(slot));
+    }
+    // An empty slot holds zeros, and not the key of zeros.
+    assert_eq!(ring.find(ZERO.key()), None);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// However the kernel's keys change: they are always in the ring, no retired key stands twice or is one of them,
-    /// and what has left the kernel is kept in the order of its leaving.
+    /// However the keys change: those held are always in the ring, no retired key stands twice or is one of them, and
+    /// what has been held is kept in the order of its leaving.
     #[test]
-    fn follows_any_history(history in vec((any_key(), any_key()), 0..40)) {
+    fn follows_any_history(history in vec(any_held(), 0..40)) {
         let mut ring = KeyRing::EMPTY;
         // The retired keys without a limit, newest first: the simplest way to say it.
         let mut left: Vec<u32> = Vec::new();
         let mut kernel: Vec<u32> = Vec::new();
-        for (n, (current, backup)) in history.into_iter().enumerate() {
-            ring = ring.follow(current.map(key), backup.map(key));
+        for (n, now) in history.into_iter().enumerate() {
+            ring = follow_all(&ring, now);
             let before = kernel;
-            kernel = current.into_iter().chain(backup).collect();
+            kernel = now.into_iter().flatten().collect();
             left.splice(0..0, before);
             let mut seen = kernel.clone();
             left.retain(|key| !seen.contains(key) && { seen.push(*key); true });
             left.truncate(RETIRED);
 
             prop_assert_eq!(ring.generation, n as u64 + 1);
-            prop_assert_eq!(&held(&ring)[..2], &[current, backup]);
+            prop_assert_eq!(&held(&ring)[..3], &now);
             let retired: Vec<u32> = ring.retired().map(|key| key.to_words()[0]).collect();
             prop_assert_eq!(&retired, &left);
+            prop_assert_eq!(&held(&ring)[3..3 + left.len()], &left.iter().copied().map(Some).collect::<Vec<_>>());
         }
     }
+
+    /// A key that stays keeps its age and its counter; one that comes gets those of the moment, and a counter that no
+    /// other key has, in this ring or in the one before: what the program still counts under that one is nobody else's.
+    #[test]
+    fn no_two_keys_share_a_counter(history in vec((any_held(), 0..1_u8 << 4), 1..40)) {
+        let mut ring = KeyRing::EMPTY;
+        for (n, (now, forget)) in history.into_iter().enumerate() {
+            let hits: [u64; TRACKS] = std::array::from_fn(|track| (1000 * n + track) as u64);
+            let seconds = 100 + n as u64;
+            // Sometimes retired keys are dropped; that does not free their counters at once either.
+            let after = match forget {
+                0..12 => ring.follow(roles(now), Moment { seconds, hits: &hits }),
+                _ => ring.without_retired(|slot| slot % 2 == usize::from(forget % 2)),
+            };
+            for slot in 0..SLOTS {
+                // Where a key stands twice, its first place counts.
+                let Some(key) = after.get(slot).filter(|key| after.find(*key) == Some(slot)) else { continue };
+                let track = usize::from(after.tracks[slot]);
+                prop_assert!(track < TRACKS);
+                let entry = (after.since[slot], after.base[slot], track);
+                match ring.find(key) {
+                    Some(from) => {
+                        let before = (ring.since[from], ring.base[from], usize::from(ring.tracks[from]));
+                        prop_assert_eq!(entry, before);
+                    }
+                    None => prop_assert_eq!(entry, (seconds, hits[track], track)),
+                }
+                for other in [&ring, &after] {
+                    for slot in (0..SLOTS).filter(|slot| other.holds(*slot)) {
+                        let same_track = usize::from(other.tracks[slot]) == track;
+                        prop_assert!(!same_track || other.get(slot) == Some(key));
+                    }
+                }
+            }
+            ring = after;
+        }
+    }
+
+    /// Only retired keys go, and only those that were named; the others close up in their order.
+    #[test]
+    fn drops_the_retired_keys_that_are_named(history in vec(any_held(), 0..20), keep: [bool; SLOTS]) {
+        let mut ring = history.into_iter().fold(KeyRing::EMPTY, |ring, now| follow_all(&ring, now));
+        for slot in 0..SLOTS {
+            (ring.since[slot], ring.base[slot]) = (10 + slot as u64, 20 + slot as u64);
+        }
+        let mut asked = Vec::new();
+        let after = ring.without_retired(|slot| {
+            asked.push(slot);
+            keep[slot]
+        });
+        prop_assert_eq!(&asked, &(3..SLOTS).filter(|slot| ring.holds(*slot)).collect::<Vec<_>>());
+        prop_assert_eq!(after.generation, ring.generation + 1);
+
+        let kept: Vec<usize> = asked.into_iter().filter(|slot| keep[*slot]).collect();
+        let entry = |ring: &KeyRing, slot: usize| {
+            let key = ring.get(slot).map(Key::to_words);
+            key.map(|key| (key, ring.since[slot], ring.base[slot], ring.tracks[slot]))
+        };
+        for slot in 0..3 {
+            prop_assert_eq!(entry(&after, slot), entry(&ring, slot));
+        }
+        for slot in 3..SLOTS {
+            prop_assert_eq!(entry(&after, slot), kept.get(slot - 3).and_then(|from| entry(&ring, *from)));
+        }
+    }
+}
+
+/// Current, backup and next.
+fn any_held() -> impl Strategy<Value = [Option<u32>; 3]> {
+    [any_key(), any_key(), any_key()]
 }
 
 /// One of a few keys, zero among them, or none.

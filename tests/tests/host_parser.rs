@@ -10,9 +10,9 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 use tfo_common::{
-    class::{Class, classify},
+    class::{Class, Classified, classify},
     parse::{Fault, LinkLayer, Malformed, Unsupported, parse},
-    segment::{Addresses, FastOpen, Segment},
+    segment::{Addresses, Cookie, FastOpen, Segment},
 };
 use tfo_tests::{
     cases::{CLIENT_V6, SERVER_V6},
@@ -78,9 +78,15 @@ fn theirs(frame: &[u8]) -> Option<Parsed> {
         (true, false) => Ok(Some(Segment {
             addresses,
             fast_open: kernel_walk(tcp.options()),
+            tcp: offset_in(frame, tcp.slice()),
             data_len: tcp.payload().len() as u32,
         })),
     })
+}
+
+/// Where `part` begins in `whole`, of which it is a part.
+fn offset_in(whole: &[u8], part: &[u8]) -> u32 {
+    (part.as_ptr().addr() - whole.as_ptr().addr()) as u32
 }
 
 fn concat<const N: usize, const M: usize>(source: [u8; N], destination: [u8; N]) -> [u8; M] {
@@ -120,7 +126,8 @@ fn not_followed(extensions: etherparse::Ipv6ExtensionsSlice<'_>) -> Option<Parse
 }
 
 /// `tcp_parse_options` and `tcp_parse_fastopen_option` (net/ipv4/tcp_input.c), as they read.
-fn kernel_walk(mut options: &[u8]) -> FastOpen {
+fn kernel_walk(area: &[u8]) -> FastOpen {
+    let mut options = area;
     let mut seen = false;
     let mut found: Option<&[u8]> = None;
     loop {
@@ -146,7 +153,10 @@ fn kernel_walk(mut options: &[u8]) -> FastOpen {
         None => FastOpen::Absent,
         Some([]) => FastOpen::Request,
         Some(cookie) => match cookie.try_into() {
-            Ok(cookie) => FastOpen::Cookie(u64::from_le_bytes(cookie)),
+            Ok(bytes) => FastOpen::Cookie(Cookie {
+                value: u64::from_le_bytes(bytes),
+                offset: 20 + offset_in(area, cookie),
+            }),
             Err(_) => FastOpen::BadLength,
         },
     }
@@ -176,8 +186,11 @@ proptest! {
         // The packet alone, as on tun, reads the same.
         let is_tag = |tag: &[u8]| matches!(tag, [0x81, 0x00, ..] | [0x88, 0xa8, ..]);
         let tags = frame[12..].chunks(4).take_while(|tag| is_tag(tag)).count();
+        let link = 14 + 4 * tags;
         if tags <= 2 {
-            prop_assert_eq!(parse(&frame[14 + 4 * tags..], LinkLayer::Ip), ours(&frame));
+            let further_in = |segment: Segment| Segment { tcp: segment.tcp + link as u32, ..segment };
+            let alone = parse(&frame[link..], LinkLayer::Ip).map(|parsed| parsed.map(further_in));
+            prop_assert_eq!(alone, ours(&frame));
         }
     }
 
@@ -207,7 +220,7 @@ fn random_frames_are_of_every_kind() {
         for frame in [good, spoilt] {
             match ours(&frame) {
                 Ok(Some(segment)) => {
-                    _ = classes.insert((segment.addresses.family, classify(&segment, &ring())))
+                    _ = classes.insert((segment.addresses.family, classify(&segment, &ring()).class))
                 }
                 Ok(None) => {}
                 Err(fault) => _ = faults.insert(fault.name()),
@@ -225,5 +238,6 @@ fn follows_the_longest_extension_headers() {
     let chain = (0..6).fold(ip, |ip, _| ip.options(protocol::DESTINATION, 256));
     let syn = chain.syn().cookie_of(CURRENT).data(b"hello");
     let segment = ours(&syn.build()).expect("followed").expect("a SYN");
-    assert_eq!((classify(&segment, &ring()), segment.data_len), (Class::CookieCurrent, 5));
+    let current = Classified { class: Class::CookieCurrent, slot: Some(0) };
+    assert_eq!((classify(&segment, &ring()), segment.data_len), (current, 5));
 }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult};
+use aya::programs::TestRunOptions;
 use proptest::{
     prop_assert_eq,
     strategy::Strategy,
@@ -11,26 +11,20 @@ use proptest::{
 use tfo_common::{
     class::Class::*,
     counters::Counters,
-    keyring::{Key, KeyRing},
+    keyring::{Held, Key, KeyRing, Moment},
     parse::LinkLayer,
     segment::Family,
+    verdict::{Mode, Verdict},
 };
 use tfo_tests::{
     cases::{CLIENT_V4, Case, Expected, Keys, SERVER_V4, all, rows, uncovered},
     host,
+    kernel::{Kernel, fits, sum},
     keys::{CURRENT, STRANGER, ring},
     packet::{Carry, ETHERNET, eth},
     random::{frame, spoilt_frame},
 };
-use tfo_userspace::datapath::Object;
-
-const XDP_PASS: u32 = 2;
-
-/// Whether the kernel takes `frame` for a test run: an Ethernet header at least, whatever the program expects, and no
-/// more than a page less what it needs for itself (`bpf_prog_test_run_xdp`, net/bpf/test_run.c).
-fn fits(frame: &[u8]) -> bool {
-    (ETHERNET..=3500).contains(&frame.len())
-}
+use tfo_userspace::datapath::LoadOptions;
 
 /// The cases that can be run.
 fn runnable() -> Vec<Case> {
@@ -41,53 +35,15 @@ fn runnable() -> Vec<Case> {
     runnable
 }
 
-/// The loaded program.
-struct Kernel(Object);
-
-impl Kernel {
-    fn load(link: LinkLayer, keys: &KeyRing) -> Self {
-        let mut object = Object::load(link, 0, None).expect("the program loads (is this root?)");
-        object.publish(keys).expect("keys are published");
-        Self(object)
-    }
-
-    fn test_run(&mut self, options: TestRunOptions<'_>) -> Result<TestRunResult, ProgramError> {
-        self.0.program().expect("the object has its program").test_run(options)
-    }
-
-    fn counters(&self) -> Counters {
-        self.0.counters().expect("the counters can be read")
-    }
-
-    /// Sends `frame` through the program `repeat` times, asserts that it was passed on as it came, and returns what is
-    /// counted by then.
-    fn pass(&mut self, name: &str, frame: &[u8], repeat: u32) -> Counters {
-        let mut out = vec![0x55; frame.len() + 64];
-        let (data_in, data_out) = (Some(frame), Some(out.as_mut_slice()));
-        let result = self.test_run(TestRunOptions { data_in, data_out, repeat, ..TestRunOptions::new() });
-        let result = result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
-        assert_eq!(result.return_value, XDP_PASS, "{name}");
-        assert_eq!(&out[..result.data_size_out as usize], frame, "{name}: the packet was changed");
-        self.counters()
-    }
-}
-
-/// What stands in the counters after `before` when `more` was counted, and nothing else.
-fn sum(before: &Counters, more: &Counters) -> Counters {
-    let mut sum = *before;
-    sum.add(more);
-    sum
-}
-
 fn check_cases(link: LinkLayer) {
-    let mut kernel = Kernel::load(link, &Keys::Known.ring());
+    let mut kernel = Kernel::load(link, Mode::Observe, &Keys::Known.ring());
     let mut keys = Keys::Known;
     let mut wrong = Vec::new();
     let mut before = Counters::default();
     for case in runnable().into_iter().filter(|case| case.link == link) {
         if case.keys != keys {
             keys = case.keys;
-            kernel.0.publish(&keys.ring()).expect("keys are published");
+            kernel.publish(&keys.ring());
         }
         let after = kernel.pass(&case.name, &case.frame, 1);
         let expected = sum(&before, &case.expected.counters());
@@ -118,7 +74,7 @@ fn the_runnable_cases_cover_every_outcome() {
 /// Why cases are left out: the day that the kernel takes them, [`fits`] is to let them in.
 #[test]
 fn the_kernel_refuses_what_does_not_fit() {
-    let mut kernel = Kernel::load(LinkLayer::Ethernet, &KeyRing::EMPTY);
+    let mut kernel = Kernel::load(LinkLayer::Ethernet, Mode::Observe, &KeyRing::EMPTY);
     let short = [0; ETHERNET - 1];
     assert!(!fits(&short));
     let result = kernel.test_run(TestRunOptions { data_in: Some(&short), ..TestRunOptions::new() });
@@ -128,11 +84,11 @@ fn the_kernel_refuses_what_does_not_fit() {
 #[test]
 fn a_storm_is_counted_to_the_last_packet() {
     const STORM: u32 = 10_000;
-    let mut kernel = Kernel::load(LinkLayer::Ethernet, &ring());
+    let mut kernel = Kernel::load(LinkLayer::Ethernet, Mode::Observe, &ring());
     let syn =
         eth().ipv4(CLIENT_V4, SERVER_V4).syn().linux_options().cookie_of(CURRENT).data(b"hello").build();
     let counted = kernel.pass("storm", &syn, STORM);
-    let one = Expected::Syn { family: Family::Ipv4, class: CookieCurrent, data_len: 5 }.counters();
+    let one = Expected::of_class(Family::Ipv4, CookieCurrent, 5).counters();
     let expected = (0..STORM).fold(Counters::default(), |counters, _| sum(&counters, &one));
     assert!(counted == expected, "{:#?}", rows(&counted));
     // Data is counted for each, too.
@@ -145,46 +101,51 @@ fn a_storm_is_counted_to_the_last_packet() {
 
 #[test]
 fn a_published_ring_is_in_force_at_once() {
-    let mut kernel = Kernel::load(LinkLayer::Ethernet, &KeyRing::EMPTY);
+    let mut kernel = Kernel::load(LinkLayer::Ethernet, Mode::Observe, &KeyRing::EMPTY);
     let syn = eth().ipv4(CLIENT_V4, SERVER_V4).syn().cookie_of(CURRENT).build();
     let (current, stranger): (Key, Key) = (CURRENT.key(), STRANGER.key());
     let mut ring = KeyRing::EMPTY;
     let mut expected = Counters::default();
-    for (step, (keys, class)) in [
-        ((None, None), CookieUnknown),
-        ((Some(current), None), CookieCurrent),
-        ((Some(stranger), Some(current)), CookieBackup),
-        ((Some(stranger), None), CookieRetired),
-        ((Some(current), Some(stranger)), CookieCurrent),
+    for (step, ((current, backup, next), slot)) in [
+        ((None, None, None), None),
+        ((Some(current), None, None), Some(0)),
+        ((Some(stranger), Some(current), None), Some(1)),
+        ((Some(stranger), None, None), Some(3)),
+        ((Some(stranger), None, Some(current)), Some(2)),
+        ((Some(current), Some(stranger), None), Some(0)),
     ]
     .into_iter()
     .enumerate()
     {
-        ring = ring.follow(keys.0, keys.1);
-        kernel.0.publish(&ring).expect("keys are published");
-        assert!(kernel.0.key_ring().expect("the keys can be read") == ring, "step {step}");
+        let hits = kernel.counters().hits;
+        ring = ring.follow(Held { current, backup, next }, Moment { seconds: 0, hits: &hits });
+        kernel.publish(&ring);
+        assert!(kernel.key_ring() == ring, "step {step}");
         let counted = kernel.pass("rotation", &syn, 1);
-        expected.add(&Expected::Syn { family: Family::Ipv4, class, data_len: 0 }.counters());
+        let of_key = slot.map(|slot| Expected::of_key(Family::Ipv4, slot, 0));
+        let unknown = Expected::of_class(Family::Ipv4, CookieUnknown, 0);
+        expected.add(&of_key.unwrap_or(unknown).counted(Verdict::Pass, &ring));
         assert!(counted == expected, "step {step}: {:#?}, expected {:#?}", rows(&counted), rows(&expected));
     }
 }
 
-/// Whatever its own log level, the program passes the kernel's verifier and counts the same.
+/// Whatever its mode and its own log level, the program passes the kernel's verifier and counts the same.
 #[test]
 fn every_log_level_loads() {
     let frame = eth().ipv4(CLIENT_V4, SERVER_V4).ihl(4).syn().build();
     for link in LinkLayer::ALL {
-        for level in 1..=5 {
-            let object = Object::load(*link, level, None).expect("the program loads");
-            let counted = Kernel(object).pass("log", &frame, 1);
-            assert!(counted == host::count(&frame, *link, &KeyRing::EMPTY), "{link}, level {level}");
+        for (mode, log_level) in Mode::ALL.iter().flat_map(|mode| (0..=5).map(move |level| (*mode, level))) {
+            let mut kernel = Kernel::with(&LoadOptions { link: *link, mode, log_level }, None);
+            let counted = kernel.pass("log", &frame, 1);
+            let expected = host::count(&frame, *link, mode, &KeyRing::EMPTY);
+            assert!(counted == expected, "{link}, {mode}, level {log_level}");
         }
     }
 }
 
 /// The very code that the host tests prove is what runs in the kernel, compiled for another machine.
 fn check_random(frames: impl Strategy<Value = Vec<u8>>) {
-    let kernel = RefCell::new(Kernel::load(LinkLayer::Ethernet, &ring()));
+    let kernel = RefCell::new(Kernel::load(LinkLayer::Ethernet, Mode::Observe, &ring()));
     let before = RefCell::new(Counters::default());
     let default = Config::default();
     let mut runner =
@@ -195,7 +156,7 @@ fn check_random(frames: impl Strategy<Value = Vec<u8>>) {
         }
         let after = kernel.borrow_mut().pass("a random frame", &frame, 1);
         let before = before.replace(after);
-        let expected = sum(&before, &host::count(&frame, LinkLayer::Ethernet, &ring()));
+        let expected = sum(&before, &host::count(&frame, LinkLayer::Ethernet, Mode::Observe, &ring()));
         prop_assert_eq!(rows(&after), rows(&expected));
         Ok::<(), TestCaseError>(())
     });

@@ -12,13 +12,13 @@ use std::{
 
 use aya::programs::XdpMode;
 use nix::sys::signal::Signal;
-use tfo_common::{class::Class, parse::LinkLayer, segment::Family};
+use tfo_common::{class::Class, parse::LinkLayer, segment::Family, verdict::Mode};
 use tfo_tests::netns::{
     BPFFS, Counts, IFACE, Running, assert_clean, binary, eventually, failure, ip, key, mount_on, sandbox,
     server_and_client, set_keys, status, tfo, xdp_on,
 };
 use tfo_userspace::{
-    datapath::Object,
+    datapath::{LoadOptions, Object},
     kernel::{KeySysctl, TcpExt},
     keys::fingerprint,
     lab::{
@@ -100,7 +100,9 @@ fn several_interfaces_have_their_own_state() {
 /// An interface with somebody else's program on it, which keeps `tfo run` from starting.
 fn occupied(name: &str) -> Object {
     // Our own program, but attached by somebody who is not a tfo controller: no pins.
-    let mut foreign = Object::load(LinkLayer::Ethernet, 0, None).unwrap();
+    let mut foreign =
+        Object::load(&LoadOptions { link: LinkLayer::Ethernet, mode: Mode::Observe, log_level: 0 }, None)
+            .unwrap();
     foreign.program().unwrap().attach(name, XdpMode::default()).unwrap();
     foreign
 }

@@ -5,40 +5,52 @@ use tfo_common::{
     segment::Family::{self, *},
 };
 
-use super::{Expected, Keys, Table, syn};
+use super::{Expected, Keys, Table, of_key, syn};
 use crate::{
-    keys::{BACKUP, CURRENT, RETIRED, STRANGER, ZERO},
+    keys::{self, CURRENT, RETIRED, STRANGER, ZERO},
     packet::{Carry, Ip, Tcp, eth},
 };
 
 const DATA: [&[u8]; 3] = [b"", b"x", b"GET / HTTP/1.1\r\n\r\n"];
 
 pub(super) fn add(table: &mut Table) {
-    classes(table);
+    classes(table, "");
+    table.keys = Keys::WithNext;
+    classes(table, ", next known");
+    table.keys = Keys::Known;
+    next(table);
     vectors(table);
     near_misses(table);
     empty_ring(table);
 }
 
 /// Every class over both families, with and without data: a valid cookie without data makes a child too.
-fn classes(table: &mut Table) {
+fn classes(table: &mut Table, keys: &str) {
     for data in DATA {
         let len = data.len();
         let mut case = |name: &str, options: &dyn Fn(Tcp) -> Tcp, class| {
-            let name = format!("{name}, {len} bytes of data");
+            let name = format!("{name}, {len} bytes of data{keys}");
             table.both(name, |ip| options(ip.syn().linux_options()).data(data), syn(class, len));
         };
         case("no option", &|tcp| tcp, PlainSyn);
         case("odd length", &|tcp| tcp.fast_open(&[7; 7]), OptionIgnored);
         case("request", &|tcp| tcp.request().nops(2), CookieRequest);
-        case("the primary key's", &|tcp| tcp.cookie_of(CURRENT).nops(2), CookieCurrent);
-        case("the backup key's", &|tcp| tcp.cookie_of(BACKUP).nops(2), CookieBackup);
         case("a stranger's", &|tcp| tcp.cookie_of(STRANGER).nops(2), CookieUnknown);
         case("half as long", &|tcp| tcp.fast_open(&[4; 4]).nops(2), CookieBadLength);
-        for (age, key) in RETIRED.into_iter().enumerate() {
-            case(&format!("retired key {age}'s"), &|tcp| tcp.cookie_of(key).nops(2), CookieRetired);
+        for (slot, key) in keys::all().into_iter().enumerate() {
+            if table.keys.ring().holds(slot) {
+                let name = format!("the cookie of slot {slot}, {len} bytes of data{keys}");
+                let cookie = |ip: Ip| ip.syn().linux_options().cookie_of(key).nops(2).data(data);
+                table.both(name, cookie, of_key(slot, len));
+            }
         }
     }
+}
+
+/// Nobody knows what the kernel will hold next: that key is a stranger's until then.
+fn next(table: &mut Table) {
+    let cookie = |ip: Ip| ip.syn().cookie_of(keys::NEXT);
+    table.both("the next key's, which is not known", cookie, syn(CookieUnknown, 0));
 }
 
 /// Cookies that a real kernel made: nothing of ours computed them. Only the last row's key reads differently in the
@@ -46,7 +58,7 @@ fn classes(table: &mut Table) {
 fn vectors(table: &mut Table) {
     let v4 = |source: [u8; 4], destination: [u8; 4]| eth().ipv4(source.into(), destination.into()).syn();
     let v6 = |source: [u16; 8], destination: [u16; 8]| eth().ipv6(source.into(), destination.into()).syn();
-    let expect = |family: Family, class| Expected::Syn { family, class, data_len: 5 };
+    let expect = |family: Family, class| Expected::of_class(family, class, 5);
 
     let syn = v4([192, 0, 2, 1], [192, 168, 0, 1]).fast_open(&0x3021_b9d8_8901_7eeb_u64.to_be_bytes());
     table.frame("from Linux, backup key", syn.data(b"hello"), expect(Ipv4, CookieBackup));

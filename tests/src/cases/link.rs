@@ -16,7 +16,7 @@ fn hello(ip: impl Into<Ip>) -> Vec<u8> {
 }
 
 fn counted(family: Family) -> Expected {
-    Expected::Syn { family, class: CookieCurrent, data_len: 5 }
+    Expected::of_class(family, CookieCurrent, 5)
 }
 
 pub(super) fn add(table: &mut Table) {

@@ -39,7 +39,7 @@ pub(super) fn add(table: &mut Table) {
             let expected = match len {
                 0..20 => Expected::Malformed(TcpTruncated),
                 20..TCP_HEADER => Expected::Malformed(TcpOptionsTruncated),
-                _ => Expected::Syn { family, class: CookieCurrent, data_len: len - TCP_HEADER },
+                _ => Expected::of_class(family, CookieCurrent, len - TCP_HEADER),
             };
             let short = syn().cut(len).build();
             let mut padded = short.clone();

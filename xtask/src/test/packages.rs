@@ -12,8 +12,13 @@ use anyhow::{Context as _, Result, ensure};
 use crate::workspace::{command, is_installed, run, step};
 
 /// The programs that the tests start, each with its package.
-const PROGRAMS: [(&str, &str); 4] =
-    [("nginx", "nginx"), ("curl", "curl"), ("ethtool", "ethtool"), ("ip", "iproute2")];
+const PROGRAMS: [(&str, &str); 5] = [
+    ("nginx", "nginx"),
+    ("curl", "curl"),
+    ("ethtool", "ethtool"),
+    ("ip", "iproute2"),
+    ("faketime", "faketime"),
+];
 
 /// Installs what is missing. Where that fails it says so: the tests that need it will fail, and the others count.
 pub(super) fn ensure() {

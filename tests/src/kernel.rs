@@ -1,0 +1,81 @@
+//! Tier 2: the real program, run on one frame by BPF_PROG_TEST_RUN. Needs root.
+
+use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult};
+use tfo_common::{counters::Counters, keyring::KeyRing, parse::LinkLayer, verdict::Mode};
+use tfo_userspace::{
+    datapath::{LoadOptions, Object},
+    pins::Pins,
+};
+
+use crate::packet::ETHERNET;
+
+/// What the program returns for whatever it lets on.
+const XDP_PASS: u32 = 2;
+
+/// Whether the kernel takes `frame` for a test run: an Ethernet header at least, whatever the program expects, and no
+/// more than a page less what it needs for itself (`bpf_prog_test_run_xdp`, net/bpf/test_run.c).
+pub fn fits(frame: &[u8]) -> bool {
+    (ETHERNET..=3500).contains(&frame.len())
+}
+
+/// The loaded program.
+pub struct Kernel(Object);
+
+impl Kernel {
+    /// A program with maps of its own, in which `ring` is in force.
+    pub fn load(link: LinkLayer, mode: Mode, ring: &KeyRing) -> Self {
+        let mut kernel = Self::with(&LoadOptions { link, mode, log_level: 0 }, None);
+        kernel.publish(ring);
+        kernel
+    }
+
+    /// A program with these options, on the maps under `pins`, if given.
+    pub fn with(options: &LoadOptions, pins: Option<&Pins>) -> Self {
+        Self(Object::load(options, pins).expect("the program loads (is this root?)"))
+    }
+
+    /// Puts `ring` in force.
+    pub fn publish(&mut self, ring: &KeyRing) {
+        self.0.publish(ring).expect("keys are published");
+    }
+
+    /// The ring in force.
+    pub fn key_ring(&self) -> KeyRing {
+        self.0.key_ring().expect("the keys can be read")
+    }
+
+    /// What is counted by now.
+    pub fn counters(&self) -> Counters {
+        self.0.counters().expect("the counters can be read")
+    }
+
+    /// BPF_PROG_TEST_RUN, whatever it says.
+    pub fn test_run(&mut self, options: TestRunOptions<'_>) -> Result<TestRunResult, ProgramError> {
+        self.0.program().expect("the object has its program").test_run(options)
+    }
+
+    /// Sends `frame` through the program `repeat` times, each time as the last left it, asserts that it was passed on,
+    /// and returns what has become of it.
+    pub fn run(&mut self, name: &str, frame: &[u8], repeat: u32) -> Vec<u8> {
+        let mut out = vec![0x55; frame.len() + 64];
+        let (data_in, data_out) = (Some(frame), Some(out.as_mut_slice()));
+        let result = self.test_run(TestRunOptions { data_in, data_out, repeat, ..TestRunOptions::new() });
+        let result = result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        assert_eq!(result.return_value, XDP_PASS, "{name}");
+        out.truncate(result.data_size_out as usize);
+        out
+    }
+
+    /// [`run`](Self::run), where the frame must come out as it came; returns what is counted by then.
+    pub fn pass(&mut self, name: &str, frame: &[u8], repeat: u32) -> Counters {
+        assert_eq!(self.run(name, frame, repeat), frame, "{name}: the packet was changed");
+        self.counters()
+    }
+}
+
+/// What stands in the counters after `before` when `more` was counted, and nothing else.
+pub fn sum(before: &Counters, more: &Counters) -> Counters {
+    let mut sum = *before;
+    sum.add(more);
+    sum
+}
