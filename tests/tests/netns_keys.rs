@@ -298,6 +298,78 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
+/// Rotations while clients come, in accelerate mode: at no moment is a cookie translated into one that the kernel refuses.
+#[test]
+fn rotations_under_accelerated_traffic_refuse_nobody() {
+    server_and_client(|client| {
+        let _listeners: Vec<_> = (0..2).map(|_| Listeners::start(&SERVERS).unwrap()).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let _tfo = with_random_keys(&dir.path().join("keys.json"), &["--mode", "accelerate"]);
+        let connect = |n: u64| {
+            let family = Family::ALL[(n % 2) as usize];
+            fast_open(source(family, (n / 2 % 2) as u16), server(family), DATA)
+        };
+        client.run(|| (0..4).try_for_each(connect)).unwrap();
+        let before = TcpExt::read().unwrap();
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let traffic = scope.spawn(|| {
+                client.run(|| {
+                    let mut connections = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        connect(connections)?;
+                        connections += 1;
+                    }
+                    Ok(connections)
+                })
+            });
+            let guard = StopOnDrop(&stop);
+            for _ in 0..40 {
+                rotate(&[]);
+            }
+            drop(guard);
+            let connections = traffic.join().unwrap().unwrap();
+            let kernel = TcpExt::read().unwrap() - before;
+            assert_eq!(
+                (kernel.passive, kernel.passive_fail, kernel.cookie_reqd),
+                (connections, 0, 0),
+                "{kernel:?}"
+            );
+            assert!(connections > 40, "{connections}");
+        });
+    });
+}
+
+/// A secret was replaced: told to, the map forgets the keys of the old one.
+#[test]
+fn a_replaced_secret_can_be_forgotten() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("secret");
+        let start = |byte: u8| {
+            fs::write(&file, [byte; 32]).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+            let source = format!("secret:{}", file.display());
+            let running = Running::start(&["-i", "v0", "--keys", &source, "--rotate", "1w"]);
+            in_step("v0", "secret");
+            running
+        };
+        start(1).kill();
+        let leaked = kernel_keys();
+        let _tfo = start(2);
+        eventually("the kernel has the new secret's keys", || kernel_keys() != leaked);
+        in_step("v0", "secret");
+        let holds =
+            |key: Option<Key>| keys_status("v0")["keys"].to_string().contains(&fingerprint(key.unwrap()));
+        assert!(holds(leaked.current), "as a retired key");
+        rotate(&["--emergency"]);
+        assert!(!holds(leaked.current) && !holds(leaked.backup));
+        let now = kernel_keys();
+        assert!(holds(now.current) && holds(now.backup));
+    });
+}
+
 /// A restart forgets no key: a client's cookie from before is still known.
 #[test]
 fn a_restart_refuses_nobody() {
@@ -492,6 +564,39 @@ fn bad_secrets_and_states_are_refused() {
         refused(b"{\"version\":1,\"keys\":[", 0o600, &from_state, path);
         refused(b"{\"version\":1,\"keys\":[]}", 0o644, &from_state, "chmod 600");
         refused(b"{\"version\":99,\"keys\":[]}", 0o600, &from_state, "version");
+    });
+}
+
+/// Changes the effective user of this thread; seteuid(3) would change that of all tests.
+fn become_user(user: libc::uid_t) {
+    let same = libc::uid_t::MAX;
+    // SAFETY: takes three numbers, and changes nothing but the credentials of the calling thread.
+    let result = unsafe { libc::syscall(libc::SYS_setresuid, same, user, same) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Anybody may take the name of the socket for orders first: that stops nothing, and nothing is told to them.
+#[test]
+fn a_stranger_at_the_socket_learns_nothing() {
+    use std::os::{linux::net::SocketAddrExt as _, unix::net as unix};
+    server_and_client(|_| {
+        // One that is not root: the kernel remembers who began to listen.
+        let name = unix::SocketAddr::from_abstract_name(format!("tfo/{IFACE}")).unwrap();
+        become_user(65_534);
+        let stranger = unix::UnixListener::bind_addr(&name);
+        become_user(0);
+        let stranger = stranger.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let tfo_run = with_random_keys(&dir.path().join("keys.json"), &[]);
+        let (code, error) = failure(&tfo(&["keys", "rotate"]));
+        assert_eq!(code, Some(1));
+        assert!(error.contains("is not root"), "{error}");
+        stranger.set_nonblocking(true).unwrap();
+        let mut heard = Vec::new();
+        std::io::Read::read_to_end(&mut stranger.accept().unwrap().0, &mut heard).unwrap();
+        assert!(heard.is_empty());
+        let log = tfo_run.end(Signal::SIGTERM);
+        assert!(log.contains("will not be heard"), "{log}");
     });
 }
 

@@ -230,6 +230,18 @@ impl KeyRing {
         ring
     }
 
+    /// The same ring with one more retired key, the oldest, in it since `moment`; without it where there is no room for it,
+    /// or where the ring has it already.
+    #[must_use]
+    pub fn with_oldest(&self, key: Key, moment: Moment<'_>) -> Self {
+        let mut ring = *self;
+        if let (None, Some(free)) = (self.find(key), (NEWEST..SLOTS).find(|slot| !self.holds(*slot))) {
+            ring.generation += 1;
+            ring.put(free, key, self, moment);
+        }
+        ring
+    }
+
     /// Puts `key` into `slot`, with the age and the counter that it has in `before`; a new one gets a counter that none in
     /// `before` or in this ring has.
     fn put(&mut self, slot: usize, key: Key, before: &Self, moment: Moment<'_>) {

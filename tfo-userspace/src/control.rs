@@ -1,8 +1,8 @@
 //! Orders for a running controller: `tfo keys rotate` and `tfo keys import`.
 //!
 //! A Unix socket with an abstract name, which is of the network namespace, as keys are, and leaves no file behind. Anybody
-//! may connect to such a socket, so the controller asks the kernel who it is, and listens to root only. One request and one
-//! answer, each a line of JSON.
+//! may connect to such a socket, or take its name first, so both sides ask the kernel who the other is, and deal with root
+//! only. One request and one answer, each a line of JSON.
 
 use std::{
     os::{
@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use log::warn;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -71,8 +72,8 @@ impl Reply {
     }
 }
 
-/// Listens for orders that concern any of `interfaces`, from now on.
-pub fn listen(interfaces: &[String]) -> Result<mpsc::Receiver<Given>> {
+/// Listens for orders that concern any of `interfaces`, from now on. Where that can't be, it is said, and there are none.
+pub fn listen(interfaces: &[String]) -> mpsc::Receiver<Given> {
     let (sender, receiver) = mpsc::channel(1);
     let mut names: Vec<_> = interfaces.iter().collect();
     names.sort();
@@ -83,10 +84,12 @@ pub fn listen(interfaces: &[String]) -> Result<mpsc::Receiver<Given>> {
             listener.set_nonblocking(true)?;
             UnixListener::from_std(listener)
         };
-        let listener = listen().with_context(|| format!("cannot listen for orders about {interface}"))?;
-        tokio::spawn(serve(listener, sender.clone()));
+        match listen() {
+            Ok(listener) => drop(tokio::spawn(serve(listener, sender.clone()))),
+            Err(error) => warn!("{interface}: `tfo keys rotate` and `import` will not be heard: {error}"),
+        }
     }
-    Ok(receiver)
+    receiver
 }
 
 async fn serve(listener: UnixListener, orders: mpsc::Sender<Given>) {
@@ -135,9 +138,12 @@ pub async fn give(interface: &str, order: &Order) -> Result<String> {
         UnixStream::from_std(stream)
     };
     let Ok(mut stream) = connect() else {
-        let why = format!("no tfo runs on {interface} in this network namespace");
+        let why = format!("no tfo that takes orders runs on {interface} in this network namespace");
         return Err(NotRunning(why).into());
     };
+    if stream.peer_cred().map_or(true, |peer| peer.uid() != 0) {
+        bail!("whoever answers for the tfo on {interface} is not root: nothing was said to it");
+    }
     let exchange = async {
         let mut line = Zeroizing::new(serde_json::to_string(order)?);
         line.push('\n');

@@ -112,7 +112,8 @@ impl Controller {
     }
 
     async fn attach(&mut self, name: &str) -> Result<()> {
-        let (keys, earlier) = (self.keeper.kernel_keys(), self.keeper.earlier(unix_seconds()));
+        let earlier = self.keeper.earlier(unix_seconds(), self.retire.max_age);
+        let keys = self.keeper.kernel_keys();
         self.datapaths.push(Datapath::attach(name, &self.bpffs, self.how, keys, &earlier).await?);
         Ok(())
     }
@@ -140,6 +141,12 @@ impl Controller {
     /// Carries out an order, and says what has been done.
     pub fn obey(&mut self, order: Order) -> Result<String> {
         let now = unix_seconds();
+        if let Order::Rotate { emergency: true } = order {
+            // The maps that wait for an interface to come back hold the leaked keys, too. Counts are worth less.
+            for gone in &self.gone {
+                self.bpffs.pins(&gone.name).lock(Duration::from_millis(500))?.remove()?;
+            }
+        }
         let mut maps = AllMaps { datapaths: &mut self.datapaths, retire: self.retire };
         let outcome = match order {
             Order::Rotate { emergency } => self.keeper.rotate(emergency, now, &mut maps),

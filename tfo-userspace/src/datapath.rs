@@ -36,7 +36,7 @@ use crate::{
     counters::Report,
     interface::{self, Interface, XdpOnInterface},
     kernel,
-    keys::{KernelKeys, describe, keeper::Publish},
+    keys::{KernelKeys, describe, keeper::Publish, state::Made},
     pins::{Bpffs, Locked, MAPS, Pins},
 };
 
@@ -87,6 +87,7 @@ pub struct LoadOptions {
 /// The loaded program and its maps.
 pub struct Object {
     ebpf: Ebpf,
+    mode: Mode,
     counters: PerCpuArray<MapData, Shared<Counters>>,
     keys: Array<MapData, Shared<KeyStore>>,
     info: Array<MapData, Shared<Info>>,
@@ -114,8 +115,13 @@ impl Object {
         let mut ebpf = loader.load(OBJECT).context("cannot create the maps of the XDP program")?;
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("the program has no map {name}"));
         let (counters, keys, info) = (take(names::COUNTERS)?, take(names::KEYS)?, take(names::INFO)?);
-        let mut object =
-            Self { counters: counters.try_into()?, keys: keys.try_into()?, info: info.try_into()?, ebpf };
+        let mut object = Self {
+            counters: counters.try_into()?,
+            keys: keys.try_into()?,
+            info: info.try_into()?,
+            mode: options.mode,
+            ebpf,
+        };
         object.program()?.load().context("the kernel refused the XDP program")?;
         Ok(object)
     }
@@ -153,6 +159,17 @@ impl Object {
         wait_for_running_programs();
         Ok(())
     }
+}
+
+/// What a map that translates is to hold while the kernel goes from `kernel` to `wanted`: whatever moment it is, a cookie is
+/// translated into one that the kernel takes before and after, or not at all. A key in the place of the next one is known,
+/// and leaves room for one more among the retired.
+fn in_between(kernel: Held, wanted: Held) -> Held {
+    let stays = |key: &Key| [wanted.current, wanted.backup].contains(&Some(*key));
+    let kernels = [kernel.current, kernel.backup];
+    let common = kernels.into_iter().flatten().find(stays);
+    let other = kernels.into_iter().flatten().find(|key| Some(*key) != common);
+    Held { current: common, backup: None, next: other }
 }
 
 /// Waits until every XDP program that now runs has ended, and orders our writes before what comes after.
@@ -360,7 +377,7 @@ impl Datapath {
         bpffs: &Bpffs,
         how: How,
         keys: Option<KernelKeys>,
-        earlier: &[Key],
+        earlier: &[Made],
     ) -> Result<Self> {
         // A status command that asks whether a controller runs holds the lock for an instant.
         let mut pins = bpffs.pins(name).lock(Duration::from_millis(500))?;
@@ -444,9 +461,10 @@ impl Datapath {
         if let (Publish::Held(_), Some(limit)) = (publish, retire_below)
             && before.get(CURRENT) != after.get(CURRENT)
         {
+            let last_hits = std::mem::replace(&mut self.last_hits, hits);
             let since_then = |ring: &KeyRing, slot: usize| {
                 let track = usize::from(ring.tracks[slot]);
-                hits[track].saturating_sub(self.last_hits[track].max(ring.base[slot]))
+                hits[track].saturating_sub(last_hits[track].max(ring.base[slot]))
             };
             let all: u64 =
                 (0..SLOTS).filter(|slot| after.holds(*slot)).map(|slot| since_then(&after, slot)).sum();
@@ -458,7 +476,6 @@ impl Datapath {
                 all == 0 || !was_retired(slot) || since_then(&after, slot) as f64 >= limit * all as f64
             };
             self.object.prune(&self.interface.name, keep)?;
-            self.last_hits = hits;
         }
         Ok(())
     }
@@ -468,6 +485,8 @@ impl Datapath {
         let (ring, now) = (self.object.key_ring()?, unix_seconds());
         let is_old = |slot: usize| now.saturating_sub(ring.since[slot]) > max_age;
         if (NEWEST..SLOTS).any(|slot| ring.holds(slot) && is_old(slot)) {
+            // What is to be held may be among them: it is to be published anew.
+            self.published = None;
             self.object.prune(&self.interface.name, |slot| !is_old(slot))?;
         }
         Ok(())
@@ -543,13 +562,24 @@ impl Object {
         let moment = Moment { seconds: unix_seconds(), hits: &hits };
         let next = match publish {
             Publish::Held(held) => ring.follow(held, moment),
-            // The wanted ones first, then the kernel's: so those are current, and these known.
-            Publish::Learn { kernel, wanted } => ring.follow(wanted, moment).follow(kernel, moment),
+            // The wanted ones first, then the kernel's: so those have their roles, and these are known.
+            Publish::Learn { kernel, wanted } => {
+                let known = ring.follow(wanted, moment).follow(kernel, moment);
+                match self.mode {
+                    Mode::Observe => known,
+                    Mode::Accelerate => known.follow(in_between(kernel, wanted), moment),
+                }
+            }
             Publish::Only(held) => {
                 KeyRing { generation: ring.generation, ..KeyRing::EMPTY }.follow(held, moment)
             }
         };
-        self.replace(interface, &ring, next)
+        self.replace(interface, &ring, next)?;
+        if let Publish::Only(_) = publish {
+            // Over the other ring, too, which nobody reads and which has the leaked keys still.
+            self.publish(&KeyRing { generation: next.generation + 1, ..next })?;
+        }
+        Ok(())
     }
 
     /// Lets go of the retired keys for which `keep`, given their slot, says no.
@@ -559,16 +589,14 @@ impl Object {
         self.replace(interface, &ring, next)
     }
 
-    /// Makes `earlier` keys, newest first, retired ones of a map that does not know them.
-    fn remember(&mut self, interface: &str, earlier: &[Key]) -> Result<()> {
+    /// Makes `earlier` keys, newest first, retired ones, each as old as it is, as far as there is room.
+    fn remember(&mut self, interface: &str, earlier: &[Made]) -> Result<()> {
         let ring = self.key_ring()?;
         let hits = self.counters()?.hits;
-        let moment = Moment { seconds: unix_seconds(), hits: &hits };
-        let held = ring.held();
-        let unknown = earlier.iter().rev().filter(|key| ring.find(**key).is_none());
-        let next = unknown
-            .fold(ring, |ring, key| ring.follow(Held { current: Some(*key), ..Held::default() }, moment));
-        self.replace(interface, &ring, next.follow(held, moment))
+        let next = earlier.iter().fold(ring, |ring, Made { key, made }| {
+            ring.with_oldest(*key, Moment { seconds: *made, hits: &hits })
+        });
+        self.replace(interface, &ring, next)
     }
 
     fn replace(&mut self, interface: &str, ring: &KeyRing, next: KeyRing) -> Result<()> {

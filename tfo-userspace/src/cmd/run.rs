@@ -43,13 +43,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
         retire: Retire { below: args.retire_below, max_age: args.max_age },
     };
     let mut controller = Controller::start(&args.interfaces, bpffs, options).await?;
-    let mut orders = match listen(&args.interfaces) {
-        Ok(orders) => orders,
-        Err(error) => {
-            controller.give_back().await;
-            return Err(error);
-        }
-    };
+    let mut orders = listen(&args.interfaces);
     let mut screen = Screen::open();
     let mut follow = every(FOLLOW_EVERY);
     let mut show = every(if screen.is_some() { DRAW_EVERY } else { LOG_EVERY });
@@ -69,6 +63,13 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
 
 /// Where `--keys` says that keys come from.
 fn source(args: &Run) -> Result<Source> {
+    if args.keys != KeysFrom::Kernel {
+        // Whatever the source, keys change neither faster nor more slowly than a fleet's may.
+        Schedule::new(args.rotate)?;
+    }
+    if args.max_age.is_some_and(|age| age.is_zero()) {
+        bail!("--max-age takes at least 1s");
+    }
     match &args.keys {
         KeysFrom::Kernel => Ok(Source::Kernel),
         KeysFrom::Secret(file) => {

@@ -15,7 +15,12 @@ use tfo_common::{
     keyring::{Held, Key, RETIRED},
 };
 
-use super::{Follower, KernelKeys, fingerprint, schedule::Schedule, secret::Secret, state::State};
+use super::{
+    Follower, KernelKeys, fingerprint,
+    schedule::Schedule,
+    secret::Secret,
+    state::{Made, State},
+};
 use crate::kernel::KeySysctl;
 
 /// Where keys come from.
@@ -129,13 +134,20 @@ impl Keeper {
         [wanted.current, wanted.backup].map(|key| key.map_or(0, |key| cookie::fingerprint(&key)))
     }
 
-    /// Keys of the source that were in use before, newest first: clients may come back with cookies of them.
-    pub fn earlier(&self, now: u64) -> Vec<Key> {
-        match &self.source {
+    /// Keys of the source that were in use before, newest first, no older than `max_age`: clients may come back with cookies
+    /// of them.
+    pub fn earlier(&self, now: u64, max_age: Option<Duration>) -> Vec<Made> {
+        let mut earlier: Vec<_> = match &self.source {
             Source::Kernel => Vec::new(),
             Source::Random { state, .. } => state.retired().collect(),
-            Source::Secret { secret, schedule } => schedule.earlier(secret, now, RETIRED),
-        }
+            Source::Secret { secret, schedule } => {
+                let keys = schedule.earlier(secret, now, RETIRED).into_iter();
+                let numbers = (0..schedule.number(now)).rev();
+                keys.zip(numbers).map(|(key, number)| Made { key, made: schedule.begins(number) }).collect()
+            }
+        };
+        earlier.retain(|made| max_age.is_none_or(|age| now.saturating_sub(made.made) <= age.as_secs()));
+        earlier
     }
 
     /// Does what is due at `now` (seconds since 1970). What fails is said, and tried again with the next step.
@@ -161,6 +173,10 @@ impl Keeper {
     }
 
     fn try_step(&mut self, now: u64, maps: &mut impl Maps) -> Result<()> {
+        let Some(kernel) = self.follower.poll() else { return Ok(()) };
+        // A key that the kernel never took is not followed by another: those that clients have would be pushed out.
+        let is_installed = self.wanted(now).is_some_and(|wanted| kernel == target(wanted));
+        let mut changed = Ok(());
         if let Source::Random { state, rotate, .. } = &self.source {
             let newest = state.keys().first().map_or(0, |newest| newest.made);
             if newest > now && !self.behind {
@@ -170,17 +186,22 @@ impl Keeper {
                     newest - now
                 );
             }
-            if !self.yielded && state.due(*rotate, now) {
-                self.change(|state| state.rotate(now))?;
+            if !self.yielded && is_installed && state.due(*rotate, now) {
+                // Where the key can't be kept it is not used; what the kernel holds is followed all the same.
+                changed = self.change(|state| state.rotate(now));
             }
         }
-        let Some(kernel) = self.follower.poll() else { return Ok(()) };
+        changed.and(self.pursue(now, kernel, maps))
+    }
+
+    /// Brings kernel and maps to what the source wants, from what the kernel holds.
+    fn pursue(&mut self, now: u64, kernel: KernelKeys, maps: &mut impl Maps) -> Result<()> {
         let Some(wanted) = self.wanted(now) else { return maps.publish(Publish::Held(held(kernel))) };
-        let target = KernelKeys { current: wanted.current, backup: wanted.backup };
-        if kernel == target {
-            self.installed = Some(target);
+        if kernel == target(wanted) {
+            self.installed = Some(kernel);
             self.yielded = false;
-            return maps.publish(Publish::Held(wanted));
+            maps.publish(self.last(wanted))?;
+            return self.purged();
         }
         if !self.yielded && self.installed.is_some_and(|installed| installed != kernel) {
             self.yielded = true;
@@ -193,14 +214,20 @@ impl Keeper {
         if self.yielded {
             return maps.publish(Publish::Held(held(kernel)));
         }
-        self.install(wanted, Publish::Held(wanted), maps)
+        self.install(wanted, maps)
     }
 
     /// Rotates now. In an emergency, what was held before is not accepted any more, by the kernel or by the maps.
+    ///
+    /// Where keys are not ours to make, an emergency makes the maps forget all but those that the kernel is to hold now: for
+    /// after the secret was replaced, or the kernel's key.
     pub fn rotate(&mut self, emergency: bool, now: u64, maps: &mut impl Maps) -> Result<()> {
+        if emergency && !matches!(self.source, Source::Random { .. }) {
+            let kernel = held(self.follower.poll().unwrap_or_default());
+            return maps.publish(Publish::Only(self.wanted(now).unwrap_or(kernel)));
+        }
         self.change(|state| if emergency { state.emergency(now) } else { state.rotate(now) })?;
-        let wanted = self.wanted(now).unwrap_or_default();
-        self.install(wanted, if emergency { Publish::Only(wanted) } else { Publish::Held(wanted) }, maps)
+        self.install(self.wanted(now).unwrap_or_default(), maps)
     }
 
     /// Makes `key` the current one, as if it had been made here.
@@ -209,8 +236,7 @@ impl Keeper {
             state.import(key, now);
             Ok(())
         })?;
-        let wanted = self.wanted(now).unwrap_or_default();
-        self.install(wanted, Publish::Held(wanted), maps)
+        self.install(self.wanted(now).unwrap_or_default(), maps)
     }
 
     /// Changes the keys that we make ourselves: in the file first, since a key that the kernel once held must not be
@@ -221,7 +247,8 @@ impl Keeper {
             Source::Kernel => bail!("keys are the kernel's to change: `tfo run --keys random` makes its own"),
             Source::Secret { .. } => {
                 bail!(
-                    "keys come from the fleet's secret and the time: replace the secret on every host, and start again"
+                    "keys come from the fleet's secret and the time: replace the secret on every host, start again, and then \
+                     `tfo keys rotate --emergency` forgets those of the old one"
                 )
             }
         };
@@ -234,20 +261,45 @@ impl Keeper {
     }
 
     /// Learn, write, compare, and give the old ones up.
-    fn install(&mut self, wanted: Held, last: Publish, maps: &mut impl Maps) -> Result<()> {
-        let target = KernelKeys { current: wanted.current, backup: wanted.backup };
+    fn install(&mut self, wanted: Held, maps: &mut impl Maps) -> Result<()> {
+        let target = target(wanted);
         let Some(current) = wanted.current else { bail!("the source has no key") };
         let kernel = held(self.follower.poll().unwrap_or_default());
-        maps.publish(Publish::Learn { kernel, wanted })?;
-        info!("rotation: the maps know the new keys");
+        match maps.publish(Publish::Learn { kernel, wanted }) {
+            Ok(()) => info!("rotation: the maps know the new keys"),
+            // One map must not keep a leaked key in the kernel.
+            Err(error) if self.is_purging() => warn!("{error:#}"),
+            Err(error) => return Err(error),
+        }
         KeySysctl::open()?.write(current, wanted.backup)?;
         info!("rotation: net.ipv4.tcp_fastopen_key is written");
         if self.follower.poll() != Some(target) {
             bail!("net.ipv4.tcp_fastopen_key does not show what was just written to it");
         }
         self.installed = Some(target);
-        maps.publish(last)?;
+        maps.publish(self.last(wanted))?;
+        self.purged()?;
         info!("rotation: done, the kernel's current key is {}", fingerprint(current));
+        Ok(())
+    }
+
+    /// What the maps hold once the kernel has the keys of `wanted`.
+    fn last(&self, wanted: Held) -> Publish {
+        if self.is_purging() { Publish::Only(wanted) } else { Publish::Held(wanted) }
+    }
+
+    fn is_purging(&self) -> bool {
+        matches!(&self.source, Source::Random { state, .. } if state.is_purging())
+    }
+
+    /// An emergency is over, if there was one: the kernel and every map hold nothing else.
+    fn purged(&mut self) -> Result<()> {
+        if self.is_purging() {
+            self.change(|state| {
+                state.purged();
+                Ok(())
+            })?;
+        }
         Ok(())
     }
 
@@ -258,6 +310,11 @@ impl Keeper {
             Source::Secret { secret, schedule } => Some(schedule.held(secret, now)),
         }
     }
+}
+
+/// What the kernel shows once it has the keys of `wanted`.
+fn target(wanted: Held) -> KernelKeys {
+    KernelKeys { current: wanted.current, backup: wanted.backup }
 }
 
 fn held(keys: KernelKeys) -> Held {

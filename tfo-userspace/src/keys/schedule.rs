@@ -81,6 +81,11 @@ impl Schedule {
         (0..self.number(unix_seconds)).rev().take(count).map(|number| secret.key(number)).collect()
     }
 
+    /// When key `number` became the current one, in seconds since 1970.
+    pub fn begins(&self, number: u64) -> u64 {
+        number.saturating_mul(self.interval.as_secs())
+    }
+
     fn half(&self) -> u64 {
         self.interval.as_secs() / 2
     }

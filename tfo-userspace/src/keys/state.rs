@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use log::debug;
+use log::warn;
 use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 use tfo_common::keyring::{Held, Key, RETIRED};
@@ -55,6 +56,8 @@ impl Zeroize for Made {
 pub struct State {
     /// Newest first. It never grows beyond its capacity, which would leave a copy behind.
     keys: Vec<Made>,
+    /// What was held before has leaked, and it is not sure yet that it is gone from everywhere.
+    purge: bool,
 }
 
 /// The file, as JSON; keys are in the form of the sysctl.
@@ -64,6 +67,8 @@ struct Document<'a> {
     version: u64,
     #[serde(borrow)]
     keys: Vec<Entry<'a>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    purge: bool,
 }
 
 /// Borrows, so that the file's buffer is the only place with the text of keys.
@@ -89,7 +94,7 @@ impl State {
     }
 
     fn empty() -> Self {
-        Self { keys: Vec::with_capacity(REMEMBERED) }
+        Self { keys: Vec::with_capacity(REMEMBERED), purge: false }
     }
 
     /// The state in the file at `path`; `None` where there is no file.
@@ -119,6 +124,7 @@ impl State {
             bail!("{path_} has {count} keys and not 1 to {REMEMBERED}: {MOVE_AWAY}");
         }
         let mut state = Self::empty();
+        state.purge = document.purge;
         for (at, entry) in document.keys.iter().enumerate() {
             let key = parse_key(entry.key).filter(|key| !key.is_zero());
             let key = key.with_context(|| format!("key {} in {path_} is none: {MOVE_AWAY}", at + 1))?;
@@ -139,7 +145,7 @@ impl State {
     fn text(&self) -> Result<Zeroizing<Vec<u8>>> {
         let texts: Vec<_> = self.keys.iter().map(|made| Zeroizing::new(key_text(made.key))).collect();
         let entries = texts.iter().zip(&self.keys).map(|(key, made)| Entry { key, made: made.made });
-        let document = Document { version: VERSION, keys: entries.collect() };
+        let document = Document { version: VERSION, keys: entries.collect(), purge: self.purge };
         // It is not to grow, which would leave a copy behind.
         let mut text = Zeroizing::new(Vec::with_capacity(ENTRY * (1 + self.keys.len())));
         serde_json::to_writer(&mut *text, &document)?;
@@ -169,6 +175,7 @@ impl State {
     pub fn emergency(&mut self, now: u64) -> Result<()> {
         self.rotate(now)?;
         self.forget_beyond(1);
+        self.purge = true;
         Ok(())
     }
 
@@ -184,9 +191,19 @@ impl State {
         Held { current: key(0), backup: key(1), next: None }
     }
 
+    /// Whether an emergency is not over: nothing but [`held`](Self::held) may be accepted anywhere.
+    pub fn is_purging(&self) -> bool {
+        self.purge
+    }
+
+    /// The emergency is over.
+    pub fn purged(&mut self) {
+        self.purge = false;
+    }
+
     /// The keys that the kernel no longer holds, newest first.
-    pub fn retired(&self) -> impl Iterator<Item = Key> + '_ {
-        self.keys.iter().skip(2).map(|made| made.key)
+    pub fn retired(&self) -> impl Iterator<Item = Made> + '_ {
+        self.keys.iter().skip(2).copied()
     }
 
     /// Whether the newest key has served for `interval`. Not so where it is from the future: the clock was set back.
@@ -200,7 +217,7 @@ impl Clone for State {
     fn clone(&self) -> Self {
         let mut keys = Vec::with_capacity(REMEMBERED);
         keys.extend(&self.keys);
-        Self { keys }
+        Self { keys, purge: self.purge }
     }
 }
 
@@ -298,10 +315,11 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Resu
         .and_then(|()| fs::rename(&temporary.0, path))
         .with_context(|| format!("cannot write {path_}"))?;
     temporary.keep();
-    // The new name is to outlive a crash, too.
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .with_context(|| format!("{path_} is written, but may be gone after a crash: cannot sync its folder"))
+    // The new name is to outlive a crash, too. It is in force all the same, so this is no failure.
+    if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+        warn!("{path_} is written, but may be gone after a power failure: cannot sync its folder: {error}");
+    }
+    Ok(())
 }
 
 /// The path of a file that is removed on drop.
@@ -586,7 +604,10 @@ mod tests {
             assert!(!seen.contains(&newest) && held.next.is_none());
             seen.insert(0, newest);
             assert!(held.backup == seen.get(1).copied());
-            assert!(state.retired().collect::<Vec<_>>() == seen[2..seen.len().min(REMEMBERED)]);
+            assert!(
+                state.retired().map(|made| made.key).collect::<Vec<_>>()
+                    == seen[2..seen.len().min(REMEMBERED)]
+            );
             assert_eq!(state.keys()[0].made, now);
         }
         assert_eq!(numbers(&state), (10..20).rev().collect::<Vec<_>>());
