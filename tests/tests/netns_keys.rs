@@ -385,11 +385,17 @@ fn a_restart_refuses_nobody() {
             rotate(&[]);
         }
         first.end(Signal::SIGTERM);
+        // What a controller leaves that was killed while it wrote, and somebody else's file.
+        let (left, other) =
+            (dir.path().join(".keys.json.0123456789abcdef.new"), dir.path().join(".other.new"));
+        fs::write(&left, "keys").unwrap();
+        fs::write(&other, "not ours").unwrap();
         let _second = with_random_keys(&state, &["--mode", "accelerate"]);
         let then = TcpExt::read().unwrap();
         connect();
         assert_eq!((TcpExt::read().unwrap() - then).passive, 1);
         assert_eq!(Counts::of(IFACE).verdict(Class::CookieRetired, Verdict::Rewrite), 1);
+        assert!(!left.exists() && other.exists());
     });
 }
 

@@ -42,7 +42,7 @@ pub enum Order {
     /// Use this key, in the sysctl's form.
     Import {
         /// The key.
-        key: String,
+        key: Zeroizing<String>,
     },
 }
 

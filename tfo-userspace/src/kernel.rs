@@ -2,17 +2,21 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs,
+    io::{self, Read as _},
     os::unix::fs::{FileExt as _, MetadataExt as _},
 };
 
 use anyhow::{Context as _, Result};
 use tfo_common::keyring::Key;
+use zeroize::Zeroizing;
 
 use crate::keys::key_text;
 
 /// `net.ipv4.tcp_fastopen_key`.
 const KEY: &str = "/proc/sys/net/ipv4/tcp_fastopen_key";
+/// More than two keys have as text, in bytes.
+const KEYS: usize = 128;
 /// `net.ipv4.tcp_fastopen`.
 const MODE: &str = "/proc/sys/net/ipv4/tcp_fastopen";
 // Through thread-self: a thread may live in another namespace than its process.
@@ -20,8 +24,10 @@ const NETSTAT: &str = "/proc/thread-self/net/netstat";
 const NETNS: &str = "/proc/thread-self/ns/net";
 
 /// The text of `net.ipv4.tcp_fastopen_key`: one key or, with a comma, two.
-pub fn read_key() -> io::Result<String> {
-    fs::read_to_string(KEY)
+pub fn read_key() -> io::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::with_capacity(KEYS));
+    fs::File::open(KEY)?.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// `net.ipv4.tcp_fastopen_key` of the network namespace in which it was opened, from whichever thread.
@@ -37,10 +43,12 @@ impl KeySysctl {
 
     /// Sets the primary and the backup key.
     pub fn write(&self, current: Key, backup: Option<Key>) -> Result<()> {
-        let mut text = key_text(current);
+        // It is not to grow, which would leave a copy behind.
+        let mut text = Zeroizing::new(String::with_capacity(KEYS));
+        text.push_str(&Zeroizing::new(key_text(current)));
         if let Some(backup) = backup {
             text.push(',');
-            text.push_str(&key_text(backup));
+            text.push_str(&Zeroizing::new(key_text(backup)));
         }
         self.0.write_all_at(text.as_bytes(), 0).with_context(|| format!("cannot write {KEY}"))
     }

@@ -13,6 +13,7 @@ use tfo_common::{
     info::KeySource,
     keyring::{BACKUP, CURRENT, Role, SLOTS},
 };
+use zeroize::Zeroizing;
 
 use crate::{
     cli::{Cookie, Derive, Import, KeysStatus},
@@ -55,20 +56,21 @@ pub(super) fn cookie(args: &Cookie) -> Result<()> {
 }
 
 /// The key's text: `-` reads standard input, `@FILE` a file.
-fn key_text(argument: &str) -> Result<String> {
+fn key_text(argument: &str) -> Result<Zeroizing<String>> {
     match argument.strip_prefix('@') {
         _ if argument == "-" => read(io::stdin()).context("cannot read the key from standard input"),
         Some(file) => {
             fs::File::open(file).and_then(read).with_context(|| format!("cannot read the key file {file:?}"))
         }
-        None => Ok(argument.to_owned()),
+        None => Ok(Zeroizing::new(argument.to_owned())),
     }
 }
 
 /// What is there to read, up to more than two keys have.
-fn read(from: impl io::Read) -> io::Result<String> {
-    let mut text = String::new();
-    from.take(200).read_to_string(&mut text)?;
+fn read(from: impl io::Read) -> io::Result<Zeroizing<String>> {
+    const LONGEST: usize = 200;
+    let mut text = Zeroizing::new(String::with_capacity(LONGEST + 1));
+    from.take(LONGEST as u64).read_to_string(&mut text)?;
     Ok(text)
 }
 

@@ -82,6 +82,7 @@ fn source(args: &Run) -> Result<Source> {
                 made.with_context(|| format!("cannot make {}, where keys are to be kept", dir.display()))?;
             }
             let lock = lock(&path)?;
+            State::tidy(&path)?;
             let state = match State::load(&path)? {
                 Some(state) => state,
                 None => {

@@ -142,6 +142,22 @@ impl State {
         replace(path, |file| file.write_all(&text))
     }
 
+    /// Removes what a controller that was killed while it wrote to `path` has left beside it: files with keys. For whoever
+    /// holds the lock of the file.
+    pub fn tidy(path: &Path) -> Result<()> {
+        let (folder, beginning) = (folder(path), beginning(path)?);
+        let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(&beginning) && name.ends_with(END) {
+                let left = entry.path();
+                fs::remove_file(&left).with_context(|| format!("cannot remove {}", left.display()))?;
+            }
+        }
+        Ok(())
+    }
+
     fn text(&self) -> Result<Zeroizing<Vec<u8>>> {
         let texts: Vec<_> = self.keys.iter().map(|made| Zeroizing::new(key_text(made.key))).collect();
         let entries = texts.iter().zip(&self.keys).map(|(key, made)| Entry { key, made: made.made });
@@ -296,13 +312,9 @@ fn unreadable(error: &serde_json::Error, path: &Path) -> anyhow::Error {
 /// Replaces the file at `path` by a new one, with what `write` writes.
 fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let path_ = path.display();
-    let name = path.file_name().with_context(|| format!("cannot write {path_}: it names no file"))?;
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder(path);
     let number = getrandom::u64().context("cannot get a random number (getrandom)")?;
-    let temporary = Temporary(folder.join(format!(".{}.{number:016x}.new", name.to_string_lossy())));
+    let temporary = Temporary(folder.join(format!("{}{number:016x}{END}", beginning(path)?)));
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -320,6 +332,21 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Resu
         warn!("{path_} is written, but may be gone after a power failure: cannot sync its folder: {error}");
     }
     Ok(())
+}
+
+/// How the name of a new file, which is to take the place of that at `path`, begins and ends.
+fn beginning(path: &Path) -> Result<String> {
+    let name =
+        path.file_name().with_context(|| format!("cannot write {}: it names no file", path.display()))?;
+    Ok(format!(".{}.", name.to_string_lossy()))
+}
+const END: &str = ".new";
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// The path of a file that is removed on drop.
