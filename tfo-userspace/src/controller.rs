@@ -144,7 +144,11 @@ impl Controller {
         if let Order::Rotate { emergency: true } = order {
             // The maps that wait for an interface to come back hold the leaked keys, too. Counts are worth less.
             for gone in &self.gone {
-                self.bpffs.pins(&gone.name).lock(Duration::from_millis(500))?.remove()?;
+                let pins = self.bpffs.pins(&gone.name);
+                // Whatever becomes of them, the key that has leaked must leave the kernel.
+                if let Err(error) = pins.lock(Duration::from_millis(500)).and_then(|pins| pins.remove()) {
+                    warn!("{}: old keys may be in the maps left behind: {error:#}", gone.name);
+                }
             }
         }
         let mut maps = AllMaps { datapaths: &mut self.datapaths, retire: self.retire };
