@@ -56,7 +56,18 @@ fn build() -> Result<(), Box<dyn Error>> {
     let target_dir = out_dir.join("ebpf");
     let mut cargo = Command::new(variable("CARGO")?);
     cargo
-        .args(["build", "--package", "tfo-ebpf", "--release", "--target", target, "-Z", "build-std=core"])
+        .args([
+            "build",
+            "--package",
+            "tfo-ebpf",
+            "--bin",
+            "tfo-ebpf",
+            "--release",
+            "--target",
+            target,
+            "-Z",
+            "build-std=core",
+        ])
         .arg("--target-dir")
         .arg(&target_dir)
         .current_dir(root);

@@ -1,6 +1,6 @@
 //! Tier 2: the real program, run on one frame by BPF_PROG_TEST_RUN. Needs root.
 
-use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult};
+use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult, Xdp};
 use tfo_common::{counters::Counters, keyring::KeyRing, parse::LinkLayer, verdict::Mode};
 use tfo_userspace::{
     datapath::{LoadOptions, Object},
@@ -34,6 +34,11 @@ impl Kernel {
         Self(Object::load(options, pins).expect("the program loads (is this root?)"))
     }
 
+    /// The program.
+    pub fn program(&mut self) -> &mut Xdp {
+        self.0.program().expect("the object has its program")
+    }
+
     /// Puts `ring` in force.
     pub fn publish(&mut self, ring: &KeyRing) {
         self.0.publish(ring).expect("keys are published");
@@ -51,7 +56,7 @@ impl Kernel {
 
     /// BPF_PROG_TEST_RUN, whatever it says.
     pub fn test_run(&mut self, options: TestRunOptions<'_>) -> Result<TestRunResult, ProgramError> {
-        self.0.program().expect("the object has its program").test_run(options)
+        self.program().test_run(options)
     }
 
     /// Sends `frame` through the program `repeat` times, each time as the last left it, asserts that it was passed on,

@@ -3,8 +3,8 @@
 use anyhow::Result;
 
 use crate::{
-    setup,
-    workspace::{EBPF_TARGET, cargo, run, step, target_dir},
+    setup::{self, ebpf_cargo},
+    workspace::{cargo, run, step},
 };
 
 /// Stops at the first complaint.
@@ -17,14 +17,5 @@ pub(crate) fn lint() -> Result<()> {
     run(cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]))?;
 
     step("clippy, eBPF");
-    let mut clippy = cargo();
-    clippy
-        .args(["clippy", "--package", "tfo-ebpf", "--release", "--target", EBPF_TARGET, "-Z", "build-std=core"])
-        // Of its own, because RUSTC_BOOTSTRAP would invalidate what the others have cached.
-        .arg("--target-dir")
-        .arg(target_dir()?.join("ebpf-lint"))
-        .args(["--", "-D", "warnings"])
-        // `core` for BPF has to be built from source, which a stable toolchain does only with this.
-        .env("RUSTC_BOOTSTRAP", "1");
-    run(setup::use_rust_src(&mut clippy)?)
+    run(ebpf_cargo("clippy")?.args(["--", "-D", "warnings"]))
 }

@@ -2,6 +2,7 @@
 //!
 //! One module a task; [`workspace`] holds what they share (where things lie, how commands are run).
 
+mod bench;
 mod build;
 mod lint;
 mod run;
@@ -25,6 +26,8 @@ enum Task {
     Run(run::Args),
     /// Run every test, tier by tier
     Test(test::Args),
+    /// Measure what the XDP program costs, class by class (needs root)
+    Bench(bench::Args),
     /// Check formatting, and run clippy on host and eBPF code
     Lint,
 }
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Task::Build(args) => build::build(&args).map(|_| ExitCode::SUCCESS),
         Task::Run(args) => run::run(&args).map(|never| match never {}),
         Task::Test(args) => test::test(&args),
+        Task::Bench(args) => bench::bench(&args).map(|never| match never {}),
         Task::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|err| {

@@ -9,17 +9,16 @@
 mod bpf_linker;
 mod rust_src;
 
-pub(crate) use rust_src::configure as use_rust_src;
-
 use std::{
     fs::{self, File},
     io::ErrorKind,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result};
 
-use crate::workspace::{command, output, step, tools};
+use crate::workspace::{EBPF_TARGET, cargo, command, output, step, target_dir, tools};
 
 /// Makes sure that everything is there. Costs one call of rustc when it is.
 pub(crate) fn ensure() -> Result<()> {
@@ -37,6 +36,25 @@ pub(crate) fn ensure() -> Result<()> {
     }
     step("everything that the eBPF build needs is there");
     Ok(())
+}
+
+/// A cargo command on `tfo-ebpf`, beside the one of `tfo-userspace/build.rs`, for what is no part of `tfo`.
+pub(crate) fn ebpf_cargo(subcommand: &str) -> Result<Command> {
+    let mut cargo = cargo();
+    cargo
+        .args([subcommand, "--package", "tfo-ebpf", "--release", "--target", EBPF_TARGET])
+        .args(["-Z", "build-std=core", "--target-dir"])
+        // Of its own, because RUSTC_BOOTSTRAP would invalidate what the others have cached.
+        .arg(ebpf_target_dir()?)
+        // `core` for BPF has to be built from source, which a stable toolchain does only with this.
+        .env("RUSTC_BOOTSTRAP", "1");
+    rust_src::configure(&mut cargo)?;
+    Ok(cargo)
+}
+
+/// Where [`ebpf_cargo`] builds.
+pub(crate) fn ebpf_target_dir() -> Result<PathBuf> {
+    Ok(target_dir()?.join("ebpf"))
 }
 
 /// The Rust toolchain that compiles the workspace.

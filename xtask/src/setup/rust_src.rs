@@ -21,11 +21,11 @@ const SUITE: &str = "trixie-backports";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Tells a cargo that builds `core` where its sources lie, unless they are where it looks anyway.
-pub(crate) fn configure(cargo: &mut Command) -> Result<&mut Command> {
+pub(super) fn configure(cargo: &mut Command) -> Result<()> {
     if !in_toolchain(&Toolchain::detect()?) {
         cargo.env("__CARGO_TESTS_ONLY_SRC_ROOT", unpacked().join("library"));
     }
-    Ok(cargo)
+    Ok(())
 }
 
 pub(super) fn is_ready(toolchain: &Toolchain) -> Result<bool> {

@@ -1,0 +1,66 @@
+//! What the XDP program costs, class by class: `cargo xtask bench` builds this and the yardsticks, and starts it.
+//!
+//! BPF_PROG_TEST_RUN runs a program over and over on one frame. Each sample stands between two of an XDP program that
+//! does nothing but pass; what it takes beyond them is its net cost. The CPU time of the thread is measured, not the
+//! time that passes.
+
+mod measure;
+mod report;
+mod scenarios;
+
+use std::{fs::File, path::PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+
+use self::{
+    measure::{Bench, Plan},
+    report::Report,
+};
+
+/// Measure what the XDP program costs, class by class.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
+struct Args {
+    /// Measure only what has this in its name
+    filter: Option<String>,
+    /// Samples of each scenario, taken in turns
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Runs of the program in a sample
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Set an earlier run's --json output beside this one
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    /// The object with the programs to measure by
+    #[arg(long, value_name = "FILE", hide = true)]
+    yardsticks: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    // Before the measuring: an unreadable file should not cost a minute.
+    let earlier = args.compare.as_ref().map(|path| {
+        let read = || Ok::<Report, anyhow::Error>(serde_json::from_reader(File::open(path)?)?);
+        read().with_context(|| format!("cannot compare with {}", path.display()))
+    });
+    let earlier = earlier.transpose()?;
+
+    let mut scenarios = scenarios::all();
+    scenarios
+        .retain(|scenario| args.filter.as_ref().is_none_or(|filter| scenario.name.contains(filter.as_str())));
+    ensure!(!scenarios.is_empty(), "no scenario has {:?} in its name", args.filter.unwrap_or_default());
+
+    let plan = Plan { rounds: args.rounds, repeat: args.repeat };
+    let report = Report::new(&plan, Bench::new(&args.yardsticks, scenarios)?.run(&plan)?)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        report.print(earlier.as_ref());
+    }
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! Taking the samples.
+
+use std::{fs, net::IpAddr, path::Path};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, ProgramArray},
+    programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp, XdpMode},
+};
+use nix::{
+    sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare},
+    time::{ClockId, clock_gettime},
+    unistd::Pid,
+};
+use tfo_common::{counters::Counters, keyring::Key, parse::LinkLayer};
+use tfo_tests::{
+    cases::{CLIENT_V6, SERVER_V4, SERVER_V6},
+    host,
+    kernel::Kernel,
+    keys::{BACKUP, CURRENT, TestKey},
+    tap::Tap,
+};
+
+use crate::scenarios::{Scenario, Setup, Subject};
+
+/// How much is measured.
+pub(crate) struct Plan {
+    pub(crate) rounds: u32,
+    pub(crate) repeat: u32,
+}
+
+/// What one scenario took, a sample a round.
+pub(crate) struct Measured {
+    pub(crate) scenario: Scenario,
+    pub(crate) samples: Vec<Sample>,
+}
+
+/// Nanoseconds a run.
+pub(crate) struct Sample {
+    /// Of the program that does nothing, just before and just after the one that is measured.
+    pub(crate) pass: f64,
+    /// Of the one that is measured.
+    pub(crate) gross: f64,
+}
+
+/// All programs, loaded and each attached to an interface of its own.
+///
+/// A kernel that is to run a program which is attached nowhere patches its call of XDP programs, at the start and at the end
+/// of each test run (`bpf_prog_change_xdp`): that takes some 16 ms of CPU time, and much longer on a machine that is busy.
+pub(crate) struct Bench {
+    yardsticks: Ebpf,
+    tfo: Vec<(Setup, Kernel)>,
+    measured: Vec<(Measured, Option<Varied>)>,
+    interfaces: Vec<Tap>,
+}
+
+/// The two programs that make each run's frame another one.
+struct Varied {
+    /// Hands over to the real program.
+    tfo: Ebpf,
+    /// Hands over to the one that does nothing.
+    pass: Ebpf,
+}
+
+impl Bench {
+    /// Loads what `scenarios` need.
+    pub(crate) fn new(yardsticks: &Path, scenarios: Vec<Scenario>) -> Result<Self> {
+        stay_on_one_cpu()?;
+        unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+        let object = fs::read(yardsticks).with_context(|| format!("cannot read {}", yardsticks.display()))?;
+        let mut bench = Self {
+            yardsticks: Ebpf::load(&object)?,
+            tfo: Vec::new(),
+            measured: Vec::new(),
+            interfaces: Vec::new(),
+        };
+        let keys = bench.yardsticks.map_mut("KEYS").context("the yardsticks have no map KEYS")?;
+        Array::<_, [u64; 4]>::try_from(keys)?.set(0, words([CURRENT, BACKUP].map(TestKey::key)), 0)?;
+        bench.load_yardstick("pass")?;
+        for scenario in scenarios {
+            let mut varied = None;
+            match &scenario.subject {
+                Subject::Yardstick("pass") => {}
+                Subject::Yardstick(name) => bench.load_yardstick(name)?,
+                Subject::Tfo(setup) => {
+                    bench.tfo(*setup)?;
+                }
+                Subject::Varied { setup, sources, key } => {
+                    let pass = program(&mut bench.yardsticks, "pass")?.fd()?.try_clone()?;
+                    let tfo = bench.tfo(*setup)?.program().fd()?.try_clone()?;
+                    let mut vary = |then| {
+                        let mut object = vary(&object, &scenario.frame, *sources, *key, &then)?;
+                        attach(program(&mut object, "vary")?, &mut bench.interfaces)?;
+                        Ok::<_, anyhow::Error>(object)
+                    };
+                    varied = Some(Varied { tfo: vary(tfo)?, pass: vary(pass)? });
+                }
+            }
+            bench.measured.push((Measured { scenario, samples: Vec::new() }, varied));
+        }
+        Ok(bench)
+    }
+
+    fn load_yardstick(&mut self, name: &str) -> Result<()> {
+        load(&mut self.yardsticks, name)?;
+        attach(program(&mut self.yardsticks, name)?, &mut self.interfaces)
+    }
+
+    /// The real program as `setup` says.
+    fn tfo(&mut self, setup: Setup) -> Result<&mut Kernel> {
+        let loaded = self.tfo.iter().position(|(loaded, _)| *loaded == setup);
+        let index = match loaded {
+            Some(index) => index,
+            None => {
+                let mut kernel = Kernel::load(LinkLayer::Ethernet, setup.mode, &setup.ring());
+                attach(kernel.program(), &mut self.interfaces)?;
+                self.tfo.push((setup, kernel));
+                self.tfo.len() - 1
+            }
+        };
+        Ok(&mut self.tfo[index].1)
+    }
+
+    /// Takes one sample of each in turn, round by round.
+    pub(crate) fn run(mut self, plan: &Plan) -> Result<Vec<Measured>> {
+        let mut measured = std::mem::take(&mut self.measured);
+        for round in 1..=plan.rounds {
+            eprint!("\rround {round} of {} ", plan.rounds);
+            for (Measured { scenario, samples }, varied) in &mut measured {
+                let sample = self.sample(scenario, varied.as_mut(), plan.repeat);
+                samples.push(sample.with_context(|| scenario.name.clone())?);
+            }
+        }
+        eprintln!();
+        Ok(measured.into_iter().map(|(measured, _)| measured).collect())
+    }
+
+    fn sample(&mut self, scenario: &Scenario, varied: Option<&mut Varied>, repeat: u32) -> Result<Sample> {
+        let frame = scenario.frame.as_slice();
+        let (before, gross, after) = match (&scenario.subject, varied) {
+            (Subject::Varied { setup, .. }, Some(Varied { tfo, pass })) => {
+                let before = time(program(pass, "vary")?, frame, repeat)?;
+                let kernel = self.tfo(*setup)?;
+                let gross =
+                    counted(*setup, kernel, frame, repeat, |_| time(program(tfo, "vary")?, frame, repeat))?;
+                (before, gross, time(program(pass, "vary")?, frame, repeat)?)
+            }
+            (subject, _) => {
+                let before = time(program(&mut self.yardsticks, "pass")?, frame, repeat)?;
+                let gross = match subject {
+                    Subject::Yardstick(name) => time(program(&mut self.yardsticks, name)?, frame, repeat)?,
+                    Subject::Tfo(setup) | Subject::Varied { setup, .. } => {
+                        let kernel = self.tfo(*setup)?;
+                        counted(*setup, kernel, frame, repeat, |kernel| {
+                            time(kernel.program(), frame, repeat)
+                        })?
+                    }
+                };
+                (before, gross, time(program(&mut self.yardsticks, "pass")?, frame, repeat)?)
+            }
+        };
+        Ok(Sample { pass: f64::midpoint(before, after), gross })
+    }
+}
+
+/// Runs `measure`, after which `frame`, or others of its class, must have been counted so many times and nothing else: what is
+/// measured is what the scenario's name says.
+fn counted(
+    setup: Setup,
+    kernel: &mut Kernel,
+    frame: &[u8],
+    repeat: u32,
+    measure: impl FnOnce(&mut Kernel) -> Result<f64>,
+) -> Result<f64> {
+    let packets = |counters: &Counters| -> Vec<u64> {
+        counters.syn.as_flattened().as_flattened().iter().map(|tally| tally.packets).collect()
+    };
+    let before = packets(&kernel.counters());
+    let time = measure(kernel)?;
+    let after = packets(&kernel.counters());
+    let one = packets(&host::count(frame, LinkLayer::Ethernet, setup.mode, &setup.ring()));
+    let is_counted = before.iter().zip(&one).map(|(before, one)| before + one * u64::from(repeat)).eq(after);
+    ensure!(is_counted, "the program did not count what it was given");
+    Ok(time)
+}
+
+/// CPU time of this thread for each of `repeat` runs, in nanoseconds.
+fn time(program: &mut Xdp, frame: &[u8], repeat: u32) -> Result<f64> {
+    let clock = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
+    let start = clock()?;
+    program.test_run(TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() })?;
+    let end = clock()?;
+    let nanoseconds = (end.tv_sec() - start.tv_sec()) * 1_000_000_000 + (end.tv_nsec() - start.tv_nsec());
+    Ok(nanoseconds as f64 / f64::from(repeat))
+}
+
+fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program =
+        object.program_mut(name).with_context(|| format!("the yardsticks have no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn load(object: &mut Ebpf, name: &str) -> Result<()> {
+    program(object, name)?.load().with_context(|| format!("the kernel refused the yardstick {name}"))
+}
+
+/// Attaches `program` to one more interface, to which nothing is ever sent.
+fn attach(program: &mut Xdp, interfaces: &mut Vec<Tap>) -> Result<()> {
+    let name = format!("bench{}", interfaces.len());
+    interfaces.push(Tap::new(&name, LinkLayer::Ethernet));
+    program.attach(&name, XdpMode::Driver).with_context(|| format!("cannot attach to {name}"))?;
+    Ok(())
+}
+
+/// The program that gives `frame` the next of `sources` addresses each time, and hands over to `then`.
+fn vary(object: &[u8], frame: &[u8], sources: u32, key: TestKey, then: &ProgramFd) -> Result<Ebpf> {
+    let is_ipv4 = frame[12..14] == [8, 0];
+    // The last four bytes of the source address, and the cookie behind Linux's options, in an untagged frame.
+    let [source_at, cookie_at]: [u32; 2] = if is_ipv4 { [26, 76] } else { [34, 96] };
+    let mut loader = EbpfLoader::new();
+    loader.override_global("COUNT", &sources, true);
+    loader.override_global("SOURCE_AT", &source_at, true);
+    loader.override_global("COOKIE_AT", &cookie_at, true);
+    let mut object = loader.load(object)?;
+    let map = object.map_mut("VARIANTS").context("the yardsticks have no map VARIANTS")?;
+    let mut variants = Array::<_, [u64; 2]>::try_from(map)?;
+    for number in 0..sources {
+        let host = (1 << 24 | number).to_be_bytes();
+        let cookie = if is_ipv4 {
+            key.cookie(IpAddr::from(host), SERVER_V4.into())
+        } else {
+            let mut source = CLIENT_V6.octets();
+            source[12..].copy_from_slice(&host);
+            key.cookie(IpAddr::from(source), SERVER_V6.into())
+        };
+        let words = [u64::from(u32::from_le_bytes(host)), u64::from_le_bytes(cookie)];
+        variants.set(number, words, 0)?;
+    }
+    let map = object.map_mut("THEN").context("the yardsticks have no map THEN")?;
+    ProgramArray::try_from(map)?.set(0, then, 0)?;
+    load(&mut object, "vary")?;
+    Ok(object)
+}
+
+fn words([first, second]: [Key; 2]) -> [u64; 4] {
+    [first.k0, first.k1, second.k0, second.k1]
+}
+
+/// Moving from one CPU to another would be measured, too.
+fn stay_on_one_cpu() -> Result<()> {
+    let myself = Pid::from_raw(0);
+    let allowed = sched_getaffinity(myself)?;
+    let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu) == Ok(true));
+    let mut one = CpuSet::new();
+    one.set(last.context("no CPU is allowed")?)?;
+    Ok(sched_setaffinity(myself, &one)?)
+}

@@ -1,0 +1,128 @@
+//! What was measured, as a table and as JSON.
+
+use std::fs;
+
+use anyhow::Result;
+use comfy_table::CellAlignment::{Left, Right};
+use nix::sys::utsname::uname;
+use serde::{Deserialize, Serialize};
+use tfo_userspace::counters::table;
+
+use crate::measure::{Measured, Plan};
+
+/// What driver and kernel take for a packet before and after the program: with that, and the net cost, a core's packets a
+/// second are estimated.
+const DRIVER_NS: f64 = 40.0;
+/// 10 GbE, in bits a nanosecond.
+const LINE: f64 = 10.0;
+/// What the wire takes beside the frame: preamble, checksum and gap; and the least that a frame has.
+const WIRE: usize = 24;
+const SHORTEST: usize = 60;
+
+/// A whole run.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Report {
+    kernel: String,
+    cpu: String,
+    rounds: u32,
+    repeat: u32,
+    driver_ns: f64,
+    scenarios: Vec<Row>,
+}
+
+/// One scenario. Times are nanoseconds for each packet.
+#[derive(Serialize, Deserialize)]
+struct Row {
+    name: String,
+    frame_bytes: usize,
+    /// Beyond the program that does nothing: the median of all rounds, and the least.
+    net_ns: f64,
+    net_ns_min: f64,
+    /// How many times that of a program that does nothing.
+    times_pass: f64,
+    /// Million packets a second on one core, the driver's part included.
+    mpps: f64,
+    /// That, as a share of what 10 GbE can carry of such frames.
+    of_10gbe: f64,
+}
+
+impl Report {
+    pub(crate) fn new(plan: &Plan, measured: Vec<Measured>) -> Result<Self> {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        Ok(Self {
+            kernel: uname()?.release().to_string_lossy().into_owned(),
+            cpu: model.map_or("unknown", |(_, model)| model).to_owned(),
+            rounds: plan.rounds,
+            repeat: plan.repeat,
+            driver_ns: DRIVER_NS,
+            scenarios: measured.iter().map(Row::new).collect(),
+        })
+    }
+
+    /// Prints the table, with those of `earlier` beside it.
+    pub(crate) fn print(&self, earlier: Option<&Self>) {
+        println!("{}, Linux {}, {} rounds of {} runs", self.cpu, self.kernel, self.rounds, self.repeat);
+        println!(
+            "net: CPU time for a packet beyond XDP_PASS. Mpps: on one core, with {DRIVER_NS} ns for the driver.\n"
+        );
+        let mut columns = vec![
+            ("scenario", Left),
+            ("net ns", Right),
+            ("min", Right),
+            ("x PASS", Right),
+            ("Mpps", Right),
+            ("of 10 GbE", Right),
+        ];
+        if earlier.is_some() {
+            columns.extend([("before", Right), ("change", Right)]);
+        }
+        let rows = self.scenarios.iter().map(|row| {
+            let mut cells = vec![
+                row.name.clone(),
+                format!("{:.1}", row.net_ns),
+                format!("{:.1}", row.net_ns_min),
+                format!("{:.1}", row.times_pass),
+                format!("{:.1}", row.mpps),
+                format!("{:.0}%", row.of_10gbe * 100.0),
+            ];
+            let before = earlier.and_then(|earlier| earlier.scenarios.iter().find(|it| it.name == row.name));
+            if let Some(before) = before {
+                cells
+                    .extend([format!("{:.1}", before.net_ns), format!("{:+.1}", row.net_ns - before.net_ns)]);
+            }
+            cells
+        });
+        print!("{}", table(&columns, rows));
+    }
+}
+
+impl Row {
+    fn new(measured: &Measured) -> Self {
+        let net = sorted(measured.samples.iter().map(|sample| sample.gross - sample.pass));
+        let times = measured.samples.iter().map(|sample| sample.gross / sample.pass);
+        let frame_bytes = measured.scenario.frame.len();
+        let mpps = 1e3 / (DRIVER_NS + median(&net));
+        let line_mpps = 1e3 * LINE / (8 * (frame_bytes.max(SHORTEST) + WIRE)) as f64;
+        Self {
+            name: measured.scenario.name.clone(),
+            frame_bytes,
+            net_ns: median(&net),
+            net_ns_min: net[0],
+            times_pass: median(&sorted(times)),
+            mpps,
+            of_10gbe: mpps / line_mpps,
+        }
+    }
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// The middle one of sorted values, of which there is at least one.
+fn median(sorted: &[f64]) -> f64 {
+    f64::midpoint(sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2])
+}

@@ -1,0 +1,167 @@
+//! The table of what is measured.
+
+use tfo_common::{
+    keyring::{KeyRing, NEWEST, SLOTS},
+    segment::Family,
+    verdict::Mode,
+};
+use tfo_tests::{
+    cases::{CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6},
+    keys::{BACKUP, CURRENT, RETIRED, STRANGER, TestKey},
+    packet::{Carry as _, Eth, Ip, Tcp, eth, ether_type, flag, protocol},
+};
+
+/// One line of the table.
+pub(crate) struct Scenario {
+    pub(crate) name: String,
+    pub(crate) subject: Subject,
+    pub(crate) frame: Vec<u8>,
+}
+
+/// Which program runs.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Subject {
+    /// One of `tfo-ebpf/src/yardsticks.rs`.
+    Yardstick(&'static str),
+    /// The real one.
+    Tfo(Setup),
+    /// The real one, behind one that gives the frame, each time, the next of so many source addresses and the cookie that
+    /// `key` makes for it: that also restores a frame which is rewritten.
+    Varied { setup: Setup, sources: u32, key: TestKey },
+}
+
+/// How the real program is loaded.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Setup {
+    pub(crate) mode: Mode,
+    pub(crate) keys: usize,
+}
+
+impl Setup {
+    /// The kernel's keys, then retired ones.
+    pub(crate) fn ring(self) -> KeyRing {
+        let mut ring = KeyRing::EMPTY;
+        let keys = [CURRENT, BACKUP].into_iter().chain(RETIRED);
+        let slots = [0, 1].into_iter().chain(NEWEST..SLOTS);
+        for (slot, key) in slots.zip(keys).take(self.keys) {
+            ring.set(slot, Some(key.key()));
+        }
+        ring
+    }
+}
+
+/// As many keys as a ring can hold where the next one is not known.
+const ALL_KEYS: Setup = Setup { mode: Mode::Observe, keys: 10 };
+
+pub(crate) fn all() -> Vec<Scenario> {
+    let mut table = Table::default();
+    table.yardsticks();
+    table.kinds();
+    table.cookies();
+    table.layouts();
+    table.sources();
+    table.0
+}
+
+/// A header of this family, of the tests' client to the tests' server.
+fn ip(eth: Eth, family: Family) -> Ip {
+    match family {
+        Family::Ipv4 => eth.ipv4(CLIENT_V4, SERVER_V4).into(),
+        Family::Ipv6 => eth.ipv6(CLIENT_V6, SERVER_V6).into(),
+    }
+}
+
+fn syn(family: Family) -> Tcp {
+    ip(eth(), family).syn()
+}
+
+/// The SYN of a Linux client with a cookie and data.
+fn linux(tcp: Tcp, key: TestKey) -> Vec<u8> {
+    tcp.linux_options().cookie_of(key).nops(2).data(DATA).build()
+}
+
+const DATA: &[u8] = b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n";
+
+#[derive(Default)]
+struct Table(Vec<Scenario>);
+
+impl Table {
+    fn add(&mut self, name: impl Into<String>, subject: Subject, frame: Vec<u8>) {
+        self.0.push(Scenario { name: name.into(), subject, frame });
+    }
+
+    fn tfo(&mut self, name: impl Into<String>, setup: Setup, frame: Vec<u8>) {
+        self.add(name, Subject::Tfo(setup), frame);
+    }
+
+    fn yardsticks(&mut self) {
+        let (v4, v6) = (syn(Family::Ipv4).build(), syn(Family::Ipv6).build());
+        for (name, program, frame) in [
+            ("XDP_PASS", "pass", &v4),
+            ("XDP_DROP", "drop", &v4),
+            ("ipv4: SipHash alone", "siphash_v4", &v4),
+            ("ipv4: SipHash alone, twice", "siphash_v4_twice", &v4),
+            ("ipv6: SipHash alone", "siphash_v6", &v6),
+            ("ipv6: SipHash alone, twice", "siphash_v6_twice", &v6),
+        ] {
+            self.add(name, Subject::Yardstick(program), frame.clone());
+        }
+    }
+
+    /// Frames without a cookie.
+    fn kinds(&mut self) {
+        self.tfo("ARP", ALL_KEYS, eth().carrying(ether_type::ARP, &[0; 46]));
+        for &family in Family::ALL {
+            let udp = ip(eth(), family).carrying(protocol::UDP, &[0; 60]);
+            self.tfo(format!("{family}: UDP"), ALL_KEYS, udp);
+            let data = ip(eth(), family).tcp(flag::ACK).nops(2).timestamps(1, 2).data(&[0; 1000]).build();
+            self.tfo(format!("{family}: TCP data"), ALL_KEYS, data);
+            self.tfo(format!("{family}: plain SYN"), ALL_KEYS, syn(family).linux_options().build());
+            let request = syn(family).linux_options().request().nops(2).build();
+            self.tfo(format!("{family}: cookie request"), ALL_KEYS, request);
+        }
+    }
+
+    fn cookies(&mut self) {
+        for &family in Family::ALL {
+            let frame = |key| linux(syn(family), key);
+            self.tfo(format!("{family}: cookie current"), ALL_KEYS, frame(CURRENT));
+            self.tfo(format!("{family}: cookie backup"), ALL_KEYS, frame(BACKUP));
+            self.tfo(format!("{family}: cookie retired 1"), ALL_KEYS, frame(RETIRED[0]));
+            self.tfo(format!("{family}: cookie retired 8"), ALL_KEYS, frame(RETIRED[7]));
+            for (keys, name) in [(1, "one key"), (2, "two keys"), (10, "ten keys")] {
+                let setup = Setup { keys, ..ALL_KEYS };
+                self.tfo(format!("{family}: cookie unknown, {name}"), setup, frame(STRANGER));
+            }
+            let setup = Setup { mode: Mode::Accelerate, ..ALL_KEYS };
+            self.tfo(format!("{family}: cookie current, accelerate"), setup, frame(CURRENT));
+            let restored = Subject::Varied { setup, sources: 1, key: RETIRED[0] };
+            self.add(format!("{family}: rewrite of retired 1"), restored, frame(RETIRED[0]));
+        }
+    }
+
+    /// What a valid cookie costs in other frames than an ordinary one of Linux.
+    fn layouts(&mut self) {
+        for &family in Family::ALL {
+            let without_timestamps = syn(family).mss(1460).nops(2).sackok().nop().wscale(7);
+            for (name, tcp) in [
+                ("Linux without timestamps", without_timestamps.cookie_of(CURRENT).nops(2)),
+                ("macOS", syn(family).macos_options().cookie_of(CURRENT)),
+                ("Windows", syn(family).windows_options().cookie_of(CURRENT).nops(2)),
+                ("thirty NOPs", syn(family).nops(30).cookie_of(CURRENT)),
+                ("VLAN", ip(eth().vlan(5), family).syn().linux_options().cookie_of(CURRENT).nops(2)),
+            ] {
+                self.tfo(format!("{family}: current, {name}"), ALL_KEYS, tcp.data(DATA).build());
+            }
+        }
+    }
+
+    /// Whether it matters how many clients there are.
+    fn sources(&mut self) {
+        for sources in [1, 100, 60_000] {
+            let subject = Subject::Varied { setup: ALL_KEYS, sources, key: CURRENT };
+            let name = format!("ipv4: current, {sources} source addresses");
+            self.add(name, subject, linux(syn(Family::Ipv4), CURRENT));
+        }
+    }
+}

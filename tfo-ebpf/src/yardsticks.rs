@@ -1,0 +1,133 @@
+//! Programs to measure the real one by: `cargo xtask bench`. They are no part of `tfo`.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![expect(
+    missing_docs,
+    unreachable_pub,
+    reason = "the kernel calls in by section name; nothing here is Rust API"
+)]
+
+mod frame;
+
+use aya_ebpf::{
+    Global,
+    bindings::xdp_action,
+    btf_maps::{Array, ProgramArray},
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use tfo_common::{bytes::Bytes as _, cookie, keyring::Key, segment::Addresses};
+
+use crate::frame::Frame;
+
+/// Where the addresses stand in an untagged frame.
+const ADDRESSES_V4: usize = 14 + 12;
+const ADDRESSES_V6: usize = 14 + 8;
+
+#[xdp]
+pub fn pass(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+#[xdp]
+pub fn drop(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_DROP
+}
+
+/// Two keys: any will do.
+#[btf_map]
+static KEYS: Array<[Key; 2], 1> = Array::new();
+
+/// The cookie alone: one bounds check, one look-up, one hash.
+#[xdp]
+pub fn siphash_v4(ctx: XdpContext) -> u32 {
+    hash(&ctx, ADDRESSES_V4, 1, Addresses::from_ipv4)
+}
+
+/// The same with two keys, as for a cookie that neither made.
+#[xdp]
+pub fn siphash_v4_twice(ctx: XdpContext) -> u32 {
+    hash(&ctx, ADDRESSES_V4, 2, Addresses::from_ipv4)
+}
+
+#[xdp]
+pub fn siphash_v6(ctx: XdpContext) -> u32 {
+    hash(&ctx, ADDRESSES_V6, 1, Addresses::from_ipv6)
+}
+
+#[xdp]
+pub fn siphash_v6_twice(ctx: XdpContext) -> u32 {
+    hash(&ctx, ADDRESSES_V6, 2, Addresses::from_ipv6)
+}
+
+#[inline(always)]
+fn hash<const N: usize>(
+    ctx: &XdpContext,
+    offset: usize,
+    count: usize,
+    addresses: impl Fn([u8; N]) -> Addresses,
+) -> u32 {
+    let (Some(bytes), Some(keys)) = (Frame::new(ctx).read(offset), KEYS.get(0)) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    let addresses = addresses(bytes);
+    // The comparison keeps the hash from being removed.
+    if keys.iter().take(count).any(|key| cookie::make(key, &addresses) == 0) {
+        return xdp_action::XDP_DROP;
+    }
+    xdp_action::XDP_PASS
+}
+
+/// What [`vary`] writes: the last four bytes of the source address, then the cookie.
+#[btf_map]
+static VARIANTS: Array<[u64; 2], 65_536> = Array::new();
+
+/// Which of them comes next.
+#[btf_map]
+static NEXT: Array<u32, 1> = Array::new();
+
+/// The program that [`vary`] hands over to.
+#[btf_map]
+static THEN: ProgramArray<1> = ProgramArray::new();
+
+/// How many of [`VARIANTS`] are used.
+#[unsafe(no_mangle)]
+static COUNT: Global<u32> = Global::new(1);
+
+/// Where the source address's last four bytes stand in the frame.
+#[unsafe(no_mangle)]
+static SOURCE_AT: Global<u32> = Global::new(0);
+
+/// Where the cookie stands.
+#[unsafe(no_mangle)]
+static COOKIE_AT: Global<u32> = Global::new(0);
+
+/// Makes each run's frame another one, or as it was before it was rewritten, and hands it over.
+#[xdp]
+pub fn vary(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    if let Some(next) = NEXT.get_ptr_mut(0) {
+        // SAFETY: the entry of an array map lives as long as the program, and one CPU only runs the benchmark.
+        let index = unsafe { *next };
+        // SAFETY: as above.
+        unsafe { *next = if index + 1 >= COUNT.load() { 0 } else { index + 1 } };
+        if let Some([source, cookie]) = VARIANTS.get(index) {
+            frame.write(SOURCE_AT.load() as usize, (*source as u32).to_le_bytes());
+            frame.write(COOKIE_AT.load() as usize, cookie.to_le_bytes());
+        }
+    }
+    // SAFETY: nothing is to be dropped here.
+    unsafe { THEN.tail_call(&ctx, 0) };
+    xdp_action::XDP_ABORTED
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
