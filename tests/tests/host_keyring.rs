@@ -114,7 +114,7 @@ fn setting_and_emptying_a_slot_leaves_the_others() {
     for slot in 0..SLOTS {
         let before = ring;
         ring.set(slot, None);
-        assert!(!ring.holds(slot) && ring.get(slot).is_none() && ring.slots[slot].is_zero());
+        assert!(!ring.holds(slot) && ring.get(slot).is_none() && ring.slots[slot].key().is_zero());
         assert_eq!(ring.present, before.present & !(1 << slot));
         ring.set(slot, Some(STRANGER.key()));
         assert!(ring.get(slot) == Some(STRANGER.key()) && ring.present == before.present);
@@ -177,7 +177,7 @@ fn translates_into_the_backup_or_else_the_current_key() {
     let translation = |slots: &[usize]| {
         let mut ring = keys::ring();
         (0..SLOTS).filter(|slot| !slots.contains(slot)).for_each(|slot| ring.set(slot, None));
-        ring.translation().map(|key| key.to_words())
+        ring.translation().map(|key| key.key().to_words())
     };
     let (current, backup) = (Some(keys::CURRENT.0), Some(keys::BACKUP.0));
     let others: Vec<usize> = (2..SLOTS).collect();

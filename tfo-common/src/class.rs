@@ -1,8 +1,7 @@
 //! Which kind of SYN a segment is.
 
 use crate::{
-    cookie,
-    keyring::{KeyRing, Role},
+    keyring::{BACKUP, CURRENT, KeyRing, Role, SLOTS},
     segment::{FastOpen, Segment},
 };
 
@@ -67,10 +66,19 @@ pub fn classify(segment: &Segment, ring: &KeyRing) -> Classified {
 /// The slot of the key that made `cookie` for the segment's addresses; in the order of how many cookies are its.
 #[inline(always)]
 fn matching_slot(segment: &Segment, cookie: u64, ring: &KeyRing) -> Option<usize> {
-    for (slot, key) in ring.slots.iter().enumerate() {
-        if ring.holds(slot) && cookie::make(key, &segment.addresses) == cookie {
+    // Nearly all cookies are of the first key: its slot is known here.
+    if is_made_by(CURRENT, segment, cookie, ring) {
+        return Some(CURRENT);
+    }
+    for slot in BACKUP..SLOTS {
+        if is_made_by(slot, segment, cookie, ring) {
             return Some(slot);
         }
     }
     None
+}
+
+#[inline(always)]
+fn is_made_by(slot: usize, segment: &Segment, cookie: u64, ring: &KeyRing) -> bool {
+    ring.holds(slot) && ring.slots[slot].cookie(&segment.addresses) == cookie
 }

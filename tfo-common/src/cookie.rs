@@ -12,18 +12,52 @@ use crate::{
 /// so `make(..).to_le_bytes()` is what stands in the packet.
 #[inline(always)]
 pub fn make(key: &Key, addresses: &Addresses) -> u64 {
-    let mut hash = SipHash24::new(key);
-    match addresses.family {
-        Family::Ipv4 => {
-            hash.word(addresses.words[0]);
-            hash.finish(8)
-        }
-        Family::Ipv6 => {
-            hash.word(addresses.words[0]);
-            hash.word(addresses.words[1]);
-            hash.word(addresses.words[2]);
-            hash.word(addresses.words[3]);
-            hash.finish(32)
+    ExpandedKey::new(key).cookie(addresses)
+}
+
+/// A key as the program wants it: the state of SipHash-2-4 after all that it does before it needs the first word of the
+/// message, and which it would do for each packet anew.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ExpandedKey {
+    v: [u64; 4],
+}
+
+impl ExpandedKey {
+    /// The state for `key`.
+    #[inline(always)]
+    pub const fn new(key: &Key) -> Self {
+        let mut v = [
+            key.k0 ^ 0x736f_6d65_7073_6575,
+            key.k1 ^ 0x646f_7261_6e64_6f6d,
+            key.k0 ^ 0x6c79_6765_6e65_7261,
+            key.k1 ^ 0x7465_6462_7974_6573,
+        ];
+        // The half of the first round that the message, which goes into v[3], does not reach.
+        v[0] = v[0].wrapping_add(v[1]);
+        v[1] = v[1].rotate_left(13) ^ v[0];
+        v[0] = v[0].rotate_left(32);
+        Self { v }
+    }
+
+    /// The key itself.
+    pub const fn key(&self) -> Key {
+        Key { k0: self.v[2] ^ 0x6c79_6765_6e65_7261, k1: self.v[3] ^ 0x7465_6462_7974_6573 }
+    }
+
+    /// The cookie for `addresses`: see [`make`].
+    #[inline(always)]
+    pub fn cookie(&self, addresses: &Addresses) -> u64 {
+        let [first, second, third, fourth] = addresses.words;
+        let mut hash = SipHash24::begin(self, first);
+        match addresses.family {
+            Family::Ipv4 => hash.finish(8),
+            Family::Ipv6 => {
+                hash.word(second);
+                hash.word(third);
+                hash.word(fourth);
+                hash.finish(32)
+            }
         }
     }
 }
@@ -34,13 +68,9 @@ pub fn make(key: &Key, addresses: &Addresses) -> u64 {
 /// so a fingerprint is never a cookie, whatever the addresses.
 pub fn fingerprint(key: &Key) -> u64 {
     const LABEL: &[u8; 16] = b"tfo fingerprint\0";
-    let (first, second) = LABEL.split_at(8);
-    let mut hash = SipHash24::new(key);
-    for half in [first, second] {
-        let mut word = [0; 8];
-        word.copy_from_slice(half);
-        hash.word(u64::from_le_bytes(word));
-    }
+    let (words, _) = LABEL.as_chunks();
+    let mut hash = SipHash24::begin(&ExpandedKey::new(key), u64::from_le_bytes(words[0]));
+    hash.word(u64::from_le_bytes(words[1]));
     hash.finish(16)
 }
 
@@ -50,16 +80,15 @@ struct SipHash24 {
 }
 
 impl SipHash24 {
+    /// Takes in the first eight bytes, as the little-endian word that they are.
     #[inline(always)]
-    fn new(key: &Key) -> Self {
-        Self {
-            v: [
-                key.k0 ^ 0x736f_6d65_7073_6575,
-                key.k1 ^ 0x646f_7261_6e64_6f6d,
-                key.k0 ^ 0x6c79_6765_6e65_7261,
-                key.k1 ^ 0x7465_6462_7974_6573,
-            ],
-        }
+    fn begin(key: &ExpandedKey, word: u64) -> Self {
+        let mut hash = Self { v: key.v };
+        hash.v[3] ^= word;
+        hash.second_half();
+        hash.round();
+        hash.v[0] ^= word;
+        hash
     }
 
     /// Takes in eight bytes, as the little-endian word that they are.
@@ -85,10 +114,17 @@ impl SipHash24 {
 
     #[inline(always)]
     fn round(&mut self) {
-        let [v0, v1, v2, v3] = &mut self.v;
+        let [v0, v1, ..] = &mut self.v;
         *v0 = v0.wrapping_add(*v1);
         *v1 = v1.rotate_left(13) ^ *v0;
         *v0 = v0.rotate_left(32);
+        self.second_half();
+    }
+
+    /// What of a round depends on v2 and v3.
+    #[inline(always)]
+    fn second_half(&mut self) {
+        let [v0, v1, v2, v3] = &mut self.v;
         *v2 = v2.wrapping_add(*v3);
         *v3 = v3.rotate_left(16) ^ *v2;
         *v0 = v0.wrapping_add(*v3);

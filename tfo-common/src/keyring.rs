@@ -1,5 +1,7 @@
 //! The keys against which a cookie is checked, and how a whole set of them is published at once.
 
+use crate::cookie::ExpandedKey;
+
 /// Keys that the kernel no longer holds and that are still recognised.
 pub const RETIRED: usize = 8;
 /// Keys in a ring: see [`Role::of_slot`].
@@ -105,7 +107,7 @@ impl Role {
 }
 
 /// One consistent set of keys.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct KeyRing {
     /// Counts publications, so that a reader sees that the keys have changed without seeing a key.
@@ -113,7 +115,7 @@ pub struct KeyRing {
     /// Bit `n` is set where `slots[n]` holds a key. A key of zeros can be a real one, so zero cannot mean "empty".
     pub present: u64,
     /// The keys, each in the place of its role.
-    pub slots: [Key; SLOTS],
+    pub slots: [ExpandedKey; SLOTS],
     /// For each slot, since when its key has been in the ring, in seconds since 1970 (UTC).
     pub since: [u64; SLOTS],
     /// For each slot, where the counter of its key stood then.
@@ -124,12 +126,18 @@ pub struct KeyRing {
     pub tracks: [u8; TRACKS],
 }
 
+impl Default for KeyRing {
+    fn default() -> Self {
+        Self::EMPTY
+    }
+}
+
 impl KeyRing {
     /// The ring that holds no key.
     pub const EMPTY: Self = Self {
         generation: 0,
         present: 0,
-        slots: [Key { k0: 0, k1: 0 }; SLOTS],
+        slots: [ExpandedKey::new(&Key { k0: 0, k1: 0 }); SLOTS],
         since: [0; SLOTS],
         base: [0; SLOTS],
         tracks: [0; TRACKS],
@@ -144,7 +152,7 @@ impl KeyRing {
     /// The key in `slot`, if it holds one.
     pub fn get(&self, slot: usize) -> Option<Key> {
         let key = self.slots.get(slot)?;
-        self.holds(slot).then_some(*key)
+        self.holds(slot).then(|| key.key())
     }
 
     /// Puts `key` into `slot`, or empties it. For making a ring by hand: ages and counters are [`follow`](Self::follow)'s.
@@ -153,7 +161,7 @@ impl KeyRing {
     ///
     /// Where `slot` is not below [`SLOTS`].
     pub fn set(&mut self, slot: usize, key: Option<Key>) {
-        self.slots[slot] = key.unwrap_or_default();
+        self.slots[slot] = ExpandedKey::new(&key.unwrap_or_default());
         self.present = self.present & !(1 << slot) | u64::from(key.is_some()) << slot;
         self.tracks[slot] = slot as u8;
     }
@@ -181,7 +189,7 @@ impl KeyRing {
     /// The key into whose cookie an old one is to be translated, so that the kernel takes it: the backup key, since then
     /// the kernel hands out a fresh cookie by itself, or else the primary one.
     #[inline(always)]
-    pub fn translation(&self) -> Option<&Key> {
+    pub fn translation(&self) -> Option<&ExpandedKey> {
         if self.holds(BACKUP) {
             Some(&self.slots[BACKUP])
         } else if self.holds(CURRENT) {

@@ -7,24 +7,25 @@ use core::mem::{offset_of, size_of};
 
 use crate::{
     class::Class,
+    cookie::ExpandedKey,
     counters::{Counters, MALFORMED_SLOTS, Tally, UNSUPPORTED_SLOTS, VERDICT_SLOTS},
     info::{Info, LAYOUT_VERSION},
-    keyring::{Key, KeyRing, KeyStore, SLOTS, TRACKS},
+    keyring::{KeyRing, KeyStore, SLOTS, TRACKS},
     parse::{Malformed, Unsupported},
     segment::Family,
     verdict::Verdict,
 };
 
 const _: () = {
-    assert!(LAYOUT_VERSION == 2);
+    assert!(LAYOUT_VERSION == 3);
 
-    assert!(size_of::<Key>() == 16);
+    assert!(size_of::<ExpandedKey>() == 32);
     assert!(offset_of!(KeyRing, present) == 8);
     assert!(offset_of!(KeyRing, slots) == 16);
-    assert!(offset_of!(KeyRing, since) == 16 + 11 * 16);
-    assert!(offset_of!(KeyRing, base) == 16 + 11 * 24);
-    assert!(offset_of!(KeyRing, tracks) == 16 + 11 * 32);
-    assert!(size_of::<KeyRing>() == 16 + 11 * 32 + 16);
+    assert!(offset_of!(KeyRing, since) == 16 + 11 * 32);
+    assert!(offset_of!(KeyRing, base) == 16 + 11 * 40);
+    assert!(offset_of!(KeyRing, tracks) == 16 + 11 * 48);
+    assert!(size_of::<KeyRing>() == 16 + 11 * 48 + 16);
     assert!(offset_of!(KeyStore, rings) == 8);
     assert!(size_of::<KeyStore>() == 8 + 2 * size_of::<KeyRing>());
 

@@ -3,7 +3,6 @@
 use aya_ebpf::bindings::xdp_action;
 use tfo_common::{
     bytes::Bytes as _,
-    cookie,
     keyring::KeyRing,
     rewrite::checksum,
     segment::{FastOpen, Segment},
@@ -34,7 +33,7 @@ fn translate(frame: &Frame, segment: &Segment, ring: &KeyRing) {
     let (FastOpen::Cookie(old), Some(key)) = (segment.fast_open, ring.translation()) else { return };
     let (cookie_at, checksum_at) = ((segment.tcp + old.offset) as usize, segment.tcp as usize + CHECKSUM);
     let Some(before) = frame.read(checksum_at) else { return };
-    let new = cookie::make(key, &segment.addresses);
+    let new = key.cookie(&segment.addresses);
     // Both or neither: the checksum is written only once the cookie could be.
     if frame.write(cookie_at, new.to_le_bytes()) {
         let odd = old.offset & 1 == 1;

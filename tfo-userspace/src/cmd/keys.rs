@@ -156,7 +156,7 @@ fn keys(interface: &str, pinned: &Pinned) -> Result<Keys> {
         let may_go = role == Role::Retired && info.max_age_seconds > 0;
         Generation {
             role: role.name(),
-            fingerprint: fingerprint(ring.slots[slot]),
+            fingerprint: fingerprint(ring.slots[slot].key()),
             age,
             hits,
             share: if all == 0 { 0.0 } else { hits as f64 / all as f64 },
