@@ -22,6 +22,12 @@ macro_rules! named {
                 match self { $(Self::$variant => $name,)+ }
             }
 
+            /// What `then` makes of this value, each variant of which gets a copy of `then` in which it is a constant.
+            #[inline(always)]
+            pub fn constant<T>(self, then: impl Fn(Self) -> T) -> T {
+                match self { $(Self::$variant => then(Self::$variant),)+ }
+            }
+
             /// The place in an array of [`Self::COUNT`] counters.
             #[inline(always)]
             pub const fn index(self) -> usize {

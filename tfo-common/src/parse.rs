@@ -8,8 +8,12 @@ mod eth;
 mod ip;
 mod options;
 mod tcp;
+mod usual;
 
-use crate::{bytes::Bytes, segment::Segment};
+use crate::{
+    bytes::Bytes,
+    segment::{Family, Segment},
+};
 
 named! {
     /// How the frames of an interface begin.
@@ -101,6 +105,43 @@ impl Fault {
 /// The SYN in `frame`; `None` where it is anything else that the kernel may take.
 #[inline(always)]
 pub fn parse<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Segment>, Fault> {
+    on_syn(frame, link, |_, segment| *segment)
+}
+
+/// [`parse`], and what `then` makes of a SYN.
+///
+/// There is a copy of `then` for each of the usual kinds of frame, in which their family is a constant, and one for all
+/// others: that is what makes the program fast.
+#[inline(always)]
+pub fn on_syn<B: Bytes + ?Sized, T>(
+    frame: &B,
+    link: LinkLayer,
+    then: impl Fn(&B, &Segment) -> T,
+) -> Result<Option<T>, Fault> {
+    if link == LinkLayer::Ethernet {
+        match usual::family(frame) {
+            Some(Family::Ipv4) => {
+                if let Some(found) = usual::ipv4(frame) {
+                    let Some(segment) = found else { return Ok(None) };
+                    return Ok(Some(then(frame, &segment)));
+                }
+            }
+            Some(Family::Ipv6) => {
+                if let Some(found) = usual::ipv6(frame) {
+                    let Some(segment) = found else { return Ok(None) };
+                    return Ok(Some(then(frame, &segment)));
+                }
+            }
+            None => {}
+        }
+    }
+    let Some(segment) = walk(frame, link)? else { return Ok(None) };
+    Ok(Some(then(frame, &segment)))
+}
+
+/// The same for every frame there is: header by header, option by option.
+#[inline(always)]
+fn walk<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Segment>, Fault> {
     let Some(network) = eth::parse(frame, link)? else {
         return Ok(None);
     };

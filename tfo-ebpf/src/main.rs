@@ -16,25 +16,36 @@ mod maps;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::debug;
 use tfo_common::{
-    class::classify,
-    parse::{Fault, parse},
+    class::{Classified, classify},
+    parse::{Fault, on_syn},
+    segment::Segment,
     verdict::decide,
 };
+
+use crate::frame::Frame;
 
 /// Sees every frame of the interface.
 #[xdp]
 pub fn tfo_ingress(ctx: XdpContext) -> u32 {
-    let frame = frame::Frame::new(&ctx);
-    let segment = match parse(&frame, maps::link_layer()) {
-        Ok(Some(segment)) => segment,
-        Ok(None) => return xdp_action::XDP_PASS,
-        Err(fault) => return unclassified(&ctx, fault),
-    };
-    let ring = maps::key_ring();
-    let found = classify(&segment, ring);
-    let verdict = decide(maps::mode(), found.class, ring.translation().is_some());
-    maps::counters(|counters| counters.count_syn(&segment, found, verdict, ring));
-    act::act(verdict, &frame, &segment, ring)
+    let frame = Frame::new(&ctx);
+    match on_syn(&frame, maps::link_layer(), serve) {
+        Ok(Some(action)) => action,
+        Ok(None) => xdp_action::XDP_PASS,
+        Err(fault) => unclassified(&ctx, fault),
+    }
+}
+
+/// From a SYN on: a copy for each kind of frame (see [`on_syn`]), and of its end for each class.
+#[inline(always)]
+fn serve(frame: &Frame, segment: &Segment) -> u32 {
+    let ring = maps::key_ring(segment);
+    let found = classify(segment, ring);
+    found.class.constant(|class| {
+        let found = Classified { class, ..found };
+        let verdict = decide(maps::mode(), class, ring.translation().is_some());
+        maps::counters(|counters| counters.count_syn(segment, found, verdict, ring));
+        act::act(verdict, frame, segment, ring)
+    })
 }
 
 /// What can't be parsed is counted and passed: only a policy may cost anyone a packet.

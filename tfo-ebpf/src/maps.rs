@@ -10,6 +10,7 @@ use tfo_common::{
     info::Info,
     keyring::{KeyRing, KeyStore},
     parse::LinkLayer,
+    segment::{FastOpen, Segment},
     verdict::Mode,
 };
 
@@ -45,12 +46,12 @@ pub(crate) fn link_layer() -> LinkLayer {
     if TFO_LINK_LAYER.load() == LinkLayer::Ip as u8 { LinkLayer::Ip } else { LinkLayer::Ethernet }
 }
 
-/// The key ring in force.
+/// The key ring in force; an empty one where `segment` has no cookie to be checked.
 #[inline(always)]
-pub(crate) fn key_ring() -> &'static KeyRing {
-    /// Stands in where the map has no entry 0, which cannot be.
+pub(crate) fn key_ring(segment: &Segment) -> &'static KeyRing {
     static EMPTY: KeyRing = KeyRing::EMPTY;
 
+    let FastOpen::Cookie(_) = segment.fast_open else { return &EMPTY };
     let Some(store) = TFO_KEYS.get_ptr(0) else { return &EMPTY };
     // SAFETY: the entry of an array map lives as long as the program. The controller may flip `active` at any time,
     // hence the volatile read of one aligned word. It gives other bytes only to the ring that no running program can

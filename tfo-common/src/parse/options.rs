@@ -61,6 +61,68 @@ pub(super) fn fast_open<B: Bytes + ?Sized>(frame: &B, start: usize, end: usize) 
     walk.fast_open(frame, start)
 }
 
+/// What [`fast_open`] finds in the `AREA` bytes from `start` on, where they are laid out as a real system does; `None` for all
+/// others. No walk: a few words are compared.
+#[inline(always)]
+pub(super) fn usual<const AREA: usize, B: Bytes + ?Sized>(frame: &B, start: usize) -> Option<FastOpen> {
+    // One bounds check for all that follows; the others are folded into it.
+    let _: [u8; AREA] = frame.read(start)?;
+    let option = |at, bytes: [u8; 4]| frame.read(start + at) == Some(bytes);
+    let window_scale =
+        |at| frame.read(start + at) == Some([NO_OPERATION, 3]) && frame.read(start + at + 2) == Some([3]);
+    let begins_with_mss = || frame.read(start) == Some([2, 4]);
+    if AREA == 0 || AREA == 4 && begins_with_mss() {
+        // Small stacks and scanners offer nothing else.
+        return Some(FastOpen::Absent);
+    }
+    if AREA < 12 || !begins_with_mss() {
+        return None;
+    }
+    if AREA >= 20 && option(4, [4, 2, 8, 10]) && window_scale(16) {
+        // Linux: SACK permitted, timestamps, window scale.
+        tail::<AREA, 20, B>(frame, start)
+    } else if option(4, [1, 1, 4, 2]) && window_scale(8) {
+        // Linux without timestamps.
+        tail::<AREA, 12, B>(frame, start)
+    } else if window_scale(4) && option(8, [1, 1, 4, 2]) {
+        // Windows.
+        tail::<AREA, 12, B>(frame, start)
+    } else if AREA >= 22
+        && window_scale(4)
+        && option(8, [1, 1, 8, 10])
+        && frame.read(start + 20) == Some([4, 2])
+    {
+        // macOS: timestamps, then SACK permitted.
+        tail::<AREA, 22, B>(frame, start)
+    } else {
+        None
+    }
+}
+
+/// The Fast Open option at `AT`, with nothing but padding behind it; or none, with nothing but padding from there on.
+#[inline(always)]
+fn tail<const AREA: usize, const AT: usize, B: Bytes + ?Sized>(frame: &B, start: usize) -> Option<FastOpen> {
+    let is_padding = |at: usize| {
+        at == AREA
+            || at + 2 == AREA
+                && matches!(
+                    frame.read(start + at),
+                    Some([NO_OPERATION, NO_OPERATION] | [END_OF_LIST, END_OF_LIST])
+                )
+    };
+    if is_padding(AT) {
+        return Some(FastOpen::Absent);
+    }
+    match frame.read(start + AT)? {
+        [FAST_OPEN, 2] if is_padding(AT + 2) => Some(FastOpen::Request),
+        [FAST_OPEN, 10] if AREA >= AT + 10 && is_padding(AT + 10) => Some(FastOpen::Cookie(Cookie {
+            value: u64::from_le_bytes(frame.read(start + AT + 2)?),
+            offset: (TcpHdr::LEN + AT + 2) as u32,
+        })),
+        _ => None,
+    }
+}
+
 /// All that the walk knows, in one word: see [`Bytes::opaque`].
 ///
 /// | bits | meaning |

@@ -6,13 +6,25 @@ use super::{Fault, Malformed, Unsupported, ip::Packet};
 use crate::bytes::Bytes;
 
 /// The byte with the data offset, and the byte with the flags.
-const DATA_OFFSET: usize = 12;
+pub(super) const DATA_OFFSET: usize = 12;
 const FLAGS: usize = 13;
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
+
+/// Whether these flags are those of a client's first segment.
+#[inline(always)]
+pub(super) const fn is_syn(flags: u8) -> bool {
+    flags & (SYN | ACK) == SYN
+}
+
+/// Whether these flags, of a SYN, make a listener drop it.
+#[inline(always)]
+pub(super) const fn ends_a_connection(flags: u8) -> bool {
+    flags & (RST | FIN) != 0
+}
 
 /// A SYN's header.
 pub(super) struct Syn {
@@ -31,10 +43,10 @@ pub(super) fn parse<B: Bytes + ?Sized>(frame: &B, packet: &Packet) -> Result<Opt
     }
     let fields = frame.read(packet.transport + DATA_OFFSET).ok_or(Malformed::TcpTruncated)?;
     let [data_offset, flags]: [u8; FLAGS + 1 - DATA_OFFSET] = fields;
-    if flags & (SYN | ACK) != SYN {
+    if !is_syn(flags) {
         return Ok(None);
     }
-    if flags & (RST | FIN) != 0 {
+    if ends_a_connection(flags) {
         return Err(Malformed::TcpFlags.into());
     }
     let header_len = usize::from(data_offset >> 4) * 4;

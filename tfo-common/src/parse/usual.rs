@@ -1,0 +1,135 @@
+//! The frames that nearly all are, read at fixed offsets: an untagged Ethernet frame, TCP right behind an IP header without
+//! options, and in a SYN the TCP options in an order in which real systems send them.
+//!
+//! Says what the walk through all headers ([`super::walk`]) would say, or nothing at all; tests prove it.
+
+use core::mem::{offset_of, size_of};
+
+use network_types::{
+    eth::{EthHdr, EtherType},
+    ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+};
+
+use super::{options, tcp};
+use crate::{
+    bytes::Bytes,
+    segment::{Addresses, Family, Segment},
+};
+
+const IP: usize = EthHdr::LEN;
+const TCP_V4: usize = IP + Ipv4Hdr::LEN;
+const TCP_V6: usize = IP + Ipv6Hdr::LEN;
+
+// network-types keeps EtherTypes as they stand in memory.
+const IPV4: u16 = EtherType::Ipv4 as u16;
+const IPV6: u16 = EtherType::Ipv6 as u16;
+
+const TCP: u8 = IpProto::Tcp as u8;
+const UDP: u8 = IpProto::Udp as u8;
+
+/// Which of [`ipv4`] and [`ipv6`] to ask.
+#[inline(always)]
+pub(super) fn family<B: Bytes + ?Sized>(frame: &B) -> Option<Family> {
+    // One bounds check for all that follows; the others are folded into it.
+    let _: [u8; TCP_V4 + TcpHdr::LEN] = frame.read(0)?;
+    match word(frame, IP - size_of::<EtherType>())? {
+        IPV4 => Some(Family::Ipv4),
+        IPV6 => Some(Family::Ipv6),
+        _ => None,
+    }
+}
+
+/// `None`: ask the walk. `Some(None)`: not a SYN.
+#[inline(always)]
+pub(super) fn ipv4<B: Bytes + ?Sized>(frame: &B) -> Option<Option<Segment>> {
+    /// The first two words: version and header length, and of the fragment field all but "don't fragment".
+    const MASK: u64 = u64::from_le_bytes([0xff, 0, 0, 0, 0, 0, 0x3f, 0xff]);
+    const VALUE: u64 = u64::from_le_bytes([0x45, 0, 0, 0, 0, 0, 0, 0]);
+
+    let [protocol] = frame.read(IP + offset_of!(Ipv4Hdr, proto))?;
+    if protocol != TCP {
+        return Some(None);
+    }
+    if u64::from_le_bytes(frame.read(IP)?) & MASK != VALUE {
+        return None;
+    }
+    let len = word(frame, IP + offset_of!(Ipv4Hdr, tot_len))?;
+    transport::<TCP_V4, B>(frame, IP + usize::from(u16::from_be(len)), || {
+        frame.read(IP + offset_of!(Ipv4Hdr, src_addr)).map(Addresses::from_ipv4)
+    })
+}
+
+/// As [`ipv4`].
+#[inline(always)]
+pub(super) fn ipv6<B: Bytes + ?Sized>(frame: &B) -> Option<Option<Segment>> {
+    let [next] = frame.read(IP + offset_of!(Ipv6Hdr, next_hdr))?;
+    match next {
+        TCP => {}
+        UDP => return Some(None),
+        _ => return None,
+    }
+    let [first] = frame.read(IP)?;
+    if first >> 4 != 6 {
+        return None;
+    }
+    let len = word(frame, IP + offset_of!(Ipv6Hdr, payload_len))?;
+    transport::<TCP_V6, B>(frame, TCP_V6 + usize::from(u16::from_be(len)), || {
+        frame.read(IP + offset_of!(Ipv6Hdr, src_addr)).map(Addresses::from_ipv6)
+    })
+}
+
+/// The TCP header at `AT`, of a packet that ends at `end`.
+#[inline(always)]
+fn transport<const AT: usize, B: Bytes + ?Sized>(
+    frame: &B,
+    end: usize,
+    addresses: impl Fn() -> Option<Addresses>,
+) -> Option<Option<Segment>> {
+    let [data_offset, flags] = word(frame, AT + tcp::DATA_OFFSET)?.to_ne_bytes();
+    if end > frame.len() {
+        return None;
+    }
+    if !tcp::is_syn(flags) {
+        return if end < AT + TcpHdr::LEN { None } else { Some(None) };
+    }
+    if tcp::ends_a_connection(flags) {
+        return None;
+    }
+    let segment = match data_offset & 0xf0 {
+        0x50 => syn::<AT, 0, B>(frame, end, addresses),
+        0x60 => syn::<AT, 4, B>(frame, end, addresses),
+        0x80 => syn::<AT, 12, B>(frame, end, addresses),
+        0x90 => syn::<AT, 16, B>(frame, end, addresses),
+        0xa0 => syn::<AT, 20, B>(frame, end, addresses),
+        0xb0 => syn::<AT, 24, B>(frame, end, addresses),
+        0xd0 => syn::<AT, 32, B>(frame, end, addresses),
+        _ => None,
+    };
+    segment.map(Some)
+}
+
+/// A SYN with `AREA` bytes of options.
+#[inline(always)]
+fn syn<const AT: usize, const AREA: usize, B: Bytes + ?Sized>(
+    frame: &B,
+    end: usize,
+    addresses: impl Fn() -> Option<Addresses>,
+) -> Option<Segment> {
+    let data = AT + TcpHdr::LEN + AREA;
+    if data > end {
+        return None;
+    }
+    Some(Segment {
+        fast_open: options::usual::<AREA, B>(frame, AT + TcpHdr::LEN)?,
+        addresses: addresses()?,
+        tcp: AT as u32,
+        data_len: (end - data) as u32,
+    })
+}
+
+/// Two bytes, as they stand in memory.
+#[inline(always)]
+fn word<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<u16> {
+    frame.read(at).map(u16::from_ne_bytes)
+}
