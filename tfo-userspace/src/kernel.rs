@@ -91,7 +91,8 @@ impl TcpExt {
         Self::parse(&text).with_context(|| format!("{NETSTAT} has no TcpExt counters of Fast Open"))
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// Those in the text of /proc/net/netstat, where it has all of them.
+    pub fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
         let (names, values) = (lines.next()?, lines.next()?);
         let counters: HashMap<_, _> = names.split(' ').zip(values.split(' ')).collect();

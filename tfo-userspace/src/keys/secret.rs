@@ -82,7 +82,7 @@ impl Secret {
     }
 
     /// Reads all of `file`, which messages call `what`.
-    fn parse(file: &mut File, what: &str) -> Result<Self> {
+    pub fn parse(file: &mut File, what: &str) -> Result<Self> {
         let mut buffer = Zeroizing::new([0; ENOUGH]);
         let length = fill(file, buffer.as_mut_slice()).with_context(|| format!("cannot read {what}"))?;
         let content = &buffer[..length];

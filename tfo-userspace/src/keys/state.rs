@@ -108,7 +108,8 @@ impl State {
         }
     }
 
-    fn parse(text: &[u8], path: &Path) -> Result<Self> {
+    /// The state of which `text` is the file; messages name it by `path`, and show nothing of its keys.
+    pub fn parse(text: &[u8], path: &Path) -> Result<Self> {
         let Header { version } = serde_json::from_slice(text).map_err(|error| unreadable(&error, path))?;
         let path_ = path.display();
         if version != VERSION {
@@ -158,7 +159,8 @@ impl State {
         Ok(())
     }
 
-    fn text(&self) -> Result<Zeroizing<Vec<u8>>> {
+    /// What is written to the file.
+    pub fn text(&self) -> Result<Zeroizing<Vec<u8>>> {
         let texts: Vec<_> = self.keys.iter().map(|made| Zeroizing::new(key_text(made.key))).collect();
         let entries = texts.iter().zip(&self.keys).map(|(key, made)| Entry { key, made: made.made });
         let document = Document { version: VERSION, keys: entries.collect(), purge: self.purge };
