@@ -5,6 +5,7 @@
 //! | [`packet`] | packets as sentences |
 //! | [`keys`] | the tests' keys, and an independent maker of cookies |
 //! | [`cases`] | the one table of packets and what is to become of each |
+//! | [`oracle`] | other parsers, against which ours is held |
 //! | [`random`] | generators of random frames |
 //! | [`host`] | the packet's journey without the kernel |
 //! | [`kernel`] | the program inside the kernel, fed by BPF_PROG_TEST_RUN |
@@ -19,6 +20,7 @@ pub mod host;
 pub mod kernel;
 pub mod keys;
 pub mod netns;
+pub mod oracle;
 pub mod packet;
 pub mod random;
 pub mod tap;

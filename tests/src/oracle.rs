@@ -1,0 +1,296 @@
+//! Other readers of frames, against which ours is held: one of our own that is written to be read, and etherparse.
+//!
+//! They share no code with the parser under test but the words for its results.
+
+use ::etherparse::{Ipv6ExtensionSlice, NetSlice, SlicedPacket, TcpSlice, err::packet::SliceError};
+use tfo_common::{
+    parse::{Fault, LinkLayer, Malformed, Unsupported, parse},
+    segment::{Addresses, Cookie, FastOpen, Segment},
+};
+
+use crate::packet::{ether_type, flag, protocol};
+
+/// What becomes of a frame.
+pub type Parsed = Result<Option<Segment>, Fault>;
+
+/// What a reader finds one layer up: `None` where it is nothing of ours.
+type Found<T> = Result<Option<T>, Fault>;
+
+/// What is to be read in `frame`, down to the reason for which it can't be.
+pub fn reference(frame: &[u8], link: LinkLayer) -> Parsed {
+    let Some((version, packet)) = network(frame, link)? else { return Ok(None) };
+    let Some(inner) = (if version == 4 { ipv4(packet)? } else { ipv6(packet)? }) else { return Ok(None) };
+    let cut = |reason| cut_short(inner.is_first_fragment, reason);
+    let Some(fixed) = inner.tcp.first_chunk::<20>() else { return Err(cut(Malformed::TcpTruncated)) };
+    let has = |flag: u16| u16::from(fixed[13]) & flag != 0;
+    if !has(flag::SYN) || has(flag::ACK) {
+        return Ok(None);
+    }
+    if has(flag::RST) || has(flag::FIN) {
+        return Err(Malformed::TcpFlags.into());
+    }
+    let length = usize::from(fixed[12] >> 4) * 4;
+    if length < fixed.len() {
+        return Err(Malformed::TcpDataOffset.into());
+    }
+    let header_and_data = inner.tcp.split_at_checked(length);
+    let (header, data) = header_and_data.ok_or(cut(Malformed::TcpOptionsTruncated))?;
+    Ok(Some(Segment {
+        addresses: inner.addresses,
+        fast_open: kernel_walk(&header[fixed.len()..]),
+        tcp: offset_in(frame, inner.tcp),
+        data_len: data.len() as u32,
+    }))
+}
+
+/// The IP version that the frame announces, and what is behind the link layer.
+pub(crate) fn network(frame: &[u8], link: LinkLayer) -> Found<(u8, &[u8])> {
+    if link == LinkLayer::Ip {
+        let [first, ..] = frame.first_chunk::<20>().ok_or(Malformed::IpTruncated)?;
+        return Ok(matches!(first >> 4, 4 | 6).then_some((first >> 4, frame)));
+    }
+    let mut rest = frame.get(12..).ok_or(Malformed::LinkTruncated)?;
+    for tags in 0.. {
+        let (ether_type, behind) = rest.split_first_chunk().ok_or(Malformed::LinkTruncated)?;
+        match u16::from_be_bytes(*ether_type) {
+            ether_type::IPV4 => return Ok(Some((4, behind))),
+            ether_type::IPV6 => return Ok(Some((6, behind))),
+            ether_type::VLAN | ether_type::SERVICE_VLAN if tags == 2 => break,
+            ether_type::VLAN | ether_type::SERVICE_VLAN => {
+                rest = behind.get(2..).ok_or(Malformed::LinkTruncated)?;
+            }
+            _ => return Ok(None),
+        }
+    }
+    Err(Unsupported::VlanDepth.into())
+}
+
+/// A TCP segment, or the beginning of one, and what its IP header says.
+struct Inner<'a> {
+    addresses: Addresses,
+    tcp: &'a [u8],
+    is_first_fragment: bool,
+}
+
+fn ipv4(packet: &[u8]) -> Found<Inner<'_>> {
+    let header: &[u8; 20] = packet.first_chunk().ok_or(Malformed::IpTruncated)?;
+    if header[9] != protocol::TCP {
+        return Ok(None);
+    }
+    if header[0] >> 4 != 4 {
+        return Err(Malformed::IpVersion.into());
+    }
+    let length = usize::from(header[0] & 15) * 4;
+    if length < header.len() {
+        return Err(Malformed::IpHeaderLength.into());
+    }
+    let packet = packet.get(..be16(&header[2..])).ok_or(Malformed::IpTotalLength)?;
+    let tcp = packet.get(length..).ok_or(Malformed::IpTotalLength)?;
+    let fragment = be16(&header[6..]);
+    if fragment & 0x1fff != 0 {
+        return Err(Unsupported::LaterFragment.into());
+    }
+    let addresses = Addresses::from_ipv4(header[12..].try_into().expect("eight bytes"));
+    Ok(Some(Inner { addresses, tcp, is_first_fragment: fragment & 0x2000 != 0 }))
+}
+
+fn ipv6(packet: &[u8]) -> Found<Inner<'_>> {
+    let (header, mut rest) = packet.split_first_chunk::<40>().ok_or(Malformed::IpTruncated)?;
+    let mut next = header[6];
+    if !may_lead_to_tcp(next) {
+        return Ok(None);
+    }
+    if header[0] >> 4 != 6 {
+        return Err(Malformed::IpVersion.into());
+    }
+    match be16(&header[4..]) {
+        0 if next == protocol::HOP_BY_HOP => {}
+        length => rest = rest.get(..length).ok_or(Malformed::IpTotalLength)?,
+    }
+    let mut is_fragment = false;
+    let mut is_first_fragment = false;
+    for place in 0.. {
+        if next == protocol::TCP {
+            let addresses = Addresses::from_ipv6(header[8..].try_into().expect("32 bytes"));
+            return Ok(Some(Inner { addresses, tcp: rest, is_first_fragment }));
+        }
+        if !may_lead_to_tcp(next) {
+            return Ok(None);
+        }
+        if place == 6
+            || place > 0 && next == protocol::HOP_BY_HOP
+            || is_fragment && next == protocol::FRAGMENT
+        {
+            break;
+        }
+        let cut = cut_short(is_first_fragment, Malformed::ExtensionTruncated);
+        let extension: &[u8; 8] = rest.first_chunk().ok_or(cut)?;
+        let words = usize::from(extension[1]);
+        let length = match next {
+            protocol::FRAGMENT => {
+                let field = be16(&extension[2..]);
+                if field >= 8 {
+                    let is_ours = may_lead_to_tcp(extension[0]);
+                    return if is_ours { Err(Unsupported::LaterFragment.into()) } else { Ok(None) };
+                }
+                is_fragment = true;
+                is_first_fragment = field & 1 != 0;
+                8
+            }
+            protocol::ROUTING if extension[3] > 0 || matches!(extension[2], 3 | 4) => {
+                return Err(Unsupported::SourceRoute.into());
+            }
+            protocol::AUTHENTICATION => 4 * words + 8,
+            _ => 8 * words + 8,
+        };
+        rest = rest.get(length..).ok_or(cut)?;
+        next = extension[0];
+    }
+    Err(Unsupported::ExtensionChain.into())
+}
+
+/// A header that its packet's end cuts short, which in a first fragment is no mistake.
+fn cut_short(is_first_fragment: bool, reason: Malformed) -> Fault {
+    if is_first_fragment { Unsupported::FragmentedHeader.into() } else { reason.into() }
+}
+
+fn may_lead_to_tcp(next: u8) -> bool {
+    use protocol::*;
+    [TCP, HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION].contains(&next)
+}
+
+/// The first two bytes.
+fn be16(bytes: &[u8]) -> usize {
+    usize::from(bytes[0]) << 8 | usize::from(bytes[1])
+}
+
+/// What etherparse reads in `frame`, which begins with an Ethernet header, in our words; `None` where it refuses the frame.
+pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
+    let ours = parse(frame, LinkLayer::Ethernet);
+    let packet = match SlicedPacket::from_ethernet(frame) {
+        Ok(packet) => packet,
+        // It refuses an authentication header of eight bytes, which is up to IPsec to refuse.
+        Err(SliceError::Ipv6Exts(_)) if matches!(ours, Ok(Some(_))) => return Some(ours),
+        Err(_) => return None,
+    };
+    for (place, tag) in (0..packet.link_exts.len()).zip(frame[12..].chunks(4)) {
+        match u16::from_be_bytes([tag[0], tag[1]]) {
+            ether_type::VLAN | ether_type::SERVICE_VLAN if place < 2 => {}
+            ether_type::VLAN | ether_type::SERVICE_VLAN => return Some(Err(Unsupported::VlanDepth.into())),
+            // Etherparse knows more kinds of tags than Linux.
+            _ => return Some(Ok(None)),
+        }
+    }
+    let (ip, addresses) = match packet.net.as_ref() {
+        None | Some(NetSlice::Arp(_)) => return Some(Ok(None)),
+        Some(NetSlice::Ipv4(ip)) => {
+            let header = ip.header();
+            if header.protocol().0 != protocol::TCP {
+                return Some(Ok(None));
+            }
+            if header.fragments_offset().value() > 0 {
+                return Some(Err(Unsupported::LaterFragment.into()));
+            }
+            (ip.payload(), Addresses::from_ipv4(concat(header.source(), header.destination())))
+        }
+        Some(NetSlice::Ipv6(ip)) => {
+            let header = ip.header();
+            // It takes any length of zero for a jumbogram's, the kernel only where hop-by-hop options follow.
+            if header.payload_length() == 0 && header.next_header().0 != protocol::HOP_BY_HOP {
+                return None;
+            }
+            if let Some(parsed) = not_followed(ip.extensions().clone()) {
+                return Some(parsed);
+            }
+            (ip.payload(), Addresses::from_ipv6(concat(header.source(), header.destination())))
+        }
+    };
+    if ip.ip_number.0 != protocol::TCP {
+        return Some(Ok(None));
+    }
+    // By hand: etherparse does not look into a first fragment.
+    let tcp = TcpSlice::from_slice(ip.payload).ok()?;
+    Some(match (tcp.syn() && !tcp.ack(), tcp.rst() || tcp.fin()) {
+        (false, _) => Ok(None),
+        (true, true) => Err(Malformed::TcpFlags.into()),
+        (true, false) => Ok(Some(Segment {
+            addresses,
+            fast_open: kernel_walk(tcp.options()),
+            tcp: offset_in(frame, tcp.slice()),
+            data_len: tcp.payload().len() as u32,
+        })),
+    })
+}
+
+/// Where `part` begins in `whole`, of which it is a part.
+fn offset_in(whole: &[u8], part: &[u8]) -> u32 {
+    (part.as_ptr().addr() - whole.as_ptr().addr()) as u32
+}
+
+fn concat<const N: usize, const M: usize>(source: [u8; N], destination: [u8; N]) -> [u8; M] {
+    [source, destination].concat().try_into().expect("two addresses are twice as long as one")
+}
+
+/// What is to become of a packet because of extension headers that etherparse takes and we do not.
+fn not_followed(extensions: ::etherparse::Ipv6ExtensionsSlice<'_>) -> Option<Parsed> {
+    let mut fragments = 0;
+    for (place, extension) in extensions.into_iter().enumerate() {
+        if place == 6 {
+            return Some(Err(Unsupported::ExtensionChain.into()));
+        }
+        match extension {
+            Ipv6ExtensionSlice::Routing(header)
+                if header.slice()[3] > 0 || matches!(header.slice()[2], 3 | 4) =>
+            {
+                return Some(Err(Unsupported::SourceRoute.into()));
+            }
+            Ipv6ExtensionSlice::Fragment(_) if fragments > 0 => {
+                return Some(Err(Unsupported::ExtensionChain.into()));
+            }
+            Ipv6ExtensionSlice::Fragment(header) if header.fragment_offset().value() > 0 => {
+                let is_ours = may_lead_to_tcp(header.next_header().0);
+                return Some(if is_ours { Err(Unsupported::LaterFragment.into()) } else { Ok(None) });
+            }
+            Ipv6ExtensionSlice::Fragment(_) => fragments += 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// `tcp_parse_options` and `tcp_parse_fastopen_option` (net/ipv4/tcp_input.c), as they read.
+pub fn kernel_walk(area: &[u8]) -> FastOpen {
+    let mut options = area;
+    let mut seen = false;
+    let mut found: Option<&[u8]> = None;
+    loop {
+        match options {
+            [1, rest @ ..] => options = rest,
+            [kind, len, ..] if *kind != 0 && *len >= 2 && usize::from(*len) <= options.len() => {
+                let (option, rest) = options.split_at(usize::from(*len));
+                if let (34, cookie) | (254, [0xf9, 0x89, cookie @ ..]) = (kind, &option[2..]) {
+                    seen = true;
+                    match cookie.len() {
+                        len if len % 2 == 1 => {}
+                        0 | 4..=16 => found = Some(cookie),
+                        _ => found = None,
+                    }
+                }
+                options = rest;
+            }
+            _ => break,
+        }
+    }
+    match found {
+        None if seen => FastOpen::Ignored,
+        None => FastOpen::Absent,
+        Some([]) => FastOpen::Request,
+        Some(cookie) => match cookie.try_into() {
+            Ok(bytes) => FastOpen::Cookie(Cookie {
+                value: u64::from_le_bytes(bytes),
+                offset: 20 + offset_in(area, cookie),
+            }),
+            Err(_) => FastOpen::BadLength,
+        },
+    }
+}
