@@ -6,6 +6,7 @@
 //! | [`keys`] | the tests' keys, and an independent maker of cookies |
 //! | [`cases`] | the one table of packets and what is to become of each |
 //! | [`oracle`] | other parsers, against which ours is held |
+//! | [`fuzz`] | what the fuzz targets check, and the replay of their corpus |
 //! | [`random`] | generators of random frames |
 //! | [`host`] | the packet's journey without the kernel |
 //! | [`kernel`] | the program inside the kernel, fed by BPF_PROG_TEST_RUN |
@@ -16,6 +17,7 @@
 //! `tests/netns_*.rs` send real traffic through network namespaces.
 
 pub mod cases;
+pub mod fuzz;
 pub mod host;
 pub mod kernel;
 pub mod keys;

@@ -1,0 +1,121 @@
+//! Any SYN under any keys, in either mode: its class, the verdict, and what is counted.
+
+use std::net::IpAddr;
+
+use arbitrary::{Arbitrary, Unstructured};
+use tfo_common::{
+    class::{Class, classify},
+    cookie,
+    counters::Counters,
+    keyring::{KeyRing, SLOTS},
+    segment::{Addresses, Cookie, FastOpen, Segment},
+    verdict::{Mode, Verdict, decide},
+};
+
+use crate::{cases::Expected, keys::TestKey};
+
+/// Keys with a number below this are held.
+const KEYS: u8 = 14;
+
+#[derive(Arbitrary)]
+struct Input {
+    /// The number of the key in each slot; a key may be in several.
+    slots: [u8; SLOTS],
+    accelerates: bool,
+    ends: Ends,
+    option: Option_,
+    tcp: u16,
+    data_len: u32,
+}
+
+#[derive(Arbitrary)]
+enum Ends {
+    V4([[u8; 4]; 2]),
+    V6([[u8; 16]; 2]),
+}
+
+/// The Fast Open option.
+#[derive(Arbitrary)]
+enum Option_ {
+    Absent,
+    Ignored,
+    Request,
+    BadLength,
+    /// The cookie of the key with this number, of which some bits are wrong.
+    Of {
+        key: u8,
+        flip: u64,
+        offset: u8,
+    },
+}
+
+/// The n-th key of a series.
+fn key(n: u8) -> TestKey {
+    let word = 0x0101_0101 * u32::from(n);
+    TestKey([word, !word, word ^ 0x1234_5678, 7])
+}
+
+/// Checks one SYN.
+pub fn check(data: &[u8]) {
+    // Whatever is missing at its end is zero.
+    let Ok(input) = Input::arbitrary(&mut Unstructured::new(data)) else { return };
+    let (source, destination, addresses): (IpAddr, IpAddr, _) = match input.ends {
+        Ends::V4([from, to]) => {
+            let bytes = [from, to].concat().try_into().expect("eight bytes");
+            (from.into(), to.into(), Addresses::from_ipv4(bytes))
+        }
+        Ends::V6([from, to]) => {
+            let bytes = [from, to].concat().try_into().expect("32 bytes");
+            (from.into(), to.into(), Addresses::from_ipv6(bytes))
+        }
+    };
+    // Made with another implementation of SipHash.
+    let cookie_of = |n| u64::from_le_bytes(key(n).cookie(source, destination));
+    let held = input.slots.map(|n| (n < KEYS).then_some(n));
+    let mut ring = KeyRing::EMPTY;
+    for (slot, n) in held.iter().enumerate() {
+        ring.set(slot, n.map(|n| key(n).key()));
+    }
+
+    let (fast_open, class, slot) = match input.option {
+        Option_::Absent => (FastOpen::Absent, Class::PlainSyn, None),
+        Option_::Ignored => (FastOpen::Ignored, Class::OptionIgnored, None),
+        Option_::Request => (FastOpen::Request, Class::CookieRequest, None),
+        Option_::BadLength => (FastOpen::BadLength, Class::CookieBadLength, None),
+        Option_::Of { key, flip, offset } => {
+            let value = cookie_of(key) ^ flip;
+            let slot = held.iter().position(|n| n.is_some_and(|n| cookie_of(n) == value));
+            let class = match slot {
+                None => Class::CookieUnknown,
+                Some(0) => Class::CookieCurrent,
+                Some(1) => Class::CookieBackup,
+                Some(_) => Class::CookieRetired,
+            };
+            (FastOpen::Cookie(Cookie { value, offset: offset.into() }), class, slot)
+        }
+    };
+    let segment = Segment { addresses, fast_open, tcp: input.tcp.into(), data_len: input.data_len };
+    let found = classify(&segment, &ring);
+    assert_eq!((found.class, found.slot), (class, slot));
+
+    let mode = if input.accelerates { Mode::Accelerate } else { Mode::Observe };
+    let verdict = decide(mode, found.class, ring.translation().is_some());
+    let kernels = held[1].or(held[0]);
+    let rewrites = input.accelerates && class == Class::CookieRetired && kernels.is_some();
+    assert_eq!(verdict, if rewrites { Verdict::Rewrite } else { Verdict::Pass });
+
+    let mut counters = Counters::default();
+    counters.count_syn(&segment, found, verdict, &ring);
+    let expected =
+        Expected::Syn { family: addresses.family, class, slot, data_len: segment.data_len as usize };
+    assert_eq!(counters, expected.counted(verdict, &ring));
+
+    // A translated cookie is one that the kernel takes, of its backup key where it has one.
+    let made = ring.translation().map(|key| cookie::make(key, &addresses));
+    assert_eq!(made, kernels.map(cookie_of));
+    if let Some(value) = made {
+        let translated = FastOpen::Cookie(Cookie { value, offset: 0 });
+        let class = classify(&Segment { fast_open: translated, ..segment }, &ring).class;
+        assert!(matches!(class, Class::CookieCurrent | Class::CookieBackup), "{class}");
+    }
+}

@@ -1,0 +1,52 @@
+//! Any frame, with and without a link layer: the parser reads it as the others do, and nothing but its headers.
+
+use tfo_common::parse::{Fault, LinkLayer, Malformed, parse};
+
+use crate::{
+    cases,
+    oracle::{self, Parsed},
+};
+
+/// Checks one frame.
+pub fn check(frame: &[u8]) {
+    for link in LinkLayer::ALL {
+        let ours = parse(frame, *link);
+        assert_eq!(ours, oracle::reference(frame, *link), "{link}");
+        only_headers_count(frame, *link, ours);
+    }
+    let ours = parse(frame, LinkLayer::Ethernet);
+    match oracle::etherparse(frame) {
+        Some(theirs) => assert_eq!(ours, theirs, "etherparse"),
+        None => assert!(!matches!(ours, Ok(Some(_))), "etherparse refuses it, and we read {ours:?}"),
+    }
+}
+
+/// The frames of the case table.
+pub fn seeds() -> Vec<Vec<u8>> {
+    cases::all().into_iter().map(|case| case.frame).collect()
+}
+
+/// Neither the data nor what fills a frame up behind its packet changes what is read.
+fn only_headers_count(frame: &[u8], link: LinkLayer, parsed: Parsed) {
+    if has_no_length(frame, link) {
+        return;
+    }
+    use Malformed::*;
+    let is_short = matches!(parsed, Err(Fault::Malformed(LinkTruncated | IpTruncated | IpTotalLength)));
+    if !is_short {
+        let padded = [frame, &[0x22; 46]].concat();
+        assert_eq!(parse(padded.as_slice(), link), parsed, "{link}, with padding");
+    }
+    if let Ok(Some(segment)) = parsed {
+        let tcp = segment.tcp as usize;
+        let data = tcp + usize::from(frame[tcp + 12] >> 4) * 4;
+        let mut other = frame[..data + segment.data_len as usize].to_vec();
+        other[data..].iter_mut().for_each(|byte| *byte = !*byte);
+        assert_eq!(parse(other.as_slice(), link), parsed, "{link}, with other data and without padding");
+    }
+}
+
+/// Whether it is an IPv6 packet that may be a jumbogram: it ends where the frame does.
+fn has_no_length(frame: &[u8], link: LinkLayer) -> bool {
+    matches!(oracle::network(frame, link), Ok(Some((6, [_, _, _, _, 0, 0, ..]))))
+}

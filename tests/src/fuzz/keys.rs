@@ -1,0 +1,129 @@
+//! Any text in the place of keys, of a secret, of an order or of the kernel's counters: read as its form says, or refused.
+
+use std::{
+    fs::File,
+    io::{Seek as _, Write as _},
+};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use tfo_userspace::{
+    control::Order,
+    kernel::TcpExt,
+    keys::{KernelKeys, key_text, parse_key, secret::Secret},
+};
+
+/// Checks one text.
+pub fn check(data: &[u8]) {
+    secret(data);
+    let Ok(text) = str::from_utf8(data) else { return };
+    assert!(parse_key(text).map(key_text) == written(text));
+    sysctl(text);
+    order(text);
+    tcp_ext(text);
+}
+
+/// A text of each kind.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let one = "a0bf63f7-ed803d81-cd641d30-cebc4a90";
+    let texts = [
+        one,
+        &format!("{one}\n"),
+        &format!("{one},1-2-3-4\n"),
+        "00000000-00000000-00000000-00000000\n",
+        &"5a".repeat(16),
+        &"5A".repeat(32),
+        &format!("{}\n", "5a".repeat(32)),
+        r#"{"rotate":{"emergency":true}}"#,
+        &format!(r#"{{"import":{{"key":"{one}"}}}}"#),
+        "TcpExt: A TCPFastOpenCookieReqd TCPFastOpenPassive TCPFastOpenPassiveAltKey TCPFastOpenPassiveFail \
+         TCPFastOpenListenOverflow\nTcpExt: 9 1 2 3 4 5\nIpExt: X\nIpExt: 7\n",
+    ];
+    texts.map(|text| text.as_bytes().to_vec()).to_vec()
+}
+
+/// No word of `message` is a key.
+pub(super) fn assert_shows_no_key(message: &str) {
+    let words = message.split(|c: char| !c.is_ascii_hexdigit() && c != '-');
+    assert!(words.into_iter().all(|word| parse_key(word).is_none()), "{message}");
+}
+
+/// The key that `text` is, as the kernel writes it: each word filled up with zeros.
+fn written(text: &str) -> Option<String> {
+    let full = text.split('-').map(|word| format!("{word:0>8}")).collect::<Vec<_>>().join("-");
+    let has_form = full.len() == 35
+        && full.bytes().enumerate().all(|(place, byte)| match place % 9 {
+            8 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        });
+    let is_complete = text.split('-').all(|word| !word.is_empty());
+    (has_form && is_complete).then(|| full.to_ascii_lowercase())
+}
+
+fn sysctl(text: &str) {
+    let keys = KernelKeys::parse(text).map(|keys| [keys.current, keys.backup].map(|key| key.map(key_text)));
+    let words: Option<Vec<_>> = text.trim_end().split(',').map(written).collect();
+    let is_set = |word: &String| word != "00000000-00000000-00000000-00000000";
+    let expected = match words.as_deref() {
+        Some([current]) => Some([Some(current.clone()), None]),
+        Some([current, backup]) => Some([Some(current.clone()), Some(backup.clone())]),
+        _ => None,
+    };
+    assert!(keys == expected.map(|keys| keys.map(|key| key.filter(is_set))));
+}
+
+/// An order that is understood is understood again as it is sent.
+fn order(text: &str) {
+    let Ok(order) = serde_json::from_str::<Order>(text) else { return };
+    let sent = serde_json::to_string(&order).expect("an order can be sent");
+    let heard: Order = serde_json::from_str(&sent).expect("an order can be heard");
+    let is_same = match (&order, &heard) {
+        (Order::Rotate { emergency }, Order::Rotate { emergency: heard }) => emergency == heard,
+        (Order::Import { key }, Order::Import { key: heard }) => key == heard,
+        _ => false,
+    };
+    assert!(is_same);
+}
+
+fn tcp_ext(text: &str) {
+    let Some(counters) = TcpExt::parse(text) else { return };
+    let values = [
+        counters.cookie_reqd,
+        counters.passive,
+        counters.passive_alt_key,
+        counters.passive_fail,
+        counters.listen_overflow,
+    ];
+    for value in values {
+        assert!(
+            text.split_ascii_whitespace().any(|word| word.parse() == Ok(value)),
+            "{value} stands nowhere"
+        );
+    }
+}
+
+/// 32 bytes are a secret, or the digits for them, and the same keys come of both. What is none is told by its length.
+fn secret(data: &[u8]) {
+    let content = data.strip_suffix(b"\n").unwrap_or(data);
+    let other: Vec<u8> = if data.len() == 32 {
+        data.iter().map(|byte| format!("{byte:02X}")).collect::<String>().into()
+    } else if content.len() == 64 && content.iter().all(u8::is_ascii_hexdigit) {
+        let digits = str::from_utf8(content).expect("digits");
+        let byte = |place| u8::from_str_radix(&digits[place..place + 2], 16).expect("two digits");
+        (0..64).step_by(2).map(byte).collect()
+    } else {
+        let zeros = content.iter().map(|_| 0).chain(data[content.len()..].iter().copied());
+        return assert_eq!(
+            read(data).err().expect("it is none"),
+            read(&zeros.collect::<Vec<_>>()).err().expect("nor this")
+        );
+    };
+    let [secret, other] =
+        [data, &other].map(|content| read(content).unwrap_or_else(|error| panic!("{error}")));
+    assert!([0, 1, u64::MAX].iter().all(|n| secret.key(*n) == other.key(*n)));
+}
+
+fn read(content: &[u8]) -> Result<Secret, String> {
+    let mut file = File::from(memfd_create("secret", MFdFlags::MFD_CLOEXEC).expect("a file in memory"));
+    file.write_all(content).and_then(|()| file.rewind()).expect("it can be written");
+    Secret::parse(&mut file, "x").map_err(|error| format!("{error:#}"))
+}

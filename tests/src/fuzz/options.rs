@@ -1,0 +1,42 @@
+//! Any option area: its Fast Open option is the one that the kernel finds.
+
+use tfo_common::parse::{LinkLayer, parse};
+
+use crate::{
+    cases::{self, CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6},
+    oracle::kernel_walk,
+    packet::{Carry, Ip, eth},
+};
+
+/// The room for options, in bytes.
+const ROOM: usize = 40;
+/// What is behind the options, and is not to be read: it looks like one more.
+pub const BEHIND: [u8; 10] = [34, 10, 1, 2, 3, 4, 5, 6, 7, 8];
+
+/// Checks the option area that begins with the first 40 bytes.
+pub fn check(data: &[u8]) {
+    let mut area = data[..data.len().min(ROOM)].to_vec();
+    area.resize(area.len().next_multiple_of(4), 0);
+    for ip in both() {
+        let frame = ip.syn().option_bytes(&area).data(&BEHIND).build();
+        let segment =
+            parse(frame.as_slice(), LinkLayer::Ethernet).expect("it is whole").expect("it is a SYN");
+        assert_eq!(segment.fast_open, kernel_walk(&area));
+        assert_eq!(segment.data_len as usize, BEHIND.len());
+    }
+}
+
+/// The headers before a segment, of each family.
+pub fn both() -> [Ip; 2] {
+    [eth().ipv4(CLIENT_V4, SERVER_V4).into(), eth().ipv6(CLIENT_V6, SERVER_V6).into()]
+}
+
+/// The option areas of the case table.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let area = |case: cases::Case| {
+        let tcp = parse(case.frame.as_slice(), case.link).ok()??.tcp as usize;
+        let end = tcp + usize::from(case.frame[tcp + 12] >> 4) * 4;
+        Some(case.frame[tcp + 20..end].to_vec())
+    };
+    cases::all().into_iter().filter_map(area).collect()
+}

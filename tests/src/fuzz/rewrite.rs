@@ -1,0 +1,53 @@
+//! Any segment in which eight bytes become others: its checksum is what a sum over all of it makes.
+
+use tfo_common::rewrite;
+
+use crate::packet::checksum;
+
+/// Where a TCP header has its checksum.
+const CHECKSUM: std::ops::Range<usize> = 16..18;
+/// The bytes of a TCP header without options, and of a cookie.
+const HEADER: usize = 20;
+const COOKIE: usize = 8;
+
+/// Takes where the cookie stands, its new bytes, and the segment with the old ones.
+pub fn check(data: &[u8]) {
+    let Some(([place], data)) = data.split_first_chunk() else { return };
+    let Some((new, segment)) = data.split_first_chunk::<COOKIE>() else { return };
+    if segment.len() < HEADER + COOKIE {
+        return;
+    }
+    let place = HEADER + usize::from(*place) % (segment.len() - HEADER - COOKIE + 1);
+    // A wrong checksum stays wrong by as much, for the kernel to drop: the sum over all is what it was.
+    let changed = translated(segment, place, *new);
+    assert_eq!(checksum(&changed) % 0xffff, checksum(segment) % 0xffff, "at {place}");
+
+    // A right one is the one that the sender of the new cookie would have made. No segment is all zeros.
+    let mut segment = segment.to_vec();
+    segment[12] |= 0x50;
+    sum_up(&mut segment);
+    let changed = translated(&segment, place, *new);
+    segment[place..place + COOKIE].copy_from_slice(new);
+    sum_up(&mut segment);
+    assert_eq!(changed, segment, "at {place}");
+}
+
+/// `segment` with `new` at `place` and the checksum corrected, not computed.
+fn translated(segment: &[u8], place: usize, new: [u8; COOKIE]) -> Vec<u8> {
+    let mut segment = segment.to_vec();
+    let (checksum, rest) = segment[CHECKSUM.start..].split_first_chunk().expect("it has a header");
+    let (_, from) = rest.split_at(place - CHECKSUM.end);
+    let old = u64::from_le_bytes(*from.first_chunk().expect("the place is inside"));
+    let checksum =
+        rewrite::checksum(u16::from_le_bytes(*checksum), old, u64::from_le_bytes(new), place % 2 == 1);
+    segment[CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
+    segment[place..place + COOKIE].copy_from_slice(&new);
+    segment
+}
+
+/// Computes the checksum, over all bytes.
+fn sum_up(segment: &mut [u8]) {
+    segment[CHECKSUM].fill(0);
+    let sum = checksum(segment);
+    segment[CHECKSUM].copy_from_slice(&sum.to_be_bytes());
+}
