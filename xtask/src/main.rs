@@ -4,6 +4,7 @@
 
 mod bench;
 mod build;
+mod fuzz;
 mod lint;
 mod run;
 mod setup;
@@ -28,6 +29,8 @@ enum Task {
     Test(test::Args),
     /// Measure what the XDP program costs, class by class (needs root)
     Bench(bench::Args),
+    /// Give the fuzz targets any input for a while
+    Fuzz(fuzz::Args),
     /// Check formatting, and run clippy on host and eBPF code
     Lint,
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Task::Run(args) => run::run(&args).map(|never| match never {}),
         Task::Test(args) => test::test(&args),
         Task::Bench(args) => bench::bench(&args).map(|never| match never {}),
+        Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|err| {
