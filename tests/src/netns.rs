@@ -1,15 +1,18 @@
 //! Tier 3: the real `tfo`, the real kernel, in namespaces that end with the test.
 
 use std::{
+    ffi::OsString,
     fs,
     io::Read as _,
-    os::unix::process::ExitStatusExt as _,
+    os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
+use aya::programs::links::{FdLink, PinnedLink};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -24,6 +27,7 @@ use tfo_userspace::{
     kernel::{KeySysctl, TcpExt},
     keys::fingerprint,
     lab::net::{self, Namespace},
+    pins::Bpffs,
 };
 
 /// How long anything may take that has to happen. Only a failure is ever waited for that long.
@@ -108,6 +112,16 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Tells background threads to end, in a test that panics, too.
+#[derive(Debug)]
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A `tfo run` in the background, killed when dropped.
 #[derive(Debug)]
 pub struct Running {
@@ -135,16 +149,19 @@ impl Running {
         Self::wait_until_up(command, args)
     }
 
-    fn wait_until_up(mut command: Command, args: &[&str]) -> Self {
-        let child = command
-            .arg("run")
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("tfo can be started");
-        let mut running = Self { child };
+    /// Starts `tfo run ARGS`, and waits for nothing.
+    pub fn spawn(args: &[&str]) -> Self {
+        Self::spawn_by(Command::new(binary()), args)
+    }
+
+    fn spawn_by(mut command: Command, args: &[&str]) -> Self {
+        let command = command.arg("run").args(args);
+        let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        Self { child: command.spawn().expect("tfo can be started") }
+    }
+
+    fn wait_until_up(command: Command, args: &[&str]) -> Self {
+        let mut running = Self::spawn_by(command, args);
         let interfaces: Vec<_> = args.windows(2).filter(|pair| pair[0] == "-i").map(|pair| pair[1]).collect();
         eventually("tfo run is up", || {
             if let Some(status) = running.child.try_wait().expect("a child can be asked") {
@@ -335,6 +352,34 @@ pub fn key(n: u32) -> Key {
 pub fn xdp_on(interface: &str) -> Option<u32> {
     let found = block_on(Interface::find(interface)).expect("the interface exists");
     found.xdp.map(|xdp| xdp.program_id)
+}
+
+/// A link and what it attaches, by the kernel's ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Linked {
+    /// The link. One that was detached once attaches nothing any more: while this id stays and the link attaches
+    /// something, it was never off.
+    pub link: u32,
+    /// The program.
+    pub program: u32,
+}
+
+/// What is pinned as the link of `interface`.
+pub fn linked(interface: &str) -> Linked {
+    let pin = Bpffs::new(Path::new(BPFFS)).pins(interface).link();
+    let link = PinnedLink::from_pin(pin).expect("a pinned link");
+    let info = FdLink::from(link).info().expect("a link can be asked");
+    Linked { link: info.id(), program: info.program_id() }
+}
+
+/// The pins of `interface`, each with its inode.
+pub fn pins(interface: &str) -> Vec<(OsString, u64)> {
+    let dir = Bpffs::new(Path::new(BPFFS)).pins(interface);
+    let entries = fs::read_dir(dir.dir()).expect("a pin folder").flatten();
+    let inode = |entry: &fs::DirEntry| entry.metadata().expect("a pin").ino();
+    let mut pins: Vec<_> = entries.map(|entry| (entry.file_name(), inode(&entry))).collect();
+    pins.sort();
+    pins
 }
 
 /// Panics unless nothing of ours is left: no program on `interface`, nothing in the BPF file system.

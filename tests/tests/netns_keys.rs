@@ -16,8 +16,8 @@ use nix::{
 };
 use tfo_common::{class::Class, cookie, keyring::Key, segment::Family, verdict::Verdict};
 use tfo_tests::netns::{
-    Counts, IFACE, Running, eventually, failure, ip, key, keys_status, rotate, sandbox, server_and_client,
-    set_keys, tfo, xdp_on,
+    Counts, IFACE, Running, StopOnDrop, eventually, failure, ip, key, keys_status, rotate, sandbox,
+    server_and_client, set_keys, tfo, xdp_on,
 };
 use tfo_userspace::{
     kernel::{self, TcpExt},
@@ -288,14 +288,6 @@ fn kill_9_during_rotations() {
         let _tfo = with_random_keys(&state, &[]);
         assert!(xdp_on(IFACE).is_some());
     });
-}
-
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Rotations while clients come, in accelerate mode: at no moment is a cookie translated into one that the kernel refuses.

@@ -14,8 +14,8 @@ use aya::programs::XdpMode;
 use nix::sys::signal::Signal;
 use tfo_common::{class::Class, parse::LinkLayer, segment::Family, verdict::Mode};
 use tfo_tests::netns::{
-    BPFFS, Counts, IFACE, Running, assert_clean, binary, eventually, failure, ip, key, mount_on, sandbox,
-    server_and_client, set_keys, status, tfo, xdp_on,
+    BPFFS, Counts, IFACE, Running, StopOnDrop, assert_clean, binary, eventually, failure, ip, key, mount_on,
+    pins, sandbox, server_and_client, set_keys, status, tfo, xdp_on,
 };
 use tfo_userspace::{
     datapath::{LoadOptions, Object},
@@ -27,15 +27,6 @@ use tfo_userspace::{
         server::Listeners,
     },
 };
-
-/// Ends the background threads of a test that panics, too.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 #[test]
 fn attaches_native_where_the_driver_can_and_leaves_nothing() {
@@ -413,24 +404,15 @@ fn maps_of_another_layout_stay_if_the_start_fails() {
         let info = Path::new(BPFFS).join("tfo/v0/TFO_INFO");
         fs::remove_file(&info).unwrap();
         aya::maps::Array::<aya::maps::MapData, u64>::create(1, 0).unwrap().pin(&info).unwrap();
-        let before = listing();
+        let before = pins("v0");
         // Too few descriptors to load the program with.
         let script = "ulimit -n 12; exec \"$0\" run -i v0";
         let failed = std::process::Command::new("sh").args(["-c", script]).arg(binary()).output().unwrap();
         assert_eq!(failed.status.code(), Some(1), "{:?}", failure(&failed));
-        assert_eq!(listing(), before);
+        assert_eq!(pins("v0"), before);
         assert_eq!(fs::metadata(&info).map(|pin| pin.len()).unwrap(), 0);
         assert!(xdp_on("v0").is_some());
     });
-}
-
-/// The pins of v0, each with its inode.
-fn listing() -> Vec<(std::ffi::OsString, u64)> {
-    use std::os::unix::fs::MetadataExt as _;
-    let entries = fs::read_dir(Path::new(BPFFS).join("tfo/v0")).unwrap().flatten();
-    let mut pins: Vec<_> = entries.map(|pin| (pin.file_name(), pin.metadata().unwrap().ino())).collect();
-    pins.sort();
-    pins
 }
 
 /// Where no BPF file system is mounted, the usual place gets one, for as long as it is needed.
