@@ -211,21 +211,33 @@ impl Datapath {
         // Before the link: whoever finds that finds the rest complete.
         object.info.set(0, Shared(info), 0).context("cannot write the info map")?;
         let taken_over = new_link.is_none();
-        match new_link {
+        let earlier = object.info.get(&0, 0).context("cannot read the info map")?;
+        let in_force = match new_link {
             Some(link) => {
                 let path = pins.link();
-                link.pin(&path).with_context(|| format!("cannot pin the link at {}", path.display()))?;
-                info!("{name}: attached in {attach} mode");
+                let pinned = link.pin(&path).map(drop);
+                pinned.with_context(|| format!("cannot pin the link at {}", path.display()))
             }
             None => {
-                object.take_over(&pins).with_context(|| format!("cannot take over the program on {name}"))?;
-                info!("{name}: took over the program that an earlier controller left, {attach} mode");
-                if !how.attach.allows(attach) {
-                    warn!("{name}: it stays in {attach} mode: to change that, `tfo unload -i {name}` first");
-                }
+                object.take_over(&pins).with_context(|| format!("cannot take over the program on {name}"))
+            }
+        };
+        if let Err(error) = in_force {
+            // The map goes on to describe what is there.
+            if let Err(error) = object.info.set(0, earlier, 0) {
+                warn!("{name}: cannot write the info map: {error}");
             }
         }
         if let Some(aside) = aside {
+            return Err(error);
+        }
+        if taken_over {
+            info!("{name}: took over the program that an earlier controller left, {attach} mode");
+            if !how.attach.allows(attach) {
+                warn!("{name}: it stays in {attach} mode: to change that, `tfo unload -i {name}` first");
+            }
+        } else {
+            info!("{name}: attached in {attach} mode");
             aside.replace()?;
         }
         pins.keep();
