@@ -127,8 +127,10 @@ impl Controller {
             match datapath.presence().await {
                 Presence::Attached => self.datapaths.push(datapath),
                 Presence::Unloaded => warn!("{name}: unloaded, by `tfo unload` or by hand"),
-                Presence::InterfaceGone => {
-                    warn!("{name}: the interface is gone; it is attached again when it comes back");
+                Presence::Detached => {
+                    warn!(
+                        "{name}: the interface is gone, or was detached by force; it is attached again when it is there"
+                    );
                     self.gone.push(Gone { name: name.clone(), failure: None });
                 }
             }

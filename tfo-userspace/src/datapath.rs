@@ -65,19 +65,20 @@ pub fn linked_program(pins: &Pins) -> Result<Option<u32>> {
     Ok(Some(FdLink::from(link).info().with_context(context)?.program_id()))
 }
 
-/// Whether the program behind the pinned link is on the interface. A link attaches nothing any more once its interface
-/// is gone. Where the interface is in another network namespace it can't be asked: `None`.
+/// Whether the program behind the pinned link is on the interface that it was attached to, which may have been renamed
+/// since. A link attaches nothing any more once its interface is gone. Where the interface is in another network namespace
+/// it can't be asked: `None`.
 pub async fn is_attached(pins: &Pins) -> Result<Option<bool>> {
     let Some(program) = linked_program(pins)? else { return Ok(Some(false)) };
-    if Pinned::open(pins)?.info().netns != kernel::netns()? {
+    let pinned = Pinned::open(pins)?;
+    if pinned.info().netns != kernel::netns()? {
         return Ok(None);
     }
-    Ok(Some(runs_on(pins.interface(), program).await))
+    Ok(Some(runs_at(pinned.info().ifindex, program).await))
 }
 
-async fn runs_on(interface: &str, program: u32) -> bool {
-    let interface = Interface::find(interface).await;
-    interface.is_ok_and(|interface| interface.xdp.is_some_and(|xdp| xdp.program_id == program))
+async fn runs_at(index: u32, program: u32) -> bool {
+    interface::xdp_at(index).await.is_ok_and(|xdp| xdp.is_some_and(|xdp| xdp.program_id == program))
 }
 
 /// Detaches the program behind `pins` and removes them. A controller that runs there sees it and lets go.
@@ -94,11 +95,12 @@ async fn detach(pins: &Pins) -> Result<()> {
     // What can't be opened can still be removed.
     let attached = is_attached(pins).await.ok().flatten() == Some(true);
     let program = linked_program(pins).ok().flatten().filter(|_| attached);
+    let index = Pinned::open(pins).map_or(0, |pinned| pinned.info().ifindex);
     pins.remove_link()?;
     // The kernel lets go of an unpinned link in the background (bpf_link_put).
     let patience = Instant::now() + Duration::from_secs(2);
     while let Some(program) = program
-        && runs_on(pins.interface(), program).await
+        && runs_at(index, program).await
     {
         if Instant::now() > patience {
             warn!("{}: somebody else holds the link and keeps the program attached", pins.interface());
@@ -156,8 +158,8 @@ pub enum Presence {
     Attached,
     /// Somebody has removed its pins.
     Unloaded,
-    /// Its interface is gone.
-    InterfaceGone,
+    /// Its interface is gone, or somebody has detached the link by force.
+    Detached,
 }
 
 impl Datapath {
@@ -209,9 +211,9 @@ impl Datapath {
             ..Info::default()
         };
         // Before the link: whoever finds that finds the rest complete.
+        let earlier = object.info.get(&0, 0).context("cannot read the info map")?;
         object.info.set(0, Shared(info), 0).context("cannot write the info map")?;
         let taken_over = new_link.is_none();
-        let earlier = object.info.get(&0, 0).context("cannot read the info map")?;
         let in_force = match new_link {
             Some(link) => {
                 let path = pins.link();
@@ -227,8 +229,6 @@ impl Datapath {
             if let Err(error) = object.info.set(0, earlier, 0) {
                 warn!("{name}: cannot write the info map: {error}");
             }
-        }
-        if let Some(aside) = aside {
             return Err(error);
         }
         if taken_over {
@@ -238,6 +238,8 @@ impl Datapath {
             }
         } else {
             info!("{name}: attached in {attach} mode");
+        }
+        if let Some(aside) = aside {
             aside.replace()?;
         }
         pins.keep();
@@ -334,15 +336,14 @@ impl Datapath {
 
     /// Whether the program is still where we attached it.
     pub async fn presence(&self) -> Presence {
-        // Where something can't be told, such as with another file system mounted over the pins, we go on.
+        // By its index, since it may have been renamed; and another one may have come in its place, even with that.
+        let xdp = interface::xdp_at(self.interface.index).await;
+        // Then the pins: `tfo unload` removes the link first. Where something can't be told, such as with another file system
+        // mounted over the pins, we go on.
         if self.pins.has_link().is_ok_and(|has_link| !has_link || !self.pins.is_current()) {
             return Presence::Unloaded;
         }
-        // By its index: it may have been renamed.
-        if interface::exists(self.interface.index).await.is_ok_and(|exists| !exists) {
-            return Presence::InterfaceGone;
-        }
-        Presence::Attached
+        if xdp.is_ok_and(|xdp| xdp.is_none()) { Presence::Detached } else { Presence::Attached }
     }
 
     /// Undoes [`attach`](Self::attach): what was taken over is left to run on, what is new is detached.
@@ -518,7 +519,8 @@ fn refusal(name: &str, xdp: XdpOnInterface) -> String {
     let program = program.as_ref().and_then(|program| program.name_as_str()).unwrap_or("?");
     let hint = match program {
         names::PROGRAM => {
-            "a tfo that sees another BPF file system has attached it (--bpffs, or `ip netns exec`); end it"
+            "a tfo that sees another BPF file system has attached it (--bpffs, or `ip netns exec`), or the interface \
+             was renamed: end that tfo, or run `tfo unload`"
         }
         _ => "have whoever attached it detach it first",
     };

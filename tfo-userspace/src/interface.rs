@@ -39,17 +39,14 @@ impl Interface {
             None => bail!("there is no interface {name} in this network namespace: `ip link` lists them"),
         };
         let link_layer = link_layer(name, message.header.link_layer_type)?;
-        let xdp = message.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Xdp(xdp) => xdp_on_interface(xdp),
-            _ => None,
-        });
-        Ok(Self { name: name.to_owned(), index: message.header.index, link_layer, xdp })
+        Ok(Self { name: name.to_owned(), index: message.header.index, link_layer, xdp: xdp_in(&message) })
     }
 }
 
-/// Whether there is an interface of this index in the calling thread's network namespace.
-pub async fn exists(index: u32) -> Result<bool> {
-    Ok(ask(|links| links.match_index(index)).await?.is_some())
+/// The XDP program on the interface of this index, whatever its name is now, in the calling thread's network namespace.
+/// `None` where there is none, or no such interface.
+pub async fn xdp_at(index: u32) -> Result<Option<XdpOnInterface>> {
+    Ok(ask(|links| links.match_index(index)).await?.as_ref().and_then(xdp_in))
 }
 
 /// The first interface for which the kernel is asked; `None` where there is none such.
@@ -78,6 +75,13 @@ fn link_layer(name: &str, kind: LinkLayerType) -> Result<LinkLayer> {
              (tun, WireGuard) are supported"
         ),
     }
+}
+
+fn xdp_in(message: &LinkMessage) -> Option<XdpOnInterface> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(xdp) => xdp_on_interface(xdp),
+        _ => None,
+    })
 }
 
 fn xdp_on_interface(attributes: &[LinkXdp]) -> Option<XdpOnInterface> {
