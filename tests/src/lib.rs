@@ -11,6 +11,7 @@
 //! | [`host`] | the packet's journey without the kernel |
 //! | [`kernel`] | the program inside the kernel, fed by BPF_PROG_TEST_RUN |
 //! | [`netns`] | namespaces, and the real `tfo` in them |
+//! | [`fault`] | system calls that fail, or kill who makes them |
 //! | [`tap`] | an interface whose received frames a test writes |
 //!
 //! `tests/host_*.rs` run on the host alone, `tests/kernel_*.rs` run the program inside the kernel, and
@@ -18,6 +19,7 @@
 
 pub mod cases;
 pub mod fuzz;
+pub mod fault;
 pub mod host;
 pub mod kernel;
 pub mod keys;
