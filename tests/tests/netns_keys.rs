@@ -206,7 +206,7 @@ fn an_emergency_leaves_no_old_key() {
         assert_eq!(Counts::of(IFACE).class(Class::CookieUnknown), 1);
         // Nor does the state file know it.
         let state = fs::read_to_string(dir.path().join("keys.json")).unwrap();
-        assert!(!state.contains(&key_text(leaked.current.unwrap())));
+        assert!(!state.contains(key_text(leaked.current.unwrap()).as_str()));
     });
 }
 

@@ -8,8 +8,7 @@ mod unload;
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
-use nix::sys::prctl;
+use anyhow::Result;
 
 use crate::{
     block_on,
@@ -18,17 +17,13 @@ use crate::{
     error::{NotRunning, die_quietly_on_broken_pipe},
     lab,
     pins::{Bpffs, Pins},
+    secrecy::protect_process,
 };
 
 /// Carries out the command line.
 pub fn run(cli: Cli) -> Result<ExitCode> {
-    match cli.command {
-        // These hold keys, which no core file may have.
-        Command::Run(_) | Command::Lab(_) | Command::Keys(_) => {
-            prctl::set_dumpable(false).context("cannot keep core files from being written")?;
-        }
-        Command::Status(_) | Command::Counters(_) | Command::Unload(_) => {}
-    }
+    // Nearly all of them hold keys, if only to show their fingerprints.
+    protect_process()?;
     if !matches!(cli.command, Command::Run(_) | Command::Lab(_)) {
         // A reader that closes the pipe early, such as `head`, ends the command; nothing ends the controller.
         die_quietly_on_broken_pipe();

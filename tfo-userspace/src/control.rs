@@ -2,7 +2,7 @@
 //!
 //! A Unix socket with an abstract name, which is of the network namespace, as keys are, and leaves no file behind. Anybody
 //! may connect to such a socket, or take its name first, so both sides ask the kernel who the other is, and deal with root
-//! only. One request and one answer, each a line of JSON.
+//! only. One request and one answer, each JSON up to its end.
 
 use std::{
     os::{
@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use log::warn;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
     time::timeout,
@@ -25,8 +25,8 @@ use zeroize::Zeroizing;
 
 use crate::error::NotRunning;
 
-/// The longest line that is read.
-const LINE: u64 = 4096;
+/// The longest order and the longest answer, in bytes.
+const LONGEST: usize = 4096;
 /// How long the other side may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -108,10 +108,9 @@ async fn serve(listener: UnixListener, orders: mpsc::Sender<Given>) {
 }
 
 async fn answer(mut stream: UnixStream, orders: mpsc::Sender<Given>) -> Result<()> {
-    let mut line = Zeroizing::new(String::new());
-    BufReader::new((&mut stream).take(LINE)).read_line(&mut line).await?;
+    let order = serde_json::from_slice(&read(&mut stream).await?);
     let (reply, outcome) = oneshot::channel();
-    let outcome = match serde_json::from_str(&line) {
+    let outcome = match order {
         Ok(order) => {
             orders
                 .send(Given { order, reply: Reply(reply) })
@@ -126,8 +125,22 @@ async fn answer(mut stream: UnixStream, orders: mpsc::Sender<Given>) -> Result<(
         Ok(done) => Answer::Done(done),
         Err(error) => Answer::Failed(format!("{error:#}")),
     };
-    let answer = serde_json::to_string(&answer)? + "\n";
-    Ok(stream.write_all(answer.as_bytes()).await?)
+    write(&mut stream, &answer).await
+}
+
+/// All that the other side says. It is read into its final place, which does not grow: it may hold a key.
+async fn read(stream: &mut UnixStream) -> Result<Zeroizing<Vec<u8>>> {
+    let mut text = Zeroizing::new(Vec::with_capacity(LONGEST));
+    stream.take(LONGEST as u64).read_to_end(&mut text).await?;
+    Ok(text)
+}
+
+/// Says `what`, and nothing more.
+async fn write(stream: &mut UnixStream, what: &impl Serialize) -> Result<()> {
+    let mut text = Zeroizing::new(Vec::with_capacity(LONGEST));
+    serde_json::to_writer(&mut *text, what)?;
+    stream.write_all(&text).await?;
+    Ok(stream.shutdown().await?)
 }
 
 /// Gives `order` to the controller of `interface` and waits for the answer.
@@ -145,12 +158,8 @@ pub async fn give(interface: &str, order: &Order) -> Result<String> {
         bail!("whoever answers for the tfo on {interface} is not root: nothing was said to it");
     }
     let exchange = async {
-        let mut line = Zeroizing::new(serde_json::to_string(order)?);
-        line.push('\n');
-        stream.write_all(line.as_bytes()).await?;
-        let mut answer = String::new();
-        BufReader::new(&mut stream).read_line(&mut answer).await?;
-        anyhow::Ok(serde_json::from_str(&answer)?)
+        write(&mut stream, order).await?;
+        anyhow::Ok(serde_json::from_slice(&read(&mut stream).await?)?)
     };
     let answer = timeout(PATIENCE, exchange).await.context("no answer")?;
     match answer.with_context(|| format!("no answer from the tfo that runs on {interface}"))? {

@@ -3,22 +3,23 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use log::{LevelFilter, debug, info, warn};
-use nix::sys::mman::{MlockAllFlags, mlockall};
-use tfo_common::{counters::Counters, info::KeySource, verdict::Mode};
+use log::{LevelFilter, info, warn};
+use tfo_common::{counters::Counters, verdict::Mode};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::{
     cli::AttachMode,
     control::Order,
     counters::Report,
-    datapath::{Datapath, How, KeyInfo, Presence, preflight, unix_seconds, unload},
+    datapath::{Datapath, How, KeyInfo, Object, Presence, preflight, unix_seconds, unload},
     interface::Interface,
     keys::{
+        KernelKeys,
         keeper::{Keeper, Maps, Publish, Source},
         parse_key,
     },
     pins::{Bpffs, MountGuard},
+    secrecy::leaving_no_trace,
 };
 
 /// How often the kernel's keys are read: several times within the second that a change may take to arrive.
@@ -94,11 +95,6 @@ impl Controller {
                 return Err(error);
             }
         }
-        if controller.keeper.source() != KeySource::Kernel
-            && let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT)
-        {
-            debug!("keys may be swapped out, memory cannot be locked: {error}");
-        }
         Ok(controller)
     }
 
@@ -112,9 +108,14 @@ impl Controller {
     }
 
     async fn attach(&mut self, name: &str) -> Result<()> {
-        let earlier = self.keeper.earlier(unix_seconds(), self.retire.max_age);
-        let keys = self.keeper.kernel_keys();
-        self.datapaths.push(Datapath::attach(name, &self.bpffs, self.how, keys, &earlier).await?);
+        let fill = |object: &mut Object| {
+            // Where they can't be read, the next step says so.
+            if let Ok(kernel) = KernelKeys::read() {
+                object.hold(name, Publish::Held(kernel.into()))?;
+            }
+            object.remember(name, &self.keeper.earlier(unix_seconds(), self.retire.max_age))
+        };
+        self.datapaths.push(Datapath::attach(name, &self.bpffs, self.how, fill).await?);
         Ok(())
     }
 
@@ -136,12 +137,18 @@ impl Controller {
             }
         }
         let now = unix_seconds();
-        self.keeper.step(now, &mut AllMaps { datapaths: &mut self.datapaths, retire: self.retire });
-        self.describe_keys(now);
+        leaving_no_trace(|| {
+            self.keeper.step(now, &mut AllMaps { datapaths: &mut self.datapaths, retire: self.retire });
+            self.describe_keys(now);
+        });
     }
 
     /// Carries out an order, and says what has been done.
     pub fn obey(&mut self, order: Order) -> Result<String> {
+        leaving_no_trace(|| self.carry_out(order))
+    }
+
+    fn carry_out(&mut self, order: Order) -> Result<String> {
         let now = unix_seconds();
         if let Order::Rotate { emergency: true } = order {
             // The maps that wait for an interface to come back hold the leaked keys, too. Counts are worth less.

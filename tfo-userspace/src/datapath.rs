@@ -22,7 +22,7 @@ pub use object::{LoadOptions, Object, OtherVersion, Pinned};
 use tfo_common::{
     counters::Counters,
     info::{Attach, Info, KeySource, LAYOUT_VERSION},
-    keyring::{CURRENT, Held, KeyRing, NEWEST, SLOTS, TRACKS},
+    keyring::{CURRENT, KeyRing, NEWEST, SLOTS, TRACKS},
     names,
     verdict::Mode,
 };
@@ -32,8 +32,9 @@ use crate::{
     counters::Report,
     interface::{self, Interface, XdpOnInterface},
     kernel,
-    keys::{KernelKeys, keeper::Publish, state::Made},
+    keys::keeper::Publish,
     pins::{Bpffs, Locked, MAPS, Pins},
+    secrecy::leaving_no_trace,
 };
 
 /// Says why this kernel or this user cannot run the program at all, before anything is touched.
@@ -120,7 +121,6 @@ pub struct Datapath {
     info: Info,
     logger: Option<EbpfLogger<&'static dyn Log>>,
     taken_over: bool,
-    published: Option<Publish>,
     /// Where the hits of keys stood when the current key last changed.
     last_hits: [u64; TRACKS],
 }
@@ -164,16 +164,15 @@ pub enum Presence {
 
 impl Datapath {
     /// Attaches the program to the interface called `name`, or takes over the one that an earlier controller left there:
-    /// its maps, hence its counters and keys, are used on, and the program is replaced in one step. Where the kernel's
-    /// `keys` are known, they are in force before the first packet is seen.
+    /// its maps, hence its counters and keys, are used on, and the program is replaced in one step. `fill` puts keys into
+    /// the map before the program sees a packet.
     ///
     /// On failure, all is as it was before.
     pub async fn attach(
         name: &str,
         bpffs: &Bpffs,
         how: How,
-        keys: Option<KernelKeys>,
-        earlier: &[Made],
+        fill: impl FnOnce(&mut Object) -> Result<()>,
     ) -> Result<Self> {
         // A status command that asks whether a controller runs holds the lock for an instant.
         let mut pins = bpffs.pins(name).lock(Duration::from_millis(500))?;
@@ -189,10 +188,7 @@ impl Datapath {
         let options =
             LoadOptions { link: interface.link_layer, mode: how.program_mode, log_level: how.log_level };
         let mut object = Object::load(&options, Some(&pins))?;
-        if let Some(KernelKeys { current, backup }) = keys {
-            object.hold(name, Publish::Held(Held { current, backup, next: None }))?;
-        }
-        object.remember(name, earlier)?;
+        leaving_no_trace(|| fill(&mut object))?;
         let logger = match how.log_level {
             0 => None,
             _ => Some(EbpfLogger::init(&mut object.ebpf).context("cannot read the program's own log")?),
@@ -243,28 +239,19 @@ impl Datapath {
             aside.replace()?;
         }
         pins.keep();
-        Ok(Self {
-            interface,
-            pins,
-            object,
-            info,
-            logger,
-            taken_over,
-            published: None,
-            last_hits: [0; TRACKS],
-        })
+        Ok(Self { interface, pins, object, info, logger, taken_over, last_hits: [0; TRACKS] })
     }
 
     /// Makes the keys of `publish` those of the map. Where the current key changes, retired ones that hardly anybody has
     /// used since the last change are given up: those with a share of all valid cookies below `retire_below`.
     pub fn publish(&mut self, publish: Publish, retire_below: Option<f64>) -> Result<()> {
-        if self.published == Some(publish) {
+        let before = self.object.key_ring()?;
+        if matches!(publish, Publish::Held(held) if held == before.held()) {
             return Ok(());
         }
         // The evidence is that of the time before: whoever comes with the new keys in force says nothing about it.
-        let (before, hits) = (self.object.key_ring()?, self.object.counters()?.hits);
+        let hits = self.object.counters()?.hits;
         self.object.hold(&self.interface.name, publish)?;
-        self.published = Some(publish);
         let after = self.object.key_ring()?;
         if let (Publish::Held(_), Some(limit)) = (publish, retire_below)
             && before.get(CURRENT) != after.get(CURRENT)
@@ -293,8 +280,6 @@ impl Datapath {
         let (ring, now) = (self.object.key_ring()?, unix_seconds());
         let is_old = |slot: usize| now.saturating_sub(ring.since[slot]) > max_age;
         if (NEWEST..SLOTS).any(|slot| ring.holds(slot) && is_old(slot)) {
-            // What is to be held may be among them: it is to be published anew.
-            self.published = None;
             self.object.prune(&self.interface.name, |slot| !is_old(slot))?;
         }
         Ok(())

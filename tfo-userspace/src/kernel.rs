@@ -45,10 +45,10 @@ impl KeySysctl {
     pub fn write(&self, current: Key, backup: Option<Key>) -> Result<()> {
         // It is not to grow, which would leave a copy behind.
         let mut text = Zeroizing::new(String::with_capacity(KEYS));
-        text.push_str(&Zeroizing::new(key_text(current)));
+        text.push_str(&key_text(current));
         if let Some(backup) = backup {
             text.push(',');
-            text.push_str(&Zeroizing::new(key_text(backup)));
+            text.push_str(&key_text(backup));
         }
         self.0.write_all_at(text.as_bytes(), 0).with_context(|| format!("cannot write {KEY}"))
     }

@@ -1,14 +1,14 @@
 //! Keys in user space: their text form, and following the kernel's.
 
-use std::{fmt::Write as _, io, net::IpAddr};
+use std::{fmt::Write as _, net::IpAddr};
 
-use anyhow::{Result, bail};
-use log::warn;
+use anyhow::{Context as _, Result, bail};
 use tfo_common::{
     cookie,
-    keyring::{Key, KeyRing},
+    keyring::{Held, Key, KeyRing},
     segment::Addresses,
 };
+use zeroize::Zeroizing;
 
 use crate::kernel;
 
@@ -29,6 +29,12 @@ pub struct KernelKeys {
 }
 
 impl KernelKeys {
+    /// Those of the calling thread's network namespace, now.
+    pub fn read() -> Result<Self> {
+        let text = kernel::read_key().context("cannot read net.ipv4.tcp_fastopen_key")?;
+        Self::parse(&text).context("net.ipv4.tcp_fastopen_key is not in the form that Linux writes")
+    }
+
     /// Reads what the sysctl shows: `%08x-%08x-%08x-%08x`, then optionally `,` and the backup key.
     ///
     /// A key of zeros is what it shows before any key was set, and is taken as none.
@@ -45,6 +51,24 @@ impl KernelKeys {
         let set = |key: Key| (!key.is_zero()).then_some(key);
         Some(Self { current: set(current), backup: backup.and_then(set) })
     }
+
+    /// The fingerprints of both keys; 0 for none.
+    pub fn fingerprints(&self) -> [u64; 2] {
+        [&self.current, &self.backup].map(|key| key.as_ref().map_or(0, cookie::fingerprint))
+    }
+}
+
+impl From<KernelKeys> for Held {
+    fn from(KernelKeys { current, backup }: KernelKeys) -> Self {
+        Self { current, backup, next: None }
+    }
+}
+
+impl From<Held> for KernelKeys {
+    /// What the kernel shows once it has the keys of `held`.
+    fn from(Held { current, backup, next: _ }: Held) -> Self {
+        Self { current, backup }
+    }
 }
 
 /// The key written as four groups of eight hexadecimal digits.
@@ -60,9 +84,12 @@ pub fn parse_key(text: &str) -> Option<Key> {
 }
 
 /// The key as the sysctl takes it. A secret: for the kernel only.
-pub fn key_text(key: Key) -> String {
+pub fn key_text(key: Key) -> Zeroizing<String> {
     let [a, b, c, d] = key.to_words();
-    format!("{a:08x}-{b:08x}-{c:08x}-{d:08x}")
+    // It is not to grow, which would leave a copy behind.
+    let mut text = Zeroizing::new(String::with_capacity(4 * 9));
+    write!(text, "{a:08x}-{b:08x}-{c:08x}-{d:08x}").expect("writing to a String cannot fail");
+    text
 }
 
 /// The two addresses from which a cookie is made; an error where they are of different families.
@@ -100,41 +127,6 @@ pub fn describe(ring: &KeyRing) -> String {
     line
 }
 
-/// Follows the kernel's keys into a key ring.
-#[derive(Default)]
-pub struct Follower {
-    seen: Option<KernelKeys>,
-    failure: Option<String>,
-}
-
-impl Follower {
-    /// The kernel's keys now; where they can't be read or understood, as last seen.
-    ///
-    /// A failure is said once, and the keys known so far stay in force.
-    pub fn poll(&mut self) -> Option<KernelKeys> {
-        match kernel::read_key().and_then(|text| KernelKeys::parse(&text).ok_or_else(unreadable)) {
-            Ok(keys) => {
-                self.failure = None;
-                self.seen = Some(keys);
-            }
-            Err(error) => {
-                let failure = error.to_string();
-                if self.failure.as_ref() != Some(&failure) {
-                    warn!(
-                        "cannot follow net.ipv4.tcp_fastopen_key, keeping the keys known so far: {failure}"
-                    );
-                    self.failure = Some(failure);
-                }
-            }
-        }
-        self.seen
-    }
-}
-
-fn unreadable() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "not in the form that Linux writes")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,7 +139,7 @@ mod tests {
     fn the_sysctls_text_is_understood() {
         let one = parse_key(ONE).unwrap();
         let two = parse_key(TWO).unwrap();
-        assert_eq!(key_text(one), ONE);
+        assert_eq!(*key_text(one), ONE);
         assert_eq!(one.to_words(), [0xa0bf_63f7, 0xed80_3d81, 0xcd64_1d30, 0xcebc_4a90]);
 
         let parse = |text: &str| KernelKeys::parse(text).map(|keys| (keys.current, keys.backup));

@@ -16,6 +16,7 @@ pub mod lab;
 pub mod output;
 pub mod pins;
 pub mod screen;
+pub mod secrecy;
 pub mod signals;
 
 use anyhow::{Context as _, Result};

@@ -23,6 +23,7 @@ use crate::{
     keys::{keeper::Source, schedule::Schedule, secret::Secret, state::State},
     pins::Bpffs,
     screen::Screen,
+    secrecy::leaving_no_trace,
     signals::Signals,
 };
 
@@ -39,7 +40,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
         attach: args.attach,
         program_mode: args.mode.into(),
         log_level,
-        source: source(args)?,
+        source: leaving_no_trace(|| source(args))?,
         retire: Retire { below: args.retire_below, max_age: args.max_age },
     };
     let mut controller = Controller::start(&args.interfaces, bpffs, options).await?;

@@ -227,7 +227,7 @@ impl Pinned {
 
 impl Object {
     /// Makes the keys of `publish` those of the map, unless they are already.
-    pub(super) fn hold(&mut self, interface: &str, publish: Publish) -> Result<()> {
+    pub(crate) fn hold(&mut self, interface: &str, publish: Publish) -> Result<()> {
         let ring = self.key_ring()?;
         let hits = self.counters()?.hits;
         let moment = Moment { seconds: unix_seconds(), hits: &hits };
@@ -261,7 +261,7 @@ impl Object {
     }
 
     /// Makes `earlier` keys, newest first, retired ones, each as old as it is, as far as there is room.
-    pub(super) fn remember(&mut self, interface: &str, earlier: &[Made]) -> Result<()> {
+    pub(crate) fn remember(&mut self, interface: &str, earlier: &[Made]) -> Result<()> {
         let ring = self.key_ring()?;
         let hits = self.counters()?.hits;
         let next = earlier.iter().fold(ring, |ring, Made { key, made }| {

@@ -10,13 +10,13 @@ use anyhow::{Result, bail};
 use log::{info, warn};
 use nix::fcntl::Flock;
 use tfo_common::{
-    cookie,
     info::KeySource,
     keyring::{Held, Key, RETIRED},
 };
+use zeroize::Zeroizing;
 
 use super::{
-    Follower, KernelKeys, fingerprint,
+    KernelKeys, fingerprint,
     schedule::Schedule,
     secret::Secret,
     state::{Made, State},
@@ -72,9 +72,8 @@ pub trait Maps {
 /// Keeps the kernel's keys and the maps' in step with the source.
 pub struct Keeper {
     source: Source,
-    follower: Follower,
-    /// What we installed last: what the kernel must show unless somebody else wrote.
-    installed: Option<KernelKeys>,
+    /// The fingerprints of what we installed last: of what the kernel must show unless somebody else wrote.
+    installed: Option<[u64; 2]>,
     /// Somebody else writes the sysctl: we follow, until told to rotate.
     yielded: bool,
     /// The latest time that the clock has shown.
@@ -88,21 +87,7 @@ pub struct Keeper {
 impl Keeper {
     /// The keeper of `source`'s keys.
     pub fn new(source: Source) -> Self {
-        Self {
-            source,
-            follower: Follower::default(),
-            installed: None,
-            yielded: false,
-            latest: 0,
-            behind: false,
-            failure: None,
-            failures: 0,
-        }
-    }
-
-    /// The kernel's keys, as they are now or were last seen.
-    pub fn kernel_keys(&mut self) -> Option<KernelKeys> {
-        self.follower.poll()
+        Self { source, installed: None, yielded: false, latest: 0, behind: false, failure: None, failures: 0 }
     }
 
     /// Which source it is.
@@ -123,29 +108,28 @@ impl Keeper {
         }
     }
 
-    /// How often the kernel's keys could not be written, or were changed by somebody else.
+    /// How often the kernel's keys could not be read or written, or were changed by somebody else.
     pub fn failures(&self) -> u64 {
         self.failures
     }
 
     /// The fingerprints of the keys that the source wants the kernel to hold now; 0 for none.
     pub fn wanted_fingerprints(&self, now: u64) -> [u64; 2] {
-        let wanted = self.wanted(now).unwrap_or_default();
-        [wanted.current, wanted.backup].map(|key| key.map_or(0, |key| cookie::fingerprint(&key)))
+        self.wanted(now).map_or([0; 2], |wanted| KernelKeys::from(wanted).fingerprints())
     }
 
     /// Keys of the source that were in use before, newest first, no older than `max_age`: clients may come back with cookies
     /// of them.
-    pub fn earlier(&self, now: u64, max_age: Option<Duration>) -> Vec<Made> {
-        let mut earlier: Vec<_> = match &self.source {
-            Source::Kernel => Vec::new(),
-            Source::Random { state, .. } => state.retired().collect(),
+    pub fn earlier(&self, now: u64, max_age: Option<Duration>) -> Zeroizing<Vec<Made>> {
+        // It is not to grow, which would leave a copy behind.
+        let mut earlier = Zeroizing::new(Vec::with_capacity(RETIRED));
+        match &self.source {
+            Source::Kernel => {}
+            Source::Random { state, .. } => earlier.extend(state.retired().take(RETIRED)),
             Source::Secret { secret, schedule } => {
-                let keys = schedule.earlier(secret, now, RETIRED).into_iter();
-                let numbers = (0..schedule.number(now)).rev();
-                keys.zip(numbers).map(|(key, number)| Made { key, made: schedule.begins(number) }).collect()
+                earlier.extend(schedule.earlier(secret, now).take(RETIRED));
             }
-        };
+        }
         earlier.retain(|made| max_age.is_none_or(|age| now.saturating_sub(made.made) <= age.as_secs()));
         earlier
     }
@@ -173,9 +157,9 @@ impl Keeper {
     }
 
     fn try_step(&mut self, now: u64, maps: &mut impl Maps) -> Result<()> {
-        let Some(kernel) = self.follower.poll() else { return Ok(()) };
+        let kernel = KernelKeys::read()?;
         // A key that the kernel never took is not followed by another: those that clients have would be pushed out.
-        let is_installed = self.wanted(now).is_some_and(|wanted| kernel == target(wanted));
+        let is_installed = self.wanted(now).is_some_and(|wanted| kernel == wanted.into());
         let mut changed = Ok(());
         if let Source::Random { state, rotate, .. } = &self.source {
             let newest = state.keys().first().map_or(0, |newest| newest.made);
@@ -196,14 +180,14 @@ impl Keeper {
 
     /// Brings kernel and maps to what the source wants, from what the kernel holds.
     fn pursue(&mut self, now: u64, kernel: KernelKeys, maps: &mut impl Maps) -> Result<()> {
-        let Some(wanted) = self.wanted(now) else { return maps.publish(Publish::Held(held(kernel))) };
-        if kernel == target(wanted) {
-            self.installed = Some(kernel);
+        let Some(wanted) = self.wanted(now) else { return maps.publish(Publish::Held(kernel.into())) };
+        if kernel == wanted.into() {
+            self.installed = Some(kernel.fingerprints());
             self.yielded = false;
             maps.publish(self.last(wanted))?;
             return self.purged();
         }
-        if !self.yielded && self.installed.is_some_and(|installed| installed != kernel) {
+        if !self.yielded && self.installed.is_some_and(|installed| installed != kernel.fingerprints()) {
             self.yielded = true;
             self.failures += 1;
             warn!(
@@ -212,7 +196,7 @@ impl Keeper {
             );
         }
         if self.yielded {
-            return maps.publish(Publish::Held(held(kernel)));
+            return maps.publish(Publish::Held(kernel.into()));
         }
         self.install(wanted, maps)
     }
@@ -223,7 +207,7 @@ impl Keeper {
     /// after the secret was replaced, or the kernel's key.
     pub fn rotate(&mut self, emergency: bool, now: u64, maps: &mut impl Maps) -> Result<()> {
         if emergency && !matches!(self.source, Source::Random { .. }) {
-            let kernel = held(self.follower.poll().unwrap_or_default());
+            let kernel = KernelKeys::read()?.into();
             return maps.publish(Publish::Only(self.wanted(now).unwrap_or(kernel)));
         }
         self.change(|state| if emergency { state.emergency(now) } else { state.rotate(now) })?;
@@ -262,9 +246,8 @@ impl Keeper {
 
     /// Learn, write, compare, and give the old ones up.
     fn install(&mut self, wanted: Held, maps: &mut impl Maps) -> Result<()> {
-        let target = target(wanted);
         let Some(current) = wanted.current else { bail!("the source has no key") };
-        let kernel = held(self.follower.poll().unwrap_or_default());
+        let kernel = KernelKeys::read()?.into();
         match maps.publish(Publish::Learn { kernel, wanted }) {
             Ok(()) => info!("rotation: the maps know the new keys"),
             // One map must not keep a leaked key in the kernel.
@@ -273,10 +256,11 @@ impl Keeper {
         }
         KeySysctl::open()?.write(current, wanted.backup)?;
         info!("rotation: net.ipv4.tcp_fastopen_key is written");
-        if self.follower.poll() != Some(target) {
+        let shown = KernelKeys::read()?;
+        if shown != wanted.into() {
             bail!("net.ipv4.tcp_fastopen_key does not show what was just written to it");
         }
-        self.installed = Some(target);
+        self.installed = Some(shown.fingerprints());
         maps.publish(self.last(wanted))?;
         self.purged()?;
         info!("rotation: done, the kernel's current key is {}", fingerprint(current));
@@ -310,13 +294,4 @@ impl Keeper {
             Source::Secret { secret, schedule } => Some(schedule.held(secret, now)),
         }
     }
-}
-
-/// What the kernel shows once it has the keys of `wanted`.
-fn target(wanted: Held) -> KernelKeys {
-    KernelKeys { current: wanted.current, backup: wanted.backup }
-}
-
-fn held(keys: KernelKeys) -> Held {
-    Held { current: keys.current, backup: keys.backup, next: None }
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use tfo_common::keyring::{Held, Key};
+use tfo_common::keyring::Held;
 
-use super::secret::Secret;
+use super::{secret::Secret, state::Made};
 
 /// The shortest interval: tofurkey's.
 pub const SHORTEST: Duration = Duration::from_secs(10);
@@ -75,15 +75,11 @@ impl Schedule {
         (unix_seconds - unix_seconds % half).saturating_add(half)
     }
 
-    /// The last `count` keys before the current one, newest first: hosts of the fleet may have handed out their
-    /// cookies. The first of them is the backup key in the first half of an interval.
-    pub fn earlier(&self, secret: &Secret, unix_seconds: u64, count: usize) -> Vec<Key> {
-        (0..self.number(unix_seconds)).rev().take(count).map(|number| secret.key(number)).collect()
-    }
-
-    /// When key `number` became the current one, in seconds since 1970.
-    pub fn begins(&self, number: u64) -> u64 {
-        number.saturating_mul(self.interval.as_secs())
+    /// The keys before the current one, newest first: hosts of the fleet may have handed out their cookies. The first of
+    /// them is the backup key in the first half of an interval.
+    pub fn earlier(&self, secret: &Secret, unix_seconds: u64) -> impl Iterator<Item = Made> {
+        let made = |number| Made { key: secret.key(number), made: number * self.interval.as_secs() };
+        (0..self.number(unix_seconds)).rev().map(made)
     }
 
     fn half(&self) -> u64 {
@@ -135,8 +131,8 @@ mod tests {
     #[test]
     fn tofurkeys_vector() {
         let held = every(86400).held(&secret(), 1_000_000);
-        assert_eq!(held.current.map(key_text).unwrap(), "c998252e-8f89667d-31961e08-3897526b");
-        assert_eq!(held.backup.map(key_text).unwrap(), "1c9ca1a5-9d295055-f8e3d4df-7107b577");
+        assert_eq!(*held.current.map(key_text).unwrap(), "c998252e-8f89667d-31961e08-3897526b");
+        assert_eq!(*held.backup.map(key_text).unwrap(), "1c9ca1a5-9d295055-f8e3d4df-7107b577");
         assert!(held.next.is_none());
     }
 
@@ -212,10 +208,10 @@ mod tests {
     fn earlier_keys_come_newest_first() {
         let (secret, schedule) = (secret(), every(10));
         for now in [1_000_000, 1_000_009] {
-            let earlier = schedule.earlier(&secret, now, 3);
-            assert!(earlier == [99_999, 99_998, 99_997].map(|number| secret.key(number)));
+            let earlier: Vec<_> = schedule.earlier(&secret, now).take(3).collect();
+            let made = |number| Made { key: secret.key(number), made: number * 10 };
+            assert!(earlier == [99_999, 99_998, 99_997].map(made));
         }
-        assert!(schedule.earlier(&secret, 1_000_000, 0).is_empty());
     }
 
     #[test]
@@ -224,8 +220,8 @@ mod tests {
         assert_eq!(numbers(&schedule, &secret, 0), [Some(0), None, Some(1)]);
         assert_eq!(numbers(&schedule, &secret, 5), [Some(0), Some(1), None]);
         assert_eq!(schedule.next_change(0), 5);
-        assert!(schedule.earlier(&secret, 0, 8).is_empty());
-        assert!(schedule.earlier(&secret, 25, 8) == [secret.key(1), secret.key(0)]);
+        assert_eq!(schedule.earlier(&secret, 0).count(), 0);
+        assert_eq!(schedule.earlier(&secret, 25).count(), 2);
     }
 
     #[test]

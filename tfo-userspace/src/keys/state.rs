@@ -161,7 +161,7 @@ impl State {
 
     /// What is written to the file.
     pub fn text(&self) -> Result<Zeroizing<Vec<u8>>> {
-        let texts: Vec<_> = self.keys.iter().map(|made| Zeroizing::new(key_text(made.key))).collect();
+        let texts: Vec<_> = self.keys.iter().map(|made| key_text(made.key)).collect();
         let entries = texts.iter().zip(&self.keys).map(|(key, made)| Entry { key, made: made.made });
         let document = Document { version: VERSION, keys: entries.collect(), purge: self.purge };
         // It is not to grow, which would leave a copy behind.
@@ -529,7 +529,7 @@ mod tests {
         let (_folder, path) = folder();
         let entry = format!("{{\"key\":\"{ONE}\",\"made\":1}}");
         let eleven = [entry.as_str(); REMEMBERED + 1].join(",");
-        let zero = format!("{{\"key\":\"{}\",\"made\":1}}", key_text(Key::default()));
+        let zero = format!("{{\"key\":\"{}\",\"made\":1}}", *key_text(Key::default()));
         let document = |keys: &str| format!("{{\"version\":1,\"keys\":[{keys}]}}");
         for (content, expected) in [
             (ONE.to_owned(), "no state file"),
