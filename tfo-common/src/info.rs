@@ -27,7 +27,7 @@ pub struct Info {
     pub max_age_seconds: u64,
     /// The fingerprints of the primary and the backup key that the source wants the kernel to hold; 0 for none.
     pub wanted: [u64; 2],
-    /// How often the kernel's keys could not be written, or were changed by somebody else.
+    /// How often the kernel's keys could not be read or written, or were changed by somebody else.
     pub key_failures: u64,
 }
 

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::kernel;
 
+pub mod attestation;
 pub mod keeper;
 pub mod schedule;
 pub mod secret;

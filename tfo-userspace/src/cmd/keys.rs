@@ -11,7 +11,7 @@ use serde::Serialize;
 use tfo_common::{
     cookie,
     info::KeySource,
-    keyring::{BACKUP, CURRENT, Role, SLOTS},
+    keyring::{Role, SLOTS},
 };
 use zeroize::Zeroizing;
 
@@ -20,10 +20,9 @@ use crate::{
     control::{self, Order},
     counters::table,
     datapath::{Pinned, unix_seconds},
-    kernel,
-    keys::{KernelKeys, addresses, fingerprint, parse_key, schedule::Schedule, secret::Secret},
+    keys::{addresses, attestation::Attestation, fingerprint, parse_key, schedule::Schedule, secret::Secret},
     output::print,
-    pins::Bpffs,
+    pins::{Bpffs, Pins},
 };
 
 /// Prints the cookie that each given key makes for the two addresses.
@@ -112,13 +111,10 @@ struct Keys {
     source: &'static str,
     /// How often they change, in seconds.
     rotate: Option<u64>,
-    /// How often the kernel's keys could not be written, or were changed by somebody else.
+    /// How often the kernel's keys could not be read or written, or were changed by somebody else.
     failures: u64,
-    /// Fingerprints of the primary and the backup key that the kernel has, and of those that the source wants it to have.
-    kernel: [Option<String>; 2],
-    wanted: [Option<String>; 2],
-    /// Whether the map has the kernel's keys in their roles, and the kernel those of the source.
-    in_step: bool,
+    #[serde(flatten)]
+    attestation: Attestation,
     keys: Vec<Generation>,
 }
 
@@ -139,13 +135,13 @@ struct Generation {
 /// Shows the keys of each interface.
 pub(super) fn status(args: &KeysStatus, bpffs: &Bpffs) -> Result<()> {
     for pins in super::attached(args.select.interface.as_deref(), bpffs)? {
-        let keys = keys(pins.interface(), &Pinned::open(&pins)?)?;
+        let keys = keys(&pins, &Pinned::open(&pins)?)?;
         print(&if args.select.json { serde_json::to_string(&keys)? } else { text(&keys) })?;
     }
     Ok(())
 }
 
-fn keys(interface: &str, pinned: &Pinned) -> Result<Keys> {
+fn keys(pins: &Pins, pinned: &Pinned) -> Result<Keys> {
     let (ring, info, hits) = (pinned.key_ring()?, pinned.info(), pinned.counters()?.hits);
     let slots = || (0..SLOTS).filter(|slot| ring.holds(*slot));
     let all: u64 = slots().map(|slot| ring.hits(slot, &hits)).sum();
@@ -163,37 +159,29 @@ fn keys(interface: &str, pinned: &Pinned) -> Result<Keys> {
             goes_in: may_go.then(|| info.max_age_seconds.saturating_sub(age)),
         }
     };
-    // The sysctl is of our own namespace: of another one there is nothing to compare with.
-    let here = kernel::netns()? == info.netns;
-    let kernel = kernel::read_key().ok().filter(|_| here).and_then(|text| KernelKeys::parse(&text));
-    let wanted = info.wanted.map(|key| (key != 0).then(|| format!("{key:016x}")));
-    let map = [ring.get(CURRENT), ring.get(BACKUP)].map(|key| key.map(fingerprint));
-    let in_kernel =
-        kernel.map_or([None, None], |keys| [keys.current, keys.backup].map(|key| key.map(fingerprint)));
-    let follows = info.key_source == KeySource::Kernel as u64;
     Ok(Keys {
-        interface: interface.to_owned(),
+        interface: pins.interface().to_owned(),
         source: KeySource::ALL.get(info.key_source as usize).map_or("unknown", |source| source.name()),
         rotate: (info.rotate_seconds > 0).then_some(info.rotate_seconds),
         failures: info.key_failures,
-        in_step: (kernel.is_none() || map == in_kernel) && (follows || map == wanted),
-        kernel: in_kernel,
-        wanted,
+        attestation: Attestation::of(pins, &ring, info)?,
         keys: slots().map(generation).collect(),
     })
 }
 
 fn text(keys: &Keys) -> String {
-    let Keys { interface, source, rotate, failures, in_step, keys, .. } = keys;
+    let Keys { interface, source, rotate, failures, attestation, keys } = keys;
     let mut text = format!("{interface}: keys from {source}");
     if let Some(rotate) = rotate {
         text += &format!(", a new one every {rotate} s");
     }
-    text += if *in_step { ", kernel and map in step\n" } else { ", kernel and map OUT OF STEP\n" };
+    text.push('\n');
     if *failures > 0 {
-        text +=
-            &format!("{failures} failures to write the kernel's keys, or changes of them by somebody else\n");
+        text += &format!(
+            "{failures} failures to read or write the kernel's keys, or changes of them by somebody else\n"
+        );
     }
+    text += &attestation.text();
     let rows = keys.iter().map(|key| {
         let goes = key.goes_in.map_or_else(String::new, |seconds| format!("in {seconds} s"));
         let share = format!("{:.2}%", key.share * 100.0);

@@ -11,7 +11,7 @@ use crate::{
     counters::{attach_name, since},
     datapath::{Pinned, is_attached},
     error::NOT_RUNNING,
-    keys::fingerprint,
+    keys::{attestation::Attestation, fingerprint},
     output::print,
     pins::{Bpffs, Pins},
 };
@@ -29,13 +29,15 @@ struct Report {
     keys: Keys,
 }
 
-/// Fingerprints: never keys.
+/// Fingerprints of the keys in the map, and whether they are where they should be: never keys.
 #[derive(Serialize)]
 struct Keys {
     generation: u64,
     current: Option<String>,
     backup: Option<String>,
     retired: Vec<String>,
+    #[serde(flatten)]
+    attestation: Attestation,
 }
 
 /// Prints the state of each interface. Exit status 0 where every one is attached and has its controller, else 3.
@@ -68,6 +70,7 @@ async fn report(pins: &Pins) -> Result<Report> {
             current: ring.get(0).map(fingerprint),
             backup: ring.get(1).map(fingerprint),
             retired: ring.retired().map(fingerprint).collect(),
+            attestation: Attestation::of(pins, &ring, pinned.info())?,
         },
     })
 }
@@ -79,12 +82,10 @@ fn text(report: &Report) -> String {
         true => "running".to_owned(),
         false => format!("none: keys are not followed; `tfo run -i {interface}` takes over"),
     };
-    let show = |key: &Option<String>| key.clone().unwrap_or_else(|| "none".to_owned());
     let retired = if keys.retired.is_empty() { "none".to_owned() } else { keys.retired.join(", ") };
     format!(
         "{interface}: {attached}\n  controller   {controller}\n  counting     since {since:.0}\n  \
-         current key  {}\n  backup key   {}\n  retired keys {retired}\n",
-        show(&keys.current),
-        show(&keys.backup),
+         retired keys {retired}\n{}",
+        keys.attestation.text()
     )
 }

@@ -1,0 +1,69 @@
+//! Whether the keys are where they should be, by their fingerprints: hosts out of step are seen at a glance.
+
+use anyhow::Result;
+use comfy_table::CellAlignment::Left;
+use serde::Serialize;
+use tfo_common::{
+    info::{Info, KeySource},
+    keyring::KeyRing,
+};
+
+use super::KernelKeys;
+use crate::{counters::table, kernel, pins::Pins};
+
+/// The kernel's two keys, as three places have them.
+#[derive(Serialize)]
+pub struct Attestation {
+    /// Whether they are the same wherever they are known.
+    in_step: bool,
+    /// In the map. JSON has them in their own places.
+    #[serde(skip)]
+    map: Pair,
+    /// In the sysctl; `None` where that is of another network namespace, or can't be read.
+    kernel: Option<Pair>,
+    /// What the source wants now; `None` where keys are the kernel's to choose, or no controller is there to ask the source.
+    schedule: Option<Pair>,
+}
+
+/// Fingerprints.
+#[derive(PartialEq, Eq, Serialize)]
+struct Pair {
+    current: Option<String>,
+    backup: Option<String>,
+}
+
+impl From<[u64; 2]> for Pair {
+    /// 0 stands for none.
+    fn from(fingerprints: [u64; 2]) -> Self {
+        let [current, backup] = fingerprints.map(|print| (print != 0).then(|| format!("{print:016x}")));
+        Self { current, backup }
+    }
+}
+
+impl Attestation {
+    /// Of the map with `ring` and what is known `info` under `pins`.
+    pub fn of(pins: &Pins, ring: &KeyRing, info: &Info) -> Result<Self> {
+        let map = KernelKeys::from(ring.held()).fingerprints().into();
+        // Its keys are of our own namespace: to another's, they say nothing.
+        let kernel = (kernel::netns()? == info.netns).then(KernelKeys::read).and_then(Result::ok);
+        let kernel = kernel.map(|keys| keys.fingerprints().into());
+        let has_schedule = info.key_source != KeySource::Kernel as u64 && pins.has_controller()?;
+        let schedule = has_schedule.then(|| info.wanted.into());
+        let in_step = [&kernel, &schedule].into_iter().flatten().all(|keys| *keys == map);
+        Ok(Self { in_step, map, kernel, schedule })
+    }
+
+    /// As users see it.
+    pub fn text(&self) -> String {
+        let Self { in_step, map, kernel, schedule } = self;
+        let places = [("map", Some(map)), ("kernel", kernel.as_ref()), ("schedule", schedule.as_ref())];
+        let rows =
+            places.into_iter().filter_map(|(place, keys)| Some((place, keys?))).map(|(place, keys)| {
+                let [current, backup] =
+                    [&keys.current, &keys.backup].map(|key| key.as_deref().unwrap_or("none"));
+                [place, current, backup].map(str::to_owned)
+            });
+        let head = if *in_step { "keys in step" } else { "keys OUT OF STEP" };
+        table(&[(head, Left), ("current", Left), ("backup", Left)], rows)
+    }
+}
