@@ -13,7 +13,6 @@ use anyhow::Result;
 use crate::{
     block_on,
     cli::{Cli, Command, Keys},
-    control::Order,
     error::{NotRunning, die_quietly_on_broken_pipe},
     lab,
     pins::{Bpffs, Pins},
@@ -38,10 +37,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Keys(Keys::Cookie(args)) => keys::cookie(&args).map(done),
         Command::Keys(Keys::Derive(args)) => keys::derive(&args).map(done),
         Command::Keys(Keys::Status(args)) => keys::status(&args, &bpffs).map(done),
-        Command::Keys(Keys::Rotate(args)) => {
-            let order = Order::Rotate { emergency: args.emergency };
-            block_on(keys::order(&order, args.interface.as_deref(), &bpffs)).map(done)
-        }
+        Command::Keys(Keys::Rotate(args)) => block_on(keys::rotate(&args, &bpffs)).map(done),
         Command::Keys(Keys::Import(args)) => block_on(keys::import(&args, &bpffs)).map(done),
         Command::Unload(args) => block_on(unload::run(&args, &bpffs)).map(done),
     }

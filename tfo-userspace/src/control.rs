@@ -39,6 +39,8 @@ pub enum Order {
         /// And let nothing that was made with an earlier one be accepted.
         emergency: bool,
     },
+    /// Let go of all keys but those that the kernel is to hold: another controller has changed them, since they leaked.
+    Forget,
     /// Use this key, in the sysctl's form.
     Import {
         /// The key.

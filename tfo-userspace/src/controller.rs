@@ -42,6 +42,20 @@ struct Gone {
     name: String,
     /// Why the last try to attach again failed, so that it is said once.
     failure: Option<String>,
+    /// The maps that it left have keys that must not be taken any more.
+    has_leaked_keys: bool,
+}
+
+impl Gone {
+    /// Removes the maps, where keys in them have leaked.
+    fn forget_leaked_keys(&mut self, bpffs: &Bpffs) -> Result<()> {
+        if self.has_leaked_keys {
+            let pins = bpffs.pins(&self.name).lock(Duration::from_millis(500));
+            pins.and_then(|pins| pins.remove()).context("leaked keys are in the maps left behind")?;
+            self.has_leaked_keys = false;
+        }
+        Ok(())
+    }
 }
 
 /// What a controller does.
@@ -132,7 +146,7 @@ impl Controller {
                     warn!(
                         "{name}: the interface is gone, or was detached by force; it is attached again when it is there"
                     );
-                    self.gone.push(Gone { name: name.clone(), failure: None });
+                    self.gone.push(Gone { name: name.clone(), failure: None, has_leaked_keys: false });
                 }
             }
         }
@@ -150,19 +164,20 @@ impl Controller {
 
     fn carry_out(&mut self, order: Order) -> Result<String> {
         let now = unix_seconds();
-        if let Order::Rotate { emergency: true } = order {
+        if let Order::Rotate { emergency: true } | Order::Forget = order {
             // The maps that wait for an interface to come back hold the leaked keys, too. Counts are worth less.
-            for gone in &self.gone {
-                let pins = self.bpffs.pins(&gone.name);
+            for gone in &mut self.gone {
+                gone.has_leaked_keys = true;
                 // Whatever becomes of them, the key that has leaked must leave the kernel.
-                if let Err(error) = pins.lock(Duration::from_millis(500)).and_then(|pins| pins.remove()) {
-                    warn!("{}: old keys may be in the maps left behind: {error:#}", gone.name);
+                if let Err(error) = gone.forget_leaked_keys(&self.bpffs) {
+                    warn!("{}: {error:#}; it is tried again before they are used", gone.name);
                 }
             }
         }
         let mut maps = AllMaps { datapaths: &mut self.datapaths, retire: self.retire };
         let outcome = match order {
             Order::Rotate { emergency } => self.keeper.rotate(emergency, now, &mut maps),
+            Order::Forget => self.keeper.forget(now, &mut maps),
             Order::Import { key } => {
                 let Some(key) = parse_key(key.trim_end()).filter(|key| !key.is_zero()) else {
                     bail!("this is no key: it takes xxxxxxxx-xxxxxxxx-xxxxxxxx-xxxxxxxx, not all zeros");
@@ -200,7 +215,11 @@ impl Controller {
                 self.gone.push(gone);
                 continue;
             }
-            match self.attach(&gone.name).await {
+            let attached = match gone.forget_leaked_keys(&self.bpffs) {
+                Ok(()) => self.attach(&gone.name).await,
+                Err(error) => Err(error),
+            };
+            match attached {
                 Ok(()) => info!("{}: the interface is back", gone.name),
                 Err(error) => {
                     let failure = format!("{error:#}");

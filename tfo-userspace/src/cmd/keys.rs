@@ -16,10 +16,11 @@ use tfo_common::{
 use zeroize::Zeroizing;
 
 use crate::{
-    cli::{Cookie, Derive, Import, KeysStatus},
+    cli::{Cookie, Derive, Import, KeysStatus, Rotate},
     control::{self, Order},
     counters::table,
     datapath::{Pinned, unix_seconds},
+    kernel,
     keys::{addresses, attestation::Attestation, fingerprint, parse_key, schedule::Schedule, secret::Secret},
     output::print,
     pins::{Bpffs, Pins},
@@ -91,17 +92,41 @@ pub(super) fn derive(args: &Derive) -> Result<()> {
     print(&format!("at {at}, until {until}\n  current {current}\n  backup  {backup}\n  next    {next}"))
 }
 
-/// Gives an order to the controller of `interface`, or to that of the first one that is attached.
-pub(super) async fn order(order: &Order, interface: Option<&str>, bpffs: &Bpffs) -> Result<()> {
-    let pins = super::attached(interface, bpffs)?;
-    let first = pins.first().context("nothing is attached")?;
-    print(&control::give(first.interface(), order).await?)
+/// Gives the order to rotate. In an emergency, every other program in this network namespace is to forget the keys before.
+pub(super) async fn rotate(args: &Rotate, bpffs: &Bpffs) -> Result<()> {
+    let to = recipient(args.interface.as_deref(), bpffs)?;
+    let rotated = control::give(&to, &Order::Rotate { emergency: args.emergency }).await;
+    let mut outcome = rotated.and_then(|done| print(&done));
+    if !args.emergency {
+        return outcome;
+    }
+    let here = kernel::netns()?;
+    for pins in super::attached(None, bpffs)? {
+        let other = pins.interface();
+        if other != to && Pinned::open(&pins).is_ok_and(|pinned| pinned.info().netns == here) {
+            let forgotten = control::give(other, &Order::Forget).await.map(drop);
+            outcome =
+                outcome.and(forgotten.with_context(|| format!("{other}: old keys may be in its map still")));
+        }
+    }
+    outcome
+}
+
+/// The interface whose controller gets an order: the given one, or else one whose keys are not the kernel's to change.
+fn recipient(interface: Option<&str>, bpffs: &Bpffs) -> Result<String> {
+    let attached = super::attached(interface, bpffs)?;
+    let has_own_keys = |pins: &&Pins| {
+        Pinned::open(pins).is_ok_and(|pinned| pinned.info().key_source != KeySource::Kernel as u64)
+    };
+    let pins = attached.iter().find(has_own_keys).or(attached.first()).context("nothing is attached")?;
+    Ok(pins.interface().to_owned())
 }
 
 /// Reads a key and gives the order to use it.
 pub(super) async fn import(args: &Import, bpffs: &Bpffs) -> Result<()> {
     let key = if args.file == "-" { key_text("-") } else { key_text(&format!("@{}", args.file)) }?;
-    order(&Order::Import { key }, args.interface.as_deref(), bpffs).await
+    let to = recipient(args.interface.as_deref(), bpffs)?;
+    print(&control::give(&to, &Order::Import { key }).await?)
 }
 
 /// The keys of one interface.

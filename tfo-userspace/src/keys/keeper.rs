@@ -207,11 +207,17 @@ impl Keeper {
     /// after the secret was replaced, or the kernel's key.
     pub fn rotate(&mut self, emergency: bool, now: u64, maps: &mut impl Maps) -> Result<()> {
         if emergency && !matches!(self.source, Source::Random { .. }) {
-            let kernel = KernelKeys::read()?.into();
-            return maps.publish(Publish::Only(self.wanted(now).unwrap_or(kernel)));
+            return self.forget(now, maps);
         }
         self.change(|state| if emergency { state.emergency(now) } else { state.rotate(now) })?;
         self.install(self.wanted(now).unwrap_or_default(), maps)
+    }
+
+    /// Makes the maps forget all keys but those that the kernel is to hold now.
+    pub fn forget(&mut self, now: u64, maps: &mut impl Maps) -> Result<()> {
+        let ours = if self.yielded { None } else { self.wanted(now) };
+        let only = ours.map_or_else(|| KernelKeys::read().map(Held::from), Ok)?;
+        maps.publish(Publish::Only(only))
     }
 
     /// Makes `key` the current one, as if it had been made here.
