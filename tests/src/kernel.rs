@@ -1,6 +1,6 @@
-//! Tier 2: the real program, run on one frame by BPF_PROG_TEST_RUN. Needs root.
+//! The real program: run on one frame by BPF_PROG_TEST_RUN (tier 2), or attached. Needs root.
 
-use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult, Xdp};
+use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
 use tfo_common::{counters::Counters, keyring::KeyRing, parse::LinkLayer, verdict::Mode};
 use tfo_userspace::{
     datapath::{LoadOptions, Object},
@@ -37,6 +37,16 @@ impl Kernel {
     /// The program.
     pub fn program(&mut self) -> &mut Xdp {
         self.0.program().expect("the object has its program")
+    }
+
+    /// Attaches the program to `interface`, whose frames begin with `link`, for as long as this lives: in the driver where
+    /// that can, which is everywhere but on tun.
+    pub fn attach(&mut self, interface: &str, link: LinkLayer) {
+        let mode = match link {
+            LinkLayer::Ethernet => XdpMode::Driver,
+            LinkLayer::Ip => XdpMode::Skb,
+        };
+        self.program().attach(interface, mode).unwrap_or_else(|error| panic!("{interface}, {mode:?}: {error}"));
     }
 
     /// Puts `ring` in force.

@@ -1,9 +1,10 @@
-//! An interface whose received frames are written by the test: what it writes, the kernel takes as come from the wire.
+//! An interface whose wire is the test: what it writes, the kernel takes as come from there, and what the kernel sends, it
+//! reads.
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Write as _},
-    os::fd::AsRawFd as _,
+    io::{self, ErrorKind, Read as _, Write as _},
+    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
 };
 
 use tfo_common::parse::LinkLayer;
@@ -19,7 +20,10 @@ impl Tap {
     ///
     /// Its MAC address is the one that [`crate::packet::eth`] sends to.
     pub fn new(name: &str, link: LinkLayer) -> Self {
-        let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").expect("/dev/net/tun");
+        // Native XDP sees only what is written without blocking; else an sk_buff is made first (tun_can_build_skb).
+        let file =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun");
+        let file = file.expect("/dev/net/tun");
         let kind = match link {
             LinkLayer::Ethernet => libc::IFF_TAP,
             LinkLayer::Ip => libc::IFF_TUN,
@@ -43,5 +47,16 @@ impl Tap {
     /// Has the interface receive `frame`. The kernel has dealt with it when this returns.
     pub fn receive(&mut self, frame: &[u8]) -> io::Result<()> {
         self.0.write_all(frame)
+    }
+
+    /// The next frame that the kernel has sent, if there is one by now.
+    pub fn sent(&mut self) -> Option<Vec<u8>> {
+        let mut frame = vec![0; usize::from(u16::MAX)];
+        match self.0.read(&mut frame) {
+            Ok(len) => frame.truncate(len),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+            Err(error) => panic!("cannot read what the interface sends: {error}"),
+        }
+        Some(frame)
     }
 }
