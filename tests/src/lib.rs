@@ -13,6 +13,7 @@
 //! | [`netns`] | namespaces, and the real `tfo` in them |
 //! | [`fault`] | system calls that fail, or kill who makes them |
 //! | [`tap`] | an interface whose received frames a test writes |
+//! | [`tap`] | an interface whose wire is a test |
 //!
 //! `tests/host_*.rs` run on the host alone, `tests/kernel_*.rs` run the program inside the kernel, and
 //! `tests/netns_*.rs` send real traffic through network namespaces.

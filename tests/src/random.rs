@@ -1,6 +1,8 @@
 //! Generators of random frames: SYNs of every shape that the table's cases have, mixed at random, and then spoilt.
 
 use std::{
+    env,
+    io::{self, Write as _},
     net::{Ipv4Addr, Ipv6Addr},
     ops::Range,
 };
@@ -10,12 +12,76 @@ use proptest::{
     prelude::{Just, Strategy, any},
     prop_oneof,
     sample::{Index, select},
+    test_runner::{Config, RngSeed, TestRunner},
 };
+use tfo_common::parse::LinkLayer;
 
 use crate::{
     keys::{self, STRANGER, TestKey},
-    packet::{Carry, Eth, Ip, Ipv6, MORE_FRAGMENTS, Tcp, eth, ether_type, flag, protocol},
+    packet::{self, Carry, Eth, Ip, Ipv6, MORE_FRAGMENTS, Tcp, eth, ether_type, flag, protocol},
 };
+
+/// A runner for `factor` times as many cases as proptest usually has (256), or `long` times where TFO_TEST_LONG is set, as
+/// by `cargo xtask test --long`.
+///
+/// Its seed is that of [`seed`].
+pub fn runner(what: &str, factor: u32, long: u32) -> TestRunner {
+    let default = Config::default();
+    let factor = if env::var_os("TFO_TEST_LONG").is_some() { long } else { factor };
+    let cases = default.cases * factor;
+    let rng_seed = RngSeed::Fixed(seed(&format!("{cases} {what}")));
+    TestRunner::new(Config { cases, rng_seed, failure_persistence: None, ..default })
+}
+
+/// The seed in PROPTEST_RNG_SEED, or a new one. It is said on standard error, which the test harness leaves alone, so that
+/// `what` can be had again.
+pub fn seed(what: &str) -> u64 {
+    let seed = match Config::default().rng_seed {
+        RngSeed::Fixed(seed) => seed,
+        RngSeed::Random => fastrand::u64(..),
+    };
+    // A test goes on where nobody listens.
+    let _ = writeln!(io::stderr(), "{what}: PROPTEST_RNG_SEED={seed}");
+    seed
+}
+
+/// A frame with a SYN to one of these addresses, port 7413, which gets as far as a listener there. Its TCP options are of
+/// any sort; some have RST or FIN, or a wrong data offset, so that the listener drops them.
+pub fn syn(link: LinkLayer, v4: Ipv4Addr, v6: Ipv6Addr) -> impl Strategy<Value = Vec<u8>> {
+    // Clients in networks that are nobody's own, so that an answer goes out by the default route.
+    let from_v4 = (any::<u32>(), 0..3_usize).prop_map(move |(host, options)| {
+        let client = Ipv4Addr::from(0x0a00_0000 | host >> 8);
+        let ip = match link {
+            LinkLayer::Ethernet => eth().ipv4(client, v4),
+            LinkLayer::Ip => packet::ipv4(client, v4),
+        };
+        Ip::from(ip.options(&vec![1; options * 4]))
+    });
+    let from_v6 = (any::<u128>(), 0..3_usize).prop_map(move |(host, units)| {
+        let client = Ipv6Addr::from(0x2001_0db8 << 96 | host >> 32);
+        let ip = match link {
+            LinkLayer::Ethernet => eth().ipv6(client, v6),
+            LinkLayer::Ip => packet::ipv6(client, v6),
+        };
+        Ip::from(if units == 0 { ip } else { ip.options(protocol::DESTINATION, units) })
+    });
+    let more_flags = flag::PSH | flag::URG | flag::ECE | flag::CWR | flag::AE;
+    let flags = prop_oneof![
+        4 => Just(flag::SYN),
+        4 => any::<u16>().prop_map(move |flags| flag::SYN | flags & more_flags),
+        1 => select(vec![flag::SYN | flag::FIN, flag::SYN | flag::RST]),
+    ];
+    let data = prop_oneof![Just(Vec::new()), bytes(1..100), bytes(1..1400)];
+    let words = prop_oneof![12 => Just(None), 1 => (0..16_u8).prop_map(Some)];
+    let numbers = (1024..=u16::MAX, any::<u32>(), any::<u16>(), 0..3_usize);
+    (prop_oneof![from_v4, from_v6], flags, tcp_options(), data, words, numbers).prop_map(
+        |(ip, flags, options, data, words, (port, sequence, window, trailer))| {
+            let tcp = options.into_iter().fold(ip.tcp(flags), |tcp, option| option.add_to(tcp));
+            let tcp = tcp.ports(port, 7413).sequence(sequence).window(window).data(&data).trailer(trailer);
+            words.into_iter().fold(tcp, Tcp::data_offset).build()
+        },
+    )
+}
 
 /// An Ethernet frame with a TCP segment, mostly a SYN; its lengths and offsets are right, its TCP options need not be.
 pub fn frame() -> impl Strategy<Value = Vec<u8>> {
@@ -142,7 +208,16 @@ enum TcpOption {
     CookieOf(TestKey),
     /// The same under the experimental kind.
     ExperimentalCookieOf(TestKey),
+    /// What a stack offers, and how many bytes that takes.
+    Stack(fn(Tcp) -> Tcp, usize),
 }
+
+/// What Linux, macOS and Windows offer.
+const STACKS: [TcpOption; 3] = [
+    TcpOption::Stack(Tcp::linux_options, 20),
+    TcpOption::Stack(Tcp::macos_options, 22),
+    TcpOption::Stack(Tcp::windows_options, 12),
+];
 
 impl TcpOption {
     fn add_to(self, tcp: Tcp) -> Tcp {
@@ -153,6 +228,7 @@ impl TcpOption {
                 let cookie = tcp.cookie(key);
                 tcp.experimental(Tcp::MAGIC, &cookie)
             }
+            Self::Stack(offer, _) => offer(tcp),
         }
     }
 
@@ -161,25 +237,28 @@ impl TcpOption {
             Self::Bytes(bytes) => bytes.len(),
             Self::CookieOf(_) => 10,
             Self::ExperimentalCookieOf(_) => 12,
+            Self::Stack(_, len) => *len,
         }
     }
 }
 
-/// As many options as fit into 40 bytes.
+/// As many options as fit into 40 bytes, at times behind those that a stack offers.
 fn tcp_options() -> impl Strategy<Value = Vec<TcpOption>> {
-    vec(tcp_option(), 0..10).prop_map(|options| {
+    let stack = prop_oneof![2 => Just(None), 1 => select(&STACKS[..]).prop_map(Some)];
+    (stack, vec(tcp_option(), 0..10)).prop_map(|(stack, options)| {
         let mut room = 40;
         let fits = |option: &TcpOption| {
             let fits = option.len() <= room;
             room -= if fits { option.len() } else { 0 };
             fits
         };
-        options.into_iter().filter(fits).collect()
+        stack.into_iter().chain(options).filter(fits).collect()
     })
 }
 
 fn tcp_option() -> impl Strategy<Value = TcpOption> {
-    let key = select([&[STRANGER], &keys::all()[..]].concat());
+    let all = select(keys::all().to_vec());
+    let key = prop_oneof![select(vec![keys::CURRENT, keys::BACKUP, STRANGER]), all];
     let with_value =
         |kind: u8| bytes(0..20).prop_map(move |value| [&[kind, value.len() as u8 + 2], &value[..]].concat());
     let experimental =

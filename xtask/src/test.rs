@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Run this tier only; may be repeated
     #[arg(long = "tier", value_name = "N")]
     tiers: Vec<Tier>,
+    /// Let the kernel judge more than 100,000 random SYNs, and not 3,000
+    #[arg(long)]
+    long: bool,
     /// Run only the tests whose name contains this
     filter: Option<String>,
 }
@@ -46,7 +49,7 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
     }
     build()?;
 
-    let mut reports: Vec<Report> = tiers.into_iter().map(|tier| Report::of(tier, &files, filter)).collect();
+    let mut reports: Vec<Report> = tiers.into_iter().map(|tier| Report::of(tier, &files, args)).collect();
     // A filter may well pick tests of one tier only, but not none at all.
     if filter.is_none() || reports.iter().all(|report| report.tally.is_empty()) {
         reports.iter_mut().for_each(Report::expect_tests);
@@ -73,14 +76,18 @@ struct Report {
 }
 
 impl Report {
-    fn of(tier: Tier, files: &TestFiles, filter: Option<&str>) -> Self {
+    fn of(tier: Tier, files: &TestFiles, args: &Args) -> Self {
         let can_run = is_root() || !tier.needs_root();
         step(&format!("{tier}{}", if can_run { "" } else { " needs root: skipped" }));
 
         let start = Instant::now();
         let mut tally = Tally::default();
         for mut command in tier.commands(files) {
-            command.args(filter);
+            command.args(&args.filter);
+            if args.long {
+                // Read in tests/src/random.rs.
+                command.env("TFO_TEST_LONG", "1");
+            }
             let outcome =
                 if can_run { execute(&mut command, &mut tally) } else { skip(&mut command, &mut tally) };
             if let Err(err) = outcome {
