@@ -46,7 +46,9 @@ impl Kernel {
             LinkLayer::Ethernet => XdpMode::Driver,
             LinkLayer::Ip => XdpMode::Skb,
         };
-        self.program().attach(interface, mode).unwrap_or_else(|error| panic!("{interface}, {mode:?}: {error}"));
+        self.program()
+            .attach(interface, mode)
+            .unwrap_or_else(|error| panic!("{interface}, {mode:?}: {error}"));
     }
 
     /// Puts `ring` in force.

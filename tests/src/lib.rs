@@ -14,13 +14,16 @@
 //! | [`fault`] | system calls that fail, or kill who makes them |
 //! | [`tap`] | an interface whose received frames a test writes |
 //! | [`tap`] | an interface whose wire is a test |
+//! | [`agree`] | kernel and host on millions of frames |
 //!
+//! `src/bin` has the program behind `cargo xtask agree`.
 //! `tests/host_*.rs` run on the host alone, `tests/kernel_*.rs` run the program inside the kernel, and
 //! `tests/netns_*.rs` send real traffic through network namespaces.
 
+pub mod agree;
 pub mod cases;
-pub mod fuzz;
 pub mod fault;
+pub mod fuzz;
 pub mod host;
 pub mod kernel;
 pub mod keys;

@@ -14,8 +14,8 @@ use aya::programs::XdpMode;
 use nix::sys::signal::Signal;
 use tfo_common::{class::Class, parse::LinkLayer, segment::Family, verdict::Mode};
 use tfo_tests::netns::{
-    BPFFS, Counts, IFACE, Running, StopOnDrop, assert_clean, binary, eventually, failure, ip, key, keys_status, mount_on,
-    pins, sandbox, server_and_client, set_keys, status, tfo, xdp_on,
+    BPFFS, Counts, IFACE, Running, StopOnDrop, assert_clean, binary, eventually, failure, ip, key,
+    keys_status, mount_on, pins, sandbox, server_and_client, set_keys, status, tfo, xdp_on,
 };
 use tfo_userspace::{
     datapath::{LoadOptions, Object},

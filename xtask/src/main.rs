@@ -2,6 +2,7 @@
 //!
 //! One module a task; [`workspace`] holds what they share (where things lie, how commands are run).
 
+mod agree;
 mod bench;
 mod build;
 mod fuzz;
@@ -31,6 +32,8 @@ enum Task {
     Bench(bench::Args),
     /// Give the fuzz targets any input for a while
     Fuzz(fuzz::Args),
+    /// Compare the program in the kernel with the host's parser on ten million frames (needs root)
+    Agree(agree::Args),
     /// Check formatting, and run clippy on host and eBPF code
     Lint,
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::test(&args),
         Task::Bench(args) => bench::bench(&args).map(|never| match never {}),
         Task::Fuzz(args) => fuzz::fuzz(&args),
+        Task::Agree(args) => agree::agree(&args).map(|()| ExitCode::SUCCESS),
         Task::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|err| {

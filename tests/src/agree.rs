@@ -1,0 +1,356 @@
+//! The program in the kernel against the same code on the host, frame by frame, millions of them.
+//!
+//! BPF_PROG_TEST_RUN takes milliseconds a call. So the program is attached to a tap or tun interface, as it is in use, and
+//! the frames are written to that; a packet socket shows what has become of each, and the counters, read once a batch, how
+//! they were counted. `cargo xtask agree` runs it at length, a test in short.
+
+mod frames;
+
+use std::{
+    fmt::{self, Display, Formatter},
+    fs,
+    io::ErrorKind,
+    os::fd::{AsRawFd as _, OwnedFd},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
+use tfo_common::{
+    class::Class,
+    counters::Counters,
+    keyring::{BACKUP, CURRENT, KeyRing, SLOTS},
+    parse::{LinkLayer, Malformed, Unsupported},
+    segment::Family,
+    verdict::{Mode, Verdict},
+};
+
+use self::frames::Frames;
+use crate::{
+    cases::rows,
+    host,
+    kernel::{Kernel, sum},
+    keys::{ring, ring_without_next},
+    netns::{ip, sandbox},
+    packet::{ETHERNET, ether_type},
+    tap::Tap,
+};
+
+/// Frames between two looks at the counters.
+const BATCH: u64 = 256;
+/// Batches between two changes of keys.
+const BATCHES_A_RING: u64 = 64;
+/// Frames between two signs of life.
+const SIGN_OF_LIFE: u64 = 1_000_000;
+const NAME: &str = "nic0";
+
+/// How long, and which frames.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How many frames, over both link layers and both modes; those that the interface refuses come on top.
+    pub frames: u64,
+    /// Which ones: the same seed makes the same frames, and more frames begin with the same.
+    pub seed: u64,
+    /// When to end, if that is earlier.
+    pub time: Option<Duration>,
+}
+
+/// What was compared.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// Frames that were written and not refused.
+    pub frames: u64,
+    /// Frames that the interface refused, as too short or no IP: those no program sees.
+    pub refused: u64,
+    /// Frames of which the bytes could be compared, too.
+    pub compared: u64,
+    /// How all of them were counted.
+    pub counters: Counters,
+}
+
+impl Seen {
+    fn add(&mut self, other: &Self) {
+        self.frames += other.frames;
+        self.refused += other.refused;
+        self.compared += other.compared;
+        self.counters.add(&other.counters);
+    }
+
+    /// The outcomes of which there was no frame: the run then says nothing about them.
+    pub fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        let mut need = |count: u64, what: String| {
+            if count == 0 {
+                missing.push(what);
+            }
+        };
+        for family in Family::ALL {
+            for class in Class::ALL {
+                let tally = self.counters.syn[family.index()][class.index()];
+                let packets: u64 = tally.iter().map(|tally| tally.packets).sum();
+                let with_data: u64 = tally.iter().map(|tally| tally.with_data).sum();
+                need(with_data, format!("{family} {class} with data"));
+                need(packets - with_data, format!("{family} {class} without data"));
+            }
+            let rewritten = self.counters.syn[family.index()][Class::CookieRetired.index()];
+            need(rewritten[Verdict::Rewrite.index()].packets, format!("{family} rewritten"));
+        }
+        for reason in Malformed::ALL {
+            need(self.counters.malformed[reason.index()], format!("malformed: {reason}"));
+        }
+        for reason in Unsupported::ALL {
+            need(self.counters.unsupported[reason.index()], format!("unsupported: {reason}"));
+        }
+        for slot in 0..SLOTS {
+            need(self.counters.hits[slot], format!("a cookie of the key in slot {slot}"));
+        }
+        missing
+    }
+}
+
+/// A frame on which kernel and host are of two minds.
+#[derive(Debug)]
+pub struct Disagreement {
+    link: LinkLayer,
+    mode: Mode,
+    ring: usize,
+    frame: Vec<u8>,
+    what: String,
+}
+
+impl Display for Disagreement {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { link, mode, ring, frame, what } = self;
+        writeln!(
+            f,
+            "kernel and host disagree: link layer {link}, mode {mode}, ring {ring}, {} bytes",
+            frame.len()
+        )?;
+        writeln!(f, "{what}")?;
+        frame.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The rings of keys under which frames are seen. The first holds all; the second and third know of no next key and of no
+/// backup key, into whose cookies old ones are translated; the fourth has no key of the kernel, the last none at all.
+fn rings() -> [KeyRing; 5] {
+    let without = |slots: &[usize]| {
+        let mut ring = ring();
+        slots.iter().for_each(|slot| ring.set(*slot, None));
+        ring
+    };
+    [ring(), ring_without_next(), without(&[BACKUP]), without(&[CURRENT, BACKUP]), KeyRing::EMPTY]
+}
+
+/// Compares as many frames as `options` say, or fails at the first on which kernel and host disagree. Needs root.
+///
+/// Each link layer in each mode gets a quarter, in a namespace of its own.
+pub fn run(options: &Options) -> Result<Seen, Box<Disagreement>> {
+    let end = options.time.map(|time| Instant::now() + time);
+    let run = Run { end, stop: AtomicBool::new(false), done: AtomicU64::new(0) };
+    let lanes = [
+        (LinkLayer::Ethernet, Mode::Observe),
+        (LinkLayer::Ethernet, Mode::Accelerate),
+        (LinkLayer::Ip, Mode::Observe),
+        (LinkLayer::Ip, Mode::Accelerate),
+    ];
+    let result = Mutex::new(Ok(Seen::default()));
+    thread::scope(|scope| {
+        for (number, (link, mode)) in (0..).zip(lanes) {
+            let (run, result) = (&run, &result);
+            // The last lanes take what does not divide.
+            let share = (options.frames + number) / lanes.len() as u64;
+            let seed = options.seed.wrapping_mul(lanes.len() as u64).wrapping_add(number);
+            scope.spawn(move || {
+                sandbox(|| {
+                    let outcome = Lane::new(link, mode, seed).run(share, run);
+                    let mut result = result.lock().expect("no lane panics while it adds up");
+                    match (&mut *result, outcome) {
+                        (Ok(sum), Ok(seen)) => sum.add(&seen),
+                        (Ok(_), Err(disagreement)) => *result = Err(disagreement),
+                        (Err(_), _) => {}
+                    }
+                });
+            });
+        }
+    });
+    result.into_inner().expect("no lane panics while it adds up")
+}
+
+/// What the lanes have in common.
+struct Run {
+    end: Option<Instant>,
+    /// Kernel and host disagree: there is nothing more to find out.
+    stop: AtomicBool,
+    done: AtomicU64,
+}
+
+impl Run {
+    fn is_over(&self) -> bool {
+        self.stop.load(Relaxed) || self.end.is_some_and(|end| Instant::now() > end)
+    }
+
+    fn count(&self, frames: u64) {
+        let before = self.done.fetch_add(frames, Relaxed);
+        let millions = (before + frames) / SIGN_OF_LIFE;
+        if millions > before / SIGN_OF_LIFE {
+            eprintln!("{millions} million frames");
+        }
+    }
+}
+
+/// One interface with the program on it.
+struct Lane {
+    link: LinkLayer,
+    mode: Mode,
+    tap: Tap,
+    kernel: Kernel,
+    rings: [KeyRing; 5],
+    /// Which of them is in force.
+    ring: usize,
+    /// Sees what the program has let on.
+    behind: OwnedFd,
+    buffer: Vec<u8>,
+    frames: Frames,
+    /// What the kernel has counted by now.
+    counters: Counters,
+    seen: Seen,
+}
+
+impl Lane {
+    /// In the calling thread's namespace, in which there is nothing else.
+    fn new(link: LinkLayer, mode: Mode, seed: u64) -> Self {
+        // The stack behind the program is to have as little to do as it can, and to send nothing: no addresses, and no
+        // frame is for this host.
+        fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("IPv6 can be switched off");
+        let tap = Tap::new(NAME, link);
+        if link == LinkLayer::Ethernet {
+            ip(&format!("link set {NAME} address 02:00:00:00:00:03"));
+        }
+        let behind =
+            socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, SockProtocol::EthAll);
+        let behind = behind.expect("root can have a packet socket");
+        let rings = rings();
+        let mut kernel = Kernel::load(link, mode, &rings[0]);
+        kernel.attach(NAME, link);
+        let counters = kernel.counters();
+        let (frames, buffer, seen) = (Frames::new(link, seed), vec![0; 1 << 16], Seen::default());
+        Self { link, mode, tap, kernel, rings, ring: 0, behind, buffer, frames, counters, seen }
+    }
+
+    fn run(mut self, share: u64, run: &Run) -> Result<Seen, Box<Disagreement>> {
+        let mut batch = Vec::new();
+        for number in 0.. {
+            let left = share.saturating_sub(self.seen.frames);
+            if left == 0 || run.is_over() {
+                break;
+            }
+            if number % BATCHES_A_RING == 0 {
+                self.ring = (number / BATCHES_A_RING) as usize % self.rings.len();
+                self.kernel.publish(&self.rings[self.ring]);
+            }
+            batch.clear();
+            batch.extend((0..left.min(BATCH)).map(|_| self.frames.next()));
+            self.compare(&batch).inspect_err(|_| run.stop.store(true, Relaxed))?;
+            run.count(batch.len() as u64);
+        }
+        Ok(self.seen)
+    }
+
+    fn compare(&mut self, batch: &[Vec<u8>]) -> Result<(), Box<Disagreement>> {
+        let mut more = Counters::default();
+        for frame in batch {
+            if self.receive(frame)? {
+                self.count_on_host(&mut more, frame);
+            }
+        }
+        let expected = sum(&self.counters, &more);
+        self.counters = self.kernel.counters();
+        if self.counters != expected {
+            return Err(self.find(batch));
+        }
+        self.seen.counters.add(&more);
+        Ok(())
+    }
+
+    fn count_on_host(&self, counters: &mut Counters, frame: &[u8]) {
+        host::count_in(counters, frame, self.link, self.mode, &self.rings[self.ring]);
+    }
+
+    /// Has the interface receive `frame`, and checks what comes out behind the program; false where it refuses it.
+    fn receive(&mut self, frame: &[u8]) -> Result<bool, Box<Disagreement>> {
+        match self.tap.receive(frame) {
+            Ok(()) if !frame.is_empty() => {}
+            Err(error) if error.kind() != ErrorKind::InvalidInput => panic!("{NAME}: {error}"),
+            _ => {
+                self.seen.refused += 1;
+                return Ok(false);
+            }
+        }
+        self.seen.frames += 1;
+        // The stack takes the outer tag off before a packet socket sees the frame, and drops it where it can't
+        // (skb_vlan_untag). The bytes of the tag are the only ones that we then don't see.
+        let tag = ETHERNET - 2..ETHERNET + 2;
+        let is_tagged = self.link == LinkLayer::Ethernet
+            && [ether_type::VLAN, ether_type::SERVICE_VLAN]
+                .contains(&u16::from_be_bytes([frame[12], frame[13]]));
+        if is_tagged && frame.len() < tag.end + 4 {
+            return Ok(true);
+        }
+        let read = recv(self.behind.as_raw_fd(), &mut self.buffer, MsgFlags::empty());
+        let wrong = match read {
+            Err(error) => format!("nothing came out: {error}"),
+            Ok(len) => {
+                let mut out = self.buffer[..len].to_vec();
+                if is_tagged {
+                    out.splice(tag.start..tag.start, frame[tag].iter().copied());
+                }
+                match host::check(frame, &out, self.link, self.mode, &self.rings[self.ring]) {
+                    Ok(_) => {
+                        self.seen.compared += 1;
+                        return Ok(true);
+                    }
+                    Err(wrong) => format!("{wrong}: {out:02x?}"),
+                }
+            }
+        };
+        Err(self.disagreement(frame, wrong))
+    }
+
+    /// Sends the frames of a batch once more, one at a time, to find the one that is counted otherwise.
+    fn find(&mut self, batch: &[Vec<u8>]) -> Box<Disagreement> {
+        for frame in batch {
+            let mut more = Counters::default();
+            match self.receive(frame) {
+                Ok(true) => self.count_on_host(&mut more, frame),
+                Ok(false) => continue,
+                Err(disagreement) => return disagreement,
+            }
+            let before = std::mem::replace(&mut self.counters, self.kernel.counters());
+            if self.counters != sum(&before, &more) {
+                return self.only(frame, &more);
+            }
+        }
+        self.disagreement(&[], "a batch was counted otherwise, but none of its frames when sent again".into())
+    }
+
+    /// Sends `frame` once more, through a program that has not counted anything yet.
+    fn only(&mut self, frame: &[u8], host: &Counters) -> Box<Disagreement> {
+        self.kernel = Kernel::load(self.link, self.mode, &self.rings[self.ring]);
+        self.kernel.attach(NAME, self.link);
+        if let Err(disagreement) = self.receive(frame) {
+            return disagreement;
+        }
+        let what = format!("host: {:?}\nkernel: {:?}", rows(host), rows(&self.kernel.counters()));
+        self.disagreement(frame, what)
+    }
+
+    fn disagreement(&self, frame: &[u8], what: String) -> Box<Disagreement> {
+        let Self { link, mode, ring, .. } = *self;
+        Box::new(Disagreement { link, mode, ring, frame: frame.to_vec(), what })
+    }
+}
