@@ -58,7 +58,7 @@ pub fn check(
     let tcp = segment.tcp as usize;
     let (place, sum) = (tcp + cookie.offset as usize, tcp + 16);
     let mut expected = frame.to_vec();
-    expected[place..place + 8].copy_from_slice(&cookie_of(TestKey(key.to_words()), &segment.addresses));
+    expected[place..place + 8].copy_from_slice(&cookie_of(TestKey(key.key().to_words()), &segment.addresses));
     expected[sum..sum + 2].copy_from_slice(&out[sum..sum + 2]);
     if out != expected {
         return Err("not the cookie, or not only the cookie, was changed".into());

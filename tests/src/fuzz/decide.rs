@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use arbitrary::{Arbitrary, Unstructured};
 use tfo_common::{
     class::{Class, classify},
-    cookie,
     counters::Counters,
     keyring::{KeyRing, SLOTS},
     segment::{Addresses, Cookie, FastOpen, Segment},
@@ -111,7 +110,7 @@ pub fn check(data: &[u8]) {
     assert_eq!(counters, expected.counted(verdict, &ring));
 
     // A translated cookie is one that the kernel takes, of its backup key where it has one.
-    let made = ring.translation().map(|key| cookie::make(key, &addresses));
+    let made = ring.translation().map(|key| key.cookie(&addresses));
     assert_eq!(made, kernels.map(cookie_of));
     if let Some(value) = made {
         let translated = FastOpen::Cookie(Cookie { value, offset: 0 });

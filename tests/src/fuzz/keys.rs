@@ -6,6 +6,7 @@ use std::{
 };
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use tfo_common::keyring::Key;
 use tfo_userspace::{
     control::Order,
     kernel::TcpExt,
@@ -16,7 +17,7 @@ use tfo_userspace::{
 pub fn check(data: &[u8]) {
     secret(data);
     let Ok(text) = str::from_utf8(data) else { return };
-    assert!(parse_key(text).map(key_text) == written(text));
+    assert!(parse_key(text).map(plain) == written(text));
     sysctl(text);
     order(text);
     tcp_ext(text);
@@ -59,8 +60,13 @@ fn written(text: &str) -> Option<String> {
     (has_form && is_complete).then(|| full.to_ascii_lowercase())
 }
 
+/// The text of a key that need not be wiped.
+pub(super) fn plain(key: Key) -> String {
+    key_text(key).to_string()
+}
+
 fn sysctl(text: &str) {
-    let keys = KernelKeys::parse(text).map(|keys| [keys.current, keys.backup].map(|key| key.map(key_text)));
+    let keys = KernelKeys::parse(text).map(|keys| [keys.current, keys.backup].map(|key| key.map(plain)));
     let words: Option<Vec<_>> = text.trim_end().split(',').map(written).collect();
     let is_set = |word: &String| word != "00000000-00000000-00000000-00000000";
     let expected = match words.as_deref() {

@@ -4,9 +4,11 @@ use std::path::Path;
 
 use serde_json::Value;
 use tfo_userspace::keys::{
-    key_text, parse_key,
+    parse_key,
     state::{REMEMBERED, State},
 };
+
+use super::keys::plain;
 
 /// Checks one file.
 pub fn check(text: &[u8]) {
@@ -54,7 +56,7 @@ fn read(text: &[u8]) -> Option<State> {
 /// Each key as it is written, and when it was made.
 fn entries(state: &State) -> Vec<(String, u64)> {
     assert!(state.keys().iter().all(|made| !made.key.is_zero()));
-    state.keys().iter().map(|made| (key_text(made.key), made.made)).collect()
+    state.keys().iter().map(|made| (plain(made.key), made.made)).collect()
 }
 
 /// The same of a JSON text, if it is a state file: said in another way.
@@ -78,5 +80,5 @@ fn entry(value: &Value) -> Option<(String, u64)> {
         _ => return None,
     };
     let key = parse_key(key.as_str()?).filter(|key| !key.is_zero())?;
-    Some((key_text(key), made.as_u64()?))
+    Some((plain(key), made.as_u64()?))
 }
