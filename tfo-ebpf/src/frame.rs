@@ -1,12 +1,12 @@
 //! The packet, as a byte source. All of the program's access to packet memory, and so all of its `unsafe` on it.
 
-use core::arch::asm;
+use core::{arch::asm, intrinsics::is_val_statically_known};
 
 use aya_ebpf::programs::XdpContext;
 use tfo_common::bytes::Bytes;
 
-/// Reads at larger offsets fail. The verifier follows a variable offset only while it is known to be small, and no
-/// header that is parsed can begin beyond 16 KiB.
+/// No offset is larger: no header that is parsed can begin beyond 16 KiB. Bits above are taken for zero, since the
+/// verifier follows a variable offset only while it is known to be small.
 const MAX_OFFSET: usize = 0x7fff;
 
 /// The bytes of the frame between `data` and `data_end`.
@@ -35,12 +35,28 @@ impl Frame {
     /// The address of the `N` bytes at `offset`, where they all lie inside the frame.
     #[inline(always)]
     fn place<const N: usize>(&self, offset: usize) -> Option<usize> {
-        if offset > MAX_OFFSET {
-            return None;
-        }
+        let offset = if is_val_statically_known(offset) { offset } else { small(offset) };
         let start = self.data + offset;
         if start + N > self.data_end { None } else { Some(start) }
     }
+}
+
+/// The same number, and the verifier sees that it is small.
+///
+/// LLVM knows that, too, and would leave a check in Rust out. The verifier can't follow it: before Linux 6.10 it knows
+/// nothing at all of what an `or` of two small numbers makes (`adjust_scalar_min_max_vals`, kernel/bpf/verifier.c).
+#[inline(always)]
+fn small(mut offset: usize) -> usize {
+    // SAFETY: works on one register and touches neither memory nor the stack.
+    unsafe {
+        asm!(
+            "{offset} &= {MAX_OFFSET}",
+            offset = inout(reg) offset,
+            MAX_OFFSET = const MAX_OFFSET,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    offset
 }
 
 impl Bytes for Frame {

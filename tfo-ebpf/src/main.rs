@@ -2,7 +2,8 @@
 //! maps.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![expect(internal_features, reason = "whether LLVM knows an offset is not to be asked otherwise")]
 #![expect(
     missing_docs,
     unreachable_pub,
