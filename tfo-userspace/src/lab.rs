@@ -12,6 +12,7 @@ pub mod server;
 use std::{
     fmt::Write as _,
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -57,6 +58,7 @@ pub async fn run(args: &Lab, bpffs: &Bpffs, log_level: LevelFilter) -> Result<Ex
     }
 
     let client = net::connect(INTERFACE).await.context("cannot set up the lab's network")?;
+    let client = Arc::new(client);
     kernel::write_mode(kernel::CLIENT | kernel::SERVER)?;
     let listeners = server::Listeners::start(&net::SERVERS)?;
     let (before, sysctl) = (TcpExt::read()?, KeySysctl::open()?);
@@ -70,9 +72,10 @@ pub async fn run(args: &Lab, bpffs: &Bpffs, log_level: LevelFilter) -> Result<Ex
     };
     let mut controller = Controller::start(&interfaces, bpffs, options).await?;
 
-    let outcome =
-        play(args.duration, &mut controller, &mut signals, before, || Script::start(client, sysctl, pins))
-            .await;
+    let outcome = play(args.duration, &mut controller, &mut signals, before, || {
+        Script::start(Arc::clone(&client), sysctl, pins)
+    })
+    .await;
     controller.stop().await?;
     drop(listeners);
     let (report, agreement, rounds) = outcome?;

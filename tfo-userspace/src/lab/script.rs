@@ -35,7 +35,9 @@ pub struct Script {
 
 impl Script {
     /// Starts it: clients in `client`, the server's keys behind `sysctl`, the program's maps under `pins`.
-    pub fn start(client: Namespace, sysctl: KeySysctl, pins: Pins) -> Result<Self> {
+    ///
+    /// With the namespace the veth pair ends, and with that the server's interface: the caller keeps it.
+    pub fn start(client: Arc<Namespace>, sysctl: KeySysctl, pins: Pins) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let rounds = Arc::new(AtomicU64::new(0));
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&rounds));
