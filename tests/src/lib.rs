@@ -15,6 +15,7 @@
 //! | [`tap`] | an interface whose received frames a test writes |
 //! | [`tap`] | an interface whose wire is a test |
 //! | [`agree`] | kernel and host on millions of frames |
+//! | [`verifier`] | what the program costs the kernel's verifier |
 //!
 //! `src/bin` has the program behind `cargo xtask agree`.
 //! `tests/host_*.rs` run on the host alone, `tests/kernel_*.rs` run the program inside the kernel, and
@@ -32,3 +33,4 @@ pub mod oracle;
 pub mod packet;
 pub mod random;
 pub mod tap;
+pub mod verifier;

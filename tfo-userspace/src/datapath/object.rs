@@ -63,6 +63,13 @@ pub struct Object {
 impl Object {
     /// Loads the program. With `pins`, maps that are pinned there are used on, and new ones pinned.
     pub fn load(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self> {
+        let mut object = Self::prepare(options, pins)?;
+        object.program()?.load().context("the kernel refused the XDP program")?;
+        Ok(object)
+    }
+
+    /// The first half of [`load`](Self::load): the maps are there, and the verifier has not seen the program yet.
+    pub fn prepare(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self> {
         // Before Linux 5.11 maps count as locked memory.
         if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
             trace!("cannot lift the limit of locked memory: {error}");
@@ -82,15 +89,13 @@ impl Object {
         let mut ebpf = loader.load(OBJECT).context("cannot create the maps of the XDP program")?;
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("the program has no map {name}"));
         let (counters, keys, info) = (take(names::COUNTERS)?, take(names::KEYS)?, take(names::INFO)?);
-        let mut object = Self {
+        Ok(Self {
             counters: counters.try_into()?,
             keys: keys.try_into()?,
             info: info.try_into()?,
             mode: options.mode,
             ebpf,
-        };
-        object.program()?.load().context("the kernel refused the XDP program")?;
-        Ok(object)
+        })
     }
 
     /// The XDP program.
