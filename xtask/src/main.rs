@@ -4,9 +4,11 @@
 
 mod agree;
 mod bench;
+mod apt;
 mod build;
 mod fuzz;
 mod lint;
+mod packages;
 mod run;
 mod setup;
 mod test;

@@ -1,4 +1,4 @@
-//! The Debian packages that only the tests need. Nothing that they bring is left running.
+//! Debian packages whose programs the tests run. Nothing that they bring is left running.
 
 use std::{
     fs::{self, OpenOptions},
@@ -9,10 +9,13 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::workspace::{command, is_installed, run, step};
+use crate::workspace::{command, is_installed, is_root, run, step};
 
-/// The programs that the tests start, each with its package.
-const PROGRAMS: [(&str, &str); 5] = [
+/// A program, and the package that it is in.
+pub(crate) type Program = (&'static str, &'static str);
+
+/// The programs that the tests start.
+pub(crate) const FOR_TESTS: [Program; 5] = [
     ("nginx", "nginx"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
@@ -20,23 +23,22 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("faketime", "faketime"),
 ];
 
-/// Installs what is missing. Where that fails it says so: the tests that need it will fail, and the others count.
-pub(super) fn ensure() {
-    let missing = missing();
+/// Installs what is missing of `programs`.
+pub(crate) fn ensure(programs: &[Program]) -> Result<()> {
+    let missing = missing(programs);
     if missing.is_empty() {
-        return;
+        return Ok(());
     }
-    step(&format!("the tests need these Debian packages: {}", missing.join(", ")));
-    if let Err(err) = install(&missing) {
-        step(&format!("install these by hand: {}; {err:#}", missing.join(", ")));
-    }
+    step(&format!("these Debian packages are needed: {}", missing.join(", ")));
+    install(programs, &missing).with_context(|| format!("install these by hand: {}", missing.join(", ")))
 }
 
-fn missing() -> Vec<&'static str> {
-    PROGRAMS.into_iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| package).collect()
+fn missing(programs: &[Program]) -> Vec<&'static str> {
+    programs.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect()
 }
 
-fn install(packages: &[&str]) -> Result<()> {
+fn install(programs: &[Program], packages: &[&str]) -> Result<()> {
+    ensure!(is_root(), "installing them needs root");
     ensure!(is_installed("apt-get"), "there is no apt-get here");
     if apt_get(&["install", "--download-only"], packages).is_err() {
         step("apt's lists are missing or old: updating them");
@@ -50,7 +52,7 @@ fn install(packages: &[&str]) -> Result<()> {
     if packages.contains(&"nginx") && is_installed("systemctl") {
         disable("nginx.service")?;
     }
-    let missing = missing();
+    let missing = missing(programs);
     ensure!(missing.is_empty(), "installed, but not found in PATH: {}", missing.join(", "));
     Ok(())
 }
@@ -73,7 +75,7 @@ fn apt_get(operation: &[&str], packages: &[&str]) -> Result<()> {
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// The answer is no. The text is how a file that an interrupted run has left is known as ours.
-const NO: &str = "#!/bin/sh\n# Written by `cargo xtask test` while it installs packages; remove it when that is over.\nexit 101\n";
+const NO: &str = "#!/bin/sh\n# Written by `cargo xtask` while it installs packages; remove it when that is over.\nexit 101\n";
 
 /// As long as it lives, packages that are installed don't start services. A policy that is there already stays.
 struct NoServices {

@@ -11,14 +11,13 @@ mod rust_src;
 
 use std::{
     fs::{self, File},
-    io::ErrorKind,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
 };
 
 use anyhow::{Context as _, Result};
 
-use crate::workspace::{EBPF_TARGET, cargo, command, output, step, target_dir, tools};
+use crate::workspace::{EBPF_TARGET, cargo, command, ignore_missing, output, step, target_dir, tools};
 
 /// Makes sure that everything is there. Costs one call of rustc when it is.
 pub(crate) fn ensure() -> Result<()> {
@@ -111,28 +110,5 @@ impl Stamp {
     fn clear(&self) -> Result<()> {
         ignore_missing(fs::remove_file(&self.path))
             .with_context(|| format!("cannot remove {}", self.path.display()))
-    }
-}
-
-/// Makes an empty folder, whatever was there before.
-fn empty_dir(path: &Path) -> Result<()> {
-    remove_dir(path)?;
-    fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))
-}
-
-/// Removes a folder and everything in it, if it is there.
-fn remove_dir(path: &Path) -> Result<()> {
-    ignore_missing(fs::remove_dir_all(path)).with_context(|| format!("cannot remove {}", path.display()))
-}
-
-/// Moves a finished file or folder to its place.
-fn rename(from: &Path, to: &Path) -> Result<()> {
-    fs::rename(from, to).with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
-}
-
-fn ignore_missing(result: std::io::Result<()>) -> std::io::Result<()> {
-    match result {
-        Err(err) if err.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
     }
 }

@@ -1,26 +1,24 @@
 //! `cargo xtask test`: every tier of tests in order, all of them even if one fails, and one sum at the end.
 //!
-//! [`tier`] says what belongs to which tier, [`tally`] reads what the tests print, [`packages`] brings what they need.
+//! [`tier`] says what belongs to which tier, [`tally`] reads what the tests print.
 
-mod packages;
 mod tally;
 mod tier;
 
 use std::{
-    io::{BufRead as _, BufReader},
-    process::{Command, ExitCode, ExitStatus, Stdio},
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use self::{
     tally::Tally,
     tier::{TestFiles, Tier},
 };
 use crate::{
-    setup,
-    workspace::{cargo, describe, is_root, run, step},
+    packages, setup,
+    workspace::{cargo, describe, for_each_line, is_root, run, step},
 };
 
 /// Arguments of `cargo xtask test`.
@@ -45,7 +43,10 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
 
     setup::ensure()?;
     if is_root() && tiers.iter().any(|tier| tier.needs_root()) {
-        packages::ensure();
+        // The tests that need what is missing will fail, and the others count.
+        if let Err(err) = packages::ensure(&packages::FOR_TESTS) {
+            step(&format!("{err:#}"));
+        }
     }
     build()?;
 
@@ -127,20 +128,6 @@ fn skip(command: &mut Command, tally: &mut Tally) -> Result<()> {
     let status = for_each_line(command.arg("--list"), |line| tally.skip_listed(line, "needs root"))?;
     ensure!(status.success(), "`{}` failed ({status})", describe(command));
     Ok(())
-}
-
-/// Runs a command and hands over each line of its standard output as it comes.
-fn for_each_line(command: &mut Command, mut read: impl FnMut(&str)) -> Result<ExitStatus> {
-    let mut run = || {
-        let mut child = command.stdout(Stdio::piped()).spawn()?;
-        let stdout = child.stdout.take().expect("stdout was just piped");
-        for line in BufReader::new(stdout).split(b'\n') {
-            read(&String::from_utf8_lossy(&line?));
-        }
-        child.wait()
-    };
-    let outcome = run();
-    outcome.with_context(|| format!("cannot run `{}`", describe(command)))
 }
 
 /// Names what did not pass, then prints a line a tier, then the sum.

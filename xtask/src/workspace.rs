@@ -3,8 +3,10 @@
 use std::{
     env,
     ffi::OsStr,
+    fs,
+    io::{BufRead as _, BufReader, ErrorKind},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -62,6 +64,20 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("`{}` wrote no UTF-8", describe(command)))
 }
 
+/// Runs a command and hands over each line of its standard output as it comes.
+pub(crate) fn for_each_line(command: &mut Command, mut read: impl FnMut(&str)) -> Result<ExitStatus> {
+    let mut run = || {
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let stdout = child.stdout.take().expect("stdout was just piped");
+        for line in BufReader::new(stdout).split(b'\n') {
+            read(&String::from_utf8_lossy(&line?));
+        }
+        child.wait()
+    };
+    let outcome = run();
+    outcome.with_context(|| format!("cannot run `{}`", describe(command)))
+}
+
 /// A command as one would type it, with its program's name only.
 pub(crate) fn describe(command: &Command) -> String {
     let program = Path::new(command.get_program());
@@ -83,6 +99,30 @@ pub(crate) fn is_root() -> bool {
 /// Announces a step that takes time or changes something.
 pub(crate) fn step(what: &str) {
     eprintln!("xtask: {what}");
+}
+
+/// Makes an empty folder, whatever was there before.
+pub(crate) fn empty_dir(path: &Path) -> Result<()> {
+    remove_dir(path)?;
+    fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))
+}
+
+/// Removes a folder and everything in it, if it is there.
+pub(crate) fn remove_dir(path: &Path) -> Result<()> {
+    ignore_missing(fs::remove_dir_all(path)).with_context(|| format!("cannot remove {}", path.display()))
+}
+
+/// Moves a finished file or folder to its place.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
+}
+
+/// Takes what was not there for removed.
+pub(crate) fn ignore_missing(result: std::io::Result<()>) -> std::io::Result<()> {
+    match result {
+        Err(err) if err.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Stamp, Toolchain, empty_dir, remove_dir, rename};
-use crate::workspace::{cargo, is_installed, run, step, tools};
+use super::{Stamp, Toolchain};
+use crate::workspace::{cargo, empty_dir, is_installed, remove_dir, rename, run, step, tools};
 
 const VERSION: &str = "0.13.0";
 

@@ -1,0 +1,98 @@
+//! Debian packages that are unpacked and not installed: apt with lists and a cache of its own.
+//!
+//! Neither root nor a change to the system's configuration is needed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::workspace::{command, empty_dir, is_installed, output, run};
+
+/// The keys that Debian signs its archive with.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// The packages of one suite.
+pub(crate) struct Apt {
+    dir: PathBuf,
+}
+
+impl Apt {
+    /// Fetches the lists of `suite` into the folder `dir`, which is emptied.
+    pub(crate) fn new(dir: PathBuf, suite: &str) -> Result<Self> {
+        for program in ["apt-get", "dpkg-deb"] {
+            ensure!(is_installed(program), "{program} is not installed");
+        }
+        ensure!(Path::new(KEYRING).is_file(), "{KEYRING} is missing: install debian-archive-keyring");
+        empty_dir(&dir)?;
+        empty_dir(&dir.join("lists/partial"))?;
+        empty_dir(&dir.join("cache/archives/partial"))?;
+        let sources = dir.join("sources.list");
+        fs::write(&sources, format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror()?))
+            .with_context(|| format!("cannot write {}", sources.display()))?;
+
+        let apt = Self { dir };
+        run(apt.command("apt-get").arg("update"))?;
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut apt = command(program);
+        let option = |name: &str, file: &str| format!("{name}={}", self.dir.join(file).display());
+        apt.current_dir(&self.dir)
+            .args(["-o", &option("Dir::Etc::SourceList", "sources.list"), "-o", "Dir::Etc::SourceParts=/dev/null"])
+            .args(["-o", &option("Dir::State::Lists", "lists"), "-o", &option("Dir::Cache", "cache")])
+            // apt's own user can't write below target/.
+            .args(["-o", "APT::Sandbox::User=root"])
+            // Only packages are of interest.
+            .args(["-o", "Acquire::Languages=none"]);
+        apt
+    }
+
+    /// Downloads one package, `NAME` or `NAME=VERSION`, and unpacks its files into the folder `into`.
+    pub(crate) fn unpack(&self, package: &str, into: &Path) -> Result<()> {
+        let download = self.dir.join("download");
+        empty_dir(&download)?;
+        run(self.command("apt-get").current_dir(&download).args(["--quiet", "download", package]))?;
+        let entries =
+            fs::read_dir(&download).with_context(|| format!("cannot list {}", download.display()))?;
+        let file = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .with_context(|| format!("apt-get downloaded no {package}"))?;
+        run(command("dpkg-deb").arg("--extract").arg(&file).arg(into))
+    }
+}
+
+/// The mirror that this machine's apt already uses.
+fn mirror() -> Result<String> {
+    let uris = output(command("apt-get").args([
+        "indextargets",
+        "--format",
+        "$(REPO_URI)",
+        "Created-By: Packages",
+        "Origin: Debian",
+    ]))?;
+    let mirror = archive(&uris).context("apt has no Debian mirror among its sources")?;
+    Ok(mirror.to_owned())
+}
+
+/// The first archive that is more than security updates, which lie in one of their own, without backports.
+fn archive(uris: &str) -> Option<&str> {
+    uris.lines().map(str::trim).find(|uri| !uri.is_empty() && !uri.contains("security"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_security_archive_has_no_backports() {
+        let uris = "http://mirror.example/debian-security/\nhttp://mirror.example/debian/\n";
+        assert_eq!(archive(uris), Some("http://mirror.example/debian/"));
+        assert_eq!(archive(""), None);
+    }
+}
