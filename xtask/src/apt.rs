@@ -23,7 +23,7 @@ pub(crate) struct Apt {
 impl Apt {
     /// Fetches the lists of `suite` into the folder `dir`, which is emptied.
     pub(crate) fn new(dir: PathBuf, suite: &str) -> Result<Self> {
-        for program in ["apt-get", "dpkg-deb"] {
+        for program in ["apt-get", "apt-cache", "dpkg-deb"] {
             ensure!(is_installed(program), "{program} is not installed");
         }
         ensure!(Path::new(KEYRING).is_file(), "{KEYRING} is missing: install debian-archive-keyring");
@@ -50,6 +50,12 @@ impl Apt {
             // Only packages are of interest.
             .args(["-o", "Acquire::Languages=none"]);
         apt
+    }
+
+    /// The names of the packages that begin with `prefix`.
+    pub(crate) fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let names = output(self.command("apt-cache").args(["pkgnames", prefix]))?;
+        Ok(names.lines().map(str::to_owned).collect())
     }
 
     /// Downloads one package, `NAME` or `NAME=VERSION`, and unpacks its files into the folder `into`.

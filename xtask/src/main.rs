@@ -3,10 +3,11 @@
 //! One module a task; [`workspace`] holds what they share (where things lie, how commands are run).
 
 mod agree;
-mod bench;
 mod apt;
+mod bench;
 mod build;
 mod fuzz;
+mod kernels;
 mod lint;
 mod packages;
 mod run;
@@ -36,6 +37,8 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Compare the program in the kernel with the host's parser on ten million frames (needs root)
     Agree(agree::Args),
+    /// Run the in-kernel and namespace tests on other kernels, in QEMU
+    Kernels(kernels::Args),
     /// Check formatting, and run clippy on host and eBPF code
     Lint,
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::bench(&args).map(|never| match never {}),
         Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Agree(args) => agree::agree(&args).map(|()| ExitCode::SUCCESS),
+        Task::Kernels(args) => kernels::kernels(&args),
         Task::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|err| {

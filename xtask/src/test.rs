@@ -2,7 +2,7 @@
 //!
 //! [`tier`] says what belongs to which tier, [`tally`] reads what the tests print.
 
-mod tally;
+pub(crate) mod tally;
 mod tier;
 
 use std::{

@@ -4,7 +4,7 @@ use std::{fmt, iter::Sum, mem};
 
 /// How many tests passed, failed and were skipped, and what there is to say about those that did not pass.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     passed: usize,
     failed: usize,
     skipped: usize,
@@ -15,7 +15,7 @@ pub(super) struct Tally {
 
 impl Tally {
     /// Takes in one line of a test program's output.
-    pub(super) fn read(&mut self, line: &str) {
+    pub(crate) fn read(&mut self, line: &str) {
         if let Some(result) = line.strip_prefix("test result: ") {
             self.passed += count(result, "passed");
             self.failed += count(result, "failed");
@@ -36,7 +36,7 @@ impl Tally {
     }
 
     /// Takes in one line of a test program's list, of tests that can't run here.
-    pub(super) fn skip_listed(&mut self, line: &str, reason: &str) {
+    pub(crate) fn skip_listed(&mut self, line: &str, reason: &str) {
         if let Some(name) = line.strip_suffix(": test") {
             self.skipped += 1;
             self.remarks.push(format!("skipped: {name} ({reason})"));
@@ -44,27 +44,31 @@ impl Tally {
     }
 
     /// Counts something other than a test that went wrong, so that no sum looks like success.
-    pub(super) fn add_broken(&mut self, what: String) {
+    pub(crate) fn add_broken(&mut self, what: String) {
         self.failed += 1;
         self.remarks.push(format!("broken: {what}"));
     }
 
-    pub(super) fn failed(&self) -> usize {
+    pub(crate) fn passed(&self) -> usize {
+        self.passed
+    }
+
+    pub(crate) fn failed(&self) -> usize {
         self.failed
     }
 
     /// Whether nothing was counted at all.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.passed + self.failed + self.skipped == 0
     }
 
     /// To be asked when the test programs have ended: how many of them gave no result. They crashed or were killed.
-    pub(super) fn take_unfinished(&mut self) -> usize {
+    pub(crate) fn take_unfinished(&mut self) -> usize {
         mem::take(&mut self.open)
     }
 
     /// One line for each test that failed or was skipped, and for whatever else went wrong.
-    pub(super) fn remarks(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn remarks(&self) -> impl Iterator<Item = &str> {
         self.remarks.iter().map(String::as_str)
     }
 }

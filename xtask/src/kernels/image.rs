@@ -1,0 +1,97 @@
+//! The guest's file system, all in memory: the real `tfo`, the tests, and what both need.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::packages::{self, Kernel};
+use crate::workspace::{command, describe, empty_dir, output, run};
+
+/// Makes the initramfs for `kernel`. `programs`, each a name and a file, go to `/tests`; `plan` has a line for each of
+/// them that is to run, with its arguments.
+pub(super) fn make(kernel: &Kernel, programs: &[(String, PathBuf)], plan: &str) -> Result<PathBuf> {
+    let root = packages::dir().join("image");
+    empty_dir(&root)?;
+    for folder in ["bin", "dev", "etc", "modules", "proc", "sbin", "sys", "tests", "tmp"] {
+        empty_dir(&root.join(folder))?;
+    }
+    let busybox = packages::busybox()?;
+    copy(&busybox, &root.join("bin/busybox"))?;
+    for (name, program) in programs {
+        let place = root.join("tests").join(name);
+        // Debug info is most of a program, and all of it would be in memory.
+        run(command("strip").arg("-o").arg(&place).arg(program))?;
+        copy_libraries(&place, &root)?;
+    }
+    let ip = which("ip")?;
+    copy(&ip, &root.join("sbin/ip"))?;
+    copy_libraries(&ip, &root)?;
+    for (n, module) in kernel.modules.iter().enumerate() {
+        copy(module, &root.join(format!("modules/{n}.ko")))?;
+    }
+    write(&root.join("plan"), plan)?;
+    write(&root.join("init"), include_str!("init.sh"))?;
+    run(command("chmod").arg("+x").arg(root.join("init")))?;
+    pack(&busybox, &root)
+}
+
+/// A cpio archive of all that is under `root`.
+fn pack(busybox: &Path, root: &Path) -> Result<PathBuf> {
+    let archive = packages::dir().join("initramfs");
+    let file = fs::File::create(&archive).with_context(|| format!("cannot create {}", archive.display()))?;
+    let script = r#""$0" find . | "$0" cpio --quiet -o -H newc"#;
+    run(command(busybox)
+        .args(["sh", "-o", "pipefail", "-c", script])
+        .arg(busybox)
+        .current_dir(root)
+        .stdout(file))?;
+    Ok(archive)
+}
+
+/// Copies the shared libraries of `program`, and the loader that it names, to where they are here.
+fn copy_libraries(program: &Path, root: &Path) -> Result<()> {
+    for library in libraries(&output(command("ldd").arg(program))?) {
+        copy(Path::new(library), &root.join(library.trim_start_matches('/')))?;
+    }
+    Ok(())
+}
+
+/// The files that `ldd` names.
+fn libraries(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
+}
+
+fn which(program: &str) -> Result<PathBuf> {
+    let mut sh = command("sh");
+    sh.args(["-c", &format!("command -v {program}")]);
+    Ok(output(&mut sh).with_context(|| format!("`{}` finds none", describe(&sh)))?.trim().into())
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Copies a file, or what a link points to, and makes the folder for it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let copy = || {
+        fs::create_dir_all(to.parent().unwrap_or(to))?;
+        fs::copy(from, to)
+    };
+    copy().map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ldd_names_libraries_and_the_loader() {
+        let text = "\tlinux-vdso.so.1 (0x00007ffc)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        let found: Vec<_> = libraries(text).collect();
+        assert_eq!(found, ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
+    }
+}
