@@ -70,12 +70,8 @@ fn matching_slot(segment: &Segment, cookie: u64, ring: &KeyRing) -> Option<usize
     if is_made_by(CURRENT, segment, cookie, ring) {
         return Some(CURRENT);
     }
-    for slot in BACKUP..SLOTS {
-        if is_made_by(slot, segment, cookie, ring) {
-            return Some(slot);
-        }
-    }
-    None
+    let mut others = (BACKUP..SLOTS).take_while(|slot| ring.holds_from(*slot));
+    others.find(|slot| is_made_by(*slot, segment, cookie, ring))
 }
 
 #[inline(always)]

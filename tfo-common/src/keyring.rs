@@ -149,6 +149,12 @@ impl KeyRing {
         self.present >> slot & 1 == 1
     }
 
+    /// Whether `slot` or one behind it holds a key.
+    #[inline(always)]
+    pub const fn holds_from(&self, slot: usize) -> bool {
+        self.present >> slot != 0
+    }
+
     /// The key in `slot`, if it holds one.
     pub fn get(&self, slot: usize) -> Option<Key> {
         let key = self.slots.get(slot)?;

@@ -1,7 +1,8 @@
 //! Programs to measure the real one by: `cargo xtask bench`. They are no part of `tfo`.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![expect(internal_features, reason = "as in the program")]
 #![expect(
     missing_docs,
     unreachable_pub,
