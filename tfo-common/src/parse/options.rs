@@ -65,34 +65,37 @@ pub(super) fn fast_open<B: Bytes + ?Sized>(frame: &B, start: usize, end: usize) 
 /// others. No walk: a few words are compared.
 #[inline(always)]
 pub(super) fn usual<const AREA: usize, B: Bytes + ?Sized>(frame: &B, start: usize) -> Option<FastOpen> {
-    // One bounds check for all that follows; the others are folded into it.
-    let _: [u8; AREA] = frame.read(start)?;
-    let option = |at, bytes: [u8; 4]| frame.read(start + at) == Some(bytes);
-    let window_scale =
-        |at| frame.read(start + at) == Some([NO_OPERATION, 3]) && frame.read(start + at + 2) == Some([3]);
-    let begins_with_mss = || frame.read(start) == Some([2, 4]);
-    if AREA == 0 || AREA == 4 && begins_with_mss() {
-        // Small stacks and scanners offer nothing else.
+    const MSS: [u8; 2] = [2, 4];
+    const SACK_PERMITTED: [u8; 2] = [4, 2];
+    const TIMESTAMPS: [u8; 2] = [8, 10];
+
+    if AREA == 0 {
         return Some(FastOpen::Absent);
     }
-    if AREA < 12 || !begins_with_mss() {
+    // One bounds check for all that follows; the others are folded into it.
+    let _: [u8; AREA] = frame.read(start)?;
+    if !is(frame, start, MSS) {
         return None;
     }
-    if AREA >= 20 && option(4, [4, 2, 8, 10]) && window_scale(16) {
-        // Linux: SACK permitted, timestamps, window scale.
-        tail::<AREA, 20, B>(frame, start)
-    } else if option(4, [1, 1, 4, 2]) && window_scale(8) {
+    if AREA == 4 {
+        // Small stacks and scanners offer nothing else.
+        Some(FastOpen::Absent)
+    } else if AREA >= 20 && is(frame, start + 4, pair(SACK_PERMITTED, TIMESTAMPS)) {
+        // Linux.
+        if is_window_scale(frame, start + 16) { tail::<AREA, 20, B>(frame, start) } else { None }
+    } else if is(frame, start + 4, pair(NOPS, SACK_PERMITTED)) {
         // Linux without timestamps.
-        tail::<AREA, 12, B>(frame, start)
-    } else if window_scale(4) && option(8, [1, 1, 4, 2]) {
+        if is_window_scale(frame, start + 8) { tail::<AREA, 12, B>(frame, start) } else { None }
+    } else if !is_window_scale(frame, start + 4) {
+        None
+    } else if is(frame, start + 8, pair(NOPS, SACK_PERMITTED)) {
         // Windows.
         tail::<AREA, 12, B>(frame, start)
     } else if AREA >= 22
-        && window_scale(4)
-        && option(8, [1, 1, 8, 10])
-        && frame.read(start + 20) == Some([4, 2])
+        && is(frame, start + 8, pair(NOPS, TIMESTAMPS))
+        && is(frame, start + 20, SACK_PERMITTED)
     {
-        // macOS: timestamps, then SACK permitted.
+        // macOS.
         tail::<AREA, 22, B>(frame, start)
     } else {
         None
@@ -102,25 +105,46 @@ pub(super) fn usual<const AREA: usize, B: Bytes + ?Sized>(frame: &B, start: usiz
 /// The Fast Open option at `AT`, with nothing but padding behind it; or none, with nothing but padding from there on.
 #[inline(always)]
 fn tail<const AREA: usize, const AT: usize, B: Bytes + ?Sized>(frame: &B, start: usize) -> Option<FastOpen> {
-    let is_padding = |at: usize| {
-        at == AREA
-            || at + 2 == AREA
-                && matches!(
-                    frame.read(start + at),
-                    Some([NO_OPERATION, NO_OPERATION] | [END_OF_LIST, END_OF_LIST])
-                )
-    };
-    if is_padding(AT) {
-        return Some(FastOpen::Absent);
-    }
-    match frame.read(start + AT)? {
-        [FAST_OPEN, 2] if is_padding(AT + 2) => Some(FastOpen::Request),
-        [FAST_OPEN, 10] if AREA >= AT + 10 && is_padding(AT + 10) => Some(FastOpen::Cookie(Cookie {
-            value: u64::from_le_bytes(frame.read(start + AT + 2)?),
+    let at = start + AT;
+    if AREA == AT {
+        Some(FastOpen::Absent)
+    } else if AREA >= AT + 10 && is(frame, at, [FAST_OPEN, 10]) && is_padding(frame, at + 10, AREA - AT - 10)
+    {
+        Some(FastOpen::Cookie(Cookie {
+            value: u64::from_le_bytes(frame.read(at + 2)?),
             offset: (TcpHdr::LEN + AT + 2) as u32,
-        })),
-        _ => None,
+        }))
+    } else if is(frame, at, [FAST_OPEN, 2]) && is_padding(frame, at + 2, AREA - AT - 2) {
+        Some(FastOpen::Request)
+    } else if is_padding(frame, at, AREA - AT) {
+        Some(FastOpen::Absent)
+    } else {
+        None
     }
+}
+
+const NOPS: [u8; 2] = [NO_OPERATION; 2];
+
+/// Whether there are `len` bytes of padding at `at`: two, or none.
+#[inline(always)]
+fn is_padding<B: Bytes + ?Sized>(frame: &B, at: usize, len: usize) -> bool {
+    len == 0 || len == 2 && (is(frame, at, NOPS) || is(frame, at, [END_OF_LIST; 2]))
+}
+
+/// Whether a no-operation and then the window's scale stand at `at`.
+#[inline(always)]
+fn is_window_scale<B: Bytes + ?Sized>(frame: &B, at: usize) -> bool {
+    is(frame, at, [NO_OPERATION, 3]) && is(frame, at + 2, [3])
+}
+
+/// Whether these bytes stand at `at`.
+#[inline(always)]
+fn is<const N: usize, B: Bytes + ?Sized>(frame: &B, at: usize, bytes: [u8; N]) -> bool {
+    frame.read(at) == Some(bytes)
+}
+
+const fn pair([a, b]: [u8; 2], [c, d]: [u8; 2]) -> [u8; 4] {
+    [a, b, c, d]
 }
 
 /// All that the walk knows, in one word: see [`Bytes::opaque`].

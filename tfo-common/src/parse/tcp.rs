@@ -20,10 +20,10 @@ pub(super) const fn is_syn(flags: u8) -> bool {
     flags & (SYN | ACK) == SYN
 }
 
-/// Whether these flags, of a SYN, make a listener drop it.
+/// Whether they are, and a listener does not drop it for others among them.
 #[inline(always)]
-pub(super) const fn ends_a_connection(flags: u8) -> bool {
-    flags & (RST | FIN) != 0
+pub(super) const fn is_good_syn(flags: u8) -> bool {
+    flags & (SYN | ACK | RST | FIN) == SYN
 }
 
 /// A SYN's header.
@@ -46,7 +46,7 @@ pub(super) fn parse<B: Bytes + ?Sized>(frame: &B, packet: &Packet) -> Result<Opt
     if !is_syn(flags) {
         return Ok(None);
     }
-    if ends_a_connection(flags) {
+    if !is_good_syn(flags) {
         return Err(Malformed::TcpFlags.into());
     }
     let header_len = usize::from(data_offset >> 4) * 4;

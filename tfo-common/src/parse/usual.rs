@@ -90,11 +90,9 @@ fn transport<const AT: usize, B: Bytes + ?Sized>(
     if end > frame.len() {
         return None;
     }
-    if !tcp::is_syn(flags) {
-        return if end < AT + TcpHdr::LEN { None } else { Some(None) };
-    }
-    if tcp::ends_a_connection(flags) {
-        return None;
+    if !tcp::is_good_syn(flags) {
+        // A SYN that also ends a connection, or a header cut short, is for the walk to name.
+        return if tcp::is_syn(flags) || end < AT + TcpHdr::LEN { None } else { Some(None) };
     }
     let segment = match data_offset & 0xf0 {
         0x50 => syn::<AT, 0, B>(frame, end, addresses),
