@@ -195,18 +195,18 @@ fn time(program: &mut Xdp, frame: &[u8], repeat: u32) -> Result<f64> {
     Ok(nanoseconds as f64 / f64::from(repeat))
 }
 
-fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+pub(crate) fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     let program =
         object.program_mut(name).with_context(|| format!("the yardsticks have no program {name}"))?;
     Ok(program.try_into()?)
 }
 
-fn load(object: &mut Ebpf, name: &str) -> Result<()> {
+pub(crate) fn load(object: &mut Ebpf, name: &str) -> Result<()> {
     program(object, name)?.load().with_context(|| format!("the kernel refused the yardstick {name}"))
 }
 
 /// Attaches `program` to one more interface, to which nothing is ever sent.
-fn attach(program: &mut Xdp, interfaces: &mut Vec<Tap>) -> Result<()> {
+pub(crate) fn attach(program: &mut Xdp, interfaces: &mut Vec<Tap>) -> Result<()> {
     let name = format!("bench{}", interfaces.len());
     interfaces.push(Tap::new(&name, LinkLayer::Ethernet));
     program.attach(&name, XdpMode::Driver).with_context(|| format!("cannot attach to {name}"))?;
@@ -249,10 +249,19 @@ fn words([first, second]: [Key; 2]) -> [u64; 4] {
 
 /// Moving from one CPU to another would be measured, too.
 fn stay_on_one_cpu() -> Result<()> {
-    let myself = Pid::from_raw(0);
-    let allowed = sched_getaffinity(myself)?;
-    let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu) == Ok(true));
+    let cpus = allowed_cpus()?;
+    pin(Pid::from_raw(0), *cpus.last().context("no CPU is allowed")?)
+}
+
+/// The CPUs on which the calling thread may run.
+pub(crate) fn allowed_cpus() -> Result<Vec<usize>> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    Ok((0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true)).collect())
+}
+
+/// Lets `thread`, where 0 is the calling one, run on `cpu` only.
+pub(crate) fn pin(thread: Pid, cpu: usize) -> Result<()> {
     let mut one = CpuSet::new();
-    one.set(last.context("no CPU is allowed")?)?;
-    Ok(sched_setaffinity(myself, &one)?)
+    one.set(cpu)?;
+    Ok(sched_setaffinity(thread, &one)?)
 }

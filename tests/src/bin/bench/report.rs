@@ -48,11 +48,9 @@ struct Row {
 
 impl Report {
     pub(crate) fn new(plan: &Plan, measured: Vec<Measured>) -> Result<Self> {
-        let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
-        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         Ok(Self {
-            kernel: uname()?.release().to_string_lossy().into_owned(),
-            cpu: model.map_or("unknown", |(_, model)| model).to_owned(),
+            kernel: kernel_release()?,
+            cpu: cpu_model()?,
             rounds: plan.rounds,
             repeat: plan.repeat,
             driver_ns: DRIVER_NS,
@@ -117,13 +115,23 @@ impl Row {
     }
 }
 
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+pub(crate) fn kernel_release() -> Result<String> {
+    Ok(uname()?.release().to_string_lossy().into_owned())
+}
+
+pub(crate) fn cpu_model() -> Result<String> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    Ok(model.map_or("unknown", |(_, model)| model).to_owned())
+}
+
+pub(crate) fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values
 }
 
 /// The middle one of sorted values, of which there is at least one.
-fn median(sorted: &[f64]) -> f64 {
+pub(crate) fn median(sorted: &[f64]) -> f64 {
     f64::midpoint(sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2])
 }
