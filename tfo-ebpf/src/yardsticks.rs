@@ -15,6 +15,7 @@ use aya_ebpf::{
     Global,
     bindings::xdp_action,
     btf_maps::{Array, ProgramArray},
+    helpers::generated::bpf_redirect,
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -86,11 +87,12 @@ fn made_by(key: &Key, addresses: &Addresses) -> bool {
     cookie::make(key, addresses) == 0
 }
 
-/// What [`vary`] writes: the last four bytes of the source address, then the cookie.
+/// What [`vary`] writes: the last four bytes of the source address, and in the second word the cookie. [`flood`] writes also
+/// what stands in the first word behind the address: the checksums of IPv4 and, for port 0, of TCP.
 #[btf_map]
 static VARIANTS: Array<[u64; 2], 65_536> = Array::new();
 
-/// Which of them comes next.
+/// Which of them comes next; in [`flood`], how many have come.
 #[btf_map]
 static NEXT: Array<u32, 1> = Array::new();
 
@@ -128,6 +130,42 @@ pub fn vary(ctx: XdpContext) -> u32 {
     unsafe { THEN.tail_call(&ctx, 0) };
     xdp_action::XDP_ABORTED
 }
+
+/// The interface that [`flood`] sends to, by its index.
+#[unsafe(no_mangle)]
+static INTERFACE: Global<u32> = Global::new(0);
+
+/// Where [`flood`] writes, in an untagged IPv4 frame; the source address is behind the checksum of its header.
+const IP_CHECKSUM_AT: usize = 14 + 10;
+const SOURCE_PORT_AT: usize = 14 + 20;
+const TCP_CHECKSUM_AT: usize = 14 + 20 + 16;
+
+/// Live: makes each frame the SYN of a new connection, for the kernel's stack too, and sends it out of [`INTERFACE`].
+#[xdp]
+pub fn flood(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    let Some(next) = NEXT.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+    // SAFETY: as in `vary`.
+    let count = unsafe { *next };
+    // SAFETY: as in `vary`.
+    unsafe { *next = count.wrapping_add(1) };
+    // A port for each time that all variants have come.
+    let port = FIRST_PORT.wrapping_add((count >> 16) as u16);
+    let Some([fields, cookie]) = VARIANTS.get(count & 0xffff) else { return xdp_action::XDP_ABORTED };
+    let [s0, s1, s2, s3, ip0, ip1, tcp0, tcp1] = fields.to_le_bytes();
+    // RFC 1624, equation 3, where there was zero before.
+    let sum = u32::from(!u16::from_be_bytes([tcp0, tcp1])) + u32::from(port);
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    frame.write(IP_CHECKSUM_AT, [ip0, ip1, s0, s1, s2, s3]);
+    frame.write(SOURCE_PORT_AT, port.to_be_bytes());
+    frame.write(TCP_CHECKSUM_AT, checksum.to_be_bytes());
+    frame.write(COOKIE_AT.load() as usize, cookie.to_le_bytes());
+    // SAFETY: takes numbers only.
+    unsafe { bpf_redirect(INTERFACE.load(), 0) as u32 }
+}
+
+/// Lower ones are no client's.
+const FIRST_PORT: u16 = 1024;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -2,8 +2,9 @@
 //!
 //! BPF_PROG_TEST_RUN runs a program over and over on one frame. Each sample stands between two of an XDP program that
 //! does nothing but pass; what it takes beyond them is its net cost. The CPU time of the thread is measured, not the
-//! time that passes.
+//! time that passes. With `--live`, floods of SYNs are received by an interface: see [`live`].
 
+mod live;
 mod measure;
 mod report;
 mod scenarios;
@@ -24,10 +25,13 @@ use self::{
 struct Args {
     /// Measure only what has this in its name
     filter: Option<String>,
+    /// Send floods of SYNs to an interface instead: what they cost the program, and the stack behind it (Linux 5.18)
+    #[arg(long, conflicts_with = "compare")]
+    live: bool,
     /// Samples of each scenario, taken in turns
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Runs of the program in a sample
+    /// Runs of the program in a sample; with --live, the SYNs that are sent
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
     /// Print JSON
@@ -43,6 +47,16 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    let plan = Plan { rounds: args.rounds, repeat: args.repeat };
+    if args.live {
+        let report = live::run(&args.yardsticks, args.filter.as_deref().unwrap_or_default(), &plan)?;
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        } else {
+            report.print();
+        }
+        return Ok(());
+    }
     // Before the measuring: an unreadable file should not cost a minute.
     let earlier = args.compare.as_ref().map(|path| {
         let read = || Ok::<Report, anyhow::Error>(serde_json::from_reader(File::open(path)?)?);
@@ -55,7 +69,6 @@ fn main() -> Result<()> {
         .retain(|scenario| args.filter.as_ref().is_none_or(|filter| scenario.name.contains(filter.as_str())));
     ensure!(!scenarios.is_empty(), "no scenario has {:?} in its name", args.filter.unwrap_or_default());
 
-    let plan = Plan { rounds: args.rounds, repeat: args.repeat };
     let report = Report::new(&plan, Bench::new(&args.yardsticks, scenarios)?.run(&plan)?)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

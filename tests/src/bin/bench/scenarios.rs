@@ -80,7 +80,8 @@ fn linux(tcp: Tcp, key: TestKey) -> Vec<u8> {
     tcp.linux_options().cookie_of(key).nops(2).data(DATA).build()
 }
 
-const DATA: &[u8] = b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n";
+/// What a client sends along.
+pub(crate) const DATA: &[u8] = b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n";
 
 #[derive(Default)]
 struct Table(Vec<Scenario>);

@@ -1,0 +1,438 @@
+//! `cargo xtask bench --live`: floods of SYNs, received by an interface.
+//!
+//! On one CPU the yardstick `flood` makes SYNs, each of a new connection (BPF_PROG_TEST_RUN with live frames), and redirects
+//! them into one end of a veth pair. The other end receives them on another CPU, in a thread of the kernel's (threaded NAPI)
+//! that does nothing else: the CPU time of that thread is what is measured, with all that the stack does there, answers
+//! included, and with the interrupts that hit it. What the first end gets back is dropped on the first CPU.
+//!
+//! Nothing is believed: every SYN that was sent has either been received or not found room in the veth pair's queue, `tfo` has
+//! counted all those received, each in its class, and the stack behind a listener accounts for each of them, too.
+
+mod interface;
+mod report;
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use aya::{
+    Ebpf, EbpfLoader, TestRunAttrs,
+    maps::Array,
+    programs::{TestRun as _, TestRunOptions, Xdp, XdpMode, xdp::XdpLink},
+};
+use nix::unistd::Pid;
+use tfo_common::{
+    class::Class,
+    counters::Counters,
+    parse::LinkLayer,
+    verdict::{Mode, Verdict},
+};
+use tfo_tests::{
+    cases::SERVER_V4,
+    kernel::Kernel,
+    keys::{BACKUP, CURRENT, RETIRED, STRANGER, TestKey},
+    netns::{PATIENCE, ip, mount_on, sandbox},
+    packet::{Carry as _, eth_between},
+    tap::Tap,
+};
+use tfo_userspace::{
+    kernel::{KeySysctl, SERVER, write_mode},
+    lab::server::listen,
+};
+
+use self::interface::Interface;
+pub(crate) use self::report::Report;
+use crate::{
+    measure::{Plan, allowed_cpus, attach, load, pin, program},
+    scenarios::{DATA, Setup},
+};
+
+/// SYNs of which clients.
+struct Flood {
+    name: &'static str,
+    /// Its place in [`FLOODS`].
+    number: u8,
+    /// Who makes the cookies, in turn, and the class of those.
+    keys: &'static [(TestKey, Class)],
+}
+
+const FLOODS: [Flood; 4] = [
+    Flood { name: "valid", number: 0, keys: &[(CURRENT, Class::CookieCurrent)] },
+    Flood { name: "forged", number: 1, keys: &[(STRANGER, Class::CookieUnknown)] },
+    Flood {
+        name: "mixed",
+        number: 2,
+        keys: &[(CURRENT, Class::CookieCurrent), (STRANGER, Class::CookieUnknown)],
+    },
+    Flood { name: "retired", number: 3, keys: &[(RETIRED[0], Class::CookieRetired)] },
+];
+
+/// The way of a SYN that is received.
+struct Route {
+    name: &'static str,
+    program: Program,
+    behind: Behind,
+}
+
+/// What becomes of that which the program passes.
+#[derive(Clone, Copy, PartialEq)]
+enum Behind {
+    /// Dropped by `ip_rcv`, as another host's.
+    Nothing,
+    /// A listener with Fast Open and with room for all.
+    Listener,
+    /// A listener that answers with SYN cookies, as it does once its queue is full (tcp_syn_flood_action).
+    SynCookies,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Program {
+    Yardstick(&'static str),
+    Tfo(Mode),
+}
+
+const DROP: Program = Program::Yardstick("drop");
+const PASS: Program = Program::Yardstick("pass");
+const OBSERVE: Program = Program::Tfo(Mode::Observe);
+const ACCELERATE: Program = Program::Tfo(Mode::Accelerate);
+
+/// Where there is no tfo there is still a program: without one, a veth interface takes no redirected frames.
+const ROUTES: [Route; 8] = [
+    Route { name: "XDP_DROP", program: DROP, behind: Behind::Nothing },
+    Route { name: "XDP_PASS, then dropped", program: PASS, behind: Behind::Nothing },
+    Route { name: "tfo observe, then dropped", program: OBSERVE, behind: Behind::Nothing },
+    Route { name: "tfo accelerate, then dropped", program: ACCELERATE, behind: Behind::Nothing },
+    Route { name: "XDP_PASS, then the stack", program: PASS, behind: Behind::Listener },
+    Route { name: "tfo observe, then the stack", program: OBSERVE, behind: Behind::Listener },
+    Route { name: "tfo accelerate, then the stack", program: ACCELERATE, behind: Behind::Listener },
+    Route { name: "XDP_PASS, then SYN cookies", program: PASS, behind: Behind::SynCookies },
+];
+
+/// Counters of TcpExt, of which each SYN that gets to a listener moves one (`tcp_conn_request`, `tcp_try_fastopen`), and
+/// what that means.
+const STACK: [(&str, &str); 5] = [
+    ("TCPFastOpenPassive", "accepted"),
+    ("TCPFastOpenPassiveFail", "refused"),
+    ("TCPFastOpenListenOverflow", "queue full"),
+    ("TCPReqQFullDoCookies", "SYN cookie"),
+    ("ListenOverflows", "dropped"),
+];
+
+/// A flood on a route, and what was seen of it.
+struct Measured {
+    flood: &'static Flood,
+    route: &'static Route,
+    samples: Vec<Sample>,
+}
+
+struct Sample {
+    sent: u64,
+    /// Until all were sent, and until what was to be received was.
+    sending: Duration,
+    receiving: Duration,
+    /// How many were.
+    received: u64,
+    /// What the receiving thread used.
+    cpu: Duration,
+    /// By [`STACK`].
+    stack: [u64; STACK.len()],
+}
+
+impl Route {
+    /// Whether it differs from `other` by tfo's own work alone. In front of the stack it may change what that does.
+    fn is_beyond(&self, other: &Self) -> bool {
+        matches!(self.program, Program::Tfo(_))
+            && other.program == PASS
+            && [self, other].iter().all(|it| it.behind == Behind::Nothing)
+    }
+}
+
+impl Sample {
+    /// CPU time for each that was received, in nanoseconds.
+    fn cpu_ns(&self) -> f64 {
+        self.cpu.as_nanos() as f64 / self.received as f64
+    }
+}
+
+/// Measures the floods and routes with `filter` in their names.
+pub(crate) fn run(yardsticks: &Path, filter: &str, plan: &Plan) -> Result<Report> {
+    let object = fs::read(yardsticks).with_context(|| format!("cannot read {}", yardsticks.display()))?;
+    let mut measured = Vec::new();
+    for flood in &FLOODS {
+        measured.extend(ROUTES.iter().map(|route| Measured { flood, route, samples: Vec::new() }));
+    }
+    measured.retain(|row| row.name().contains(filter));
+    ensure!(!measured.is_empty(), "no flood has {filter:?} in its name");
+    let mut done = Ok(());
+    sandbox(|| done = Wire::new(&object).and_then(|mut wire| wire.run(plan, &mut measured)));
+    done?;
+    Report::new(plan, &measured)
+}
+
+impl Measured {
+    fn name(&self) -> String {
+        format!("{}: {}", self.flood.name, self.route.name)
+    }
+}
+
+/// The two ends of the veth pair, and all programs.
+struct Wire {
+    yardsticks: Ebpf,
+    observe: Kernel,
+    accelerate: Kernel,
+    /// By [`FLOODS`].
+    floods: Vec<Ebpf>,
+    receiver: Interface,
+    /// Holds the program that receives.
+    link: Option<XdpLink>,
+    _interfaces: Vec<Tap>,
+}
+
+/// Where the SYNs go; the other end is whose they are; another host is on the same wire.
+const RECEIVER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const ANOTHER: [u8; 6] = [2, 0, 0, 0, 0, 3];
+const PORT: u16 = 80;
+/// Frames that are made at a time: half of what the veth pair's queue holds (VETH_RING_SIZE).
+const BATCH: u32 = 128;
+
+impl Wire {
+    /// In the calling thread's namespaces, in which there is nothing else.
+    fn new(object: &[u8]) -> Result<Self> {
+        let cpus = allowed_cpus()?;
+        let [here, .., there] = cpus[..] else {
+            bail!("floods need two CPUs, one that sends and one that receives")
+        };
+        pin(Pid::from_raw(0), here)?;
+        // That of this namespace.
+        mount_on("sysfs", "/sys");
+        // Nothing but the flood is to be received; of that a listener's queues are to hold all.
+        sysctl("ipv6/conf/default/disable_ipv6", "1")?;
+        sysctl("core/somaxconn", "65535")?;
+        // The threads that receive have the interfaces' names, and can be seen from every namespace.
+        let id = std::process::id();
+        let (sender, receiver) = (format!("send{id}"), format!("recv{id}"));
+        ip(&format!("link add {sender} type veth peer name {receiver}"));
+        for (name, [.., last]) in [(&sender, SENDER), (&receiver, RECEIVER)] {
+            ip(&format!("link set {name} address 02:00:00:00:00:{last:02x} up"));
+        }
+        let gateway = "192.168.0.2";
+        ip(&format!("addr add {SERVER_V4}/24 dev {receiver}"));
+        ip(&format!("neigh add {gateway} lladdr 02:00:00:00:00:01 dev {receiver}"));
+        ip(&format!("route add default via {gateway} dev {receiver}"));
+        write_mode(SERVER)?;
+        KeySysctl::open()?.write(CURRENT.key(), Some(BACKUP.key()))?;
+
+        let mut yardsticks = Ebpf::load(object)?;
+        for name in ["drop", "pass"] {
+            load(&mut yardsticks, name)?;
+        }
+        let drop = program(&mut yardsticks, "drop")?;
+        drop.attach(&sender, XdpMode::Driver).with_context(|| format!("cannot attach to {sender}"))?;
+        let link = drop.attach(&receiver, XdpMode::Driver);
+        let link = link.with_context(|| format!("cannot attach to {receiver}"))?;
+        let link = Some(drop.take_link(link)?);
+        // What it gets is no part of what is measured.
+        Interface::new(&sender, here)?;
+        let receiver = Interface::new(&receiver, there)?;
+
+        let index = fs::read_to_string(format!("/sys/class/net/{sender}/ifindex"))?.trim().parse()?;
+        let mut interfaces = Vec::new();
+        let floods = FLOODS.iter().map(|flood| {
+            let mut object = flood.load(object, index)?;
+            attach(program(&mut object, "flood")?, &mut interfaces)?;
+            Ok(object)
+        });
+        let floods = floods.collect::<Result<_>>()?;
+        let tfo = |mode| Kernel::load(LinkLayer::Ethernet, mode, &Setup { mode, keys: 10 }.ring());
+        let (observe, accelerate) = (tfo(Mode::Observe), tfo(Mode::Accelerate));
+        Ok(Self { yardsticks, observe, accelerate, floods, receiver, link, _interfaces: interfaces })
+    }
+
+    /// Takes one sample of each in turn, round by round.
+    fn run(&mut self, plan: &Plan, measured: &mut [Measured]) -> Result<()> {
+        for round in 1..=plan.rounds {
+            eprint!("\rround {round} of {} ", plan.rounds);
+            for row in &mut *measured {
+                let sample = self.sample(row.flood, row.route, plan.repeat);
+                row.samples.push(sample.with_context(|| row.name())?);
+            }
+        }
+        eprintln!();
+        Ok(())
+    }
+
+    fn sample(&mut self, flood: &Flood, route: &Route, repeat: u32) -> Result<Sample> {
+        self.receive_by(route.program)?;
+        // A new one each time: the floods before have left connections in its queues.
+        let listener = match route.behind {
+            Behind::Nothing => None,
+            Behind::Listener => Some(listener("1")?),
+            Behind::SynCookies => Some(listener("2")?),
+        };
+        let frame = flood.frame(0, if listener.is_some() { RECEIVER } else { ANOTHER });
+
+        let (count, stack) = (self.counters(route.program), stack()?);
+        let (arrived, lost) = self.receiver.packets()?;
+        let cpu = self.receiver.cpu_time()?;
+
+        let sent = u64::from(repeat);
+        let start = Instant::now();
+        let sender = program(&mut self.floods[usize::from(flood.number)], "flood")?;
+        let attrs = TestRunAttrs::new().xdp_live_frames(BATCH);
+        sender
+            .test_run(TestRunOptions { data_in: Some(&frame), repeat, attrs, ..TestRunOptions::new() })
+            .context("cannot send: BPF_PROG_TEST_RUN has live frames since Linux 5.18")?;
+        let sending = start.elapsed();
+        let mut received = 0;
+        eventually("not every SYN is received or lost", || {
+            let now = self.receiver.packets()?;
+            received = now.0 - arrived;
+            Ok(received + (now.1 - lost) == sent)
+        })?;
+        let receiving = start.elapsed();
+        // What it has received it has dealt with only when it sleeps.
+        eventually("the receiving thread does not come to rest", || self.receiver.is_asleep())?;
+        let cpu = self.receiver.cpu_time()? - cpu;
+
+        ensure!(received > 0, "none of {sent} SYNs was received");
+        if let (Some(before), Some(after)) = (count, self.counters(route.program)) {
+            flood.check(&before, &after, received, route.program)?;
+        }
+        let mut sample = Sample { sent, sending, receiving, received, cpu, stack: self::stack()? };
+        for (count, before) in sample.stack.iter_mut().zip(stack) {
+            *count -= before;
+        }
+        let expected = if listener.is_some() { received } else { 0 };
+        ensure!(
+            sample.stack.iter().sum::<u64>() == expected,
+            "of {received} SYNs, the stack was to see {expected}, but accounts for {:?}",
+            sample.stack
+        );
+        drop(listener);
+        Ok(sample)
+    }
+
+    /// Puts `program` in the place of the one that receives. The link stays, and with it the receiving thread.
+    fn receive_by(&mut self, program: Program) -> Result<()> {
+        let link = self.link.take().context("no program receives")?;
+        let program = self.program(program)?;
+        let id = program.attach_to_link(link).context("cannot change the program that receives")?;
+        let link = program.take_link(id)?;
+        self.link = Some(link);
+        Ok(())
+    }
+
+    fn program(&mut self, which: Program) -> Result<&mut Xdp> {
+        match which {
+            Program::Yardstick(name) => program(&mut self.yardsticks, name),
+            Program::Tfo(Mode::Observe) => Ok(self.observe.program()),
+            Program::Tfo(Mode::Accelerate) => Ok(self.accelerate.program()),
+        }
+    }
+
+    fn counters(&self, program: Program) -> Option<Counters> {
+        match program {
+            Program::Yardstick(_) => None,
+            Program::Tfo(Mode::Observe) => Some(self.observe.counters()),
+            Program::Tfo(Mode::Accelerate) => Some(self.accelerate.counters()),
+        }
+    }
+}
+
+impl Flood {
+    /// The program that sends it to the interface with `index`.
+    fn load(&self, object: &[u8], index: u32) -> Result<Ebpf> {
+        let mut loader = EbpfLoader::new();
+        loader.override_global("INTERFACE", &index, true);
+        loader.override_global("COOKIE_AT", &(COOKIE_AT as u32), true);
+        let mut object = loader.load(object)?;
+        let map = object.map_mut("VARIANTS").context("the yardsticks have no map VARIANTS")?;
+        let mut variants = Array::<_, [u64; 2]>::try_from(map)?;
+        for client in 0..=u16::MAX {
+            let frame = self.frame(client, RECEIVER);
+            // The source address, and the checksums of IPv4 and TCP.
+            let fields = [&frame[26..30], &frame[24..26], &frame[50..52]].concat();
+            let words = [&fields[..], &frame[COOKIE_AT..COOKIE_AT + 8]]
+                .map(|bytes| u64::from_le_bytes(bytes.try_into().expect("eight bytes")));
+            variants.set(u32::from(client), words, 0)?;
+        }
+        load(&mut object, "flood")?;
+        Ok(object)
+    }
+
+    /// The SYN of a Linux client with a cookie and data, from port 0. No two floods share clients.
+    fn frame(&self, client: u16, to: [u8; 6]) -> Vec<u8> {
+        let [high, low] = client.to_be_bytes();
+        let (key, _) = self.keys[usize::from(client) % self.keys.len()];
+        let syn = eth_between(SENDER, to).ipv4([10, self.number, high, low].into(), SERVER_V4).syn();
+        syn.ports(0, PORT).linux_options().cookie_of(key).nops(2).data(DATA).build()
+    }
+
+    /// Whether `tfo` has counted what it was given, and nothing else.
+    fn check(&self, before: &Counters, after: &Counters, received: u64, program: Program) -> Result<()> {
+        let count = |counters: &Counters| {
+            let ours = self.keys.iter().map(|(_, class)| counters.class(*class).packets).sum::<u64>();
+            let syns = Class::ALL.iter().map(|class| counters.class(*class).packets).sum::<u64>();
+            let rewritten = counters.verdict(Class::CookieRetired, Verdict::Rewrite);
+            [ours, syns + counters.malformed_total() + counters.unsupported_total(), rewritten]
+        };
+        let [before, after] = [before, after].map(count);
+        let counted: Vec<_> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+        let is_rewritten = program == ACCELERATE && self.keys[0].1 == Class::CookieRetired;
+        ensure!(
+            counted == [received, received, if is_rewritten { received } else { 0 }],
+            "of {received} SYNs, tfo has counted {} in their classes, {} in all and {} as rewritten",
+            counted[0],
+            counted[1],
+            counted[2]
+        );
+        Ok(())
+    }
+}
+
+/// Where the cookie stands in the frame.
+const COOKIE_AT: usize = 76;
+
+/// A listener with Fast Open, where `net.ipv4.tcp_syncookies` is `syn_cookies`: 1 where a queue is full, 2 always.
+fn listener(syn_cookies: &str) -> Result<TcpListener> {
+    sysctl("ipv4/tcp_syncookies", syn_cookies)?;
+    listen((SERVER_V4, PORT).into())
+}
+
+fn sysctl(name: &str, value: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/{name}");
+    fs::write(&path, value).with_context(|| format!("cannot write {path}"))
+}
+
+/// The counters of [`STACK`], of this namespace.
+fn stack() -> Result<[u64; STACK.len()]> {
+    let path = "/proc/thread-self/net/netstat";
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let (names, values) = lines.next().zip(lines.next()).with_context(|| format!("{path} has no TcpExt"))?;
+    let mut counters = [0; STACK.len()];
+    for ((name, _), counter) in STACK.iter().zip(&mut counters) {
+        let mut pairs = names.split(' ').zip(values.split(' '));
+        let (_, value) = pairs.find(|(it, _)| it == name).with_context(|| format!("{path} has no {name}"))?;
+        *counter = value.parse()?;
+    }
+    Ok(counters)
+}
+
+/// Waits until `holds`, without sleeping: time is measured.
+fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while !holds()? {
+        if start.elapsed() > PATIENCE {
+            return Err(anyhow!("{what}: {} s have passed", PATIENCE.as_secs()));
+        }
+        thread::yield_now();
+    }
+    Ok(())
+}
