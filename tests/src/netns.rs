@@ -93,6 +93,22 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// It, under libfaketime.
+fn with_other_clock() -> Command {
+    let library = fs::read_dir("/usr/lib")
+        .expect("/usr/lib")
+        .flatten()
+        .map(|arch| arch.path().join("faketime/libfaketimeMT.so.1"))
+        .find(|path| path.exists())
+        .expect("Debian's faketime is installed");
+    // Of a process that is killed, it leaves files there.
+    mount_on("tmpfs", "/dev/shm");
+    let mut command = Command::new(binary());
+    // The monotonic clock goes on as it is: timers are by it.
+    command.env("LD_PRELOAD", library).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    command
+}
+
 /// `tfo ARGS`, to its end.
 pub fn tfo(args: &[&str]) -> Output {
     Command::new(binary()).args(args).stdin(Stdio::null()).output().expect("tfo can be started")
@@ -136,16 +152,15 @@ impl Running {
 
     /// The same with a clock that is `offset` seconds ahead, by libfaketime.
     pub fn start_at(offset: i64, args: &[&str]) -> Self {
-        let library = fs::read_dir("/usr/lib")
-            .expect("/usr/lib")
-            .flatten()
-            .map(|arch| arch.path().join("faketime/libfaketimeMT.so.1"))
-            .find(|path| path.exists())
-            .expect("Debian's faketime is installed");
-        let mut command = Command::new(binary());
-        // The monotonic clock goes on as it is: timers are by it.
-        command.env("LD_PRELOAD", library).env("FAKETIME", format!("{offset:+}s"));
-        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        let mut command = with_other_clock();
+        command.env("FAKETIME", format!("{offset:+}s"));
+        Self::wait_until_up(command, args)
+    }
+
+    /// The same where the file `clock` says by how many seconds it is ahead, now and whenever that changes: `+0s`.
+    pub fn start_by(clock: &Path, args: &[&str]) -> Self {
+        let mut command = with_other_clock();
+        command.env("FAKETIME_TIMESTAMP_FILE", clock).env("FAKETIME_NO_CACHE", "1");
         Self::wait_until_up(command, args)
     }
 
