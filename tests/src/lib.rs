@@ -12,6 +12,7 @@
 //! | [`kernel`] | the program inside the kernel, fed by BPF_PROG_TEST_RUN |
 //! | [`netns`] | namespaces, and the real `tfo` in them |
 //! | [`fault`] | system calls that fail, or kill who makes them |
+//! | [`steps`] | the real `tfo`, killed between two steps of what it does |
 //! | [`tap`] | an interface whose received frames a test writes |
 //! | [`tap`] | an interface whose wire is a test |
 //! | [`agree`] | kernel and host on millions of frames |
@@ -32,5 +33,6 @@ pub mod netns;
 pub mod oracle;
 pub mod packet;
 pub mod random;
+pub mod steps;
 pub mod tap;
 pub mod verifier;
