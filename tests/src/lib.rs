@@ -13,12 +13,11 @@
 //! | [`netns`] | namespaces, and the real `tfo` in them |
 //! | [`fault`] | system calls that fail, or kill who makes them |
 //! | [`steps`] | the real `tfo`, killed between two steps of what it does |
-//! | [`tap`] | an interface whose received frames a test writes |
 //! | [`tap`] | an interface whose wire is a test |
 //! | [`agree`] | kernel and host on millions of frames |
 //! | [`verifier`] | what the program costs the kernel's verifier |
 //!
-//! `src/bin` has the program behind `cargo xtask agree`.
+//! `src/bin` has the programs behind `cargo xtask agree` and `cargo xtask bench`.
 //! `tests/host_*.rs` run on the host alone, `tests/kernel_*.rs` run the program inside the kernel, and
 //! `tests/netns_*.rs` send real traffic through network namespaces.
 

@@ -4,7 +4,7 @@
 
 use ::etherparse::{Ipv6ExtensionSlice, NetSlice, SlicedPacket, TcpSlice, err::packet::SliceError};
 use tfo_common::{
-    parse::{Fault, LinkLayer, Malformed, Unsupported, parse},
+    parse::{Fault, LinkLayer, Malformed, Unsupported},
     segment::{Addresses, Cookie, FastOpen, Segment},
 };
 
@@ -166,11 +166,10 @@ fn be16(bytes: &[u8]) -> usize {
 
 /// What etherparse reads in `frame`, which begins with an Ethernet header, in our words; `None` where it refuses the frame.
 pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
-    let ours = parse(frame, LinkLayer::Ethernet);
     let packet = match SlicedPacket::from_ethernet(frame) {
         Ok(packet) => packet,
-        // It refuses an authentication header of eight bytes, which is up to IPsec to refuse.
-        Err(SliceError::Ipv6Exts(_)) if matches!(ours, Ok(Some(_))) => return Some(ours),
+        // It refuses an authentication header of eight bytes, which is up to IPsec to refuse: ask the other reader.
+        Err(SliceError::Ipv6Exts(_)) => return Some(reference(frame, LinkLayer::Ethernet)),
         Err(_) => return None,
     };
     for (place, tag) in (0..packet.link_exts.len()).zip(frame[12..].chunks(4)) {

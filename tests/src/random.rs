@@ -213,8 +213,9 @@ enum TcpOption {
 }
 
 /// What Linux, macOS and Windows offer.
-const STACKS: [TcpOption; 3] = [
+const STACKS: [TcpOption; 4] = [
     TcpOption::Stack(Tcp::linux_options, 20),
+    TcpOption::Stack(Tcp::linux_options_without_timestamps, 12),
     TcpOption::Stack(Tcp::macos_options, 22),
     TcpOption::Stack(Tcp::windows_options, 12),
 ];

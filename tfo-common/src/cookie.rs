@@ -17,7 +17,7 @@ pub fn make(key: &Key, addresses: &Addresses) -> u64 {
 
 /// A key as the program wants it: the state of SipHash-2-4 after all that it does before it needs the first word of the
 /// message, and which it would do for each packet anew.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct ExpandedKey {
     v: [u64; 4],

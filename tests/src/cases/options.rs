@@ -174,7 +174,7 @@ fn stacks(table: &mut Table) {
     case(table, "Linux, experimental request", request, CookieRequest);
     let cookie = |tcp: Tcp| tcp.clone().linux_options().experimental(Tcp::MAGIC, &tcp.cookie(CURRENT));
     case(table, "Linux, experimental cookie", cookie, CookieCurrent);
-    let no_timestamps = |tcp: Tcp| tcp.mss(1460).nops(2).sackok().nop().wscale(7).cookie_of(CURRENT).nops(2);
+    let no_timestamps = |tcp: Tcp| tcp.linux_options_without_timestamps().cookie_of(CURRENT).nops(2);
     case(table, "Linux without timestamps, cookie", no_timestamps, CookieCurrent);
 
     case(table, "macOS, plain", |tcp| tcp.macos_options().eol().eol(), PlainSyn);

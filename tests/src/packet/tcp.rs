@@ -168,6 +168,11 @@ impl Tcp {
         self.mss(1460).sackok().timestamps(0x1234_5678, 0).nop().wscale(7)
     }
 
+    /// What Linux offers where its timestamps are off.
+    pub fn linux_options_without_timestamps(self) -> Self {
+        self.mss(1460).nops(2).sackok().nop().wscale(7)
+    }
+
     /// What macOS offers, in its order (XNU's `tcp_output`); Fast Open comes next, then end-of-list bytes.
     pub fn macos_options(self) -> Self {
         self.mss(1460).nop().wscale(6).nop().nop().timestamps(0x1234_5678, 0).sackok()

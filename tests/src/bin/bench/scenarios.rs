@@ -144,7 +144,7 @@ impl Table {
     /// What a valid cookie costs in other frames than an ordinary one of Linux.
     fn layouts(&mut self) {
         for &family in Family::ALL {
-            let without_timestamps = syn(family).mss(1460).nops(2).sackok().nop().wscale(7);
+            let without_timestamps = syn(family).linux_options_without_timestamps();
             for (name, tcp) in [
                 ("Linux without timestamps", without_timestamps.cookie_of(CURRENT).nops(2)),
                 ("macOS", syn(family).macos_options().cookie_of(CURRENT)),
