@@ -399,3 +399,20 @@ fn keys_out_of_step_are_seen() {
         expect(false, followed, kernel_keys(), None);
     });
 }
+
+/// In another network namespace there is another kernel's key, and nothing to compare the map with.
+#[test]
+fn keys_of_another_namespace_are_not_compared() {
+    server_and_client(|client| {
+        let _tfo = Running::start(&["-i", IFACE]);
+        client
+            .run(|| {
+                let status = keys_status(IFACE);
+                assert!(status["in_step"].is_null() && status["kernel"].is_null(), "{status}");
+                let text = String::from_utf8(tfo(&["keys", "status"]).stdout).unwrap();
+                assert!(text.contains("keys not compared"), "{text}");
+                Ok(())
+            })
+            .unwrap();
+    });
+}

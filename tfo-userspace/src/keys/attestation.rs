@@ -14,8 +14,8 @@ use crate::{counters::table, kernel, pins::Pins};
 /// The kernel's two keys, as three places have them.
 #[derive(Serialize)]
 pub struct Attestation {
-    /// Whether they are the same wherever they are known.
-    in_step: bool,
+    /// Whether they are the same wherever they are known; `None` where nothing but the map is.
+    in_step: Option<bool>,
     /// In the map. JSON has them in their own places.
     #[serde(skip)]
     map: Pair,
@@ -49,7 +49,8 @@ impl Attestation {
         let kernel = kernel.map(|keys| keys.fingerprints().into());
         let has_schedule = info.key_source != KeySource::Kernel as u64 && pins.has_controller()?;
         let schedule = has_schedule.then(|| info.wanted.into());
-        let in_step = [&kernel, &schedule].into_iter().flatten().all(|keys| *keys == map);
+        let is_known = kernel.is_some() || schedule.is_some();
+        let in_step = is_known.then(|| [&kernel, &schedule].into_iter().flatten().all(|keys| *keys == map));
         Ok(Self { in_step, map, kernel, schedule })
     }
 
@@ -63,7 +64,11 @@ impl Attestation {
                     [&keys.current, &keys.backup].map(|key| key.as_deref().unwrap_or("none"));
                 [place, current, backup].map(str::to_owned)
             });
-        let head = if *in_step { "keys in step" } else { "keys OUT OF STEP" };
+        let head = match in_step {
+            Some(true) => "keys in step",
+            Some(false) => "keys OUT OF STEP",
+            None => "keys not compared",
+        };
         table(&[(head, Left), ("current", Left), ("backup", Left)], rows)
     }
 }
