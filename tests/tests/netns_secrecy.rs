@@ -13,16 +13,19 @@ use nix::{
     fcntl::{Flock, FlockArg},
     sys::signal::Signal,
 };
-use tfo_common::keyring::Key;
+use tfo_common::{keyring::Key, names};
 use tfo_tests::netns::{
-    BPFFS, IFACE, Running, eventually, failure, ip, keys_status, rotate, server_and_client, set_keys, status,
-    tfo,
+    BPFFS, IFACE, Running, eventually, failure, ip, keys_status, rotate, sandbox, server_and_client,
+    set_keys, status, tfo,
 };
-use tfo_userspace::keys::{
-    KernelKeys, fingerprint, key_text,
-    schedule::Schedule,
-    secret::Secret,
-    state::{State, random_key},
+use tfo_userspace::{
+    keys::{
+        KernelKeys, fingerprint, key_text,
+        schedule::Schedule,
+        secret::Secret,
+        state::{State, random_key},
+    },
+    pins::Bpffs,
 };
 
 /// Eight bytes to look for: enough that nothing else has them by chance, and few enough to find half a key, too.
@@ -322,6 +325,17 @@ fn an_emergency_reaches_every_map_of_the_namespace() {
     });
 }
 
+/// Waits until the controller has seen that `interface` is gone; it can't touch the pins before the lock is dropped.
+fn eventually_left(interface: &str) -> Flock<File> {
+    let mut lock = None;
+    eventually("the interface is gone", || {
+        let pins = File::open(Path::new(BPFFS).join("tfo").join(interface)).unwrap();
+        lock = Flock::lock(pins, FlockArg::LockExclusiveNonblock).ok();
+        lock.is_some()
+    });
+    lock.unwrap()
+}
+
 /// Maps of an interface that is gone and that can't be removed now: the key leaves the kernel all the same, and is not
 /// taken again when the interface comes back.
 #[test]
@@ -334,12 +348,7 @@ fn an_emergency_is_stopped_by_nothing_left_behind() {
         let holds = |key: Key| keys_status("v0")["keys"].to_string().contains(&fingerprint(key));
         assert!(holds(leaked));
         ip("link del v0");
-        let mut lock = None;
-        eventually("the interface is gone", || {
-            let pins = File::open(Path::new(BPFFS).join("tfo/v0")).unwrap();
-            lock = Flock::lock(pins, FlockArg::LockExclusiveNonblock).ok();
-            lock.is_some()
-        });
+        let lock = eventually_left("v0");
         let output = tfo(&["keys", "rotate", "--emergency", "-i", IFACE]);
         assert!(output.status.success(), "{:?}", failure(&output));
         let now = kernel_keys();
@@ -351,6 +360,41 @@ fn an_emergency_is_stopped_by_nothing_left_behind() {
         assert!(!holds(leaked) && holds(now.current.unwrap()));
         let log = tfo_run.end(Signal::SIGTERM);
         assert!(log.contains("leaked keys are in the maps left behind"), "{log}");
+    });
+}
+
+/// The only interface is gone, and the emergency removes what it left: that is a success.
+#[test]
+fn an_emergency_with_its_only_interface_gone_succeeds() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("keys.json");
+        let _tfo = Running::start(&["-i", "v0", "--keys", "random", "--key-state", state.to_str().unwrap()]);
+        eventually("its key is the kernel's", || kernel_keys().current.is_some());
+        let leaked = kernel_keys().current;
+        ip("link del v0");
+        drop(eventually_left("v0"));
+        rotate(&["--emergency"]);
+        assert!(kernel_keys().current != leaked && kernel_keys().backup.is_none());
+        assert!(!Path::new(BPFFS).join("tfo/v0").exists());
+    });
+}
+
+/// Maps that can't be opened may hold the leaked key: the emergency names them, and is no success.
+#[test]
+fn an_emergency_skips_no_map_that_it_cannot_open() {
+    server_and_client(|_| {
+        ip("link add a0 type veth peer name a1");
+        let dir = tempfile::tempdir().unwrap();
+        Running::start(&["-i", "a0"]).kill();
+        let _makes = with_random_keys(&dir.path().join("keys.json"), &[]);
+        fs::remove_file(Bpffs::new(Path::new(BPFFS)).pins("a0").map(names::INFO)).unwrap();
+        let leaked = kernel_keys().current;
+        let (code, error) = failure(&tfo(&["keys", "rotate", "--emergency", "-i", IFACE]));
+        assert_eq!(code, Some(1), "{error}");
+        assert!(error.contains("a0: old keys may be in its map still"), "{error}");
+        assert!(kernel_keys().current != leaked, "what can be done is done");
     });
 }
 

@@ -95,21 +95,27 @@ pub(super) fn derive(args: &Derive) -> Result<()> {
 /// Gives the order to rotate. In an emergency, every other program in this network namespace is to forget the keys before.
 pub(super) async fn rotate(args: &Rotate, bpffs: &Bpffs) -> Result<()> {
     let to = recipient(args.interface.as_deref(), bpffs)?;
+    // Before the order: carrying it out removes what interfaces that are gone have left.
+    let others = if args.emergency { others(&to, bpffs)? } else { Vec::new() };
     let rotated = control::give(&to, &Order::Rotate { emergency: args.emergency }).await;
     let mut outcome = rotated.and_then(|done| print(&done));
-    if !args.emergency {
-        return outcome;
-    }
-    let here = kernel::netns()?;
-    for pins in super::attached(None, bpffs)? {
+    for pins in others {
         let other = pins.interface();
-        if other != to && Pinned::open(&pins).is_ok_and(|pinned| pinned.info().netns == here) {
-            let forgotten = control::give(other, &Order::Forget).await.map(drop);
-            outcome =
-                outcome.and(forgotten.with_context(|| format!("{other}: old keys may be in its map still")));
+        if let Err(error) = control::give(other, &Order::Forget).await {
+            // Exit status 1, not 3: something does run.
+            outcome = outcome.and_then(|()| bail!("{other}: old keys may be in its map still: {error:#}"));
         }
     }
     outcome
+}
+
+/// What is attached besides `to`, save what is known to be in another network namespace: maps that can't be opened may well
+/// hold the keys.
+fn others(to: &str, bpffs: &Bpffs) -> Result<Vec<Pins>> {
+    let here = kernel::netns()?;
+    let is_elsewhere = |pins: &Pins| Pinned::open(pins).is_ok_and(|pinned| pinned.info().netns != here);
+    let all = super::attached(None, bpffs)?.into_iter();
+    Ok(all.filter(|pins| pins.interface() != to && !is_elsewhere(pins)).collect())
 }
 
 /// The interface whose controller gets an order: the given one, or else one whose keys are not the kernel's to change.
