@@ -14,14 +14,26 @@ use nix::{
     mount::{MsFlags, mount},
     sys::signal::Signal,
 };
-use tfo_common::{class::Class, cookie, keyring::Key, segment::Family, verdict::Verdict};
+use tfo_common::{
+    class::Class,
+    cookie,
+    keyring::{Held, Key},
+    segment::Family,
+    verdict::Verdict,
+};
 use tfo_tests::netns::{
     Counts, IFACE, Running, StopOnDrop, eventually, failure, ip, key, keys_status, rotate, sandbox,
     server_and_client, set_keys, tfo, xdp_on,
 };
 use tfo_userspace::{
     kernel::{self, TcpExt},
-    keys::{KernelKeys, addresses, fingerprint, key_text, parse_key},
+    keys::{
+        KernelKeys, addresses, fingerprint,
+        keeper::{Keeper, Maps, Publish, Source},
+        key_text, parse_key,
+        schedule::Schedule,
+        secret::Secret,
+    },
     lab::{
         client::{Syn, fast_open},
         net::{SERVERS, server, source},
@@ -207,6 +219,40 @@ fn an_emergency_leaves_no_old_key() {
         // Nor does the state file know it.
         let state = fs::read_to_string(dir.path().join("keys.json")).unwrap();
         assert!(!state.contains(key_text(leaked.current.unwrap()).as_str()));
+    });
+}
+
+/// A controller that has not seen yet that its keys are not the kernel's any more: an emergency of another one leaves the
+/// kernel's in its map, not its own.
+#[test]
+fn an_emergency_leaves_the_kernels_keys_in_every_map() {
+    struct Published(Vec<Publish>);
+    impl Maps for Published {
+        fn publish(&mut self, publish: Publish) -> anyhow::Result<()> {
+            self.0.push(publish);
+            Ok(())
+        }
+    }
+    sandbox(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("secret");
+        fs::write(&file, [0x5a; 32]).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        let secret = || Secret::read(file.to_str().unwrap()).unwrap();
+        let schedule = || Schedule::new(Duration::from_hours(1)).unwrap();
+        let now = 1_000_000;
+        let held = schedule().held(&secret(), now);
+        let mut keeper = Keeper::new(Source::Secret { secret: secret(), schedule: schedule() });
+        let mut forget = |current: Key, backup: Option<Key>| {
+            kernel::KeySysctl::open().unwrap().write(current, backup).unwrap();
+            let mut maps = Published(Vec::new());
+            keeper.forget(now, &mut maps).unwrap();
+            maps.0
+        };
+        let ours = forget(held.current.unwrap(), held.backup);
+        assert!(ours == [Publish::Only(held)], "with the next one");
+        let other = forget(key(1), None);
+        assert!(other == [Publish::Only(Held { current: Some(key(1)), ..Held::default() })]);
     });
 }
 

@@ -213,11 +213,12 @@ impl Keeper {
         self.install(self.wanted(now).unwrap_or_default(), maps)
     }
 
-    /// Makes the maps forget all keys but those that the kernel is to hold now.
+    /// Makes the maps forget all keys but those that the kernel holds now, and the next one where that is known.
     pub fn forget(&mut self, now: u64, maps: &mut impl Maps) -> Result<()> {
-        let ours = if self.yielded { None } else { self.wanted(now) };
-        let only = ours.map_or_else(|| KernelKeys::read().map(Held::from), Ok)?;
-        maps.publish(Publish::Only(only))
+        let kernel = KernelKeys::read()?;
+        // Somebody else may have written them a moment ago: the maps are to cover the kernel's keys, not ours.
+        let ours = self.wanted(now).filter(|wanted| kernel == (*wanted).into());
+        maps.publish(Publish::Only(ours.unwrap_or(kernel.into())))
     }
 
     /// Makes `key` the current one, as if it had been made here.
