@@ -23,7 +23,7 @@ use tfo_common::{
 };
 use tfo_tests::netns::{
     Counts, IFACE, Running, StopOnDrop, eventually, failure, ip, key, keys_status, rotate, sandbox,
-    server_and_client, set_keys, tfo, xdp_on,
+    server_and_client, set_keys, status, tfo, xdp_on,
 };
 use tfo_userspace::{
     kernel::{self, TcpExt},
@@ -219,6 +219,46 @@ fn an_emergency_leaves_no_old_key() {
         // Nor does the state file know it.
         let state = fs::read_to_string(dir.path().join("keys.json")).unwrap();
         assert!(!state.contains(key_text(leaked.current.unwrap()).as_str()));
+    });
+}
+
+/// Where keys are the kernel's an emergency makes no new one, and must not look as if it had: also beside a tfo that could
+/// have made one.
+#[test]
+fn an_emergency_that_makes_no_key_is_no_success() {
+    server_and_client(|_| {
+        ip("link add v0 type veth peer name v1");
+        let dir = tempfile::tempdir().unwrap();
+        let _follows = Running::start(&["-i", "v0"]);
+        for n in 1..=3 {
+            set_keys("v0", key(n), None);
+        }
+        let emergency = || {
+            let before = kernel_keys();
+            let (code, error) = failure(&tfo(&["keys", "rotate", "--emergency", "-i", "v0"]));
+            assert_eq!(code, Some(1), "{error}");
+            let current = format!("its current one is {} still", fingerprint(before.current.unwrap()));
+            assert!(error.contains("no new key was made") && error.contains(&current), "{error}");
+            assert!(kernel_keys() == before);
+            assert_eq!(status("v0")["keys"]["retired"], serde_json::json!([]));
+        };
+        emergency();
+        let _makes = with_random_keys(&dir.path().join("keys.json"), &[]);
+        rotate(&[]);
+        in_step("v0", "kernel");
+        emergency();
+    });
+}
+
+/// The answer to an order names the keys that the kernel has, and says where there is none.
+#[test]
+fn an_emergency_says_what_is_in_force() {
+    server_and_client(|_| {
+        let dir = tempfile::tempdir().unwrap();
+        let _tfo = with_random_keys(&dir.path().join("keys.json"), &[]);
+        let said = rotate(&["--emergency"]);
+        let current = fingerprint(kernel_keys().current.unwrap());
+        assert_eq!(said, format!("the kernel and the maps hold current {current}, backup none\n"));
     });
 }
 

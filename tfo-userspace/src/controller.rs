@@ -14,7 +14,7 @@ use crate::{
     datapath::{Datapath, How, KeyInfo, Object, Presence, preflight, unix_seconds, unload},
     interface::Interface,
     keys::{
-        KernelKeys,
+        KernelKeys, fingerprint,
         keeper::{Keeper, Maps, Publish, Source},
         parse_key,
     },
@@ -187,7 +187,10 @@ impl Controller {
         };
         self.describe_keys(now);
         outcome?;
-        let [current, backup] = self.keeper.wanted_fingerprints(now).map(|key| format!("{key:016x}"));
+        // What is there, not what the source wants: whose keys they are may have changed.
+        let KernelKeys { current, backup } = KernelKeys::read()?;
+        let [current, backup] =
+            [current, backup].map(|key| key.map_or_else(|| "none".to_owned(), fingerprint));
         Ok(format!("the kernel and the maps hold current {current}, backup {backup}"))
     }
 

@@ -203,11 +203,21 @@ impl Keeper {
 
     /// Rotates now. In an emergency, what was held before is not accepted any more, by the kernel or by the maps.
     ///
-    /// Where keys are not ours to make, an emergency makes the maps forget all but those that the kernel is to hold now: for
-    /// after the secret was replaced, or the kernel's key.
+    /// Where keys are not ours to make, an emergency makes the maps forget all but those that the kernel holds now: for
+    /// after the secret was replaced. With the kernel's own keys that is no success, since the one in force stays.
     pub fn rotate(&mut self, emergency: bool, now: u64, maps: &mut impl Maps) -> Result<()> {
-        if emergency && !matches!(self.source, Source::Random { .. }) {
-            return self.forget(now, maps);
+        match self.source {
+            Source::Kernel if emergency => {
+                self.forget(now, maps)?;
+                let current = KernelKeys::read()?.current.map_or_else(|| "none".to_owned(), fingerprint);
+                bail!(
+                    "no new key was made, since keys are the kernel's to change: its current one is {current} still, and \
+                     only older ones are forgotten. If that has leaked, write another to net.ipv4.tcp_fastopen_key and \
+                     give this order again to forget it, or give it to an interface whose tfo makes keys"
+                );
+            }
+            Source::Secret { .. } if emergency => return self.forget(now, maps),
+            _ => {}
         }
         self.change(|state| if emergency { state.emergency(now) } else { state.rotate(now) })?;
         self.install(self.wanted(now).unwrap_or_default(), maps)
