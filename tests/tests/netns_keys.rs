@@ -233,6 +233,7 @@ fn an_emergency_that_makes_no_key_is_no_success() {
         for n in 1..=3 {
             set_keys("v0", key(n), None);
         }
+        let generation = || status("v0")["keys"]["generation"].clone();
         let emergency = || {
             let before = kernel_keys();
             let (code, error) = failure(&tfo(&["keys", "rotate", "--emergency", "-i", "v0"]));
@@ -243,6 +244,10 @@ fn an_emergency_that_makes_no_key_is_no_success() {
             assert_eq!(status("v0")["keys"]["retired"], serde_json::json!([]));
         };
         emergency();
+        // A map that holds nothing else is not written again.
+        let then = generation();
+        emergency();
+        assert_eq!(generation(), then);
         let _makes = with_random_keys(&dir.path().join("keys.json"), &[]);
         rotate(&[]);
         in_step("v0", "kernel");

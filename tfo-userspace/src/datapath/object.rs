@@ -133,6 +133,11 @@ impl Object {
     }
 }
 
+/// Whether both have the same keys in the same roles.
+fn has_same_keys(one: &KeyRing, other: &KeyRing) -> bool {
+    one.slots == other.slots && one.present == other.present
+}
+
 /// What a map that translates is to hold while the kernel goes from `kernel` to `wanted`: whatever moment it is, a cookie is
 /// translated into one that the kernel takes before and after, or not at all. A key in the place of the next one is known,
 /// and leaves room for one more among the retired.
@@ -250,12 +255,23 @@ impl Object {
                 KeyRing { generation: ring.generation, ..KeyRing::EMPTY }.follow(held, moment)
             }
         };
+        if let Publish::Only(_) = publish
+            && self.holds_only(&next)?
+        {
+            return Ok(());
+        }
         self.replace(interface, &ring, next)?;
         if let Publish::Only(_) = publish {
             // Over the other ring, too, which nobody reads and which has the leaked keys still.
             self.publish(&KeyRing { generation: next.generation + 1, ..next })?;
         }
         Ok(())
+    }
+
+    /// Whether no other keys than those of `ring` are anywhere in the map.
+    fn holds_only(&self, ring: &KeyRing) -> Result<bool> {
+        let Shared(store) = self.keys.get(&0, 0).context("cannot read the key map")?;
+        Ok(store.rings.iter().all(|other| has_same_keys(other, ring)))
     }
 
     /// Lets go of the retired keys for which `keep`, given their slot, says no.
@@ -276,7 +292,7 @@ impl Object {
     }
 
     fn replace(&mut self, interface: &str, ring: &KeyRing, next: KeyRing) -> Result<()> {
-        if next.slots != ring.slots || next.present != ring.present {
+        if !has_same_keys(&next, ring) {
             self.publish(&next)?;
             info!("{interface}: keys in the map: {}", describe(&next));
         }
