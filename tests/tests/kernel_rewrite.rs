@@ -25,7 +25,7 @@ use tfo_tests::{
     host,
     kernel::{Kernel, fits, sum},
     keys::{self, BACKUP, CURRENT, RETIRED, STRANGER, TestKey},
-    netns::{BPFFS, PATIENCE, sandbox},
+    netns::{BPFFS, PATIENCE, StopOnDrop, sandbox},
     packet::{Carry, Ip, MORE_FRAGMENTS, Tcp, eth, ipv4, ipv6},
     random::{frame, spoilt_frame},
 };
@@ -386,7 +386,7 @@ fn check_publication(mode: Mode) {
                 }
             });
             // However this ends, the writer ends with it.
-            let _end = SetOnDrop(&done);
+            let _end = StopOnDrop(&done);
             send_known_cookies(&mut reader, mode, CHUNK, |sent| {
                 sent >= SYNS && published.load(Relaxed) >= RINGS
             })
@@ -404,14 +404,6 @@ fn check_publication(mode: Mode) {
             if mode == Mode::Accelerate { counters.class(Class::CookieRetired).packets } else { 0 };
         assert_eq!(counters.verdict(Class::CookieRetired, Verdict::Rewrite), rewritten);
     });
-}
-
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
 }
 
 /// Sends SYNs of both families with cookies of all keys until it is `enough`, and returns how many. In mode
