@@ -357,6 +357,29 @@ fn leaves_a_foreign_program_alone() {
     });
 }
 
+/// That there is a program at the index of ours does not make it ours.
+#[test]
+fn an_interface_that_comes_back_with_a_foreign_program_is_not_taken_for_ours() {
+    sandbox(|| {
+        let add = || ip("link add name v0 index 77 type veth peer name v1");
+        add();
+        let tfo_run = Running::start(&["-i", "v0"]);
+        // All between two looks of the controller.
+        tfo_run.signal(Signal::SIGSTOP);
+        ip("link del v0");
+        add();
+        let foreign = occupied("v0");
+        let there = xdp_on("v0");
+        tfo_run.signal(Signal::SIGCONT);
+        eventually("it is noticed", || status("v0")["controller"] == false);
+        assert_eq!(xdp_on("v0"), there);
+        drop(foreign);
+        eventually("it is attached again", || tfo(&["status", "-i", "v0"]).status.success());
+        tfo_run.end(Signal::SIGTERM);
+        assert_clean("v0");
+    });
+}
+
 /// An interface of the same name as one that is gone: counters go on, the program is attached anew.
 #[test]
 fn an_interface_that_was_made_anew_is_attached_again() {

@@ -328,7 +328,9 @@ impl Datapath {
         if self.pins.has_link().is_ok_and(|has_link| !has_link || !self.pins.is_current()) {
             return Presence::Unloaded;
         }
-        if xdp.is_ok_and(|xdp| xdp.is_none()) { Presence::Detached } else { Presence::Attached }
+        let linked = linked_program(&self.pins).ok().flatten();
+        let is_not_ours = |xdp: XdpOnInterface| linked.is_some_and(|program| xdp.program_id != program);
+        if xdp.is_ok_and(|xdp| xdp.is_none_or(is_not_ours)) { Presence::Detached } else { Presence::Attached }
     }
 
     /// Undoes [`attach`](Self::attach): what was taken over is left to run on, what is new is detached.
