@@ -534,8 +534,32 @@ fn an_interface_that_is_renamed() {
         // Under its new name it has a program that is not ours to replace.
         let (code, error) = failure(&tfo(&["run", "-i", "renamed0"]));
         assert_eq!(code, Some(1));
-        assert!(error.contains("renamed"), "{error}");
+        assert!(error.contains("renamed: run `tfo unload -i OLDNAME`"), "{error}");
         tfo_run.end(Signal::SIGTERM);
         assert_clean("renamed0");
+    });
+}
+
+/// What was left on the renamed one is not detached for the new one.
+#[test]
+fn an_interface_that_takes_the_name_of_a_renamed_one() {
+    sandbox(|| {
+        let _renamed = Tap::new(NIC, LinkLayer::Ethernet);
+        Running::start(&["-i", NIC]).kill();
+        let attached = linked(NIC);
+        ip("link set nic0 down");
+        ip("link set nic0 name renamed0");
+        let _new = Tap::new(NIC, LinkLayer::Ethernet);
+        let (code, error) = failure(&tfo(&["run", "-i", NIC]));
+        assert_eq!(code, Some(1));
+        assert!(error.contains("renamed") && error.contains("`tfo unload -i nic0`"), "{error}");
+        assert_eq!((linked(NIC), xdp_on("renamed0")), (attached, Some(attached.program)));
+        // As it says.
+        assert!(tfo(&["unload", "-i", NIC]).status.success());
+        assert_clean("renamed0");
+        let tfo_run = Running::start(&["-i", NIC]);
+        assert!(xdp_on(NIC).is_some());
+        tfo_run.end(Signal::SIGTERM);
+        assert_clean(NIC);
     });
 }

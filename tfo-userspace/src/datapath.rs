@@ -178,7 +178,7 @@ impl Datapath {
         let mut pins = bpffs.pins(name).lock(Duration::from_millis(500))?;
         // With the lock held: until then, another controller may have come or gone.
         let interface = Interface::find(name).await?;
-        let left_behind = left_behind(&interface, &pins)?;
+        let left_behind = left_behind(&interface, &pins).await?;
         let known = Known::of(&pins)?;
         let aside = match known {
             Known::Other => Some(pins.set_maps_aside()?),
@@ -435,11 +435,11 @@ fn cause(error: &ProgramError) -> String {
 
 /// Where an earlier controller's program runs on `interface`; `None` where there is no program at all, an error where
 /// there is somebody else's.
-fn left_behind(interface: &Interface, pins: &Pins) -> Result<Option<Attach>> {
+async fn left_behind(interface: &Interface, pins: &Pins) -> Result<Option<Attach>> {
     match (interface.xdp, linked_program(pins)?) {
         (Some(xdp), Some(program)) if xdp.program_id == program => Ok(Some(xdp.attach)),
         (Some(xdp), _) => bail!(refusal(&interface.name, xdp)),
-        (None, Some(_)) => forget_stale_link(pins).map(|()| None),
+        (None, Some(program)) => forget_stale_link(pins, program).await.map(|()| None),
         (None, None) => Ok(None),
     }
 }
@@ -483,16 +483,23 @@ impl Known {
     }
 }
 
-/// Removes a link that attaches nothing any more because its interface is gone; not one of another namespace, nor one
-/// of which that can't be told.
-fn forget_stale_link(pins: &Pins) -> Result<()> {
+/// Removes a link that attaches nothing any more because its interface is gone; not one whose interface was renamed, nor
+/// one of another namespace, nor one of which that can't be told.
+async fn forget_stale_link(pins: &Pins, program: u32) -> Result<()> {
     let name = pins.interface();
-    let is_ours =
-        Pinned::open(pins).is_ok_and(|pinned| kernel::netns().is_ok_and(|here| pinned.info().netns == here));
-    if !is_ours {
+    let info = Pinned::open(pins).map(|pinned| *pinned.info()).ok();
+    let Some(info) = info.filter(|info| kernel::netns().is_ok_and(|here| info.netns == here)) else {
         bail!(
             "{} seems to belong to an interface {name} of another network namespace: if that is gone, run \
              `tfo unload -i {name}`; if it isn't, give one of the two a BPF file system of its own (--bpffs)",
+            pins.dir().display()
+        );
+    };
+    let index = info.ifindex;
+    if interface::xdp_at(index).await?.is_some_and(|xdp| xdp.program_id == program) {
+        bail!(
+            "{} belongs to an interface that was called {name} and has been renamed (number {index} in `ip link`): the \
+             program still runs there; to detach it, run `tfo unload -i {name}`",
             pins.dir().display()
         );
     }
@@ -506,8 +513,8 @@ fn refusal(name: &str, xdp: XdpOnInterface) -> String {
     let program = program.as_ref().and_then(|program| program.name_as_str()).unwrap_or("?");
     let hint = match program {
         names::PROGRAM => {
-            "a tfo that sees another BPF file system has attached it (--bpffs, or `ip netns exec`), or the interface \
-             was renamed: end that tfo, or run `tfo unload`"
+            "a tfo that sees another BPF file system has attached it (--bpffs, or `ip netns exec`): end that tfo; or \
+             the interface was renamed: run `tfo unload -i OLDNAME`"
         }
         _ => "have whoever attached it detach it first",
     };
