@@ -9,7 +9,7 @@ use std::{
 
 use tfo_common::parse::LinkLayer;
 
-use crate::netns::ip;
+use crate::netns::{eventually, ip};
 
 /// A tap (Ethernet frames) or tun (IP packets) interface, which lives as long as this.
 #[derive(Debug)]
@@ -34,9 +34,14 @@ impl Tap {
         }
         let flags = (kind | libc::IFF_NO_PI) as libc::c_short;
         let request = libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
-        // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is.
-        let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &request) };
-        assert_eq!(result, 0, "TUNSETIFF: {}", io::Error::last_os_error());
+        // An earlier one of this name lasts until no process has it open: a child of another test has, from fork to exec.
+        eventually("the interface's name is free", || {
+            // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is.
+            let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &request) };
+            let error = io::Error::last_os_error();
+            assert!(result == 0 || error.kind() == io::ErrorKind::ResourceBusy, "TUNSETIFF: {error}");
+            result == 0
+        });
         if link == LinkLayer::Ethernet {
             ip(&format!("link set {name} address 02:00:00:00:00:02"));
         }
