@@ -29,7 +29,9 @@ pub fn count_in(counters: &mut Counters, frame: &[u8], link: LinkLayer, mode: Mo
             counters.count_syn(&segment, found, verdict, ring);
         }
         Ok(None) => {}
-        Err(fault) => counters.count_fault(fault),
+        Err(fault) => {
+            counters.count_fault(fault);
+        }
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Kernel(Object);
 impl Kernel {
     /// A program with maps of its own, in which `ring` is in force.
     pub fn load(link: LinkLayer, mode: Mode, ring: &KeyRing) -> Self {
-        let mut kernel = Self::with(&LoadOptions { link, mode, log_level: 0 }, None);
+        let mut kernel = Self::with(&LoadOptions::new(link, mode), None);
         kernel.publish(ring);
         kernel
     }

@@ -135,7 +135,7 @@ fn every_log_level_loads() {
     let frame = eth().ipv4(CLIENT_V4, SERVER_V4).ihl(4).syn().build();
     for link in LinkLayer::ALL {
         for (mode, log_level) in Mode::ALL.iter().flat_map(|mode| (0..=5).map(move |level| (*mode, level))) {
-            let mut kernel = Kernel::with(&LoadOptions { link: *link, mode, log_level }, None);
+            let mut kernel = Kernel::with(&LoadOptions { log_level, ..LoadOptions::new(*link, mode) }, None);
             let counted = kernel.pass("log", &frame, 1);
             let expected = host::count(&frame, *link, mode, &KeyRing::EMPTY);
             assert!(counted == expected, "{link}, {mode}, level {log_level}");

@@ -368,7 +368,7 @@ fn check_publication(mode: Mode) {
     sandbox(|| {
         let pins = Bpffs::new(BPFFS.as_ref()).pins("publication");
         let _lock = pins.lock(Duration::ZERO).expect("nobody else is here");
-        let options = LoadOptions { link: LinkLayer::Ethernet, mode, log_level: 0 };
+        let options = LoadOptions::new(LinkLayer::Ethernet, mode);
         let load = || Kernel::with(&options, Some(&pins));
         let (mut writer, mut reader) = (load(), load());
         writer.publish(&shuffled(0));

@@ -10,7 +10,7 @@ fn the_cost_is_told() {
     for (link, mode) in
         LinkLayer::ALL.iter().flat_map(|link| Mode::ALL.iter().map(move |mode| (*link, *mode)))
     {
-        let options = LoadOptions { link, mode, log_level: 0 };
+        let options = LoadOptions::new(link, mode);
         let cost = Cost::of(&options);
         println!("verified: {mode} {link} {} instructions {} stack", cost.instructions, cost.stack);
 

@@ -91,9 +91,7 @@ fn several_interfaces_have_their_own_state() {
 /// An interface with somebody else's program on it, which keeps `tfo run` from starting.
 fn occupied(name: &str) -> Object {
     // Our own program, but attached by somebody who is not a tfo controller: no pins.
-    let mut foreign =
-        Object::load(&LoadOptions { link: LinkLayer::Ethernet, mode: Mode::Observe, log_level: 0 }, None)
-            .unwrap();
+    let mut foreign = Object::load(&LoadOptions::new(LinkLayer::Ethernet, Mode::Observe), None).unwrap();
     foreign.program().unwrap().attach(name, XdpMode::default()).unwrap();
     foreign
 }

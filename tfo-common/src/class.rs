@@ -28,6 +28,14 @@ named! {
     }
 }
 
+impl Class {
+    /// Whether it is the kernel's to answer with Fast Open or a cookie, or would be if it were well made.
+    #[inline(always)]
+    pub const fn is_fast_open(self) -> bool {
+        !matches!(self, Self::PlainSyn)
+    }
+}
+
 /// A SYN's class, and the key that made its cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Classified {

@@ -4,6 +4,7 @@ use crate::{
     class::{Class, Classified},
     keyring::{KeyRing, TRACKS},
     parse::{Fault, Malformed, Unsupported},
+    sample::Sampler,
     segment::{Family, Segment},
     verdict::Verdict,
 };
@@ -28,6 +29,68 @@ pub struct Tally {
     pub data_bytes: u64,
 }
 
+/// What the program writes on one CPU for one service: one struct, one look-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Cell {
+    /// What it counts.
+    pub counters: Counters,
+    /// When the next SYN is looked at more closely, for each place of [`Counters::syn`].
+    pub syn_samplers: [[[Sampler; VERDICT_SLOTS]; Class::COUNT]; Family::COUNT],
+    /// The same for [`Counters::malformed`].
+    pub malformed_samplers: [Sampler; MALFORMED_SLOTS],
+    /// The same for [`Counters::unsupported`].
+    pub unsupported_samplers: [Sampler; UNSUPPORTED_SLOTS],
+}
+
+impl Cell {
+    /// Nothing counted yet.
+    pub const EMPTY: Self = Self {
+        counters: Counters::EMPTY,
+        syn_samplers: [[[Sampler::NEW; VERDICT_SLOTS]; Class::COUNT]; Family::COUNT],
+        malformed_samplers: [Sampler::NEW; MALFORMED_SLOTS],
+        unsupported_samplers: [Sampler::NEW; UNSUPPORTED_SLOTS],
+    };
+
+    /// Counts one SYN: how many of its kind there are now, and their sampler.
+    #[inline(always)]
+    pub fn count_syn(
+        &mut self,
+        segment: &Segment,
+        found: Classified,
+        verdict: Verdict,
+        ring: &KeyRing,
+    ) -> (u64, &mut Sampler) {
+        let packets = self.counters.count_syn(segment, found, verdict, ring);
+        let (family, class, verdict) = indices(segment, found.class, verdict);
+        (packets, &mut self.syn_samplers[family][class][verdict])
+    }
+
+    /// Counts one frame that is passed unclassified, as [`count_syn`](Self::count_syn) does.
+    #[inline(always)]
+    pub fn count_fault(&mut self, fault: Fault) -> (u64, &mut Sampler) {
+        let packets = self.counters.count_fault(fault);
+        let sampler = match fault {
+            Fault::Malformed(reason) => &mut self.malformed_samplers[reason.index() & (MALFORMED_SLOTS - 1)],
+            Fault::Unsupported(reason) => {
+                &mut self.unsupported_samplers[reason.index() & (UNSUPPORTED_SLOTS - 1)]
+            }
+        };
+        (packets, sampler)
+    }
+}
+
+/// The place of a SYN in [`Counters::syn`]. The masks change nothing: they tell the verifier that the index fits.
+#[inline(always)]
+fn indices(segment: &Segment, class: Class, verdict: Verdict) -> (usize, usize, usize) {
+    let family = segment.addresses.family.index() & (Family::COUNT - 1);
+    (family, class.index() & (Class::COUNT - 1), verdict.index() & (VERDICT_SLOTS - 1))
+}
+
+impl Tally {
+    const EMPTY: Self = Self { packets: 0, with_data: 0, data_bytes: 0 };
+}
+
 /// Everything the program counts, on one CPU or, once [summed](Self::add), on all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -44,24 +107,32 @@ pub struct Counters {
 
 impl Default for Counters {
     fn default() -> Self {
-        Self {
-            syn: Default::default(),
-            malformed: [0; MALFORMED_SLOTS],
-            unsupported: [0; UNSUPPORTED_SLOTS],
-            hits: [0; TRACKS],
-        }
+        Self::EMPTY
     }
 }
 
 impl Counters {
-    /// Counts one SYN. The masks change nothing: they tell the verifier that the index fits.
+    /// Nothing counted yet.
+    pub const EMPTY: Self = Self {
+        syn: [[[Tally::EMPTY; VERDICT_SLOTS]; Class::COUNT]; Family::COUNT],
+        malformed: [0; MALFORMED_SLOTS],
+        unsupported: [0; UNSUPPORTED_SLOTS],
+        hits: [0; TRACKS],
+    };
+
+    /// Counts one SYN: how many of its kind there are now.
     #[inline(always)]
-    pub fn count_syn(&mut self, segment: &Segment, found: Classified, verdict: Verdict, ring: &KeyRing) {
-        let family = segment.addresses.family.index() & (Family::COUNT - 1);
-        let class = found.class.index() & (Class::COUNT - 1);
-        let verdict = verdict.index() & (VERDICT_SLOTS - 1);
+    pub fn count_syn(
+        &mut self,
+        segment: &Segment,
+        found: Classified,
+        verdict: Verdict,
+        ring: &KeyRing,
+    ) -> u64 {
+        let (family, class, verdict) = indices(segment, found.class, verdict);
         let tally = &mut self.syn[family][class][verdict];
         tally.packets += 1;
+        let packets = tally.packets;
         if segment.data_len > 0 {
             tally.with_data += 1;
             tally.data_bytes += u64::from(segment.data_len);
@@ -70,15 +141,18 @@ impl Counters {
             let track = ring.tracks[slot & (TRACKS - 1)];
             self.hits[usize::from(track) & (TRACKS - 1)] += 1;
         }
+        packets
     }
 
-    /// Counts one frame that is passed unclassified.
+    /// Counts one frame that is passed unclassified: how many there are now for that reason.
     #[inline(always)]
-    pub fn count_fault(&mut self, fault: Fault) {
-        match fault {
-            Fault::Malformed(reason) => self.malformed[reason.index() & (MALFORMED_SLOTS - 1)] += 1,
-            Fault::Unsupported(reason) => self.unsupported[reason.index() & (UNSUPPORTED_SLOTS - 1)] += 1,
-        }
+    pub fn count_fault(&mut self, fault: Fault) -> u64 {
+        let count = match fault {
+            Fault::Malformed(reason) => &mut self.malformed[reason.index() & (MALFORMED_SLOTS - 1)],
+            Fault::Unsupported(reason) => &mut self.unsupported[reason.index() & (UNSUPPORTED_SLOTS - 1)],
+        };
+        *count += 1;
+        *count
     }
 
     /// Adds `other`, such as the counters of another CPU.

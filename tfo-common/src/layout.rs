@@ -8,16 +8,19 @@ use core::mem::{offset_of, size_of};
 use crate::{
     class::Class,
     cookie::ExpandedKey,
-    counters::{Counters, MALFORMED_SLOTS, Tally, UNSUPPORTED_SLOTS, VERDICT_SLOTS},
+    counters::{Cell, Counters, MALFORMED_SLOTS, Tally, UNSUPPORTED_SLOTS, VERDICT_SLOTS},
     info::{Info, LAYOUT_VERSION},
     keyring::{KeyRing, KeyStore, SLOTS, TRACKS},
+    observed::{Connection, Event, Outcomes, Pending, Prefix, PrefixTally, Subject, Watch},
     parse::{Malformed, Unsupported},
+    sample::{Budget, Sampler},
     segment::Family,
+    service::Service,
     verdict::Verdict,
 };
 
 const _: () = {
-    assert!(LAYOUT_VERSION == 3);
+    assert!(LAYOUT_VERSION == 4);
 
     assert!(size_of::<ExpandedKey>() == 32);
     assert!(offset_of!(KeyRing, present) == 8);
@@ -34,6 +37,25 @@ const _: () = {
     assert!(offset_of!(Counters, unsupported) == 2 * 8 * 8 * 24 + 16 * 8);
     assert!(offset_of!(Counters, hits) == 2 * 8 * 8 * 24 + 16 * 8 + 8 * 8);
     assert!(size_of::<Counters>() == 2 * 8 * 8 * 24 + 16 * 8 + 8 * 8 + 16 * 8);
+
+    assert!(size_of::<Sampler>() == 24);
+    assert!(offset_of!(Cell, syn_samplers) == size_of::<Counters>());
+    assert!(offset_of!(Cell, malformed_samplers) == size_of::<Counters>() + 2 * 8 * 8 * 24);
+    assert!(size_of::<Cell>() == size_of::<Counters>() + (2 * 8 * 8 + 16 + 8) * 24);
+
+    assert!(size_of::<Service>() == 32);
+    assert!(offset_of!(Outcomes, rtt_saved) == 16);
+    assert!(size_of::<Outcomes>() == 16 + 32 * 16);
+    assert!(size_of::<Connection>() == 40);
+    assert!(size_of::<Pending>() == 16);
+    assert!(size_of::<Prefix>() == 16);
+    assert!(size_of::<PrefixTally>() == 24);
+    assert!(size_of::<Budget>() == 24);
+    assert!(size_of::<Watch>() == 24 + 4 * 8);
+    assert!(offset_of!(Subject, connection) == 8);
+    assert!(size_of::<Subject>() == 56);
+    assert!(offset_of!(Event, head) == 72);
+    assert!(size_of::<Event>() == 72 + 128);
 
     assert!(offset_of!(Info, netns) == 16);
     assert!(offset_of!(Info, since_unix_ns) == 24);

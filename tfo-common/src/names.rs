@@ -4,12 +4,32 @@
 
 /// The XDP program.
 pub const PROGRAM: &str = "tfo_ingress";
-/// [`Counters`](crate::counters::Counters) for each CPU.
+/// The sock_ops program.
+pub const OUTCOMES_PROGRAM: &str = "tfo_outcomes";
+/// [`Cell`](crate::counters::Cell) for each service and CPU.
 pub const COUNTERS: &str = "TFO_COUNTERS";
 /// [`KeyStore`](crate::keyring::KeyStore).
 pub const KEYS: &str = "TFO_KEYS";
 /// [`Info`](crate::info::Info).
 pub const INFO: &str = "TFO_INFO";
+/// [`Service`](crate::service::Service) for each service.
+pub const SERVICES: &str = "TFO_SERVICES";
+/// The index of its service for each port.
+pub const PORTS: &str = "TFO_PORTS";
+/// [`Watch`](crate::observed::Watch) for each CPU.
+pub const WATCH: &str = "TFO_WATCH";
+/// [`PrefixTally`](crate::observed::PrefixTally) by [`Prefix`](crate::observed::Prefix).
+pub const PREFIXES: &str = "TFO_PREFIXES";
+/// [`Pending`](crate::observed::Pending) by [`Connection`](crate::observed::Connection).
+pub const PENDING: &str = "TFO_PENDING";
+/// [`Outcomes`](crate::observed::Outcomes) for each service.
+pub const OUTCOMES: &str = "TFO_OUTCOMES";
+/// The ring of [`Event`](crate::observed::Event)s.
+pub const EVENTS: &str = "TFO_EVENTS";
+/// The global that tells whether any port has a service.
+pub const HAS_SERVICES: &str = "TFO_HAS_SERVICES";
+/// The global that tells the cookie of the network namespace whose connections count.
+pub const NETNS: &str = "TFO_NETNS";
 /// The global that tells which [`LinkLayer`](crate::parse::LinkLayer) frames begin with.
 pub const LINK_LAYER: &str = "TFO_LINK_LAYER";
 /// The global that tells the [`Mode`](crate::verdict::Mode).
@@ -18,7 +38,20 @@ pub const MODE: &str = "TFO_MODE";
 pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 
 const _: () = {
-    let names = [PROGRAM, COUNTERS, KEYS, INFO, LINK_LAYER, MODE, LOG_LEVEL];
+    let names = [
+        PROGRAM,
+        OUTCOMES_PROGRAM,
+        COUNTERS,
+        KEYS,
+        INFO,
+        SERVICES,
+        PORTS,
+        WATCH,
+        PREFIXES,
+        PENDING,
+        OUTCOMES,
+        EVENTS,
+    ];
     let mut i = 0;
     while i < names.len() {
         assert!(names[i].len() <= 15);

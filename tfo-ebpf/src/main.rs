@@ -13,13 +13,20 @@
 mod act;
 mod frame;
 mod maps;
+mod outcome;
+mod watch;
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    bindings::xdp_action,
+    macros::{sock_ops, xdp},
+    programs::{SockOpsContext, XdpContext},
+};
 use aya_log_ebpf::debug;
 use tfo_common::{
     class::{Classified, classify},
     parse::{Fault, on_syn},
     segment::Segment,
+    service::OTHER,
     verdict::decide,
 };
 
@@ -29,7 +36,7 @@ use crate::frame::Frame;
 #[xdp]
 pub fn tfo_ingress(ctx: XdpContext) -> u32 {
     let frame = Frame::new(&ctx);
-    match on_syn(&frame, maps::link_layer(), serve) {
+    match on_syn(&frame, maps::link_layer(), |frame, segment| serve(&ctx, frame, segment)) {
         Ok(Some(action)) => action,
         Ok(None) => xdp_action::XDP_PASS,
         Err(fault) => unclassified(&ctx, fault),
@@ -38,13 +45,20 @@ pub fn tfo_ingress(ctx: XdpContext) -> u32 {
 
 /// From a SYN on: a copy for each kind of frame (see [`on_syn`]), and of its end for each class.
 #[inline(always)]
-fn serve(frame: &Frame, segment: &Segment) -> u32 {
+fn serve(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> u32 {
     let ring = maps::key_ring(segment);
     let found = classify(segment, ring);
     found.class.constant(|class| {
         let found = Classified { class, ..found };
         let verdict = decide(maps::mode(), class, ring.translation().is_some());
-        maps::counters(|counters| counters.count_syn(segment, found, verdict, ring));
+        maps::with_service(frame, segment, |service| {
+            maps::cell(service, |cell| {
+                let (packets, sampler) = cell.count_syn(segment, found, verdict, ring);
+                if class.is_fast_open() && sampler.is_due(packets) {
+                    watch::syn(ctx, sampler, packets, segment, class, verdict, service);
+                }
+            });
+        });
         act::act(verdict, frame, segment, ring)
     })
 }
@@ -52,9 +66,21 @@ fn serve(frame: &Frame, segment: &Segment) -> u32 {
 /// What can't be parsed is counted and passed: only a policy may cost anyone a packet.
 #[inline(always)]
 fn unclassified(ctx: &XdpContext, fault: Fault) -> u32 {
-    maps::counters(|counters| counters.count_fault(fault));
+    maps::cell(OTHER, |cell| {
+        let (packets, sampler) = cell.count_fault(fault);
+        if sampler.is_due(packets) {
+            watch::fault(ctx, sampler, packets, fault);
+        }
+    });
     debug!(ctx, "unclassified frame: {}", fault.name());
     xdp_action::XDP_PASS
+}
+
+/// Sees what becomes of connections: see [`outcome`].
+#[sock_ops]
+pub fn tfo_outcomes(ctx: SockOpsContext) -> u32 {
+    outcome::report(&ctx);
+    outcome::DONE
 }
 
 #[cfg(not(test))]

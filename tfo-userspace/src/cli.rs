@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 use tfo_common::verdict::Mode;
 
-use crate::keys::schedule::parse_duration;
+use crate::{keys::schedule::parse_duration, services::Named};
 
 /// Observes TCP Fast Open in the kernel's receive path, with XDP.
 #[derive(Parser)]
@@ -78,6 +78,10 @@ pub struct Run {
     /// Where in the receive path the program is attached
     #[arg(long, value_enum, default_value_t)]
     pub attach: AttachMode,
+
+    /// Count by service, such as web=80,443,8000-8010; may be given several times. What no service names is called other
+    #[arg(long = "service", value_name = "NAME=PORTS")]
+    pub services: Vec<Named>,
 
     /// Where keys come from: kernel (follow it, never write), random (our own, written to the kernel), or secret:FILE
     /// (derived from a fleet's 32-byte secret and the time, as tofurkey does; FILE may be the name of a systemd

@@ -20,6 +20,7 @@ use crate::{
     },
     pins::{Bpffs, MountGuard},
     secrecy::leaving_no_trace,
+    services::Services,
 };
 
 /// How often the kernel's keys are read: several times within the second that a change may take to arrive.
@@ -70,6 +71,8 @@ pub struct Options {
     pub source: Source,
     /// When retired keys are given up.
     pub retire: Retire,
+    /// By which services is counted.
+    pub services: Services,
 }
 
 /// When retired keys are given up, besides when newer ones push them out.
@@ -84,7 +87,7 @@ pub struct Retire {
 impl Controller {
     /// Attaches to every one of `interfaces`, or to none; each has the kernel's keys before it sees a packet.
     pub async fn start(interfaces: &[String], bpffs: &Bpffs, options: Options) -> Result<Self> {
-        let Options { attach, program_mode, log_level, source, retire } = options;
+        let Options { attach, program_mode, log_level, source, retire, services } = options;
         preflight()?;
         for name in interfaces {
             Interface::find(name).await?;
@@ -98,7 +101,7 @@ impl Controller {
             keeper: Keeper::new(source),
             retire,
             bpffs: bpffs.clone(),
-            how: How { attach, program_mode, log_level },
+            how: How { attach, program_mode, log_level, services },
         };
         for name in interfaces {
             if controller.datapaths.iter().any(|datapath| datapath.interface.name == *name) {
@@ -129,7 +132,7 @@ impl Controller {
             }
             object.remember(name, &self.keeper.earlier(unix_seconds(), self.retire.max_age))
         };
-        self.datapaths.push(Datapath::attach(name, &self.bpffs, self.how, fill).await?);
+        self.datapaths.push(Datapath::attach(name, &self.bpffs, &self.how, fill).await?);
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! Counters as users see them: a table, and JSON.
 
+use std::fmt::Write as _;
+
 use comfy_table::{
     Cell,
     CellAlignment::{self, Left, Right},
@@ -14,6 +16,11 @@ use tfo_common::{
     parse::{Malformed, Unsupported},
     segment::Family,
     verdict::{Mode, Verdict},
+};
+
+use crate::{
+    datapath::ServiceCounters,
+    saved::{RttSaved, seconds},
 };
 
 /// The counters of one interface; see `tfo counters --json`.
@@ -33,6 +40,10 @@ pub struct Report {
     pub malformed: Vec<ReasonRow>,
     /// Frames passed because they use what is not supported, without the rows that are zero.
     pub unsupported: Vec<ReasonRow>,
+    /// Whether it is known what becomes of connections.
+    pub outcomes: bool,
+    /// The same SYNs by service, and what became of the service's connections in the whole network namespace.
+    pub services: Vec<ServiceReport>,
 }
 
 /// SYNs of one family, class and verdict.
@@ -61,27 +72,26 @@ pub struct ReasonRow {
     pub packets: u64,
 }
 
+/// What was counted for one service.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ServiceReport {
+    /// Its name; `other` for what no service names.
+    pub name: String,
+    /// Its SYNs, without the rows that are zero.
+    pub syn: Vec<SynRow>,
+    /// Fast Open children that the kernel made.
+    pub accepted: u64,
+    /// SYNs with a cookie that the kernel should have taken, and which it answered with an ordinary handshake.
+    pub refused: u64,
+    /// What accepted connections did not wait for.
+    pub rtt_saved: RttSaved,
+}
+
 impl Report {
-    /// The report on `counters`.
-    pub fn new(interface: &str, info: &Info, counters: &Counters) -> Self {
-        let mut syn = Vec::new();
-        for family in Family::ALL {
-            for class in Class::ALL {
-                for verdict in Verdict::ALL {
-                    let tally = counters.syn[family.index()][class.index()][verdict.index()];
-                    if tally.packets > 0 {
-                        syn.push(SynRow {
-                            family: family.name(),
-                            class: class.name(),
-                            verdict: verdict.name(),
-                            packets: tally.packets,
-                            with_data: tally.with_data,
-                            data_bytes: tally.data_bytes,
-                        });
-                    }
-                }
-            }
-        }
+    /// The report on what was counted by service, where it is known (`outcomes`) or not what became of connections.
+    pub fn new(interface: &str, info: &Info, by_service: &[ServiceCounters], outcomes: bool) -> Self {
+        let mut counters = Counters::default();
+        by_service.iter().for_each(|service| counters.add(&service.counters));
         let malformed =
             Malformed::ALL.iter().map(|reason| (reason.name(), counters.malformed[reason.index()]));
         let unsupported =
@@ -91,10 +101,29 @@ impl Report {
             mode: Mode::ALL.get(info.mode as usize).map_or("unknown", |mode| mode.name()),
             attach: attach_name(info),
             since: since(info),
-            syn,
+            syn: syn_rows(&counters),
             malformed: reason_rows(malformed),
             unsupported: reason_rows(unsupported),
+            outcomes,
+            services: by_service
+                .iter()
+                .map(|ServiceCounters { name, counters, outcomes }| ServiceReport {
+                    name: name.clone(),
+                    syn: syn_rows(counters),
+                    accepted: outcomes.accepted,
+                    refused: outcomes.refused,
+                    rtt_saved: RttSaved::new(outcomes),
+                })
+                .collect(),
         }
+    }
+
+    /// What became of all connections: how many were accepted and refused, and what the former saved.
+    pub fn outcome(&self) -> (u64, u64, RttSaved) {
+        let mut saved = RttSaved::default();
+        self.services.iter().for_each(|service| saved.add(&service.rtt_saved));
+        let sum = |of: fn(&ServiceReport) -> u64| self.services.iter().map(of).sum();
+        (sum(|service| service.accepted), sum(|service| service.refused), saved)
     }
 
     /// The report in one line, for a log.
@@ -118,7 +147,7 @@ impl Report {
 
     /// The report as text for a terminal.
     pub fn text(&self) -> String {
-        let Self { interface, mode, attach, since, syn, malformed, unsupported } = self;
+        let Self { interface, mode, attach, since, syn, malformed, unsupported, outcomes, services } = self;
         let mut text = format!("{interface}  {mode}  {attach}  counting since {since:.0}\n");
         if syn.is_empty() {
             text.push_str("no SYN yet\n");
@@ -143,8 +172,85 @@ impl Report {
                 text.push_str(&table(&[(what, Left), ("packets", Right)], rows));
             }
         }
+        if services.len() > 1 {
+            text.push_str(&service_table(services));
+        }
+        text.push_str(&if *outcomes { self.sentence() } else { UNKNOWN.to_owned() });
+        text.push('\n');
         text
     }
+
+    /// What Fast Open was good for.
+    fn sentence(&self) -> String {
+        let (accepted, refused, saved) = self.outcome();
+        let mut sentence = match accepted {
+            0 => "No connection has begun with Fast Open yet".to_owned(),
+            1 => "1 connection began with Fast Open".to_owned(),
+            n => format!("{n} connections began with Fast Open"),
+        };
+        if let Some(median) = saved.median() {
+            let [all, median] = [saved.seconds, median].map(seconds);
+            write!(sentence, ", which saved {all} of waiting (a round trip of {median} in the median)")
+                .expect("writing to a String cannot fail");
+        }
+        if refused > 0 {
+            write!(sentence, "; {refused} had a good cookie and were refused").expect("as above");
+        }
+        sentence + "."
+    }
+}
+
+const UNKNOWN: &str = "What became of connections is not known here (`tfo check` says why).";
+
+fn service_table(services: &[ServiceReport]) -> String {
+    let is_valid = |row: &&SynRow| {
+        [Class::CookieCurrent, Class::CookieBackup, Class::CookieRetired]
+            .iter()
+            .any(|class| class.name() == row.class)
+    };
+    let rows = services.iter().map(|service| {
+        let sum =
+            |rows: &mut dyn Iterator<Item = &SynRow>| rows.map(|row| row.packets).sum::<u64>().to_string();
+        [
+            service.name.clone(),
+            sum(&mut service.syn.iter()),
+            sum(&mut service.syn.iter().filter(is_valid)),
+            service.accepted.to_string(),
+            service.refused.to_string(),
+            seconds(service.rtt_saved.seconds),
+        ]
+    });
+    let columns = [
+        ("service", Left),
+        ("SYNs", Right),
+        ("good cookies", Right),
+        ("accepted", Right),
+        ("refused", Right),
+        ("waiting saved", Right),
+    ];
+    table(&columns, rows)
+}
+
+fn syn_rows(counters: &Counters) -> Vec<SynRow> {
+    let mut rows = Vec::new();
+    for family in Family::ALL {
+        for class in Class::ALL {
+            for verdict in Verdict::ALL {
+                let tally = counters.syn[family.index()][class.index()][verdict.index()];
+                if tally.packets > 0 {
+                    rows.push(SynRow {
+                        family: family.name(),
+                        class: class.name(),
+                        verdict: verdict.name(),
+                        packets: tally.packets,
+                        with_data: tally.with_data,
+                        data_bytes: tally.data_bytes,
+                    });
+                }
+            }
+        }
+    }
+    rows
 }
 
 /// Where the program runs, by its name.

@@ -1,6 +1,8 @@
 //! The program on an interface: attaching, taking over, letting go. [`Object`] is what is loaded, with its maps.
 
 mod object;
+mod outcomes;
+mod tables;
 
 use std::{
     path::Path,
@@ -17,8 +19,10 @@ use aya::programs::{
 use aya_log::EbpfLogger;
 use jiff::Timestamp;
 use log::{Log, debug, info, warn};
-use object::Shared;
 pub use object::{LoadOptions, Object, OtherVersion, Pinned};
+pub use outcomes::cgroup_root;
+use tables::Shared;
+pub use tables::{Entries, OTHER_NAME, ServiceCounters};
 use tfo_common::{
     counters::Counters,
     info::{Attach, Info, KeySource, LAYOUT_VERSION},
@@ -33,8 +37,9 @@ use crate::{
     interface::{self, Interface, XdpOnInterface},
     kernel,
     keys::keeper::Publish,
-    pins::{Bpffs, Locked, MAPS, Pins},
+    pins::{Bpffs, Locked, MAPS, Pins, remove_if_there},
     secrecy::leaving_no_trace,
+    services::Services,
 };
 
 /// Says why this kernel or this user cannot run the program at all, before anything is touched.
@@ -141,7 +146,7 @@ pub struct KeyInfo {
 }
 
 /// How a program is attached.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct How {
     /// Where in the receive path.
     pub attach: AttachMode,
@@ -149,6 +154,8 @@ pub struct How {
     pub program_mode: Mode,
     /// Up to which of aya's levels it logs its own events: 0 for none.
     pub log_level: u8,
+    /// By which services it counts.
+    pub services: Services,
 }
 
 /// What has become of an attached program.
@@ -171,7 +178,7 @@ impl Datapath {
     pub async fn attach(
         name: &str,
         bpffs: &Bpffs,
-        how: How,
+        how: &How,
         fill: impl FnOnce(&mut Object) -> Result<()>,
     ) -> Result<Self> {
         // A status command that asks whether a controller runs holds the lock for an instant.
@@ -179,16 +186,26 @@ impl Datapath {
         // With the lock held: until then, another controller may have come or gone.
         let interface = Interface::find(name).await?;
         let left_behind = left_behind(&interface, &pins).await?;
-        let known = Known::of(&pins)?;
+        let netns_cookie = kernel::netns_cookie().unwrap_or_else(|error| {
+            debug!("{name}: no cookie of the network namespace: {error}");
+            0
+        });
+        let options = LoadOptions {
+            link: interface.link_layer,
+            mode: how.program_mode,
+            log_level: how.log_level,
+            services: how.services.len(),
+            netns_cookie,
+        };
+        let known = Known::of(&pins, &options)?;
         let aside = match known {
             Known::Other => Some(pins.set_maps_aside()?),
             Known::Nothing | Known::Ours { .. } => None,
         };
 
-        let options =
-            LoadOptions { link: interface.link_layer, mode: how.program_mode, log_level: how.log_level };
         let mut object = Object::load(&options, Some(&pins))?;
         leaving_no_trace(|| fill(&mut object))?;
+        object.serve(&how.services)?;
         let logger = match how.log_level {
             0 => None,
             _ => Some(EbpfLogger::init(&mut object.ebpf).context("cannot read the program's own log")?),
@@ -236,9 +253,14 @@ impl Datapath {
             info!("{name}: attached in {attach} mode");
         }
         if let Some(aside) = aside {
+            // What follows connections has the old maps.
+            remove_if_there(&pins.outcomes_link())?;
             aside.replace()?;
         }
         pins.keep();
+        if let Err(error) = object.follow_connections(&pins) {
+            warn!("{name}: what becomes of connections will not be known: {error:#}");
+        }
         Ok(Self { interface, pins, object, info, logger, taken_over, last_hits: [0; TRACKS] })
     }
 
@@ -309,7 +331,8 @@ impl Datapath {
 
     /// The same as users see it.
     pub fn report(&self) -> Result<Report> {
-        Ok(Report::new(&self.interface.name, &self.info, &self.object.counters()?))
+        let outcomes = self.pins.has_outcomes()?;
+        Ok(Report::new(&self.interface.name, &self.info, &self.object.by_service()?, outcomes))
     }
 
     /// Passes the events that the program itself has logged on to our log.
@@ -456,7 +479,7 @@ enum Known {
 }
 
 impl Known {
-    fn of(pins: &Pins) -> Result<Self> {
+    fn of(pins: &Pins, options: &LoadOptions) -> Result<Self> {
         let maps = pins.maps()?;
         if maps == 0 {
             return Ok(Self::Nothing);
@@ -465,6 +488,9 @@ impl Known {
             format!("some of the maps in {} are missing", pins.dir().display())
         } else {
             match Pinned::open(pins) {
+                Ok(pinned) if pinned.capacity() <= options.services as u32 => {
+                    format!("the maps in {} have room for fewer services", pins.dir().display())
+                }
                 Ok(pinned) => return Ok(Self::Ours { since_unix_ns: pinned.info().since_unix_ns }),
                 Err(error) if error.is::<OtherVersion>() => error.to_string(),
                 Err(error) => return Err(error),

@@ -4,10 +4,14 @@ use std::{
     collections::HashMap,
     fs,
     io::{self, Read as _},
-    os::unix::fs::{FileExt as _, MetadataExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{FileExt as _, MetadataExt as _},
+    },
 };
 
 use anyhow::{Context as _, Result};
+use socket2::{Domain, Socket, Type};
 use tfo_common::keyring::Key;
 use zeroize::Zeroizing;
 
@@ -67,6 +71,18 @@ pub fn write_mode(bits: u32) -> Result<()> {
 /// The inode number of the network namespace: what tells one from another.
 pub fn netns() -> Result<u64> {
     Ok(fs::metadata(NETNS).with_context(|| format!("cannot read {NETNS}"))?.ino())
+}
+
+/// The cookie of the calling thread's network namespace, by which BPF programs tell one from another. Linux 5.14 and later.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    let (mut cookie, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the kernel writes `len` bytes at most, which is what `cookie` has.
+    let result = unsafe {
+        let value = (&raw mut cookie).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, value, &raw mut len)
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The kernel's Fast Open totals: TcpExt in /proc/net/netstat, per network namespace, both families together.

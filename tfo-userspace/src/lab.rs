@@ -32,6 +32,7 @@ use crate::{
     output::print,
     pins::Bpffs,
     screen::Screen,
+    services::Services,
     signals::Signals,
 };
 
@@ -69,6 +70,7 @@ pub async fn run(args: &Lab, bpffs: &Bpffs, log_level: LevelFilter) -> Result<Ex
         log_level,
         source: Source::Kernel,
         retire: Retire::default(),
+        services: Services::default(),
     };
     let mut controller = Controller::start(&interfaces, bpffs, options).await?;
 

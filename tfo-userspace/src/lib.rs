@@ -15,8 +15,10 @@ pub mod keys;
 pub mod lab;
 pub mod output;
 pub mod pins;
+pub mod saved;
 pub mod screen;
 pub mod secrecy;
+pub mod services;
 pub mod signals;
 
 use anyhow::{Context as _, Result};

@@ -26,8 +26,21 @@ pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
 const OURS: &str = "tfo";
 /// The pinned link, beside the maps.
 const LINK: &str = "link";
+/// The pinned link of the program that follows connections.
+const OUTCOMES_LINK: &str = "outcomes-link";
 /// The maps that are pinned.
-pub const MAPS: [&str; 3] = [names::COUNTERS, names::KEYS, names::INFO];
+pub const MAPS: [&str; 10] = [
+    names::COUNTERS,
+    names::KEYS,
+    names::INFO,
+    names::SERVICES,
+    names::PORTS,
+    names::WATCH,
+    names::PREFIXES,
+    names::PENDING,
+    names::OUTCOMES,
+    names::EVENTS,
+];
 
 /// A BPF file system.
 #[derive(Clone, Debug)]
@@ -152,6 +165,16 @@ impl Pins {
         self.dir.join(LINK)
     }
 
+    /// Where the link of the program that follows connections is pinned.
+    pub fn outcomes_link(&self) -> PathBuf {
+        self.dir.join(OUTCOMES_LINK)
+    }
+
+    /// Whether connections are followed.
+    pub fn has_outcomes(&self) -> Result<bool> {
+        exists(&self.outcomes_link())
+    }
+
     /// Whether a link is pinned: once it is gone, the program is detached.
     pub fn has_link(&self) -> Result<bool> {
         exists(&self.link())
@@ -240,6 +263,7 @@ impl Locked {
     pub fn remove(&self) -> Result<()> {
         let dir = self.dir.as_path();
         self.remove_link()?;
+        remove_if_there(&self.outcomes_link())?;
         for name in MAPS {
             remove_if_there(&self.map(name))?;
             remove_if_there(&self.old_map(name))?;
@@ -329,7 +353,8 @@ fn rename_if_there(from: &Path, to: &Path) -> Result<()> {
     }
 }
 
-fn remove_if_there(path: &Path) -> Result<()> {
+/// Removes the file at `path`, if there is one.
+pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))

@@ -24,6 +24,7 @@ use crate::{
     pins::Bpffs,
     screen::Screen,
     secrecy::leaving_no_trace,
+    services::Services,
     signals::Signals,
 };
 
@@ -42,6 +43,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
         log_level,
         source: leaving_no_trace(|| source(args))?,
         retire: Retire { below: args.retire_below, max_age: args.max_age },
+        services: Services::new(args.services.clone()).context("--service")?,
     };
     let mut controller = Controller::start(&args.interfaces, bpffs, options).await?;
     let mut orders = listen(&args.interfaces);

@@ -1,44 +1,38 @@
 //! The loaded program and its maps: what is in them, and how it is published.
 
-use std::{borrow::Borrow, fmt, path::PathBuf, thread, time::Duration};
+use std::{fmt, path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
-    Ebpf, EbpfLoader, Pod, VerifierLogLevel,
-    maps::{Array, Map, MapData, PerCpuArray},
-    programs::Xdp,
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{Array, Map, MapData, PerCpuValues, RingBuf},
+    programs::{SockOps, Xdp},
+    util::nr_cpus,
 };
 use log::{info, trace};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tfo_common::{
-    counters::Counters,
+    counters::{Cell, Counters},
     info::{Info, LAYOUT_VERSION},
     keyring::{Held, Key, KeyRing, KeyStore, Moment},
     names,
+    observed::{Event, Outcomes, Prefix, PrefixTally, Watch},
     parse::LinkLayer,
+    service::OTHER,
     verdict::Mode,
 };
 
-use super::unix_seconds;
+use super::{
+    tables::{Entries, ServiceCounters, Shared, Tables, read_info},
+    unix_seconds,
+};
 use crate::{
     keys::{describe, keeper::Publish, state::Made},
     pins::{MAPS, Pins},
+    services::Services,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tfo-ebpf"));
-
-/// A struct that kernel and user space share through a map.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct Shared<T>(pub(super) T);
-
-// SAFETY: `tfo_common::layout` asserts that these structs are repr(C), made of integers, without padding, so any
-// bytes are a value and every byte is initialised.
-unsafe impl Pod for Shared<Counters> {}
-// SAFETY: as above.
-unsafe impl Pod for Shared<KeyStore> {}
-// SAFETY: as above.
-unsafe impl Pod for Shared<Info> {}
 
 /// What is fixed when the program is loaded; the verifier removes what is not needed.
 #[derive(Clone, Copy, Debug)]
@@ -49,14 +43,32 @@ pub struct LoadOptions {
     pub mode: Mode,
     /// Up to which of aya's levels the program logs its own events: 0 for none.
     pub log_level: u8,
+    /// How many services there are to be counted for.
+    pub services: usize,
+    /// The cookie of the network namespace whose connections are followed.
+    pub netns_cookie: u64,
+}
+
+impl LoadOptions {
+    /// For frames that begin like `link`, in `mode`, without services.
+    pub const fn new(link: LinkLayer, mode: Mode) -> Self {
+        Self { link, mode, log_level: 0, services: 0, netns_cookie: 0 }
+    }
+
+    /// For how many services there is to be room: some more than there are, so that more can be added to the same maps.
+    pub(super) fn capacity(&self) -> u32 {
+        const LEAST: usize = 16;
+        (self.services + 1).next_power_of_two().max(LEAST) as u32
+    }
 }
 
 /// The loaded program and its maps.
 pub struct Object {
     pub(super) ebpf: Ebpf,
     mode: Mode,
-    counters: PerCpuArray<MapData, Shared<Counters>>,
-    keys: Array<MapData, Shared<KeyStore>>,
+    tables: Tables,
+    ports: Array<MapData, u32>,
+    events: RingBuf<MapData>,
     pub(super) info: Array<MapData, Shared<Info>>,
 }
 
@@ -74,13 +86,19 @@ impl Object {
         if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
             trace!("cannot lift the limit of locked memory: {error}");
         }
-        let (link, mode) = (options.link as u8, options.mode as u8);
+        let (link, mode, has_services) =
+            (options.link as u8, options.mode as u8, u8::from(options.services > 0));
         let mut loader = EbpfLoader::new();
         loader
             .override_global(names::LINK_LAYER, &link, true)
             .override_global(names::MODE, &mode, true)
+            .override_global(names::HAS_SERVICES, &has_services, true)
+            .override_global(names::NETNS, &options.netns_cookie, true)
             .override_global(names::LOG_LEVEL, &options.log_level, true)
             .verifier_log_level(VerifierLogLevel::STATS);
+        for name in [names::COUNTERS, names::SERVICES, names::OUTCOMES] {
+            loader.map_max_entries(name, options.capacity());
+        }
         for name in MAPS {
             if let Some(pins) = pins {
                 loader.map_pin_path(name, pins.map(name));
@@ -88,11 +106,11 @@ impl Object {
         }
         let mut ebpf = loader.load(OBJECT).context("cannot create the maps of the XDP program")?;
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("the program has no map {name}"));
-        let (counters, keys, info) = (take(names::COUNTERS)?, take(names::KEYS)?, take(names::INFO)?);
         Ok(Self {
-            counters: counters.try_into()?,
-            keys: keys.try_into()?,
-            info: info.try_into()?,
+            ports: take(names::PORTS)?.try_into()?,
+            events: take(names::EVENTS)?.try_into()?,
+            info: take(names::INFO)?.try_into()?,
+            tables: Tables::new(take)?,
             mode: options.mode,
             ebpf,
         })
@@ -105,14 +123,80 @@ impl Object {
         Ok(program.try_into()?)
     }
 
-    /// What was counted, summed over all CPUs.
+    /// The program that follows connections.
+    pub(super) fn outcomes_program(&mut self) -> Result<&mut SockOps> {
+        let program = self.ebpf.program_mut(names::OUTCOMES_PROGRAM);
+        let program = program.with_context(|| format!("there is no program {}", names::OUTCOMES_PROGRAM))?;
+        Ok(program.try_into()?)
+    }
+
+    /// What was counted, summed over all services and CPUs.
     pub fn counters(&self) -> Result<Counters> {
-        read_counters(&self.counters)
+        self.tables.counters()
+    }
+
+    /// Every service with what was counted for it; first what no service names.
+    pub fn by_service(&self) -> Result<Vec<ServiceCounters>> {
+        self.tables.by_service()
+    }
+
+    /// What was observed besides counters.
+    pub fn watch(&self) -> Result<Watch> {
+        self.tables.watch()
+    }
+
+    /// How many entries the maps have.
+    pub fn entries(&self) -> Entries {
+        self.tables.entries()
     }
 
     /// The key ring in force.
     pub fn key_ring(&self) -> Result<KeyRing> {
-        read_key_ring(&self.keys)
+        self.tables.key_ring()
+    }
+
+    /// The next event that nobody has taken yet.
+    pub fn next_event(&mut self) -> Option<Event> {
+        let item = self.events.next()?;
+        // The program writes nothing else.
+        if item.len() < size_of::<Event>() {
+            return None;
+        }
+        // SAFETY: there are that many bytes, any of which make an event (see `Shared`); they are copied from wherever they are.
+        Some(unsafe { item.as_ptr().cast::<Event>().read_unaligned() })
+    }
+
+    /// Makes `services` those that are counted for. One that was there before keeps its counters.
+    pub fn serve(&mut self, services: &Services) -> Result<()> {
+        let tables = &mut self.tables;
+        let before: Vec<_> =
+            (0..tables.capacity()).map(|index| tables.service(index)).collect::<Result<_>>()?;
+        if services.is_empty() && before.iter().skip(1).all(Option::is_none) {
+            return Ok(());
+        }
+        let places = services.place(&before);
+        let none = |index: &usize| *index != OTHER as usize;
+        // Ports first: nothing is counted any more where another name is to stand.
+        for (port, service) in (0..).zip(services.ports(&places)) {
+            if self.ports.get(&port, 0).context("cannot read the map of ports")? != service {
+                self.ports.set(port, service, 0).context("cannot write the map of ports")?;
+            }
+        }
+        for index in (0..places.len()).filter(none) {
+            let name = places[index].and_then(|service| service.name().map(str::to_owned));
+            if name == before[index] {
+                continue;
+            }
+            let at = index as u32;
+            if name.is_some() {
+                let cells = vec![Shared(Cell::EMPTY); nr_cpus().map_err(|(_, error)| error)?];
+                tables.cells.set(at, PerCpuValues::try_from(cells)?, 0).context("cannot clear counters")?;
+                tables.outcomes.set(at, Shared(Outcomes::default()), 0).context("cannot clear outcomes")?;
+            }
+            let service = Shared(places[index].unwrap_or_default());
+            tables.services.set(at, service, 0).context("cannot write the map of services")?;
+        }
+        Ok(())
     }
 
     /// Puts `ring` in force for every packet from now on, whole.
@@ -121,13 +205,13 @@ impl Object {
     /// other ring gets no other bytes before every program that could still read it has ended. (Each write covers the
     /// whole entry, but writes the bytes that were there, save in the spare ring and in the low byte of that word.)
     pub fn publish(&mut self, ring: &KeyRing) -> Result<()> {
-        let Shared(mut store) = self.keys.get(&0, 0).context("cannot read the key map")?;
+        let Shared(mut store) = self.tables.keys.get(&0, 0).context("cannot read the key map")?;
         let spare = KeyStore::index(store.active + 1);
         store.rings[spare] = *ring;
-        self.keys.set(0, Shared(store), 0).context("cannot write the key map")?;
+        self.tables.keys.set(0, Shared(store), 0).context("cannot write the key map")?;
         wait_for_running_programs();
         store.active = spare as u64;
-        self.keys.set(0, Shared(store), 0).context("cannot write the key map")?;
+        self.tables.keys.set(0, Shared(store), 0).context("cannot write the key map")?;
         wait_for_running_programs();
         Ok(())
     }
@@ -162,19 +246,6 @@ fn wait_for_running_programs() {
     }
 }
 
-fn read_counters<T: Borrow<MapData>>(map: &PerCpuArray<T, Shared<Counters>>) -> Result<Counters> {
-    let mut sum = Counters::default();
-    for Shared(counters) in map.get(&0, 0).context("cannot read the counters")?.iter() {
-        sum.add(counters);
-    }
-    Ok(sum)
-}
-
-fn read_key_ring<T: Borrow<MapData>>(map: &Array<T, Shared<KeyStore>>) -> Result<KeyRing> {
-    let Shared(store) = map.get(&0, 0).context("cannot read the key map")?;
-    Ok(*store.current())
-}
-
 /// The pinned maps are those of a tfo with another layout.
 #[derive(Debug)]
 pub struct OtherVersion(PathBuf);
@@ -193,8 +264,7 @@ impl std::error::Error for OtherVersion {}
 
 /// The maps of a program that somebody else attached, opened from their pins.
 pub struct Pinned {
-    counters: PerCpuArray<MapData, Shared<Counters>>,
-    keys: Array<MapData, Shared<KeyStore>>,
+    tables: Tables,
     info: Info,
 }
 
@@ -207,26 +277,47 @@ impl Pinned {
         };
         let other = || OtherVersion(pins.dir().to_owned());
         let info = Array::<_, Shared<Info>>::try_from(Map::Array(open(names::INFO)?));
-        let Shared(info) = info.with_context(other)?.get(&0, 0).context("cannot read the info map")?;
+        let info = read_info(&info.with_context(other)?)?;
         if info.layout_version != LAYOUT_VERSION {
             bail!(other());
         }
-        let (counters, keys) = (open(names::COUNTERS)?, open(names::KEYS)?);
-        Ok(Self {
-            counters: Map::PerCpuArray(counters).try_into().with_context(other)?,
-            keys: Map::Array(keys).try_into().with_context(other)?,
-            info,
-        })
+        let tables = Tables::new(|name| Map::from_map_data(open(name)?).with_context(other))?;
+        Ok(Self { tables, info })
     }
 
-    /// What was counted, summed over all CPUs.
+    /// For how many services there is room.
+    pub(super) fn capacity(&self) -> u32 {
+        self.tables.capacity()
+    }
+
+    /// What was counted, summed over all services and CPUs.
     pub fn counters(&self) -> Result<Counters> {
-        read_counters(&self.counters)
+        self.tables.counters()
+    }
+
+    /// Every service with what was counted for it; first what no service names.
+    pub fn by_service(&self) -> Result<Vec<ServiceCounters>> {
+        self.tables.by_service()
+    }
+
+    /// What was observed besides counters.
+    pub fn watch(&self) -> Result<Watch> {
+        self.tables.watch()
+    }
+
+    /// How many entries the maps have.
+    pub fn entries(&self) -> Entries {
+        self.tables.entries()
+    }
+
+    /// The prefixes of sources. One that comes or goes meanwhile may be left out.
+    pub fn prefixes(&self) -> Vec<(Prefix, PrefixTally)> {
+        self.tables.prefixes()
     }
 
     /// The key ring in force.
     pub fn key_ring(&self) -> Result<KeyRing> {
-        read_key_ring(&self.keys)
+        self.tables.key_ring()
     }
 
     /// What its controller said of it.
@@ -270,7 +361,7 @@ impl Object {
 
     /// Whether no other keys than those of `ring` are anywhere in the map.
     fn holds_only(&self, ring: &KeyRing) -> Result<bool> {
-        let Shared(store) = self.keys.get(&0, 0).context("cannot read the key map")?;
+        let Shared(store) = self.tables.keys.get(&0, 0).context("cannot read the key map")?;
         Ok(store.rings.iter().all(|other| has_same_keys(other, ring)))
     }
 

@@ -1,0 +1,223 @@
+//! What the programs remember and report besides counters: who sends what, what has become of it, and events.
+
+use crate::{
+    class::Class,
+    sample::Budget,
+    segment::{Addresses, Family},
+    verdict::Verdict,
+};
+
+/// Places in [`Outcomes::rtt_saved`]: up to half an hour, in microseconds.
+pub const RTT_BUCKETS: usize = 32;
+/// The first bytes of a frame that an event has.
+pub const HEAD_LEN: usize = 128;
+/// The prefixes of sources that are remembered; the ones not seen for longest make room.
+pub const PREFIXES: usize = 1 << 14;
+/// The SYNs of which it is remembered that their cookie is good, until their connection has come or not.
+pub const PENDING: usize = 1 << 14;
+/// The bytes of events that wait for the controller: a power of two, and whole pages.
+pub const EVENT_BYTES: usize = 1 << 20;
+
+/// What became of the connections to one service, in the whole network namespace. Several CPUs add to it at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Outcomes {
+    /// Fast Open children that the kernel made: their data went to the application without waiting.
+    pub accepted: u64,
+    /// SYNs with a cookie that the kernel should have taken, and which it answered with an ordinary handshake.
+    pub refused: u64,
+    /// The round trips that accepted connections did not wait for, by [`rtt_bucket`].
+    pub rtt_saved: [RttBucket; RTT_BUCKETS],
+}
+
+/// Round trips of similar length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RttBucket {
+    /// How many there were.
+    pub connections: u64,
+    /// Their sum, in microseconds.
+    pub us: u64,
+}
+
+/// The place of a round trip of `us` microseconds: in place `n` it is below 2^n, and not below half of that.
+#[inline(always)]
+pub const fn rtt_bucket(us: u32) -> usize {
+    // Without the count of leading zeros, which is a loop or a call on BPF.
+    let mut bucket = 0;
+    let mut step = 0;
+    while step < RTT_BUCKETS - 1 {
+        bucket += (us >> step != 0) as usize;
+        step += 1;
+    }
+    bucket
+}
+
+/// A TCP connection, as its client's packets have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Connection {
+    /// [`Addresses::words`].
+    pub words: [u64; 4],
+    /// The first four bytes of the TCP header, as they stand in memory: source and destination port.
+    pub ports: u32,
+    /// [`Family`] index.
+    pub family: u32,
+}
+
+impl Connection {
+    /// The connection from and to `addresses`, with the first four bytes of its TCP header.
+    #[inline(always)]
+    pub const fn new(addresses: &Addresses, ports: [u8; 4]) -> Self {
+        Self {
+            words: addresses.words,
+            ports: u32::from_ne_bytes(ports),
+            family: addresses.family.index() as u32,
+        }
+    }
+
+    /// The source and the destination port.
+    pub const fn ports(&self) -> [u16; 2] {
+        let [s0, s1, d0, d1] = self.ports.to_ne_bytes();
+        [u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])]
+    }
+
+    /// The addresses.
+    pub fn addresses(&self) -> Addresses {
+        let family = if self.family == Family::Ipv4.index() as u32 { Family::Ipv4 } else { Family::Ipv6 };
+        Addresses { family, words: self.words }
+    }
+}
+
+/// A SYN with a good cookie that has not become a connection yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Pending {
+    /// For how many SYNs it stands; 0 once it has become a Fast Open child.
+    pub weight: u64,
+    /// [`Class`] index.
+    pub class: u64,
+}
+
+/// The network that a source is in: of an IPv4 address the first three bytes, of an IPv6 address the first eight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Prefix {
+    /// Those bytes, in the order of a little-endian word; zeros behind them.
+    pub bytes: u64,
+    /// [`Family`] index.
+    pub family: u64,
+}
+
+impl Prefix {
+    /// The prefix of the source of `connection`.
+    #[inline(always)]
+    pub const fn of(connection: &Connection) -> Self {
+        const V4: u64 = 0x00ff_ffff;
+        let is_v4 = connection.family == Family::Ipv4.index() as u32;
+        let bytes = if is_v4 { connection.words[0] & V4 } else { connection.words[0] };
+        Self { bytes, family: connection.family as u64 }
+    }
+}
+
+/// The Fast Open SYNs of a prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PrefixTally {
+    /// Those that asked for a cookie.
+    pub requests: u64,
+    /// Those with a cookie of a known key.
+    pub valid: u64,
+    /// Those with another one.
+    pub unknown: u64,
+}
+
+impl PrefixTally {
+    /// Adds `weight` SYNs of `class`.
+    #[inline(always)]
+    pub const fn add(&mut self, class: Class, weight: u64) {
+        match class {
+            Class::PlainSyn | Class::OptionIgnored => {}
+            Class::CookieRequest => self.requests += weight,
+            Class::CookieCurrent | Class::CookieBackup | Class::CookieRetired => self.valid += weight,
+            Class::CookieUnknown | Class::CookieBadLength => self.unknown += weight,
+        }
+    }
+}
+
+/// What of a CPU's observing is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Watch {
+    /// What it can still afford.
+    pub budget: Budget,
+    /// Events that were reported.
+    pub events: u64,
+    /// Events for which there was no room.
+    pub events_lost: u64,
+    /// Packets that would have been events, but for the rate.
+    pub events_skipped: u64,
+    /// Prefixes that were put into the map; those that are not in it any more had to make room.
+    pub prefixes: u64,
+}
+
+named! {
+    /// What an event is about.
+    pub enum Kind {
+        /// A SYN that is remarkable: its class is the detail.
+        Syn = "syn",
+        /// A malformed frame: the detail is the reason.
+        Malformed = "malformed",
+        /// An unsupported frame: the detail is the reason.
+        Unsupported = "unsupported",
+        /// A SYN that the kernel should have taken and has not: its class is the detail.
+        Refused = "refused",
+    }
+}
+
+/// Whom and what an event is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Subject {
+    /// [`Kind`] index.
+    pub kind: u32,
+    /// The index of a class or of a reason.
+    pub detail: u32,
+    /// The connection; zeros where the frame could not be parsed.
+    pub connection: Connection,
+    /// [`Verdict`] index.
+    pub verdict: u32,
+    /// The index of the service.
+    pub service: u32,
+}
+
+impl Subject {
+    /// Whether the kernel is to take the cookie, after what is done to it.
+    #[inline(always)]
+    pub const fn is_pending(class: Class, verdict: u32) -> bool {
+        matches!(class, Class::CookieCurrent | Class::CookieBackup) || verdict == Verdict::Rewrite as u32
+    }
+}
+
+/// Whether Fast Open SYNs of `class` are worth an event.
+#[inline(always)]
+pub const fn is_remarkable(class: Class) -> bool {
+    match class {
+        Class::PlainSyn | Class::CookieRequest | Class::CookieCurrent | Class::CookieBackup => false,
+        Class::OptionIgnored | Class::CookieRetired | Class::CookieUnknown | Class::CookieBadLength => true,
+    }
+}
+
+/// One event, as it goes to the controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// Whom and what it is about.
+    pub subject: Subject,
+    /// For how many packets it stands.
+    pub weight: u64,
+    /// How many bytes of [`head`](Self::head) are of the frame.
+    pub head_len: u64,
+    /// How the frame begins, before anything is done to it.
+    pub head: [u8; HEAD_LEN],
+}

@@ -1,0 +1,80 @@
+//! Which SYNs are looked at more closely: each one while they are few, one in many while they are many.
+//!
+//! To remember a source or to report an event costs more than all that is done for a SYN otherwise. So each kind of SYN has
+//! a [`Sampler`], which says when the next one is due. What is taken then stands for all that have come since the last one:
+//! its weight. No SYN is left out of a sum, then; only whom it is attributed to is a guess, and that only at rates at
+//! which one in many is enough to see who sends them.
+
+/// How many a CPU takes in a jiffy (1 to 10 ms), of all kinds together.
+pub const BUDGET: u64 = 64;
+/// How many of them a CPU reports as events.
+pub const EVENT_BUDGET: u64 = 8;
+/// One in so many is at least asked for. That there is no budget for it is found out in a few instructions, and the fewer
+/// come after a flood, the longer this would keep them from being seen.
+pub const SPARSEST: u64 = 128;
+
+/// When the next SYN of one kind is due.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Sampler {
+    /// At which count of SYNs.
+    due: u64,
+    /// One in how many is asked for.
+    stride: u64,
+    /// The count of SYNs when the last one was taken.
+    taken: u64,
+}
+
+impl Sampler {
+    /// One that takes the first SYN.
+    pub const NEW: Self = Self { due: 0, stride: 0, taken: 0 };
+
+    /// Whether the last of `packets` is to be looked at: what every packet pays for.
+    #[inline(always)]
+    pub const fn is_due(&self, packets: u64) -> bool {
+        packets >= self.due
+    }
+
+    /// Takes the last of `packets`, if that can be afforded: for how many it stands.
+    #[inline(always)]
+    pub fn take(&mut self, packets: u64, jiffies: u64, budget: &mut Budget) -> Option<u64> {
+        let was_idle = budget.renew(jiffies);
+        let can_afford = budget.left > 0;
+        self.stride = match (can_afford, was_idle) {
+            (false, _) if self.stride < SPARSEST => self.stride.max(1) * 2,
+            (true, true) if self.stride > 1 => self.stride / 2,
+            (_, _) => self.stride.max(1),
+        };
+        self.due = packets + self.stride;
+        if !can_afford {
+            return None;
+        }
+        budget.left -= 1;
+        let weight = packets - self.taken;
+        self.taken = packets;
+        Some(weight)
+    }
+}
+
+/// What a CPU can still take in this jiffy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Budget {
+    jiffy: u64,
+    left: u64,
+    /// The same for events.
+    pub events_left: u64,
+}
+
+impl Budget {
+    /// Begins a new jiffy where there is one, and tells whether the one before had something left.
+    #[inline(always)]
+    fn renew(&mut self, jiffies: u64) -> bool {
+        if self.jiffy == jiffies {
+            return false;
+        }
+        let was_idle = self.left > BUDGET / 2 || jiffies.wrapping_sub(self.jiffy) > 1;
+        *self = Self { jiffy: jiffies, left: BUDGET, events_left: EVENT_BUDGET };
+        was_idle
+    }
+}
