@@ -319,13 +319,18 @@ impl Counts {
         }
     }
 
+    /// A number that each service has, such as `accepted`, over all services.
+    pub fn outcome(&self, name: &str) -> u64 {
+        assert_eq!(self.0["outcomes"], true, "it is known what becomes of connections");
+        let services = self.0["services"].as_array().expect("services").iter();
+        services.map(|service| service[name].as_u64().expect("a number")).sum()
+    }
+
     /// Panics unless the kernel has counted the same since `before`.
     pub fn assert_agree(&self, before: TcpExt) {
-        assert_eq!(
-            self.as_kernel(),
-            TcpExt::read().expect("TcpExt") - before,
-            "tfo (left), the kernel (right)"
-        );
+        let kernel = TcpExt::read().expect("TcpExt") - before;
+        assert_eq!(self.as_kernel(), kernel, "tfo (left), the kernel (right)");
+        assert_eq!(self.outcome("accepted"), kernel.passive, "accepted (left), the kernel (right)");
     }
 }
 

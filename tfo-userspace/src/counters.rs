@@ -118,6 +118,11 @@ impl Report {
         }
     }
 
+    /// How many connections began with Fast Open, where that is known.
+    pub fn accepted(&self) -> Option<u64> {
+        self.outcomes.then(|| self.outcome().0)
+    }
+
     /// What became of all connections: how many were accepted and refused, and what the former saved.
     pub fn outcome(&self) -> (u64, u64, RttSaved) {
         let mut saved = RttSaved::default();

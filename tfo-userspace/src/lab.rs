@@ -120,7 +120,7 @@ async fn watch(
             _ = follow.tick() => controller.step().await,
             _ = show.tick() => {
                 for (report, counters) in controller.reports()?.iter().zip(controller.counters()?) {
-                    let agreement = Agreement::new(&counters, TcpExt::read()? - before);
+                    let agreement = Agreement::new(&counters, report.accepted(), TcpExt::read()? - before);
                     match &mut screen {
                         Some(screen) => screen.draw(&live_text(&report.text(), &agreement, script.rounds(), end)),
                         None => print(&format!("{} rounds: {}", script.rounds(), report.summary()))?,
@@ -162,7 +162,8 @@ async fn settle(controller: &Controller, before: TcpExt) -> Result<Agreement> {
     loop {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let counters = controller.counters()?.pop().context(UNLOADED)?;
-        let agreement = Agreement::new(&counters, TcpExt::read()? - before);
+        let accepted = controller.reports()?.pop().and_then(|report| report.accepted());
+        let agreement = Agreement::new(&counters, accepted, TcpExt::read()? - before);
         if agreement.holds() || Instant::now() > patience {
             return Ok(agreement);
         }

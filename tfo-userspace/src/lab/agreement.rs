@@ -18,8 +18,8 @@ pub struct Agreement {
 pub struct Row {
     /// TcpExt's name for it.
     pub name: &'static str,
-    /// Our classes that it counts.
-    pub classes: &'static [Class],
+    /// What of ours it counts, too.
+    pub counts: String,
     /// What we have counted.
     pub ours: u64,
     /// What the kernel has counted.
@@ -27,20 +27,21 @@ pub struct Row {
 }
 
 impl Agreement {
-    /// Compares, given that all SYNs went to listeners with Fast Open.
+    /// Compares, given that all SYNs went to listeners with Fast Open. `accepted` are the connections that were accepted, where
+    /// that is known.
     ///
     /// Which class moves which counter: `tcp_try_fastopen` (net/ipv4/tcp_fastopen.c).
-    pub fn new(ours: &Counters, kernel: TcpExt) -> Self {
+    pub fn new(ours: &Counters, accepted: Option<u64>, kernel: TcpExt) -> Self {
         use Class::{
             CookieBackup, CookieBadLength, CookieCurrent, CookieRequest, CookieRetired, CookieUnknown,
         };
-        let row = |name, classes: &'static [Class], kernel| Row {
+        let row = |name, classes: &[Class], kernel| Row {
             name,
-            classes,
+            counts: classes.iter().map(|class| class.name()).collect::<Vec<_>>().join(" + "),
             ours: classes.iter().map(|class| ours.class(*class).packets).sum(),
             kernel,
         };
-        let rows = vec![
+        let mut rows = vec![
             row("TCPFastOpenCookieReqd", &[CookieRequest], kernel.cookie_reqd),
             row("TCPFastOpenPassive", &[CookieCurrent, CookieBackup], kernel.passive),
             row("TCPFastOpenPassiveAltKey", &[CookieBackup], kernel.passive_alt_key),
@@ -50,6 +51,12 @@ impl Agreement {
                 kernel.passive_fail,
             ),
         ];
+        rows.extend(accepted.map(|ours| Row {
+            name: "TCPFastOpenPassive",
+            counts: "accepted".to_owned(),
+            ours,
+            kernel: kernel.passive,
+        }));
         let mut not_seen: Vec<_> =
             (ours.malformed_total() == 0).then(|| "malformed".to_owned()).into_iter().collect();
         for family in Family::ALL {
@@ -62,7 +69,7 @@ impl Agreement {
         Self { rows, overflow: kernel.listen_overflow, not_seen }
     }
 
-    /// The four comparisons.
+    /// The comparisons.
     pub fn rows(&self) -> &[Row] {
         &self.rows
     }
@@ -80,23 +87,17 @@ impl Agreement {
     /// Side by side, for people.
     pub fn text(&self) -> String {
         let rows = self.rows.iter().map(|row| {
-            let classes: Vec<_> = row.classes.iter().map(|class| class.name()).collect();
             let verdict = if row.ours == row.kernel { "same" } else { "DIFFERENT" };
             [
                 row.name.to_owned(),
                 row.kernel.to_string(),
                 row.ours.to_string(),
                 verdict.to_owned(),
-                classes.join(" + "),
+                row.counts.clone(),
             ]
         });
-        let columns = [
-            ("kernel counter", Left),
-            ("kernel", Right),
-            ("tfo", Right),
-            ("", Left),
-            ("classes of tfo", Left),
-        ];
+        let columns =
+            [("kernel counter", Left), ("kernel", Right), ("tfo", Right), ("", Left), ("of tfo", Left)];
         let mut text = table(&columns, rows);
         if self.overflow > 0 {
             text += &format!("the listener's Fast Open queue was full {} times\n", self.overflow);
