@@ -49,7 +49,7 @@ const _: () = {
     assert!(size_of::<Connection>() == 40);
     assert!(size_of::<Pending>() == 16);
     assert!(size_of::<Prefix>() == 16);
-    assert!(size_of::<PrefixTally>() == 24);
+    assert!(size_of::<PrefixTally>() == 24 + 8 * 8 + 8);
     assert!(size_of::<Budget>() == 24);
     assert!(size_of::<Watch>() == 24 + 4 * 8);
     assert!(offset_of!(Subject, connection) == 8);

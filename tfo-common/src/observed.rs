@@ -13,6 +13,8 @@ pub const RTT_BUCKETS: usize = 32;
 pub const HEAD_LEN: usize = 128;
 /// The prefixes of sources that are remembered; the ones not seen for longest make room.
 pub const PREFIXES: usize = 1 << 14;
+/// The sources that are remembered of a prefix.
+pub const LATELY: usize = 8;
 /// The SYNs of which it is remembered that their cookie is good, until their connection has come or not.
 pub const PENDING: usize = 1 << 14;
 /// The bytes of events that wait for the controller: a power of two, and whole pages.
@@ -130,17 +132,29 @@ pub struct PrefixTally {
     pub valid: u64,
     /// Those with another one.
     pub unknown: u64,
+    /// Of IPv6, the last words of some sources that asked for a cookie or had a good one, as in [`Addresses::words`].
+    pub lately: [u64; LATELY],
+    /// How many were put there.
+    pub seen: u64,
 }
 
 impl PrefixTally {
-    /// Adds `weight` SYNs of `class`.
+    /// Adds `weight` SYNs of `class`, of which one is that of `connection`.
     #[inline(always)]
-    pub const fn add(&mut self, class: Class, weight: u64) {
+    pub fn add(&mut self, class: Class, weight: u64, connection: &Connection) {
         match class {
-            Class::PlainSyn | Class::OptionIgnored => {}
+            Class::PlainSyn | Class::OptionIgnored => return,
             Class::CookieRequest => self.requests += weight,
             Class::CookieCurrent | Class::CookieBackup | Class::CookieRetired => self.valid += weight,
-            Class::CookieUnknown | Class::CookieBadLength => self.unknown += weight,
+            Class::CookieUnknown | Class::CookieBadLength => {
+                self.unknown += weight;
+                return;
+            }
+        }
+        let source = connection.words[1];
+        if connection.family == Family::Ipv6.index() as u32 && !self.lately.contains(&source) {
+            self.lately[(self.seen & (LATELY as u64 - 1)) as usize] = source;
+            self.seen += 1;
         }
     }
 }

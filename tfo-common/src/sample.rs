@@ -8,7 +8,7 @@
 /// How many a CPU takes in a jiffy (1 to 10 ms), of all kinds together.
 pub const BUDGET: u64 = 64;
 /// How many of them a CPU reports as events.
-pub const EVENT_BUDGET: u64 = 8;
+pub const EVENT_BUDGET: u64 = 4;
 /// One in so many is at least asked for. That there is no budget for it is found out in a few instructions, and the fewer
 /// come after a flood, the longer this would keep them from being seen.
 pub const SPARSEST: u64 = 128;

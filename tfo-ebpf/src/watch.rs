@@ -78,11 +78,11 @@ fn remember_prefix(connection: &Connection, class: Class, weight: u64, watch: &m
     if let Some(tally) = TFO_PREFIXES.get_ptr_mut(&prefix) {
         // SAFETY: an entry of an LRU map stays readable and writable while the program runs. Another CPU may count for the same
         // prefix at the same instant, and one of the two be lost, or the entry be given to another prefix: this is a ranking.
-        unsafe { (*tally).add(class, weight) };
+        unsafe { (*tally).add(class, weight, connection) };
         return;
     }
     let mut tally = PrefixTally::default();
-    tally.add(class, weight);
+    tally.add(class, weight, connection);
     if TFO_PREFIXES.insert(&prefix, &tally, ANY).is_ok() {
         watch.prefixes += 1;
     }

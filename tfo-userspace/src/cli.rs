@@ -57,6 +57,8 @@ pub enum Command {
     Status(Status),
     /// Show what the program has counted
     Counters(Counters),
+    /// Show the packets that say what is wrong, each explained: for root only, since it shows addresses
+    Events(Events),
     /// Work with keys and cookies
     #[command(subcommand)]
     Keys(Keys),
@@ -186,6 +188,22 @@ pub struct Counters {
     /// Show them again every second
     #[arg(short, long)]
     pub watch: bool,
+}
+
+/// Arguments of `tfo events`.
+#[derive(Args, Debug)]
+pub struct Events {
+    /// Which interface, when several run
+    #[command(flatten)]
+    pub select: Select,
+
+    /// Go on and show those that come
+    #[arg(short, long)]
+    pub follow: bool,
+
+    /// Cut the addresses of clients to their network: /24, or /64 of IPv6
+    #[arg(long)]
+    pub anonymize: bool,
 }
 
 /// Which interfaces, and in which form.

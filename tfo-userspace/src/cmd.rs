@@ -1,6 +1,7 @@
 //! The subcommands, a file each.
 
 mod counters;
+mod events;
 mod keys;
 mod run;
 mod status;
@@ -34,6 +35,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Lab(args) => block_on(lab::run(&args, &bpffs, log_level)),
         Command::Status(args) => block_on(status::run(&args, &bpffs)),
         Command::Counters(args) => counters::run(&args, &bpffs).map(done),
+        Command::Events(args) => block_on(events::run(&args, &bpffs)).map(done),
         Command::Keys(Keys::Cookie(args)) => keys::cookie(&args).map(done),
         Command::Keys(Keys::Derive(args)) => keys::derive(&args).map(done),
         Command::Keys(Keys::Status(args)) => keys::status(&args, &bpffs).map(done),

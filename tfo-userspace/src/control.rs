@@ -1,4 +1,4 @@
-//! Orders for a running controller: `tfo keys rotate` and `tfo keys import`.
+//! Orders for a running controller: `tfo keys rotate`, `tfo keys import`, `tfo events`.
 //!
 //! A Unix socket with an abstract name, which is of the network namespace, as keys are, and leaves no file behind. Anybody
 //! may connect to such a socket, or take its name first, so both sides ask the kernel who the other is, and deal with root
@@ -25,8 +25,10 @@ use zeroize::Zeroizing;
 
 use crate::error::NotRunning;
 
-/// The longest order and the longest answer, in bytes.
+/// The longest order and, where it has to do with keys, the longest answer, in bytes.
 const LONGEST: usize = 4096;
+/// The longest answer to [`Order::Events`], in bytes.
+const LONGEST_EVENTS: usize = 2 << 20;
 /// How long the other side may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -46,6 +48,23 @@ pub enum Order {
         /// The key.
         key: Zeroizing<String>,
     },
+    /// Hand out events: see [`EventLog::json`](crate::events::EventLog::json).
+    Events {
+        /// Of this interface.
+        interface: String,
+        /// Those behind this number.
+        after: u64,
+    },
+}
+
+impl Order {
+    /// How long its answer may get, in bytes.
+    fn longest_answer(&self) -> usize {
+        match self {
+            Self::Rotate { .. } | Self::Forget | Self::Import { .. } => LONGEST,
+            Self::Events { .. } => LONGEST_EVENTS,
+        }
+    }
 }
 
 /// Its outcome.
@@ -88,7 +107,9 @@ pub fn listen(interfaces: &[String]) -> mpsc::Receiver<Given> {
         };
         match listen() {
             Ok(listener) => drop(tokio::spawn(serve(listener, sender.clone()))),
-            Err(error) => warn!("{interface}: `tfo keys rotate` and `import` will not be heard: {error}"),
+            Err(error) => {
+                warn!("{interface}: `tfo keys rotate`, `import` and `tfo events` will not be heard: {error}")
+            }
         }
     }
     receiver
@@ -110,7 +131,7 @@ async fn serve(listener: UnixListener, orders: mpsc::Sender<Given>) {
 }
 
 async fn answer(mut stream: UnixStream, orders: mpsc::Sender<Given>) -> Result<()> {
-    let order = serde_json::from_slice(&read(&mut stream).await?);
+    let order = serde_json::from_slice(&read(&mut stream, LONGEST).await?);
     let (reply, outcome) = oneshot::channel();
     let outcome = match order {
         Ok(order) => {
@@ -131,13 +152,13 @@ async fn answer(mut stream: UnixStream, orders: mpsc::Sender<Given>) -> Result<(
 }
 
 /// All that the other side says. It is read into its final place, which does not grow: it may hold a key.
-async fn read(stream: &mut UnixStream) -> Result<Zeroizing<Vec<u8>>> {
-    let mut text = Zeroizing::new(Vec::with_capacity(LONGEST));
-    stream.take(LONGEST as u64).read_to_end(&mut text).await?;
+async fn read(stream: &mut UnixStream, longest: usize) -> Result<Zeroizing<Vec<u8>>> {
+    let mut text = Zeroizing::new(Vec::with_capacity(longest));
+    stream.take(longest as u64).read_to_end(&mut text).await?;
     Ok(text)
 }
 
-/// Says `what`, and nothing more.
+/// Says `what`, and nothing more. What holds a key does not grow.
 async fn write(stream: &mut UnixStream, what: &impl Serialize) -> Result<()> {
     let mut text = Zeroizing::new(Vec::with_capacity(LONGEST));
     serde_json::to_writer(&mut *text, what)?;
@@ -161,7 +182,7 @@ pub async fn give(interface: &str, order: &Order) -> Result<String> {
     }
     let exchange = async {
         write(&mut stream, order).await?;
-        anyhow::Ok(serde_json::from_slice(&read(&mut stream).await?)?)
+        anyhow::Ok(serde_json::from_slice(&read(&mut stream, order.longest_answer()).await?)?)
     };
     let answer = timeout(PATIENCE, exchange).await.context("no answer")?;
     match answer.with_context(|| format!("no answer from the tfo that runs on {interface}"))? {

@@ -153,6 +153,7 @@ impl Controller {
                 }
             }
         }
+        self.datapaths.iter_mut().for_each(Datapath::take_events);
         let now = unix_seconds();
         leaving_no_trace(|| {
             self.keeper.step(now, &mut AllMaps { datapaths: &mut self.datapaths, retire: self.retire });
@@ -186,6 +187,13 @@ impl Controller {
                     bail!("this is no key: it takes xxxxxxxx-xxxxxxxx-xxxxxxxx-xxxxxxxx, not all zeros");
                 };
                 self.keeper.import(key, now, &mut maps)
+            }
+            Order::Events { interface, after } => {
+                let datapath =
+                    self.datapaths.iter_mut().find(|datapath| datapath.interface.name == interface);
+                let datapath = datapath.with_context(|| format!("{interface} is not there now"))?;
+                datapath.take_events();
+                return datapath.events(after);
             }
         };
         self.describe_keys(now);

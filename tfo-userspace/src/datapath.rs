@@ -5,6 +5,7 @@ mod outcomes;
 mod tables;
 
 use std::{
+    net::IpAddr,
     path::Path,
     time::{Duration, Instant},
 };
@@ -19,6 +20,7 @@ use aya::programs::{
 use aya_log::EbpfLogger;
 use jiff::Timestamp;
 use log::{Log, debug, info, warn};
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 pub use object::{LoadOptions, Object, OtherVersion, Pinned};
 pub use outcomes::cgroup_root;
 use tables::Shared;
@@ -34,6 +36,7 @@ use tfo_common::{
 use crate::{
     cli::AttachMode,
     counters::Report,
+    events::{AT_ONCE, EventLog, Explainer},
     interface::{self, Interface, XdpOnInterface},
     kernel,
     keys::keeper::Publish,
@@ -126,6 +129,7 @@ pub struct Datapath {
     info: Info,
     logger: Option<EbpfLogger<&'static dyn Log>>,
     taken_over: bool,
+    events: EventLog,
     /// Where the hits of keys stood when the current key last changed.
     last_hits: [u64; TRACKS],
 }
@@ -261,7 +265,16 @@ impl Datapath {
         if let Err(error) = object.follow_connections(&pins) {
             warn!("{name}: what becomes of connections will not be known: {error:#}");
         }
-        Ok(Self { interface, pins, object, info, logger, taken_over, last_hits: [0; TRACKS] })
+        Ok(Self {
+            interface,
+            pins,
+            object,
+            info,
+            logger,
+            taken_over,
+            events: EventLog::default(),
+            last_hits: [0; TRACKS],
+        })
     }
 
     /// Makes the keys of `publish` those of the map. Where the current key changes, retired ones that hardly anybody has
@@ -333,6 +346,39 @@ impl Datapath {
     pub fn report(&self) -> Result<Report> {
         let outcomes = self.pins.has_outcomes()?;
         Ok(Report::new(&self.interface.name, &self.info, &self.object.by_service()?, outcomes))
+    }
+
+    /// Takes the events that have come, and explains them.
+    pub fn take_events(&mut self) {
+        let Self { interface, object, events: log, .. } = self;
+        let mut events = Vec::new();
+        while let Some(event) = object.next_event() {
+            if events.len() < AT_ONCE { events.push(event) } else { log.lose(event.weight) }
+        }
+        if events.is_empty() {
+            return;
+        }
+        let own: Vec<_> = getifaddrs().into_iter().flatten().filter_map(|own| ip(own.address?)).collect();
+        leaving_no_trace(|| {
+            let ring = match object.key_ring() {
+                Ok(ring) => ring,
+                Err(error) => return warn!("{}: events go unexplained: {error:#}", interface.name),
+            };
+            let explainer = Explainer {
+                interface: &interface.name,
+                link: interface.link_layer,
+                ring: &ring,
+                own: &own,
+                service: &|index| object.service_name(index),
+                lately: &|prefix| object.lately(prefix),
+            };
+            events.iter().for_each(|event| log.add(explainer.explain(event)));
+        });
+    }
+
+    /// The events behind number `after`, as JSON: see [`EventLog::json`].
+    pub fn events(&self, after: u64) -> Result<String> {
+        self.events.json(after, self.object.watch()?.events_lost)
     }
 
     /// Passes the events that the program itself has logged on to our log.
@@ -548,6 +594,12 @@ fn refusal(name: &str, xdp: XdpOnInterface) -> String {
         "{name} already has an XDP program: {program} (id {program_id}, {attach} mode). tfo leaves alone what is not \
          pinned in its own folder: {hint}"
     )
+}
+
+/// The IP address in `address`, if it is one.
+fn ip(address: SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
 }
 
 /// Seconds since 1970 (UTC).

@@ -9,6 +9,7 @@ pub mod controller;
 pub mod counters;
 pub mod datapath;
 pub mod error;
+pub mod events;
 pub mod interface;
 pub mod kernel;
 pub mod keys;

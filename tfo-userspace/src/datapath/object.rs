@@ -150,6 +150,16 @@ impl Object {
         self.tables.entries()
     }
 
+    /// The name of the service at `index`.
+    pub(super) fn service_name(&self, index: u32) -> String {
+        self.tables.service(index).ok().flatten().unwrap_or_else(|| "unknown".to_owned())
+    }
+
+    /// The last words of sources of `prefix` that came lately.
+    pub(super) fn lately(&self, prefix: Prefix) -> Vec<u64> {
+        self.tables.lately(prefix)
+    }
+
     /// The key ring in force.
     pub fn key_ring(&self) -> Result<KeyRing> {
         self.tables.key_ring()

@@ -139,6 +139,12 @@ impl Tables {
         self.prefixes.iter().flatten().map(|(Shared(prefix), Shared(tally))| (prefix, tally)).collect()
     }
 
+    /// The last words of sources of `prefix` that came lately.
+    pub(super) fn lately(&self, prefix: Prefix) -> Vec<u64> {
+        let Ok(Shared(tally)) = self.prefixes.get(&Shared(prefix), 0) else { return Vec::new() };
+        tally.lately[..tally.lately.len().min(tally.seen as usize)].to_vec()
+    }
+
     /// How many entries there are.
     pub(super) fn entries(&self) -> Entries {
         Entries { prefixes: count(self.prefixes.keys()), pending: count(self.pending.keys()) }

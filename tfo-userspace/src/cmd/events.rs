@@ -1,0 +1,57 @@
+//! `tfo events`.
+
+use std::{collections::HashMap, time::Duration};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    cli::Events,
+    control::{Order, give},
+    events::{Event, Recent},
+    output::print,
+    pins::Bpffs,
+};
+
+/// How often a follower asks for more.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// Prints the last events, with `--follow` all that come.
+pub(super) async fn run(args: &Events, bpffs: &Bpffs) -> Result<()> {
+    let mut interfaces = HashMap::new();
+    for pins in super::attached(args.select.interface.as_deref(), bpffs)? {
+        interfaces.insert(pins.interface().to_owned(), Seen::default());
+    }
+    loop {
+        for (interface, seen) in &mut interfaces {
+            let order = Order::Events { interface: interface.clone(), after: seen.last };
+            let recent: Recent =
+                serde_json::from_str(&give(interface, &order).await?).context("the answer is none")?;
+            for event in recent.events {
+                seen.last = event.number;
+                show(args, event)?;
+            }
+            if recent.lost > seen.lost && !args.select.json {
+                eprintln!(
+                    "{interface}: {} more packets were remarkable, and too many",
+                    recent.lost - seen.lost
+                );
+            }
+            seen.lost = recent.lost;
+        }
+        if !args.follow {
+            return Ok(());
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    last: u64,
+    lost: u64,
+}
+
+fn show(args: &Events, event: Event) -> Result<()> {
+    let event = if args.anonymize { event.anonymized() } else { event };
+    print(&if args.select.json { serde_json::to_string(&event)? } else { event.text() })
+}
