@@ -315,7 +315,7 @@ impl Counts {
             passive: sum(&[CookieCurrent, CookieBackup]) + translated,
             passive_alt_key: sum(&[CookieBackup]) + translated,
             passive_fail: sum(&[CookieRetired, CookieUnknown, CookieBadLength]) - translated,
-            listen_overflow: 0,
+            ..TcpExt::default()
         }
     }
 

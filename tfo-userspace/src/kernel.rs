@@ -4,13 +4,11 @@ use std::{
     collections::HashMap,
     fs,
     io::{self, Read as _},
-    os::{
-        fd::AsRawFd as _,
-        unix::fs::{FileExt as _, MetadataExt as _},
-    },
+    os::unix::fs::{FileExt as _, MetadataExt as _},
 };
 
 use anyhow::{Context as _, Result};
+use nix::{getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
 use socket2::{Domain, Socket, Type};
 use tfo_common::keyring::Key;
 use zeroize::Zeroizing;
@@ -62,10 +60,39 @@ impl KeySysctl {
 pub const CLIENT: u32 = 0x1;
 /// Bit of `net.ipv4.tcp_fastopen`: listeners with TCP_FASTOPEN take it.
 pub const SERVER: u32 = 0x2;
+/// Bit of `net.ipv4.tcp_fastopen`: connections from here send data in the SYN without a cookie, too.
+pub const CLIENT_NO_COOKIE: u32 = 0x4;
+/// Bit of `net.ipv4.tcp_fastopen`: data in the SYN is taken without a cookie.
+pub const SERVER_NO_COOKIE: u32 = 0x200;
+/// Bit of `net.ipv4.tcp_fastopen`: whoever begins to listen gets Fast Open without asking for it (`inet_listen`).
+pub const EVERY_LISTENER: u32 = 0x400;
+
+/// The bits of `net.ipv4.tcp_fastopen`.
+pub fn read_mode() -> Result<u32> {
+    // The kernel's type for it is int.
+    Ok(read_sysctl(MODE)?.cast_unsigned())
+}
 
 /// Sets the bits of `net.ipv4.tcp_fastopen`.
 pub fn write_mode(bits: u32) -> Result<()> {
-    fs::write(MODE, bits.to_string()).with_context(|| format!("cannot write {MODE}"))
+    fs::write(MODE, bits.cast_signed().to_string()).with_context(|| format!("cannot write {MODE}"))
+}
+
+/// `net.ipv4.tcp_syncookies`: 0 never, 1 when a listener's queue is full, 2 always. With 2, Fast Open is off
+/// (`tcp_conn_request`).
+pub fn syncookies() -> Result<i32> {
+    read_sysctl("/proc/sys/net/ipv4/tcp_syncookies")
+}
+
+/// `net.ipv4.tcp_fastopen_blackhole_timeout_sec`: how long clients go without Fast Open once it seems that its packets are
+/// lost on the way, in seconds; doubled each time (`tcp_fastopen_active_should_disable`). 0 for never.
+pub fn blackhole_timeout() -> Result<i32> {
+    read_sysctl("/proc/sys/net/ipv4/tcp_fastopen_blackhole_timeout_sec")
+}
+
+fn read_sysctl(path: &str) -> Result<i32> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    text.trim_end().parse().with_context(|| format!("{path} holds no number"))
 }
 
 /// The inode number of the network namespace: what tells one from another.
@@ -73,31 +100,67 @@ pub fn netns() -> Result<u64> {
     Ok(fs::metadata(NETNS).with_context(|| format!("cannot read {NETNS}"))?.ino())
 }
 
+sockopt_impl!(
+    /// SO_NETNS_COOKIE, Linux 5.14 and later.
+    NetnsCookie, GetOnly, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, u64
+);
+
 /// The cookie of the calling thread's network namespace, by which BPF programs tell one from another. Linux 5.14 and later.
 pub fn netns_cookie() -> io::Result<u64> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    let (mut cookie, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);
-    // SAFETY: the kernel writes `len` bytes at most, which is what `cookie` has.
-    let result = unsafe {
-        let value = (&raw mut cookie).cast();
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, value, &raw mut len)
-    };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    Ok(getsockopt(&Socket::new(Domain::IPV4, Type::STREAM, None)?, NetnsCookie)?)
 }
 
-/// The kernel's Fast Open totals: TcpExt in /proc/net/netstat, per network namespace, both families together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TcpExt {
-    /// `TCPFastOpenCookieReqd`: SYNs with an empty option.
-    pub cookie_reqd: u64,
-    /// `TCPFastOpenPassive`: SYNs whose cookie was accepted.
-    pub passive: u64,
-    /// `TCPFastOpenPassiveAltKey`: those accepted by the backup key.
-    pub passive_alt_key: u64,
-    /// `TCPFastOpenPassiveFail`: SYNs whose cookie was refused.
-    pub passive_fail: u64,
-    /// `TCPFastOpenListenOverflow`: SYNs for which the listener's Fast Open queue had no room.
-    pub listen_overflow: u64,
+/// Declares the counters, each with its name in /proc/net/netstat.
+macro_rules! tcp_ext {
+    ($($(#[$doc:meta])* $counter:ident = $name:literal,)+) => {
+        /// The kernel's Fast Open totals: TcpExt in /proc/net/netstat, per network namespace, both families together.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct TcpExt { $($(#[$doc])* pub $counter: u64,)+ }
+
+        impl TcpExt {
+            /// Those in the text of /proc/net/netstat, where it has all of them.
+            pub fn parse(text: &str) -> Option<Self> {
+                let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+                let (names, values) = (lines.next()?, lines.next()?);
+                let counters: HashMap<_, _> = names.split(' ').zip(values.split(' ')).collect();
+                let get = |name| counters.get(name)?.parse().ok();
+                Some(Self { $($counter: get($name)?,)+ })
+            }
+
+            /// Each by the kernel's name for it.
+            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$(($name, self.$counter)),+].into_iter()
+            }
+        }
+
+        impl std::ops::Sub for TcpExt {
+            type Output = Self;
+
+            /// What was counted since `earlier`.
+            fn sub(self, earlier: Self) -> Self {
+                Self { $($counter: self.$counter - earlier.$counter,)+ }
+            }
+        }
+    };
+}
+
+tcp_ext! {
+    /// Connections from here whose data was taken with the SYN.
+    active = "TCPFastOpenActive",
+    /// Connections from here whose data was not taken with the SYN, or whose SYN with data was lost.
+    active_fail = "TCPFastOpenActiveFail",
+    /// SYNs with an empty option.
+    cookie_reqd = "TCPFastOpenCookieReqd",
+    /// SYNs whose cookie was accepted.
+    passive = "TCPFastOpenPassive",
+    /// Those accepted by the backup key.
+    passive_alt_key = "TCPFastOpenPassiveAltKey",
+    /// SYNs whose cookie was refused.
+    passive_fail = "TCPFastOpenPassiveFail",
+    /// SYNs for which the listener's Fast Open queue had no room.
+    listen_overflow = "TCPFastOpenListenOverflow",
+    /// How often connections from here gave Fast Open up for a while, since its packets seemed to be lost on the way.
+    blackhole = "TCPFastOpenBlackhole",
 }
 
 impl TcpExt {
@@ -105,36 +168,6 @@ impl TcpExt {
     pub fn read() -> Result<Self> {
         let text = fs::read_to_string(NETSTAT).with_context(|| format!("cannot read {NETSTAT}"))?;
         Self::parse(&text).with_context(|| format!("{NETSTAT} has no TcpExt counters of Fast Open"))
-    }
-
-    /// Those in the text of /proc/net/netstat, where it has all of them.
-    pub fn parse(text: &str) -> Option<Self> {
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
-        let (names, values) = (lines.next()?, lines.next()?);
-        let counters: HashMap<_, _> = names.split(' ').zip(values.split(' ')).collect();
-        let get = |name| counters.get(name)?.parse().ok();
-        Some(Self {
-            cookie_reqd: get("TCPFastOpenCookieReqd")?,
-            passive: get("TCPFastOpenPassive")?,
-            passive_alt_key: get("TCPFastOpenPassiveAltKey")?,
-            passive_fail: get("TCPFastOpenPassiveFail")?,
-            listen_overflow: get("TCPFastOpenListenOverflow")?,
-        })
-    }
-}
-
-impl std::ops::Sub for TcpExt {
-    type Output = Self;
-
-    /// What was counted since `earlier`.
-    fn sub(self, earlier: Self) -> Self {
-        Self {
-            cookie_reqd: self.cookie_reqd - earlier.cookie_reqd,
-            passive: self.passive - earlier.passive,
-            passive_alt_key: self.passive_alt_key - earlier.passive_alt_key,
-            passive_fail: self.passive_fail - earlier.passive_fail,
-            listen_overflow: self.listen_overflow - earlier.listen_overflow,
-        }
     }
 }
 
@@ -144,10 +177,19 @@ mod tests {
 
     #[test]
     fn tcp_ext_is_found_by_name() {
-        let text = "TcpExt: A TCPFastOpenCookieReqd TCPFastOpenPassive TCPFastOpenPassiveAltKey \
-                    TCPFastOpenPassiveFail TCPFastOpenListenOverflow Z\nTcpExt: 9 1 2 3 4 5 9\nIpExt: X\nIpExt: 7\n";
-        let expected =
-            TcpExt { cookie_reqd: 1, passive: 2, passive_alt_key: 3, passive_fail: 4, listen_overflow: 5 };
+        let text = "TcpExt: A TCPFastOpenActive TCPFastOpenActiveFail TCPFastOpenPassive TCPFastOpenPassiveFail \
+                    TCPFastOpenListenOverflow TCPFastOpenCookieReqd TCPFastOpenBlackhole TCPFastOpenPassiveAltKey Z\n\
+                    TcpExt: 9 1 2 3 4 5 6 7 8 9\nIpExt: X\nIpExt: 7\n";
+        let expected = TcpExt {
+            active: 1,
+            active_fail: 2,
+            passive: 3,
+            passive_fail: 4,
+            listen_overflow: 5,
+            cookie_reqd: 6,
+            blackhole: 7,
+            passive_alt_key: 8,
+        };
         assert_eq!(TcpExt::parse(text), Some(expected));
         assert_eq!(TcpExt::parse("TcpExt: A\nTcpExt: 1\n"), None);
     }

@@ -37,7 +37,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         r#"{"rotate":{"emergency":true}}"#,
         &format!(r#"{{"import":{{"key":"{one}"}}}}"#),
         "TcpExt: A TCPFastOpenCookieReqd TCPFastOpenPassive TCPFastOpenPassiveAltKey TCPFastOpenPassiveFail \
-         TCPFastOpenListenOverflow\nTcpExt: 9 1 2 3 4 5\nIpExt: X\nIpExt: 7\n",
+         TCPFastOpenListenOverflow TCPFastOpenActive TCPFastOpenActiveFail TCPFastOpenBlackhole\n\
+         TcpExt: 9 1 2 3 4 5 6 7 8\nIpExt: X\nIpExt: 7\n",
     ];
     texts.map(|text| text.as_bytes().to_vec()).to_vec()
 }
@@ -93,14 +94,7 @@ fn order(text: &str) {
 
 fn tcp_ext(text: &str) {
     let Some(counters) = TcpExt::parse(text) else { return };
-    let values = [
-        counters.cookie_reqd,
-        counters.passive,
-        counters.passive_alt_key,
-        counters.passive_fail,
-        counters.listen_overflow,
-    ];
-    for value in values {
+    for (_, value) in counters.named() {
         assert!(
             text.split_ascii_whitespace().any(|word| word.parse() == Ok(value)),
             "{value} stands nowhere"
