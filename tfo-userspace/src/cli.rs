@@ -59,6 +59,11 @@ pub enum Command {
     Counters(Counters),
     /// Show the packets that say what is wrong, each explained: for root only, since it shows addresses
     Events(Events),
+    /// List the listening sockets, and what each does with Fast Open
+    ///
+    /// Those of this network namespace. A socket is asked through a process that holds it, which takes root; one that can't
+    /// be asked says why. Keys are shown by their fingerprints.
+    Listeners(Listeners),
     /// Work with keys and cookies
     #[command(subcommand)]
     Keys(Keys),
@@ -204,6 +209,14 @@ pub struct Events {
     /// Cut the addresses of clients to their network: /24, or /64 of IPv6
     #[arg(long)]
     pub anonymize: bool,
+}
+
+/// Arguments of `tfo listeners`.
+#[derive(Args, Debug)]
+pub struct Listeners {
+    /// As one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Which interfaces, and in which form.

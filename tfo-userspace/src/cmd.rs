@@ -3,6 +3,7 @@
 mod counters;
 mod events;
 mod keys;
+mod listeners;
 mod run;
 mod status;
 mod unload;
@@ -36,6 +37,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status(args) => block_on(status::run(&args, &bpffs)),
         Command::Counters(args) => counters::run(&args, &bpffs).map(done),
         Command::Events(args) => block_on(events::run(&args, &bpffs)).map(done),
+        Command::Listeners(args) => listeners::run(&args).map(done),
         Command::Keys(Keys::Cookie(args)) => keys::cookie(&args).map(done),
         Command::Keys(Keys::Derive(args)) => keys::derive(&args).map(done),
         Command::Keys(Keys::Status(args)) => keys::status(&args, &bpffs).map(done),

@@ -14,6 +14,8 @@ pub mod interface;
 pub mod kernel;
 pub mod keys;
 pub mod lab;
+pub mod listeners;
+pub mod netlink;
 pub mod output;
 pub mod pins;
 pub mod saved;
