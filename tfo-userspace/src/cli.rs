@@ -64,6 +64,11 @@ pub enum Command {
     /// Those of this network namespace. A socket is asked through a process that holds it, which takes root; one that can't
     /// be asked says why. Keys are shown by their fingerprints.
     Listeners(Listeners),
+    /// Check whether this host can serve Fast Open, and what tfo can see of it
+    ///
+    /// Of this network namespace. Each line is ok, warn or fail, with what to do. Exit status 1 where a line is fail, else 0:
+    /// a warning is no failure.
+    Check(Check),
     /// Work with keys and cookies
     #[command(subcommand)]
     Keys(Keys),
@@ -217,6 +222,27 @@ pub struct Listeners {
     /// As one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `tfo check`.
+#[derive(Args, Debug)]
+pub struct Check {
+    /// Also check whether the program can run on this interface; nothing is attached
+    #[arg(short, long, value_name = "IFACE")]
+    pub interface: Option<String>,
+
+    /// As one JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// First turn Fast Open on for clients and servers: the bits 0x1 and 0x2 of net.ipv4.tcp_fastopen, now for this network
+    /// namespace, and in 30-tcp_fastopen.conf for the host at its next boot. What is changed is shown before
+    #[arg(long)]
+    pub fix: bool,
+
+    /// Where --fix writes that file
+    #[arg(long, value_name = "DIR", default_value = "/etc/sysctl.d", requires = "fix")]
+    pub sysctl_dir: PathBuf,
 }
 
 /// Which interfaces, and in which form.

@@ -1,5 +1,6 @@
 //! The subcommands, a file each.
 
+mod check;
 mod counters;
 mod events;
 mod keys;
@@ -37,6 +38,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status(args) => block_on(status::run(&args, &bpffs)),
         Command::Counters(args) => counters::run(&args, &bpffs).map(done),
         Command::Events(args) => block_on(events::run(&args, &bpffs)).map(done),
+        Command::Check(args) => block_on(check::run(&args, &bpffs)),
         Command::Listeners(args) => listeners::run(&args).map(done),
         Command::Keys(Keys::Cookie(args)) => keys::cookie(&args).map(done),
         Command::Keys(Keys::Derive(args)) => keys::derive(&args).map(done),

@@ -17,6 +17,8 @@ pub struct Interface {
     pub index: u32,
     /// How its frames begin.
     pub link_layer: LinkLayer,
+    /// The longest packet that it takes, in bytes, without the link layer's header.
+    pub mtu: u32,
     /// The XDP program on it.
     pub xdp: Option<XdpOnInterface>,
 }
@@ -39,7 +41,17 @@ impl Interface {
             None => bail!("there is no interface {name} in this network namespace: `ip link` lists them"),
         };
         let link_layer = link_layer(name, message.header.link_layer_type)?;
-        Ok(Self { name: name.to_owned(), index: message.header.index, link_layer, xdp: xdp_in(&message) })
+        let mtu = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        Ok(Self {
+            name: name.to_owned(),
+            index: message.header.index,
+            link_layer,
+            mtu: mtu.with_context(|| format!("the kernel does not tell the MTU of {name}"))?,
+            xdp: xdp_in(&message),
+        })
     }
 }
 

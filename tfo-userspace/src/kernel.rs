@@ -5,10 +5,12 @@ use std::{
     fs,
     io::{self, Read as _},
     os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::PathBuf,
 };
 
 use anyhow::{Context as _, Result};
-use nix::{getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
+use nix::{errno::Errno, getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
+use procfs::process::Process;
 use socket2::{Domain, Socket, Type};
 use tfo_common::keyring::Key;
 use zeroize::Zeroizing;
@@ -93,6 +95,25 @@ pub fn blackhole_timeout() -> Result<i32> {
 fn read_sysctl(path: &str) -> Result<i32> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     text.trim_end().parse().with_context(|| format!("{path} holds no number"))
+}
+
+/// Where the cgroup file system of version 2 is mounted; `None` where it isn't. On hosts that have version 1, too, that is
+/// /sys/fs/cgroup/unified.
+pub fn cgroup2() -> Result<Option<PathBuf>> {
+    let mounts = Process::myself()
+        .and_then(|myself| myself.mountinfo())
+        .context("cannot read /proc/self/mountinfo")?;
+    Ok(mounts.into_iter().find(|mount| mount.fs_type == "cgroup2").map(|mount| mount.mount_point))
+}
+
+/// Whether something, such as NTP, keeps the clock right.
+pub fn is_clock_synchronised() -> Result<bool> {
+    // SAFETY: zeros are a `timex`, which is nothing but integers.
+    let mut state: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: `state` may be written, and with modes 0 nothing is set.
+    let clock = unsafe { libc::adjtimex(&raw mut state) };
+    Errno::result(clock).context("cannot read the clock's state (adjtimex)")?;
+    Ok(clock != libc::TIME_ERROR && state.status & libc::STA_UNSYNC == 0)
 }
 
 /// The inode number of the network namespace: what tells one from another.

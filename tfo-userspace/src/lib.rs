@@ -2,6 +2,7 @@
 //! counts. The binary is `tfo`; the modules are public so that the tests drive the same code.
 
 pub mod background;
+pub mod check;
 pub mod cli;
 pub mod cmd;
 pub mod control;

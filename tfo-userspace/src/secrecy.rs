@@ -24,13 +24,17 @@ pub fn protect_process() -> Result<()> {
 }
 
 fn lock_memory() -> io::Result<()> {
-    // Under a limit, allocations would fail later. CAP_IPC_LOCK lifts it.
-    let is_limited = getrlimit(Resource::Memlock).current.is_some();
-    if is_limited && !capabilities(None)?.effective.contains(CapabilitySet::IPC_LOCK) {
+    if !may_lock_memory()? {
         return Err(rustix::io::Errno::PERM.into());
     }
     // Pages are locked as they come into use: what is never used costs nothing.
     Ok(mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)?)
+}
+
+/// Whether memory may be kept from swap. Under a limit, allocations would fail later. CAP_IPC_LOCK lifts it.
+pub fn may_lock_memory() -> io::Result<bool> {
+    let is_limited = getrlimit(Resource::Memlock).current.is_some();
+    Ok(!is_limited || capabilities(None)?.effective.contains(CapabilitySet::IPC_LOCK))
 }
 
 /// Does `work`, which handles keys, and zeroes the stack that it has used.

@@ -1,0 +1,180 @@
+//! What keeps a host from serving Fast Open, and tfo from watching it: one finding for each thing, with what to do.
+
+mod fast_open;
+pub mod fix;
+mod interface;
+mod netdev;
+mod system;
+
+use anyhow::Result;
+use fast_open::{accept_backlog, client_fallback, cookies_refused, fast_open_queue, key, mode, syncookies};
+use fix::Change;
+use serde::Serialize;
+use system::{btf, cgroup2, clock, kernel, memory_lock, privileges};
+
+use crate::{kernel::TcpExt, listeners::Listeners, pins::Bpffs};
+
+/// How a check went, from good to bad.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// As it should be.
+    #[default]
+    Ok,
+    /// It works, but not for all, or not for ever; or it can't be told.
+    Warn,
+    /// Fast Open, or tfo, does not work like this.
+    Fail,
+}
+
+impl Status {
+    /// The name in tables and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What to think of it.
+    pub status: Status,
+    /// What it is.
+    pub found: String,
+    /// What to do; `None` where nothing is to be done.
+    pub advice: Option<String>,
+}
+
+impl Finding {
+    fn ok(found: impl Into<String>) -> Self {
+        Self { status: Status::Ok, found: found.into(), advice: None }
+    }
+
+    fn warn(found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { status: Status::Warn, found: found.into(), advice: Some(advice.into()) }
+    }
+
+    fn fail(found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { status: Status::Fail, ..Self::warn(found, advice) }
+    }
+}
+
+/// One check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// Its name, which stays.
+    pub name: &'static str,
+    /// How it went.
+    #[serde(flatten)]
+    pub finding: Finding,
+}
+
+impl Check {
+    /// What can't be found out is no reason to stop.
+    fn new(name: &'static str, finding: Result<Finding>) -> Self {
+        let unknown = |error| Finding {
+            status: Status::Warn,
+            found: format!("cannot be told: {error:#}"),
+            advice: (!nix::unistd::geteuid().is_root()).then(|| "run it with sudo".to_owned()),
+        };
+        Self { name, finding: finding.unwrap_or_else(unknown) }
+    }
+}
+
+/// All checks; see `tfo check --json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// One after the other.
+    pub checks: Vec<Check>,
+    /// The worst of them.
+    pub worst: Status,
+    /// What `--fix` has changed before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Vec<Change>>,
+}
+
+impl Report {
+    /// Checks the host and the calling thread's network namespace, and `interface` in it.
+    pub async fn new(interface: Option<&str>, bpffs: &Bpffs) -> Self {
+        let listeners = Listeners::read();
+        let with_listeners = |check: fn(&Listeners) -> Result<Finding>| match &listeners {
+            Ok(listeners) => check(listeners),
+            Err(error) => Err(anyhow::anyhow!("{error:#}")),
+        };
+        let with_counters = |check: fn(TcpExt) -> Result<Finding>| TcpExt::read().and_then(check);
+        let mut checks: Vec<_> = [
+            ("kernel", kernel()),
+            ("btf", btf()),
+            ("privileges", privileges()),
+            ("memory_lock", memory_lock()),
+            ("cgroup2", cgroup2()),
+            ("clock", clock()),
+            ("tcp_fastopen", crate::kernel::read_mode().map(mode)),
+            ("tcp_fastopen_key", with_listeners(key)),
+            ("tcp_syncookies", crate::kernel::syncookies().map(syncookies)),
+            ("listeners", with_listeners(|listeners| Ok(fast_open::listeners(listeners)))),
+            ("accept_backlog", with_listeners(|listeners| Ok(accept_backlog(listeners)))),
+            ("fast_open_queue", with_counters(|counters| Ok(fast_open_queue(counters)))),
+            ("cookies_refused", with_counters(|counters| Ok(cookies_refused(counters)))),
+            ("client_fallback", with_counters(client_fallback)),
+        ]
+        .into_iter()
+        .map(|(name, finding)| Check::new(name, finding))
+        .collect();
+        if let Some(interface) = interface {
+            let (xdp, mtu) = interface::check(interface, bpffs).await;
+            checks.push(Check::new("xdp", Ok(xdp)));
+            checks.extend(mtu.map(|mtu| Check::new("mtu", Ok(mtu))));
+        }
+        let worst = checks.iter().map(|check| check.finding.status).max().unwrap_or_default();
+        Self { checks, worst, changes: None }
+    }
+
+    /// As users see it.
+    pub fn text(&self) -> String {
+        let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+        let mut text = String::new();
+        for Check { name, finding: Finding { status, found, advice } } in &self.checks {
+            text += &format!("{:4}  {name:width$}  {found}\n", status.name());
+            if let Some(advice) = advice {
+                text += &format!("{:4}  {:width$}  -> {advice}\n", "", "");
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_lines_and_json() {
+        let checks = vec![
+            Check::new("kernel", Ok(Finding::ok("Linux 6.1"))),
+            Check::new("btf", Ok(Finding::fail("none", "build one"))),
+        ];
+        let report = Report { checks, worst: Status::Fail, changes: None };
+        assert_eq!(
+            report.text(),
+            "ok    kernel  Linux 6.1\nfail  btf     none\n              -> build one\n"
+        );
+        let json = serde_json::json!({
+            "checks": [
+                {"name": "kernel", "status": "ok", "found": "Linux 6.1", "advice": null},
+                {"name": "btf", "status": "fail", "found": "none", "advice": "build one"},
+            ],
+            "worst": "fail",
+        });
+        assert_eq!(serde_json::to_value(&report).unwrap(), json);
+    }
+
+    #[test]
+    fn fail_is_worse_than_warn() {
+        assert!(Status::Ok < Status::Warn && Status::Warn < Status::Fail);
+    }
+}

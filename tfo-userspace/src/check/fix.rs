@@ -1,0 +1,176 @@
+//! `tfo check --fix`: turns Fast Open on, now and at the next boot.
+
+use std::{
+    fs::{self, Permissions},
+    io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::kernel::{self, CLIENT, SERVER};
+
+const SYSCTL: &str = "net.ipv4.tcp_fastopen";
+/// The file's usual name.
+const FILE: &str = "30-tcp_fastopen.conf";
+/// What it begins with where we make it.
+const HEAD: &str = "# By `tfo check --fix`: TCP Fast Open for clients (0x1) and servers (0x2).\n";
+
+/// What is to be changed: nothing yet is.
+#[derive(Debug)]
+pub struct Fix {
+    /// The bits to be set, and those that are.
+    mode: Option<(u32, u32)>,
+    folder: PathBuf,
+    file: Option<NewFile>,
+}
+
+#[derive(Debug)]
+struct NewFile {
+    /// `None` where there is none.
+    old: Option<String>,
+    new: String,
+}
+
+/// One thing that is changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// A sysctl, or a file.
+    pub what: String,
+    /// What it was; `None` where there was none.
+    pub old: Option<String>,
+    /// What it is then.
+    pub new: String,
+}
+
+impl Fix {
+    /// What is to be changed in the calling thread's network namespace, and in `folder`, from which sysctls are set at boot.
+    pub fn plan(folder: &Path) -> Result<Self> {
+        let is = kernel::read_mode()?;
+        let to_be = is | CLIENT | SERVER;
+        let path = folder.join(FILE);
+        let old = match fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let file = with_setting(old.as_deref(), to_be).map(|new| NewFile { old, new });
+        Ok(Self { mode: (is != to_be).then_some((to_be, is)), folder: folder.to_owned(), file })
+    }
+
+    /// What is changed, in this order.
+    pub fn changes(&self) -> Vec<Change> {
+        let mode = self.mode.map(|(to_be, is)| Change {
+            what: SYSCTL.to_owned(),
+            old: Some(is.to_string()),
+            new: to_be.to_string(),
+        });
+        let file = self.file.as_ref().map(|NewFile { old, new }| Change {
+            what: self.folder.join(FILE).display().to_string(),
+            old: old.clone(),
+            new: new.clone(),
+        });
+        mode.into_iter().chain(file).collect()
+    }
+
+    /// What is changed, for people.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        if let Some((to_be, is)) = self.mode {
+            text += &format!("{SYSCTL}: {is} -> {to_be}\n");
+        }
+        if let Some(NewFile { old, new }) = &self.file {
+            let path = self.folder.join(FILE);
+            match old {
+                None => text += &format!("{}: new\n{}", path.display(), indented("+ ", new)),
+                Some(old) => {
+                    text += &format!("{}: replaced\n{}", path.display(), indented("- ", old));
+                    text += &indented("+ ", new);
+                }
+            }
+        }
+        if text.is_empty() { "nothing to fix\n".to_owned() } else { text }
+    }
+
+    /// Changes it.
+    pub fn apply(&self) -> Result<()> {
+        if let Some((to_be, _)) = self.mode {
+            kernel::write_mode(to_be)?;
+        }
+        let Some(NewFile { new, .. }) = &self.file else { return Ok(()) };
+        let path = self.folder.join(FILE);
+        write(&self.folder, &path, new).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// Whoever reads the file sees the old one or the new one, even after a crash. Its name while it is written does not end in
+/// `.conf`: it is not read at boot.
+fn write(folder: &Path, path: &Path, text: &str) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut beginning = tempfile::Builder::new();
+    let beginning = beginning.prefix(".30-tcp_fastopen.").permissions(Permissions::from_mode(0o644));
+    let mut file = beginning.tempfile_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    fs::File::open(folder)?.sync_all()
+}
+
+/// What is to be in the file with `old` in it, so that it sets these bits, once; `None` where it does already. Whatever else
+/// is in it stays.
+fn with_setting(old: Option<&str>, bits: u32) -> Option<String> {
+    let setting = format!("{SYSCTL} = {bits}\n");
+    let Some(old) = old else { return Some(format!("{HEAD}{setting}")) };
+    let values: Vec<_> = old.lines().filter_map(value).collect();
+    if values == [bits.to_string()] {
+        return None;
+    }
+    let others = old.lines().filter(|line| value(line).is_none());
+    let mut text: String = others.map(|line| format!("{line}\n")).collect();
+    text += &setting;
+    Some(text)
+}
+
+/// What a line of sysctl.d(5) sets [`SYSCTL`] to: dots may be slashes, and a `-` before it makes failing no matter.
+fn value(line: &str) -> Option<&str> {
+    let (name, value) = line.split_once('=')?;
+    let name = name.trim().trim_start_matches('-').replace('/', ".");
+    (name == SYSCTL).then_some(value.trim())
+}
+
+fn indented(by: &str, text: &str) -> String {
+    text.lines().map(|line| format!("    {by}{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_says_it_is_kept() {
+        for text in ["net.ipv4.tcp_fastopen=3", "# mine\n-net/ipv4/tcp_fastopen = 3 \nnet.core.somaxconn=9\n"]
+        {
+            assert_eq!(with_setting(Some(text), 3), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_else_is_in_a_file_stays() {
+        let text = "# mine\nnet.core.somaxconn=9\nnet.ipv4.tcp_fastopen = 1\nnet.ipv4.tcp_fastopen_key = x\n";
+        let expected =
+            "# mine\nnet.core.somaxconn=9\nnet.ipv4.tcp_fastopen_key = x\nnet.ipv4.tcp_fastopen = 1027\n";
+        assert_eq!(with_setting(Some(text), 1027).as_deref(), Some(expected));
+        // The last line counts, whatever the first says.
+        let twice = "net.ipv4.tcp_fastopen=3\nnet.ipv4.tcp_fastopen=1\n";
+        assert_eq!(with_setting(Some(twice), 3).as_deref(), Some("net.ipv4.tcp_fastopen = 3\n"));
+    }
+
+    #[test]
+    fn a_comment_sets_nothing() {
+        assert_eq!(value("# net.ipv4.tcp_fastopen = 3"), None);
+        assert_eq!(value("net.ipv4.tcp_fastopen = 3"), Some("3"));
+        assert!(with_setting(Some("# net.ipv4.tcp_fastopen = 3"), 3).is_some());
+    }
+}

@@ -1,0 +1,128 @@
+//! The kernel, and what it lets us do.
+
+use std::{fs, io, path::Path};
+
+use anyhow::{Context as _, Result};
+use aya::programs::ProgramType;
+use nix::unistd::geteuid;
+use rustix::thread::{CapabilitySet, capabilities};
+
+use super::Finding;
+use crate::{kernel, secrecy::may_lock_memory};
+
+/// The oldest kernel on which the program is known to load.
+const OLDEST: (u32, u32) = (5, 10);
+const RELEASE: &str = "/proc/sys/kernel/osrelease";
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+pub(super) fn kernel() -> Result<Finding> {
+    let release = fs::read_to_string(RELEASE).with_context(|| format!("cannot read {RELEASE}"))?;
+    let release = release.trim_end();
+    let version = version(release).with_context(|| format!("{release:?} is no version of Linux"))?;
+    let found = format!("Linux {release}");
+    Ok(if version >= OLDEST {
+        Finding::ok(found)
+    } else {
+        Finding::fail(found, "the XDP program needs Linux 5.10 or later")
+    })
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+pub(super) fn btf() -> Result<Finding> {
+    Ok(if Path::new(BTF).exists() {
+        Finding::ok(BTF)
+    } else {
+        Finding::fail(
+            format!("this kernel has none ({BTF})"),
+            "use one with CONFIG_DEBUG_INFO_BTF=y, as those of all large distributions are",
+        )
+    })
+}
+
+pub(super) fn privileges() -> Result<Finding> {
+    let user = geteuid();
+    if !user.is_root() {
+        return Ok(Finding::fail(
+            format!("user {user}: loading an XDP program needs root"),
+            "run it with sudo",
+        ));
+    }
+    let held = capabilities(None).map_err(io::Error::from).context("cannot read our capabilities")?.effective;
+    let can_load =
+        held.contains(CapabilitySet::SYS_ADMIN) || held.contains(CapabilitySet::BPF | CapabilitySet::PERFMON);
+    if !can_load || !held.contains(CapabilitySet::NET_ADMIN) {
+        return Ok(Finding::fail(
+            "root without the capabilities that loading an XDP program needs",
+            "give CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN to the container or the service",
+        ));
+    }
+    // It loads one, and attaches it to nothing.
+    match aya::sys::is_program_supported(ProgramType::Xdp) {
+        Ok(true) => {}
+        Ok(false) => return Ok(Finding::fail("this kernel has no XDP", "use one with CONFIG_BPF_SYSCALL=y")),
+        Err(error) => {
+            return Ok(Finding::fail(
+                format!("this kernel does not let us load XDP programs: {error}"),
+                "run it in the host's user namespace, and without a filter of system calls",
+            ));
+        }
+    }
+    if !held.contains(CapabilitySet::SYS_PTRACE) {
+        return Ok(Finding::warn(
+            "root without CAP_SYS_PTRACE: listeners of other processes can't be asked",
+            "give it to the container or the service",
+        ));
+    }
+    Ok(Finding::ok("root; the kernel loads XDP programs"))
+}
+
+pub(super) fn memory_lock() -> Result<Finding> {
+    Ok(if may_lock_memory()? {
+        Finding::ok("keys can be kept from swap")
+    } else {
+        Finding::warn(
+            "keys may be swapped out: memory can't be locked",
+            "give CAP_IPC_LOCK, or lift RLIMIT_MEMLOCK (LimitMEMLOCK=infinity)",
+        )
+    })
+}
+
+pub(super) fn cgroup2() -> Result<Finding> {
+    Ok(match kernel::cgroup2()? {
+        Some(mount) => Finding::ok(mount.display().to_string()),
+        None => Finding::warn(
+            "not mounted: what becomes of accepted connections can't be seen",
+            "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+        ),
+    })
+}
+
+pub(super) fn clock() -> Result<Finding> {
+    Ok(if kernel::is_clock_synchronised()? {
+        Finding::ok("synchronised")
+    } else {
+        Finding::warn(
+            "not synchronised: with --keys secret, hosts drift apart",
+            "run chrony or systemd-timesyncd; other sources of keys need no clock",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_numbers() {
+        assert_eq!(version("5.10.0-28-amd64"), Some((5, 10)));
+        assert_eq!(version("6.18.44-fc"), Some((6, 18)));
+        assert_eq!(version("7.3"), Some((7, 3)));
+        assert_eq!(version("7.3-rc1"), Some((7, 3)));
+        assert_eq!(version("Darwin"), None);
+        assert!(version("5.9.16") < Some(OLDEST), "as numbers, not as text");
+    }
+}
