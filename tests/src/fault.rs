@@ -34,7 +34,25 @@ pub enum Fault {
 
 /// Runs `work` on a thread for which, and for whose children, `fault` becomes of each bpf(2) with `command`.
 pub fn with<T: Send>(command: Bpf, fault: Fault, work: impl FnOnce() -> T + Send) -> T {
-    let filter = filter(command, fault).expect("a filter of one rule");
+    let is_command = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, command as u64)
+        .expect("a condition");
+    let rules = vec![SeccompRule::new(vec![is_command]).expect("a rule of one condition")];
+    limited(libc::SYS_bpf, rules, fault, work)
+}
+
+/// Runs `work` on a thread for which, and for whose children, `fault` becomes of each call of the system call `number`.
+pub fn with_call<T: Send>(number: i64, fault: Fault, work: impl FnOnce() -> T + Send) -> T {
+    limited(number, Vec::new(), fault, work)
+}
+
+/// With no rules, every call is meant.
+fn limited<T: Send>(
+    number: i64,
+    rules: Vec<SeccompRule>,
+    fault: Fault,
+    work: impl FnOnce() -> T + Send,
+) -> T {
+    let filter = filter(number, rules, fault).expect("a filter of one system call");
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             seccompiler::apply_filter(&filter).expect("a thread may limit itself");
@@ -44,9 +62,12 @@ pub fn with<T: Send>(command: Bpf, fault: Fault, work: impl FnOnce() -> T + Send
     })
 }
 
-fn filter(command: Bpf, fault: Fault) -> Result<BpfProgram, seccompiler::BackendError> {
-    let is_command = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, command as u64)?;
-    let rules = BTreeMap::from([(libc::SYS_bpf, vec![SeccompRule::new(vec![is_command])?])]);
+fn filter(
+    number: i64,
+    rules: Vec<SeccompRule>,
+    fault: Fault,
+) -> Result<BpfProgram, seccompiler::BackendError> {
+    let rules = BTreeMap::from([(number, rules)]);
     let then = match fault {
         Fault::Fails(errno) => SeccompAction::Errno(errno.unsigned_abs()),
         Fault::Kills => SeccompAction::KillProcess,

@@ -11,6 +11,7 @@
 //! | [`host`] | the packet's journey without the kernel |
 //! | [`kernel`] | the program inside the kernel, fed by BPF_PROG_TEST_RUN |
 //! | [`netns`] | namespaces, and the real `tfo` in them |
+//! | [`listener`] | listening sockets, as other processes hold them |
 //! | [`fault`] | system calls that fail, or kill who makes them |
 //! | [`steps`] | the real `tfo`, killed between two steps of what it does |
 //! | [`tap`] | an interface whose wire is a test |
@@ -28,6 +29,7 @@ pub mod fuzz;
 pub mod host;
 pub mod kernel;
 pub mod keys;
+pub mod listener;
 pub mod netns;
 pub mod oracle;
 pub mod packet;

@@ -38,6 +38,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "lab --for 20.5 -vv",
         "status --json -i eth0",
         "counters --watch --json",
+        "listeners --json",
+        "check --fix --sysctl-dir DIR -i eth0 --json",
         "keys status",
         "keys rotate --emergency",
         "keys import -",

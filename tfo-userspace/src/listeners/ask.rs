@@ -64,9 +64,10 @@ pub(super) fn ask(inode: u64, holders: &[Holder]) -> Result<FastOpen> {
     }
     match outcome {
         Some(error) => Err(error),
-        None if geteuid().is_root() => {
-            bail!("no process in sight holds it: it is the kernel's own, or of another PID namespace")
-        }
+        None if geteuid().is_root() => bail!(
+            "no process that we may look into holds it: it is the kernel's own, of another PID namespace, or it takes \
+             CAP_SYS_PTRACE"
+        ),
         None => bail!("who holds it is for root to see: run it with sudo"),
     }
 }

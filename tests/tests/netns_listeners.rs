@@ -1,0 +1,197 @@
+//! `tfo listeners`: what sockets that other processes hold are set to.
+
+use std::{fs, net::TcpStream, os::unix::process::CommandExt as _, process::Command};
+
+use serde_json::{Value, json};
+use tfo_common::keyring::Key;
+use tfo_tests::{
+    fault::{self, Fault},
+    listener::{Holder, Listener},
+    netns::{binary, eventually, failure, ip, sandbox, tfo},
+};
+use tfo_userspace::{
+    kernel::{CLIENT, EVERY_LISTENER, SERVER, write_mode},
+    keys::fingerprint,
+    lab::net::Namespace,
+};
+
+/// A sandbox with a loopback interface, and these bits of net.ipv4.tcp_fastopen.
+fn host(bits: u32, test: impl FnOnce() + Send) {
+    sandbox(|| {
+        ip("link set lo up");
+        write_mode(bits).unwrap();
+        test();
+    });
+}
+
+/// What `tfo listeners --json` says.
+fn listeners() -> Value {
+    let output = tfo(&["listeners", "--json"]);
+    assert!(output.status.success(), "{:?}", failure(&output));
+    serde_json::from_slice(&output.stdout).expect("one JSON document")
+}
+
+/// What it says of the one on `address`.
+fn listener(address: &str) -> Value {
+    let all = listeners();
+    let mut found = all["listeners"].as_array().unwrap().iter().filter(|row| row["address"] == address);
+    let listener = found.next().unwrap_or_else(|| panic!("{address} is not in {all}"));
+    assert!(found.next().is_none(), "{address} is there twice: {all}");
+    listener.clone()
+}
+
+fn warning(address: &str) -> String {
+    listener(address)["warning"].as_str().unwrap_or_default().to_owned()
+}
+
+/// What the only process holding a listener is.
+fn held_by(holder: &Holder) -> Value {
+    json!([{"pid": holder.id(), "name": "sleep"}])
+}
+
+#[test]
+fn what_another_process_has_set_is_told() {
+    host(CLIENT | SERVER, || {
+        let plain = Listener::on("127.0.0.1:80").fast_open(5).backlog(3).held();
+        let own = *b"sixteen bytes!!!";
+        let odd = Listener::on("[::]:81").fast_open(7).own_key(own).no_cookie().backlog(9).held();
+        let off = Listener::on("127.0.0.1:82").backlog(4).held();
+        let six = Listener::on("[::1]:83").fast_open(1).held();
+
+        let expected = json!({
+            "address": "127.0.0.1:80", "ipv6_only": null, "processes": held_by(&plain),
+            "backlog": {"waiting": 0, "limit": 3},
+            "fast_open": {"queue": 5, "own_keys": [], "no_cookie": false}, "unknown": null, "warning": null,
+        });
+        assert_eq!(listener("127.0.0.1:80"), expected);
+
+        let shown = listener("[::]:81");
+        let half = |at: usize| u64::from_le_bytes(own[at..at + 8].try_into().unwrap());
+        let print = fingerprint(Key { k0: half(0), k1: half(8) });
+        assert_eq!(shown["fast_open"], json!({"queue": 7, "own_keys": [print], "no_cookie": true}));
+        assert_eq!((&shown["processes"], &shown["ipv6_only"]), (&held_by(&odd), &json!(false)));
+        assert!(warning("[::]:81").contains("its own key"), "{shown}");
+        assert!(warning("[::]:81").contains("without a cookie"), "{shown}");
+
+        let shown = listener("127.0.0.1:82");
+        assert_eq!(shown["fast_open"]["queue"], 0);
+        assert_eq!(shown["processes"], held_by(&off));
+        assert!(warning("127.0.0.1:82").starts_with("off: it does not ask for it"), "{shown}");
+        assert_eq!(listener("[::1]:83")["processes"], held_by(&six));
+        assert_eq!(listener("[::1]:83")["warning"], Value::Null);
+
+        // The key is in neither form, as bytes or as digits.
+        let text = String::from_utf8(tfo(&["listeners"]).stdout).unwrap();
+        for said in [text.clone(), listeners().to_string()] {
+            let hex: String = own.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert!(
+                !said.contains("sixteen") && !said.contains(&hex[..16]) && said.contains(&print),
+                "{said}"
+            );
+        }
+        assert!(text.starts_with("net.ipv4.tcp_fastopen = 0x3: 0x1 client, 0x2 server\n"), "{text}");
+        assert_eq!(text.lines().count(), 2 + 4, "{text}");
+        assert!(text.contains(&format!("sleep ({})", plain.id())), "{text}");
+    });
+}
+
+#[test]
+fn one_socket_of_two_processes_is_one_listener() {
+    host(CLIENT | SERVER, || {
+        let socket = Listener::on("127.0.0.1:80").fast_open(5).listen();
+        let holders = [Holder::of(socket.try_clone().unwrap()), Holder::of(socket)];
+        let mut ids = holders.map(|holder| {
+            let id = holder.id();
+            (id, holder)
+        });
+        ids.sort_by_key(|(id, _)| *id);
+        let [(first, _a), (second, _b)] = ids;
+        let mut shown: Vec<_> = listener("127.0.0.1:80")["processes"].as_array().unwrap().to_vec();
+        shown.sort_by_key(|process| process["pid"].as_u64());
+        assert_eq!(
+            Value::from(shown),
+            json!([{"pid": first, "name": "sleep"}, {"pid": second, "name": "sleep"}])
+        );
+    });
+}
+
+#[test]
+fn the_bits_of_the_sysctl_decide() {
+    host(CLIENT | SERVER, || {
+        let _before = Listener::on("127.0.0.1:80").held();
+        write_mode(CLIENT | SERVER | EVERY_LISTENER).unwrap();
+        let _after = Listener::on("127.0.0.1:81").backlog(6).held();
+        assert_eq!(listeners()["every_listener"], true);
+        assert_eq!(listener("127.0.0.1:81")["fast_open"]["queue"], 6, "as long as its backlog");
+        assert_eq!(warning("127.0.0.1:81"), "");
+        assert!(warning("127.0.0.1:80").starts_with("off: it listened before bit 0x400 was set"));
+
+        write_mode(CLIENT).unwrap();
+        assert_eq!(listeners()["every_listener"], false);
+        assert!(warning("127.0.0.1:81").starts_with("asks in vain"));
+        assert_eq!(warning("127.0.0.1:80"), "", "it never asked");
+    });
+}
+
+#[test]
+fn a_full_accept_queue_is_seen() {
+    host(CLIENT | SERVER, || {
+        let _full = Listener::on("127.0.0.1:80").fast_open(5).backlog(1).held();
+        // One more than the limit is taken.
+        let _one = TcpStream::connect("127.0.0.1:80").unwrap();
+        eventually("one waits", || listener("127.0.0.1:80")["backlog"]["waiting"] == 1);
+        assert_eq!(warning("127.0.0.1:80"), "");
+        let _two = TcpStream::connect("127.0.0.1:80").unwrap();
+        eventually("two wait", || listener("127.0.0.1:80")["backlog"] == json!({"waiting": 2, "limit": 1}));
+        assert_eq!(warning("127.0.0.1:80"), "accept queue full: connections are dropped");
+    });
+}
+
+#[test]
+fn other_namespaces_are_not_ours() {
+    host(CLIENT | SERVER, || {
+        let other = Namespace::new().unwrap();
+        let _there = other.run(|| Ok(Listener::on("0.0.0.0:80").fast_open(5).held())).unwrap();
+        assert_eq!(listeners()["listeners"], json!([]));
+        let text = String::from_utf8(tfo(&["listeners"]).stdout).unwrap();
+        assert!(text.ends_with("nobody listens\n"), "{text}");
+        let seen = other.run(|| Ok(listener("0.0.0.0:80"))).unwrap();
+        assert_eq!(seen["fast_open"]["queue"], 5);
+    });
+}
+
+#[test]
+fn a_socket_that_cannot_be_asked_says_why() {
+    host(CLIENT | SERVER, || {
+        let holder = Listener::on("127.0.0.1:80").fast_open(5).held();
+        // As in a container that may not trace.
+        let refused = Fault::Fails(libc::EPERM);
+        let shown = fault::with_call(libc::SYS_pidfd_getfd, refused, || listener("127.0.0.1:80"));
+        assert_eq!(shown["fast_open"], Value::Null);
+        assert_eq!(shown["processes"], held_by(&holder));
+        let expected = format!("cannot get the socket from sleep ({}): it takes CAP_SYS_PTRACE", holder.id());
+        assert!(shown["unknown"].as_str().unwrap().starts_with(&expected), "{shown}");
+        // What comes of it being asked through its process, and not by a guess.
+        assert_eq!(listener("127.0.0.1:80")["fast_open"]["queue"], 5);
+    });
+}
+
+#[test]
+fn without_root_every_listener_is_still_there() {
+    host(CLIENT | SERVER, || {
+        let _holder = Listener::on("127.0.0.1:80").fast_open(5).held();
+        // Where the unprivileged user can reach it, whatever the tree's own permissions are.
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("tfo");
+        fs::copy(binary(), &copy).unwrap();
+        let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+        fs::set_permissions(dir.path(), mode).unwrap();
+        let output =
+            Command::new(&copy).args(["listeners", "--json"]).uid(65_534).gid(65_534).output().unwrap();
+        assert!(output.status.success(), "{:?}", failure(&output));
+        let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let row = &shown["listeners"][0];
+        assert_eq!((&row["address"], &row["fast_open"]), (&json!("127.0.0.1:80"), &Value::Null));
+        assert_eq!(row["unknown"], "who holds it is for root to see: run it with sudo");
+    });
+}
