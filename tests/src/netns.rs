@@ -2,9 +2,12 @@
 
 use std::{
     ffi::OsString,
-    fs,
+    fs::{self, Permissions},
     io::Read as _,
-    os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        process::{CommandExt as _, ExitStatusExt as _},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicBool, Ordering},
@@ -113,6 +116,28 @@ fn with_other_clock() -> Command {
 pub fn tfo(args: &[&str]) -> Output {
     Command::new(binary()).args(args).stdin(Stdio::null()).output().expect("tfo can be started")
 }
+
+/// The same as a user without rights.
+pub fn tfo_as_nobody(args: &[&str]) -> Output {
+    // Where that user can reach it, whatever the tree's own permissions are.
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("the folder is ours");
+    let copy = dir.path().join("tfo");
+    // By another process: what is open for writing here, what other threads start has open, too, for an instant, and it
+    // can't be executed then.
+    let status = Command::new("cp").arg(binary()).arg(&copy).status().expect("cp can be started");
+    assert!(status.success(), "cp: {status}");
+    Command::new(&copy)
+        .args(args)
+        .stdin(Stdio::null())
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .output()
+        .expect("tfo can be started")
+}
+
+/// The user and group that have no rights.
+const NOBODY: u32 = 65_534;
 
 /// Its exit status and what it wrote to standard error.
 pub fn failure(output: &Output) -> (Option<i32>, String) {

@@ -2,12 +2,8 @@
 
 use std::{
     fs,
-    os::unix::{
-        fs::{MetadataExt as _, PermissionsExt as _},
-        process::CommandExt as _,
-    },
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::Path,
-    process::Command,
 };
 
 use aya::programs::XdpMode;
@@ -17,8 +13,8 @@ use tfo_common::{cookie, keyring::Key, parse::LinkLayer, segment::Family, verdic
 use tfo_tests::{
     listener::Listener,
     netns::{
-        IFACE, Running, binary, eventually, failure, ip, key, mount_on, sandbox, server_and_client, tfo,
-        xdp_on,
+        IFACE, Running, eventually, failure, ip, key, mount_on, sandbox, server_and_client, tfo,
+        tfo_as_nobody, xdp_on,
     },
 };
 use tfo_userspace::{
@@ -37,7 +33,7 @@ fn check(args: &[&str]) -> Value {
     let output = tfo(&[&["check", "--json"], args].concat());
     let report: Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {:?}", failure(&output)));
-    let lines = report["checks"].as_array().unwrap();
+    let lines = report["checks"].as_array().expect("lines");
     let worst =
         ["fail", "warn", "ok"].into_iter().find(|status| lines.iter().any(|line| line["status"] == *status));
     assert_eq!(report["worst"], json!(worst));
@@ -47,12 +43,12 @@ fn check(args: &[&str]) -> Value {
 
 /// The status of the check called `name`, and what was found.
 fn line(report: &Value, name: &str) -> (String, String) {
-    let mut lines = report["checks"].as_array().unwrap().iter().filter(|line| line["name"] == name);
+    let mut lines = report["checks"].as_array().expect("lines").iter().filter(|line| line["name"] == name);
     let line = lines.next().unwrap_or_else(|| panic!("there is no {name} in {report}"));
     assert!(lines.next().is_none(), "{name} is there twice");
     // What is wrong has advice.
     assert_eq!(line["advice"].is_string(), line["status"] != "ok", "{line}");
-    let text = |field: &str| line[field].as_str().unwrap().to_owned();
+    let text = |field: &str| line[field].as_str().expect("text").to_owned();
     (text("status"), text("found"))
 }
 
@@ -66,7 +62,7 @@ fn status(name: &str) -> String {
 }
 
 fn set(sysctl: &str, value: &str) {
-    fs::write(Path::new("/proc/sys/net").join(sysctl), value).unwrap();
+    fs::write(Path::new("/proc/sys/net").join(sysctl), value).expect("a namespace of our own");
 }
 
 #[test]
@@ -242,7 +238,7 @@ fn forge(client: &Namespace, port: u16, cookie: [u8; 8]) {
     ip(&format!("neigh replace {GATEWAY} lladdr 02:00:00:00:00:99 dev {IFACE}"));
     let server = server(Family::Ipv4);
     let syn = Syn::new(port, server.port(), 1).fast_open(&cookie).data(b"hello");
-    client.run(|| syn.send(source(Family::Ipv4, 1), server.ip())).unwrap();
+    client.run(|| syn.send(source(Family::Ipv4, 1), server.ip())).expect("raw sockets are for root");
 }
 
 /// Through it, the server reaches every address of the client's.
@@ -374,7 +370,7 @@ fn cgroup2_is_found_where_it_is() {
 
 /// Of this thread, which has a mount namespace of its own.
 fn kernel_cgroup2() -> Option<String> {
-    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("/proc");
     let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
     Some(mount.split(' ').nth(4).expect("a mount point").to_owned())
 }
@@ -391,12 +387,7 @@ fn without_btf() {
 fn without_root_the_rest_is_still_checked() {
     sandbox(|| {
         write_mode(CLIENT | SERVER).unwrap();
-        // Where the unprivileged user can reach it, whatever the tree's own permissions are.
-        let dir = tempfile::tempdir().unwrap();
-        let copy = dir.path().join("tfo");
-        fs::copy(binary(), &copy).unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let output = Command::new(&copy).args(["check", "--json"]).uid(65_534).gid(65_534).output().unwrap();
+        let output = tfo_as_nobody(&["check", "--json"]);
         assert_eq!(output.status.code(), Some(1));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(line(&report, "privileges").0, "fail");

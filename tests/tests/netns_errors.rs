@@ -1,9 +1,9 @@
 //! What is refused: one clear line, exit status 1 or 3, and nothing left behind.
 
-use std::{fs, os::unix::process::CommandExt as _, path::Path, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use nix::mount::{MsFlags, mount};
-use tfo_tests::netns::{BPFFS, assert_clean, binary, failure, ip, mount_on, sandbox, tfo};
+use tfo_tests::netns::{BPFFS, assert_clean, binary, failure, ip, mount_on, sandbox, tfo, tfo_as_nobody};
 
 /// Runs `tfo ARGS`, which must fail with one line that holds `expected`.
 fn refused(args: &[&str], code: i32, expected: &str) {
@@ -48,16 +48,9 @@ fn a_pin_folder_that_cannot_be_used() {
 #[test]
 fn without_root() {
     sandbox(|| {
-        // Where the unprivileged user can reach it, whatever the tree's own permissions are.
-        let dir = tempfile::tempdir().unwrap();
-        let copy = dir.path().join("tfo");
-        fs::copy(binary(), &copy).unwrap();
-        let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
-        fs::set_permissions(dir.path(), mode).unwrap();
         ip("link add v0 type veth peer name v1");
         for args in [&["run", "-i", "v0"] as &[&str], &["lab", "--for", "5"]] {
-            let output = Command::new(&copy).args(args).uid(65_534).gid(65_534).output().unwrap();
-            let (code, error) = failure(&output);
+            let (code, error) = failure(&tfo_as_nobody(args));
             assert_eq!(
                 (code, error.as_str()),
                 (Some(1), "error: loading an XDP program needs root: run it with sudo\n")

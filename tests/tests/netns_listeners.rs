@@ -1,13 +1,13 @@
 //! `tfo listeners`: what sockets that other processes hold are set to.
 
-use std::{fs, net::TcpStream, os::unix::process::CommandExt as _, process::Command};
+use std::net::TcpStream;
 
 use serde_json::{Value, json};
 use tfo_common::keyring::Key;
 use tfo_tests::{
     fault::{self, Fault},
     listener::{Holder, Listener},
-    netns::{binary, eventually, failure, ip, sandbox, tfo},
+    netns::{eventually, failure, ip, sandbox, tfo, tfo_as_nobody},
 };
 use tfo_userspace::{
     kernel::{CLIENT, EVERY_LISTENER, SERVER, write_mode},
@@ -19,7 +19,7 @@ use tfo_userspace::{
 fn host(bits: u32, test: impl FnOnce() + Send) {
     sandbox(|| {
         ip("link set lo up");
-        write_mode(bits).unwrap();
+        write_mode(bits).expect("a namespace of our own");
         test();
     });
 }
@@ -34,7 +34,7 @@ fn listeners() -> Value {
 /// What it says of the one on `address`.
 fn listener(address: &str) -> Value {
     let all = listeners();
-    let mut found = all["listeners"].as_array().unwrap().iter().filter(|row| row["address"] == address);
+    let mut found = all["listeners"].as_array().expect("rows").iter().filter(|row| row["address"] == address);
     let listener = found.next().unwrap_or_else(|| panic!("{address} is not in {all}"));
     assert!(found.next().is_none(), "{address} is there twice: {all}");
     listener.clone()
@@ -186,14 +186,7 @@ fn a_socket_that_cannot_be_asked_says_why() {
 fn without_root_every_listener_is_still_there() {
     host(CLIENT | SERVER, || {
         let _holder = Listener::on("127.0.0.1:80").fast_open(5).held();
-        // Where the unprivileged user can reach it, whatever the tree's own permissions are.
-        let dir = tempfile::tempdir().unwrap();
-        let copy = dir.path().join("tfo");
-        fs::copy(binary(), &copy).unwrap();
-        let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
-        fs::set_permissions(dir.path(), mode).unwrap();
-        let output =
-            Command::new(&copy).args(["listeners", "--json"]).uid(65_534).gid(65_534).output().unwrap();
+        let output = tfo_as_nobody(&["listeners", "--json"]);
         assert!(output.status.success(), "{:?}", failure(&output));
         let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
         let row = &shown["listeners"][0];
