@@ -264,7 +264,7 @@ fn a_full_fast_open_queue_and_refused_cookies_are_counted() {
         forge(&client, 1002, valid);
         eventually("the second finds the queue full", || TcpExt::read().unwrap().listen_overflow == 1);
         let (status, what) = found("fast_open_queue");
-        assert!(status == "warn" && what.starts_with("1 SYNs found it full"), "{what}");
+        assert!(status == "warn" && what.starts_with("full 1 times"), "{what}");
     });
 }
 

@@ -88,6 +88,8 @@ pub(super) fn listeners(all: &Listeners) -> Finding {
     let odd: Vec<_> = listeners.iter().filter(is_odd).collect();
     if !odd.is_empty() {
         Finding::warn(format!("{found}; {}", remarks(&odd)), "`tfo listeners` shows them")
+    } else if with == 0 && unknown > 0 {
+        Finding::warn(found, "`tfo listeners` says why")
     } else if with == 0 {
         Finding::warn(
             found,
@@ -115,7 +117,7 @@ pub(super) fn fast_open_queue(counters: TcpExt) -> Finding {
         0 => Finding::ok("never full (TCPFastOpenListenOverflow 0)"),
         count => Finding::warn(
             format!(
-                "{count} SYNs found it full and were served without Fast Open (TCPFastOpenListenOverflow)"
+                "full {count} times: those SYNs were served without Fast Open (TCPFastOpenListenOverflow)"
             ),
             "if the number grows, let the server ask for a longer one (nginx: fastopen=N), up to net.core.somaxconn",
         ),
