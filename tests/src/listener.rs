@@ -7,7 +7,7 @@ use std::{
 };
 
 use nix::{setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tfo_userspace::lab::server::TcpFastOpen;
 
 sockopt_impl!(
@@ -29,8 +29,17 @@ pub struct Listener {
 impl Listener {
     /// On `address`, without Fast Open.
     pub fn on(address: &str) -> Self {
+        Self::with(address, None)
+    }
+
+    /// The same for Multipath TCP, as Go's servers do: what the process holds is not the TCP socket that listens.
+    pub fn multipath(address: &str) -> Self {
+        Self::with(address, Some(Protocol::MPTCP))
+    }
+
+    fn with(address: &str, protocol: Option<Protocol>) -> Self {
         let address: SocketAddr = address.parse().expect("an address and a port");
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, protocol).expect("a socket");
         socket.set_reuse_address(true).expect("an option that every socket has");
         socket.bind(&address.into()).unwrap_or_else(|error| panic!("cannot bind to {address}: {error}"));
         Self { socket, backlog: 128 }

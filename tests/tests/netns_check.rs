@@ -172,6 +172,13 @@ fn a_fix_that_cannot_be_made_is_an_error() {
         assert_eq!(code, Some(1));
         assert!(error.starts_with("error: cannot write /proc/nowhere/30-tcp_fastopen.conf: "), "{error}");
         assert_eq!(tfo(&["check", "--sysctl-dir", "/tmp"]).status.code(), Some(2), "it is for --fix only");
+
+        let before = read_mode().unwrap();
+        let output = tfo_as_nobody(&["check", "--fix", "--sysctl-dir", "/proc/nowhere"]);
+        let expected = "error: setting net.ipv4.tcp_fastopen takes root: run it with sudo\n";
+        assert_eq!(failure(&output), (Some(1), expected.to_owned()));
+        assert!(output.stdout.is_empty(), "nothing is promised");
+        assert_eq!(read_mode().unwrap(), before);
     });
 }
 

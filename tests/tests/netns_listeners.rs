@@ -121,6 +121,20 @@ fn one_socket_of_two_processes_is_one_listener() {
 }
 
 #[test]
+fn a_listener_for_multipath_tcp_is_asked_too() {
+    host(CLIENT | SERVER, || {
+        let holder = Listener::multipath("127.0.0.1:80").backlog(4).held();
+        wait_until_held_by(&holder, "127.0.0.1:80");
+        let shown = listener("127.0.0.1:80");
+        // Before Linux 6.2 such a socket does not pass the question on.
+        let is_asked = shown["fast_open"] == json!({"queue": 0, "own_keys": [], "no_cookie": false});
+        let refuses = "the socket does not tell its TCP_FASTOPEN: Operation not supported";
+        let is_refused = shown["unknown"].as_str().is_some_and(|why| why.starts_with(refuses));
+        assert!(is_asked || is_refused, "{shown}");
+    });
+}
+
+#[test]
 fn the_bits_of_the_sysctl_decide() {
     host(CLIENT | SERVER, || {
         let _before = Listener::on("127.0.0.1:80").held();

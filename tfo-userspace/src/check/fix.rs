@@ -7,7 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::geteuid;
 use serde::Serialize;
 
 use crate::kernel::{self, CLIENT, SERVER};
@@ -48,6 +49,9 @@ pub struct Change {
 impl Fix {
     /// What is to be changed in the calling thread's network namespace, and in `folder`, from which sysctls are set at boot.
     pub fn plan(folder: &Path) -> Result<Self> {
+        if !geteuid().is_root() {
+            bail!("setting {SYSCTL} takes root: run it with sudo");
+        }
         let is = kernel::read_mode()?;
         let to_be = is | CLIENT | SERVER;
         let path = folder.join(FILE);

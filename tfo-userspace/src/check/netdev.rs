@@ -91,3 +91,18 @@ impl NetlinkDeserializable for Generic {
         Ok(Self { family: header.message_type, command, attributes: attributes.collect::<Result<_, _>>()? })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_that_the_kernel_has_not_is_told_from_a_failure() {
+        // As the answer for `netdev` is before Linux 6.3.
+        let answer = Generic::ask(CONTROLLER, GET_FAMILY, FAMILY_NAME, b"nonesuch\0");
+        assert_eq!(answer.err().map(|error| error.kind()), Some(io::ErrorKind::NotFound));
+        // The controller's own family is there, and asked in the same words.
+        let answer = Generic::ask(CONTROLLER, GET_FAMILY, FAMILY_NAME, b"nlctrl\0").unwrap();
+        assert_eq!(u16::from_ne_bytes(answer.value(FAMILY_ID).unwrap()), CONTROLLER);
+    }
+}
