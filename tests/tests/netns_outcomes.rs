@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,11 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
+use nix::sys::socket::setsockopt;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tfo_common::{class::Class, cookie, keyring::Key, parse::LinkLayer, segment::Family};
 use tfo_tests::{
+    listener::Listener,
     netns::{Counts, IFACE, Running, eventually, ip, key, sandbox, server_and_client, set_keys, tfo},
     tap::Tap,
 };
@@ -30,20 +31,6 @@ use tfo_userspace::{
 };
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
-
-sockopt_impl!(
-    /// A key of the listener's own (tcp(7)).
-    TcpFastOpenKey, SetOnly, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_KEY, [u8; 16]
-);
-
-/// A listener that is asked for nothing more than what `set` sets.
-fn listener(address: SocketAddr, set: impl FnOnce(&Socket)) -> TcpListener {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
-    socket.bind(&address.into()).unwrap();
-    set(&socket);
-    socket.listen(128).unwrap();
-    socket.into()
-}
 
 /// Sends a SYN with a cookie of `key` and data, from a source of its own.
 fn forged(client: &Namespace, family: Family, number: u16, server_port: u16, key: &Key) {
@@ -180,13 +167,10 @@ fn services_change_over_a_restart() {
 #[test]
 fn a_good_cookie_that_is_refused() {
     server_and_client(|client| {
-        let at = |port| SocketAddr::new(server(Family::Ipv4).ip(), port);
-        let _without = listener(at(100), |_| {});
-        let _own = listener(at(101), |socket| {
-            setsockopt(socket, TcpFastOpen, &16).unwrap();
-            setsockopt(socket, TcpFastOpenKey, &[7; 16]).unwrap();
-        });
-        let _full = listener(at(102), |socket| setsockopt(socket, TcpFastOpen, &1).unwrap());
+        let on = |port| Listener::on(&SocketAddr::new(server(Family::Ipv4).ip(), port).to_string());
+        let _without = on(100).listen();
+        let _own = on(101).fast_open(16).own_key([7; 16]).listen();
+        let _full = on(102).fast_open(1).listen();
         let before = TcpExt::read().unwrap();
         let services = ["--service", "without=100", "--service", "own=101", "--service", "full=102"];
         let _tfo = Running::start(&[&["-i", IFACE], &services[..]].concat());

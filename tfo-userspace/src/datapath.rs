@@ -22,7 +22,6 @@ use jiff::Timestamp;
 use log::{Log, debug, info, warn};
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 pub use object::{LoadOptions, Object, OtherVersion, Pinned};
-pub use outcomes::cgroup_root;
 use tables::Shared;
 pub use tables::{Entries, OTHER_NAME, ServiceCounters};
 use tfo_common::{

@@ -12,10 +12,12 @@ use aya::programs::{
     loaded_programs,
 };
 use log::debug;
-use procfs::process::Process;
 
 use super::Object;
-use crate::pins::{Pins, remove_if_there};
+use crate::{
+    kernel,
+    pins::{Pins, remove_if_there},
+};
 
 impl Object {
     /// Attaches it to all processes that we see, and pins the link; where an earlier controller has left the same program there
@@ -36,7 +38,8 @@ impl Object {
             debug!("{}: connections are followed already", pins.interface());
             return Ok(());
         }
-        let cgroup = cgroup_root()?;
+        let cgroup = kernel::cgroup2()?;
+        let cgroup = cgroup.context("no cgroup2 is mounted: mount -t cgroup2 none /sys/fs/cgroup")?;
         let context = || format!("cannot attach to {}", cgroup.display());
         let dir = File::open(&cgroup).with_context(context)?;
         // A link always leaves room for others (`cgroup_bpf_link_attach`), and takes no flag that says so.
@@ -55,12 +58,4 @@ fn left_behind(path: &PathBuf) -> Option<ProgramInfo> {
     }
     let id = FdLink::from(PinnedLink::from_pin(path).ok()?).info().ok()?.program_id();
     loaded_programs().flatten().find(|program| program.id() == id)
-}
-
-/// Where the topmost cgroup that we see is.
-pub fn cgroup_root() -> Result<PathBuf> {
-    let mounts =
-        Process::myself().and_then(|process| process.mountinfo()).context("cannot read the mounts")?;
-    let cgroup2 = mounts.into_iter().find(|mount| mount.fs_type == "cgroup2");
-    Ok(cgroup2.context("no cgroup2 is mounted: mount -t cgroup2 none /sys/fs/cgroup")?.mount_point)
 }
