@@ -12,6 +12,7 @@
 //! | [`kernel`] | the program inside the kernel, fed by BPF_PROG_TEST_RUN |
 //! | [`netns`] | namespaces, and the real `tfo` in them |
 //! | [`listener`] | listening sockets, as other processes hold them |
+//! | [`scrape`] | clients of its metrics |
 //! | [`fault`] | system calls that fail, or kill who makes them |
 //! | [`steps`] | the real `tfo`, killed between two steps of what it does |
 //! | [`tap`] | an interface whose wire is a test |
@@ -34,6 +35,7 @@ pub mod netns;
 pub mod oracle;
 pub mod packet;
 pub mod random;
+pub mod scrape;
 pub mod steps;
 pub mod tap;
 pub mod verifier;

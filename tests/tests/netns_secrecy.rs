@@ -14,9 +14,12 @@ use nix::{
     sys::signal::Signal,
 };
 use tfo_common::{keyring::Key, names};
-use tfo_tests::netns::{
-    BPFFS, IFACE, Running, eventually, failure, ip, keys_status, rotate, sandbox, server_and_client,
-    set_keys, status, tfo,
+use tfo_tests::{
+    netns::{
+        BPFFS, IFACE, Running, eventually, failure, ip, keys_status, rotate, sandbox, server_and_client,
+        set_keys, status, tfo,
+    },
+    scrape,
 };
 use tfo_userspace::{
     keys::{
@@ -248,15 +251,17 @@ fn the_text_of_the_state_file_is_wiped() {
     });
 }
 
-/// The kernel's keys are read, compared and put into the map five times a second, and kept nowhere else.
+/// The kernel's keys are read, compared and put into the map five times a second, looked at for metrics, and kept nowhere
+/// else.
 #[test]
 fn keys_that_are_followed_are_not_kept() {
     server_and_client(|_| {
-        let tfo_run = Running::start(&["-i", IFACE, "--mode", "accelerate"]);
+        let tfo_run = scrape::run(IFACE, &["--mode", "accelerate"]);
         let keys: Vec<_> = (0..4).map(|_| random_key().unwrap()).collect();
         for pair in keys.windows(2) {
             set_keys(IFACE, pair[1], Some(pair[0]));
         }
+        assert_eq!(["/metrics", "/healthz"].map(|path| scrape::get(path).status), [200, 200]);
         let found = search(&tfo_run, &keys);
         keys.iter().for_each(|key| assert_nowhere(&found, *key));
     });

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
@@ -117,6 +117,13 @@ pub struct Run {
     /// Give up retired keys at this age, whoever still uses them
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub max_age: Option<Duration>,
+
+    /// Serve metrics for Prometheus at http://ADDR/metrics, and at /healthz whether all is well; such as 127.0.0.1:9434
+    ///
+    /// There is no authentication and no encryption: whoever reaches the address may read it, so it is meant for the
+    /// loopback. It has neither keys nor addresses of clients. Where nobody can listen there, nothing is attached.
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// `--keys`.

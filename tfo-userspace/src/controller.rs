@@ -252,6 +252,16 @@ impl Controller {
         self.datapaths.is_empty() && self.gone.is_empty()
     }
 
+    /// The programs that are attached, as of the last step.
+    pub fn datapaths(&self) -> &[Datapath] {
+        &self.datapaths
+    }
+
+    /// The keeper of their keys.
+    pub fn keeper(&self) -> &Keeper {
+        &self.keeper
+    }
+
     /// What was counted on each interface.
     pub fn counters(&self) -> Result<Vec<Counters>> {
         self.datapaths.iter().map(Datapath::counters).collect()

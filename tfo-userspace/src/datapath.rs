@@ -38,7 +38,7 @@ use crate::{
     events::{AT_ONCE, EventLog, Explainer},
     interface::{self, Interface, XdpOnInterface},
     kernel,
-    keys::keeper::Publish,
+    keys::{attestation::Attestation, keeper::Publish},
     pins::{Bpffs, Locked, MAPS, Pins, remove_if_there},
     secrecy::leaving_no_trace,
     services::Services,
@@ -378,6 +378,12 @@ impl Datapath {
     /// The events behind number `after`, as JSON: see [`EventLog::json`].
     pub fn events(&self, after: u64) -> Result<String> {
         self.events.json(after, self.object.watch()?.events_lost)
+    }
+
+    /// The keys in the map, and whether they are where they should be.
+    pub fn keys(&self) -> Result<(KeyRing, Attestation)> {
+        let ring = self.object.key_ring()?;
+        Ok((ring, Attestation::of(&self.pins, &ring, &self.info)?))
     }
 
     /// Passes the events that the program itself has logged on to our log.

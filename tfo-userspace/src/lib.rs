@@ -17,6 +17,7 @@ pub mod keys;
 pub mod lab;
 pub mod listeners;
 pub mod netlink;
+pub mod metrics;
 pub mod output;
 pub mod pins;
 pub mod saved;

@@ -21,6 +21,7 @@ use crate::{
     counters::Report,
     datapath::unix_seconds,
     keys::{keeper::Source, schedule::Schedule, secret::Secret, state::State},
+    metrics,
     pins::Bpffs,
     screen::Screen,
     secrecy::leaving_no_trace,
@@ -45,8 +46,14 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
         retire: Retire { below: args.retire_below, max_age: args.max_age },
         services: Services::new(args.services.clone()).context("--service")?,
     };
+    // Before anything is attached: a service manager that restarts us is not to attach and detach all the time.
+    let listener = match args.metrics {
+        Some(address) => Some(metrics::bind(address).await?),
+        None => None,
+    };
     let mut controller = Controller::start(&args.interfaces, bpffs, options).await?;
     let mut orders = listen(&args.interfaces);
+    let mut questions = metrics::serve(listener);
     let mut screen = Screen::open();
     let mut follow = every(FOLLOW_EVERY);
     let mut show = every(if screen.is_some() { DRAW_EVERY } else { LOG_EVERY });
@@ -55,6 +62,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
             () = signals.next() => break,
             _ = follow.tick() => controller.step().await,
             Some(Given { order, reply }) = orders.recv() => reply.send(controller.obey(order)),
+            Some(question) = questions.recv() => question.answer(&controller, &args.interfaces),
             _ = show.tick() => match controller.reports() {
                 Ok(reports) => display(&reports, screen.as_mut()),
                 Err(error) => warn!("{error:#}"),

@@ -113,6 +113,11 @@ impl Keeper {
         self.failures
     }
 
+    /// Why the last step failed, if it did.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
     /// The fingerprints of the keys that the source wants the kernel to hold now; 0 for none.
     pub fn wanted_fingerprints(&self, now: u64) -> [u64; 2] {
         self.wanted(now).map_or([0; 2], |wanted| KernelKeys::from(wanted).fingerprints())

@@ -1,0 +1,349 @@
+//! What Prometheus gets of a running `tfo`: what `tfo counters` and the kernel say, whatever other clients do.
+
+#![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    thread,
+};
+
+use nix::sys::signal::Signal;
+use tfo_common::{
+    class::Class,
+    cookie,
+    keyring::Role,
+    parse::{Malformed, Unsupported},
+    segment::Family,
+    verdict::Verdict,
+};
+use tfo_tests::{
+    netns::{
+        Counts, IFACE, assert_clean, eventually, failure, ip, key, sandbox, server_and_client, set_keys,
+        status, tfo,
+    },
+    scrape::{self, METRICS, Samples, get, run},
+};
+use tfo_userspace::{
+    kernel::KeySysctl,
+    keys::{addresses, fingerprint, key_text},
+    lab::{
+        client::{Syn, fast_open},
+        net::{SERVERS, server, source},
+        server::Listeners,
+    },
+};
+
+/// A namespace with an interface `v0`, and a loopback that carries metrics.
+fn with_interface(test: impl FnOnce() + Send) {
+    sandbox(|| {
+        ip("link set lo up");
+        ip("link add v0 type veth peer name v1");
+        test();
+    });
+}
+
+/// Sends a SYN of each class, of both families, the retired and the backup key's cookies by `key(1)` and `key(2)`.
+fn one_of_each_class(round: u32) -> anyhow::Result<()> {
+    for family in Family::ALL {
+        let server = server(*family);
+        fast_open(source(*family, (round % 4) as u16), server, b"some data")?;
+        let forger = source(*family, 16);
+        let made = |n| cookie::make(&key(n), &addresses(forger, server.ip()).unwrap()).to_le_bytes();
+        let (retired, backup, current) = (made(1), made(2), made(3));
+        let cookies: [&[u8]; 7] = [&[], &[7; 8], &retired, &backup, &current, &[7; 4], &[7; 18]];
+        for (port, cookie) in (5000..).zip(cookies) {
+            Syn::new(port, server.port(), round << 8)
+                .fast_open(cookie)
+                .data(b"data")
+                .send(forger, server.ip())?;
+        }
+        Syn::new(4000, server.port(), round << 8).send(forger, server.ip())?;
+        Syn::new(4001, server.port(), round << 8).data_offset(4).send(forger, server.ip())?;
+    }
+    Ok(())
+}
+
+/// The counters of Fast Open in /proc/net/netstat, under the names that they have as metrics.
+fn kernel_rows() -> Vec<(String, u64)> {
+    let text = fs::read_to_string("/proc/thread-self/net/netstat").unwrap();
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let all = names.split(' ').zip(values.split(' '));
+    all.filter_map(|(name, value)| {
+        let mut snake = String::new();
+        for letter in name.strip_prefix("TCPFastOpen")?.chars() {
+            if letter.is_uppercase() {
+                snake.push('_');
+            }
+            snake.extend(letter.to_lowercase());
+        }
+        Some((format!("tfo_kernel{snake}_total"), value.parse().unwrap()))
+    })
+    .collect()
+}
+
+/// In each mode, a scrape says what `tfo counters` and the kernel say, with a row for all that can be, and for nothing else.
+#[test]
+fn a_scrape_says_what_tfo_and_the_kernel_have_counted() {
+    for mode in ["observe", "accelerate"] {
+        server_and_client(|client| {
+            let _listeners = Listeners::start(&SERVERS).unwrap();
+            let _tfo = run(IFACE, &["--mode", mode]);
+            for n in 1..4 {
+                set_keys(IFACE, key(n), (n > 1).then(|| key(n - 1)));
+            }
+            let idle = Samples::now();
+            for row in idle.rows_of("tfo_syn_total") {
+                assert_eq!(idle.get(row), "0", "{row}");
+            }
+            client.run(|| one_of_each_class(1)).unwrap();
+            eventually("all is counted", || Counts::of(IFACE).reason("malformed", "tcp_data_offset") == 2);
+
+            let (counts, samples) = (Counts::of(IFACE), Samples::now());
+            let mut rows = 0;
+            for family in Family::ALL {
+                for class in Class::ALL {
+                    assert!(counts.class(*class) > 0, "no {class}");
+                    let mut sum = (0, 0);
+                    for verdict in Verdict::ALL {
+                        let labels = format!(
+                            "{{interface=\"{IFACE}\",service=\"other\",family=\"{family}\",class=\"{class}\",\
+                             verdict=\"{verdict}\"}}"
+                        );
+                        let is_possible = *verdict == Verdict::Pass
+                            || (mode, *class) == ("accelerate", Class::CookieRetired);
+                        let row = format!("tfo_syn_total{labels}");
+                        assert_eq!(
+                            samples.rows_of("tfo_syn_total").any(|known| known == row),
+                            is_possible,
+                            "{row}"
+                        );
+                        if is_possible {
+                            rows += 1;
+                            sum.0 += samples.number(&row);
+                            sum.1 += samples.number(&format!("tfo_syn_data_bytes_total{labels}"));
+                        }
+                    }
+                    let tally = counts.syn(*family, *class);
+                    assert_eq!(sum, (tally.packets, tally.data_bytes), "{family} {class}");
+                }
+            }
+            assert_eq!(samples.rows_of("tfo_syn_total").count(), rows);
+            assert_eq!(samples.rows_of("tfo_syn_data_bytes_total").count(), rows);
+            let reasons = Malformed::ALL.iter().map(|reason| ("malformed", reason.name()));
+            for (kind, reason) in
+                reasons.chain(Unsupported::ALL.iter().map(|reason| ("unsupported", reason.name())))
+            {
+                let row = format!("tfo_{kind}_total{{interface=\"{IFACE}\",reason=\"{reason}\"}}");
+                assert_eq!(samples.number(&row), counts.reason(kind, reason), "{row}");
+            }
+
+            let kernel = kernel_rows();
+            assert!(kernel.iter().any(|(_, value)| *value > 0));
+            for (row, value) in &kernel {
+                assert_eq!(samples.number(row), *value, "{row}");
+            }
+            let served = samples.names().into_iter().filter(|name| name.starts_with("tfo_kernel_"));
+            assert_eq!(served.count(), kernel.len());
+
+            assert_eq!(
+                samples.get(&format!("tfo_xdp_attached{{interface=\"{IFACE}\",mode=\"native\"}}")),
+                "1"
+            );
+            assert_eq!(
+                samples.get(&format!("tfo_xdp_attached{{interface=\"{IFACE}\",mode=\"generic\"}}")),
+                "0"
+            );
+        });
+    }
+}
+
+/// Keys by their role, and whether they are in step; what is shown of them tells nobody which they are.
+#[test]
+fn keys_are_shown_by_role_only() {
+    server_and_client(|_client| {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("keys.json");
+        let keys = ["--keys", "random", "--rotate", "1w", "--key-state", state.to_str().unwrap()];
+        let _tfo = run(IFACE, &keys);
+        eventually("keys are in step", || get("/healthz").status == 200);
+        for _ in 0..3 {
+            assert!(tfo(&["keys", "rotate"]).status.success());
+        }
+        let samples = Samples::now();
+        let of = |name: &str, role: Role| format!("{name}{{interface=\"{IFACE}\",role=\"{}\"}}", role.name());
+        for (role, count) in [(Role::Current, 1), (Role::Backup, 1), (Role::Next, 0), (Role::Retired, 2)] {
+            assert_eq!(samples.number(&of("tfo_keys", role)), count, "{role:?}");
+            let has_age =
+                samples.rows_of("tfo_key_age_seconds").any(|row| row == of("tfo_key_age_seconds", role));
+            assert_eq!(has_age, count > 0, "{role:?}");
+        }
+        assert_eq!(samples.get("tfo_key_rotation_interval_seconds"), "604800");
+        assert_eq!(samples.get("tfo_key_failures_total"), "0");
+        assert_eq!(samples.get(&format!("tfo_keys_in_step{{interface=\"{IFACE}\"}}")), "1");
+
+        // Somebody else's key is followed, but it is not what the source wants.
+        set_keys(IFACE, key(9), None);
+        eventually("they are not in step", || get("/healthz").status == 503);
+        assert_eq!(
+            get("/healthz").body,
+            format!("{IFACE}: keys are out of step (`tfo keys status` shows them)\n")
+        );
+        let answer = get("/metrics");
+        let samples = Samples::of(&answer.body);
+        assert_eq!(samples.get(&format!("tfo_keys_in_step{{interface=\"{IFACE}\"}}")), "0");
+        assert_eq!(samples.get("tfo_key_failures_total"), "1");
+        for group in key_text(key(9)).split('-').chain([fingerprint(key(9)).as_str()]) {
+            assert!(!answer.body.contains(group), "{group} in {}", answer.body);
+        }
+    });
+}
+
+/// Prometheus asks for OpenMetrics; who does not gets the older format, with the same samples.
+#[test]
+fn both_formats_have_the_same_samples() {
+    with_interface(|| {
+        let _tfo = run("v0", &[]);
+        set_keys("v0", key(1), None);
+        let accept =
+            "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
+        let open = scrape::ask("GET", "/metrics", accept).unwrap();
+        let plain = get("/metrics");
+        assert!(
+            open.head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8")
+        );
+        assert!(plain.head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"));
+        assert!(open.body.ends_with("\n# EOF\n") && open.body.contains("\n# TYPE tfo_syn counter\n"));
+        assert!(!plain.body.contains("# EOF") && plain.body.contains("\n# TYPE tfo_syn_total counter\n"));
+        let without_ages = |text: &str| {
+            let lines = text.lines().filter(|line| !line.starts_with("tfo_key_age_seconds"));
+            Samples::of(&lines.collect::<Vec<_>>().join("\n"))
+        };
+        assert_eq!(without_ages(&open.body), without_ages(&plain.body));
+    });
+}
+
+#[test]
+fn there_is_nothing_else() {
+    with_interface(|| {
+        let _tfo = run("v0", &[]);
+        assert_eq!(get("/").status, 404);
+        assert_eq!(get("/metrics/").status, 404);
+        assert_eq!(scrape::ask("POST", "/metrics", "*/*").unwrap().status, 405);
+        assert_eq!(scrape::ask("DELETE", "/healthz", "*/*").unwrap().status, 405);
+    });
+}
+
+/// `/healthz` says when the interface is gone, and when it is back.
+#[test]
+fn health_follows_the_interfaces() {
+    with_interface(|| {
+        ip("link add w0 type veth peer name w1");
+        let _tfo = run("v0", &["-i", "w0"]);
+        set_keys("v0", key(1), None);
+        assert_eq!((get("/healthz").status, get("/healthz").body.as_str()), (200, "ok\n"));
+        ip("link del v0");
+        eventually("it is noticed", || get("/healthz").status == 503);
+        let why = "v0: not attached: the interface is gone, or the program was unloaded\n";
+        assert_eq!(get("/healthz").body, why);
+        let samples = Samples::now();
+        for (interface, native) in [("v0", "0"), ("w0", "1")] {
+            let row = |mode| format!("tfo_xdp_attached{{interface=\"{interface}\",mode=\"{mode}\"}}");
+            assert_eq!((samples.get(&row("native")), samples.get(&row("generic"))), (native, "0"));
+        }
+        ip("link add v0 type veth peer name v1");
+        eventually("it is back", || get("/healthz").status == 200);
+        assert!(tfo(&["unload", "-i", "w0"]).status.success() || tfo(&["unload"]).status.success());
+        eventually("it is unloaded", || get("/healthz").body.starts_with("w0: not attached"));
+    });
+}
+
+/// Keys that can't be read are no health.
+#[test]
+fn health_says_what_is_wrong_with_keys() {
+    with_interface(|| {
+        let _tfo = run("v0", &[]);
+        set_keys("v0", key(1), None);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let bind = nix::mount::MsFlags::MS_BIND;
+        let sysctl = "/proc/sys/net/ipv4/tcp_fastopen_key";
+        nix::mount::mount(Some(file.path()), sysctl, None::<&str>, bind, None::<&str>).unwrap();
+        eventually("it is not well", || get("/healthz").status == 503);
+        let why = get("/healthz").body;
+        assert!(why.starts_with("keys: net.ipv4.tcp_fastopen_key is not in the form"), "{why}");
+        assert_eq!(Samples::now().get("tfo_key_failures_total"), "1");
+    });
+}
+
+/// Where nobody can listen, nothing is attached.
+#[test]
+fn an_address_that_is_taken() {
+    with_interface(|| {
+        let _taken = TcpListener::bind(scrape::ADDRESS).unwrap();
+        for (address, why) in [(METRICS[1], "Address already in use"), ("192.0.2.1:9434", "Cannot assign")] {
+            let (code, error) = failure(&tfo(&["run", "-i", "v0", "--metrics", address]));
+            assert_eq!(code, Some(1));
+            let expected = format!(
+                "error: cannot serve metrics on {address} (give --metrics a local address that is free): {why}"
+            );
+            assert!(error.starts_with(&expected), "{error}");
+            assert!(!error.contains("attached"), "{error}");
+            assert_clean("v0");
+        }
+        assert_eq!(tfo(&["run", "-i", "v0", "--metrics", "9434"]).status.code(), Some(2));
+    });
+}
+
+/// Clients that say nothing, half of it, or don't read the answer, more than there are places: keys go on, and so do others.
+#[test]
+fn stuck_clients_disturb_nobody() {
+    with_interface(|| {
+        let tfo_run = run("v0", &[]);
+        set_keys("v0", key(1), None);
+        let mut stuck = Vec::new();
+        let mut add = |said: &str, count: usize| {
+            for _ in 0..count {
+                let mut stream = scrape::connect();
+                stream.write_all(said.as_bytes()).unwrap();
+                stuck.push(stream);
+            }
+        };
+        // A few: the next client is served at once.
+        add("", 4);
+        add("GET /metrics HTTP/1.1\r\nHost:", 4);
+        add("GET /metrics HTTP/1.1\r\nHost: tfo\r\n\r\n", 4);
+        assert_eq!(get("/healthz").status, 200);
+        assert_eq!(get("/metrics").status, 200);
+        // Many: keys are followed, and whoever waits is served in the end.
+        add("GET /metrics HTTP/1.1\r\nHost:", 40);
+        set_keys("v0", key(2), Some(key(1)));
+        assert_eq!(status("v0")["keys"]["current"], fingerprint(key(2)));
+        assert_eq!(get("/metrics").status, 200);
+        // Who says nothing is let go, not kept for ever.
+        let mut rest = String::new();
+        let _: std::io::Result<usize> = stuck[0].read_to_string(&mut rest);
+        assert!(!rest.contains("200 OK"), "{rest}");
+        tfo_run.end(Signal::SIGTERM);
+        assert_clean("v0");
+    });
+}
+
+#[test]
+fn a_hundred_scrapes_at_once() {
+    with_interface(|| {
+        let tfo_run = run("v0", &[]);
+        set_keys("v0", key(1), None);
+        let all = Samples::now();
+        thread::scope(|scope| {
+            let scrapes: Vec<_> = (0..100).map(|_| scope.spawn(Samples::now)).collect();
+            KeySysctl::open().unwrap().write(key(2), None).unwrap();
+            for scrape in scrapes {
+                assert!(scrape.join().unwrap().names().is_superset(&all.names()));
+            }
+        });
+        eventually("keys are followed", || status("v0")["keys"]["current"] == fingerprint(key(2)));
+        tfo_run.end(Signal::SIGTERM);
+    });
+}
