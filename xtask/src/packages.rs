@@ -15,13 +15,17 @@ use crate::workspace::{command, is_installed, is_root, run, step};
 pub(crate) type Program = (&'static str, &'static str);
 
 /// The programs that the tests start.
-pub(crate) const FOR_TESTS: [Program; 5] = [
+pub(crate) const FOR_TESTS: [Program; 6] = [
     ("nginx", "nginx"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),
     ("faketime", "faketime"),
+    ("promtool", "prometheus"),
 ];
+
+/// Those of the packages that bring a service, which has the package's name.
+const SERVICES: [&str; 2] = ["nginx", "prometheus"];
 
 /// Installs what is missing of `programs`.
 pub(crate) fn ensure(programs: &[Program]) -> Result<()> {
@@ -49,8 +53,9 @@ fn install(programs: &[Program], packages: &[&str]) -> Result<()> {
         let _guard = NoServices::begin()?;
         apt_get(&["install", "--no-download"], packages)?;
     }
-    if packages.contains(&"nginx") && is_installed("systemctl") {
-        disable("nginx.service")?;
+    if is_installed("systemctl") {
+        let installed = SERVICES.iter().filter(|service| packages.contains(service));
+        installed.map(|service| disable(&format!("{service}.service"))).collect::<Result<()>>()?;
     }
     let missing = missing(programs);
     ensure!(missing.is_empty(), "installed, but not found in PATH: {}", missing.join(", "));

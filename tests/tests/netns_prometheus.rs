@@ -1,0 +1,149 @@
+//! What Prometheus and Grafana make of the metrics: promtool on a real scrape, on the alerts and on the dashboard's
+//! expressions, and docs/metrics.md.
+
+#![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+use tfo_tests::{
+    netns::{IFACE, eventually, server_and_client},
+    scrape::{Samples, get, run},
+};
+
+/// `promtool ARGS`, with `input`; what it said must be nothing where it has nothing to complain of.
+fn promtool(args: &[&str], input: &str) -> (bool, String) {
+    let mut child = Command::new("promtool")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("Debian's prometheus is installed, which has promtool");
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(said).unwrap())
+}
+
+/// A file of the workspace, as text.
+fn file(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The metrics that `expressions` use.
+fn used(expressions: &str) -> BTreeSet<&str> {
+    let words = expressions.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'));
+    words.filter(|word| word.starts_with("tfo_")).collect()
+}
+
+/// Every `expr` in `value`.
+fn expressions<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    match value {
+        Value::Object(fields) => {
+            found.extend(fields.get("expr").and_then(Value::as_str));
+            fields.values().for_each(|value| expressions(value, found));
+        }
+        Value::Array(values) => values.iter().for_each(|value| expressions(value, found)),
+        _ => {}
+    }
+}
+
+/// A scrape of a tfo that has all there is.
+fn scrape_of_everything() -> String {
+    let mut text = String::new();
+    server_and_client(|_client| {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("keys.json");
+        let _tfo = run(IFACE, &["--keys", "random", "--key-state", state.to_str().unwrap()]);
+        eventually("keys are in step", || get("/healthz").status == 200);
+        text = get("/metrics").body;
+    });
+    text
+}
+
+/// Prometheus' own tool finds nothing wrong with the metrics.
+#[test]
+fn promtool_has_no_complaint_about_metrics() {
+    assert_eq!(promtool(&["check", "metrics"], &scrape_of_everything()), (true, String::new()));
+}
+
+/// docs/metrics.md lists the metrics that there are, with their types and labels, and no others.
+#[test]
+fn the_docs_list_exactly_the_metrics_of_a_scrape() {
+    let text = scrape_of_everything();
+    let samples = Samples::of(&text);
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let served: BTreeSet<_> = types
+        .map(|(name, kind)| {
+            let sample = if kind == "histogram" { format!("{name}_sum") } else { name.to_owned() };
+            let row = samples.rows_of(&sample).next().unwrap_or_else(|| panic!("{name} has no row"));
+            let labels = row.split_once('{').map_or("", |(_, labels)| labels.trim_end_matches('}'));
+            let labels: Vec<_> =
+                labels.split(',').filter_map(|label| Some(label.split_once('=')?.0)).collect();
+            let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+            (format!("`{name}{labels}`"), kind.to_owned())
+        })
+        .collect();
+    let docs = file("docs/metrics.md");
+    let listed = docs.lines().filter(|line| line.starts_with("| `tfo_"));
+    let listed: BTreeSet<_> = listed
+        .map(|line| {
+            let mut cells = line.split('|').skip(1).map(|cell| cell.trim().to_owned());
+            (cells.next().unwrap(), cells.next().unwrap())
+        })
+        .collect();
+    assert_eq!(served, listed, "the scrape (left), docs/metrics.md (right)");
+}
+
+/// The alerts are valid, fire when they should and not otherwise; and all that they use is there.
+#[test]
+fn alerts_are_what_they_promise() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let path = |file: &str| root.join(file).to_str().unwrap().to_owned();
+    let (is_fine, said) = promtool(&["check", "rules", &path("dist/prometheus/tfo.rules.yml")], "");
+    assert!(is_fine && !said.contains("FAILED"), "{said}");
+    let (is_fine, said) = promtool(&["test", "rules", &path("tests/prometheus/tfo.rules.test.yml")], "");
+    assert!(is_fine, "{said}");
+    assert_served(&used(&file("dist/prometheus/tfo.rules.yml")));
+}
+
+/// Each expression of the dashboard is one, and all that they use is there.
+#[test]
+fn the_dashboard_shows_what_there_is() {
+    let dashboard: Value = serde_json::from_str(&file("dist/grafana/tfo.json")).unwrap();
+    let mut all = Vec::new();
+    expressions(&dashboard, &mut all);
+    let names = used(&all.join("\n")).into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
+    assert!(names.len() > 10, "{names:?}");
+    assert_served(&names.iter().map(String::as_str).collect());
+
+    // As Grafana fills them in, each the expression of a rule.
+    let rules = all.iter().enumerate().map(|(number, expression)| {
+        let expression = expression.replace("$__rate_interval", "1m").replace("$__range", "3h");
+        serde_json::json!({"record": format!("panel:{number}"), "expr": expression})
+    });
+    let rules = serde_json::json!({"groups": [{"name": "panels", "rules": rules.collect::<Vec<_>>()}]});
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(rules.to_string().as_bytes()).unwrap();
+    let (is_fine, said) = promtool(&["check", "rules", file.path().to_str().unwrap()], "");
+    assert!(is_fine && !said.contains("FAILED"), "{said}");
+    for variable in dashboard["templating"]["list"].as_array().unwrap() {
+        assert_served(&used(variable["query"]["query"].as_str().unwrap_or_default()));
+    }
+}
+
+/// Panics unless a scrape has all of `names`.
+fn assert_served(names: &BTreeSet<&str>) {
+    let text = scrape_of_everything();
+    let samples = Samples::of(&text);
+    let missing: Vec<_> = names.difference(&samples.names()).copied().collect();
+    assert!(missing.is_empty(), "no scrape has {missing:?}");
+}
