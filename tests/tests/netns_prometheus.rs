@@ -8,13 +8,13 @@ use std::{
     fs,
     io::Write as _,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use serde_json::Value;
 use tfo_tests::{
-    netns::{IFACE, eventually, server_and_client},
-    scrape::{Samples, get, run},
+    netns::{IFACE, eventually, ip, server_and_client},
+    scrape::{self, Samples, get, run},
 };
 
 /// `promtool ARGS`, with `input`; what it said must be nothing where it has nothing to complain of.
@@ -32,10 +32,15 @@ fn promtool(args: &[&str], input: &str) -> (bool, String) {
     (output.status.success(), String::from_utf8(said).unwrap())
 }
 
+/// Where a file of the workspace is.
+fn path(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
+    path.to_str().expect("the workspace lies at a path of text").to_owned()
+}
+
 /// A file of the workspace, as text.
-fn file(path: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+fn file(file: &str) -> String {
+    fs::read_to_string(path(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
 /// The metrics that `expressions` use.
@@ -106,8 +111,6 @@ fn the_docs_list_exactly_the_metrics_of_a_scrape() {
 /// The alerts are valid, fire when they should and not otherwise; and all that they use is there.
 #[test]
 fn alerts_are_what_they_promise() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let path = |file: &str| root.join(file).to_str().unwrap().to_owned();
     let (is_fine, said) = promtool(&["check", "rules", &path("dist/prometheus/tfo.rules.yml")], "");
     assert!(is_fine && !said.contains("FAILED"), "{said}");
     let (is_fine, said) = promtool(&["test", "rules", &path("tests/prometheus/tfo.rules.test.yml")], "");
@@ -146,4 +149,79 @@ fn assert_served(names: &BTreeSet<&str>) {
     let samples = Samples::of(&text);
     let missing: Vec<_> = names.difference(&samples.names()).copied().collect();
     assert!(missing.is_empty(), "no scrape has {missing:?}");
+}
+
+/// A Prometheus in the calling thread's namespace that scrapes the tfo there, with our alerts; ended when dropped.
+struct Prometheus {
+    child: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl Prometheus {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = serde_json::json!({
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "scrape_configs": [{"job_name": "tfo", "static_configs": [{"targets": [scrape::ADDRESS]}]}],
+            "rule_files": [path("dist/prometheus/tfo.rules.yml")],
+        });
+        // JSON is YAML, too.
+        let file = dir.path().join("prometheus.yml");
+        fs::write(&file, config.to_string()).unwrap();
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
+            .args(["--web.listen-address=127.0.0.1:9090", "--log.level=error"])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("Debian's prometheus is installed");
+        Self { child, _dir: dir }
+    }
+
+    /// The answer of its API to `what`; null where it does not answer.
+    fn ask(what: &str) -> Value {
+        let url = format!("http://127.0.0.1:9090/api/v1/{what}");
+        let output = Command::new("curl").args(["--silent", "--noproxy", "*", "--globoff", &url]).output();
+        serde_json::from_slice(&output.expect("curl is installed").stdout).unwrap_or_default()
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        self.child.kill().expect("prometheus runs");
+        self.child.wait().expect("prometheus ends");
+    }
+}
+
+/// A real Prometheus takes what it gets, knows the types, and its alerts see what they are to see.
+#[test]
+fn prometheus_takes_the_metrics() {
+    server_and_client(|_client| {
+        let _tfo = run(IFACE, &[]);
+        let _prometheus = Prometheus::start();
+        let mut target = Value::Null;
+        eventually("it has scraped", || {
+            target = Prometheus::ask("targets")["data"]["activeTargets"][0].clone();
+            target["health"] != "unknown" && target["lastScrape"].is_string()
+        });
+        assert_eq!((&target["health"], &target["lastError"]), (&"up".into(), &"".into()), "{target}");
+
+        let types = Prometheus::ask("targets/metadata")["data"].clone();
+        let kind = |name: &str| {
+            let types = types.as_array().unwrap();
+            types.iter().find(|metric| metric["metric"] == name).map(|metric| metric["type"].clone())
+        };
+        assert_eq!(kind("tfo_syn"), Some("counter".into()), "{types}");
+        assert_eq!(kind("tfo_xdp_attached"), Some("gauge".into()), "{types}");
+        assert_eq!(kind("tfo_build"), Some("info".into()), "{types}");
+
+        let value = |what: &str| {
+            Prometheus::ask(&format!("query?query={what}"))["data"]["result"][0]["value"][1].clone()
+        };
+        let rows = Samples::now().rows_of("tfo_syn_total").count();
+        eventually("all rows are there", || value("count(tfo_syn_total)") == rows.to_string());
+        ip(&format!("link del {IFACE}"));
+        let pending = "ALERTS{alertname=\"TfoNotAttached\",alertstate=\"pending\"}";
+        eventually("the alert is on its way", || value(pending) == "1");
+    });
 }

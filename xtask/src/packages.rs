@@ -21,7 +21,7 @@ pub(crate) const FOR_TESTS: [Program; 6] = [
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),
     ("faketime", "faketime"),
-    ("promtool", "prometheus"),
+    ("prometheus", "prometheus"),
 ];
 
 /// Those of the packages that bring a service, which has the package's name.
