@@ -25,6 +25,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use log::info;
 pub use snapshot::{OnInterface, Program, RoleKeys, Snapshot};
 pub use text::Format;
 use tokio::{
@@ -72,6 +73,9 @@ impl Question {
 pub fn serve(listener: Option<TcpListener>) -> mpsc::Receiver<Question> {
     let (questions, receiver) = mpsc::channel(1);
     if let Some(listener) = listener {
+        if let Ok(address) = listener.local_addr() {
+            info!("metrics are at http://{address}/metrics");
+        }
         let router = Router::new()
             .route("/metrics", get(metrics))
             .route("/healthz", get(healthz))
