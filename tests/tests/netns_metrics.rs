@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tfo_common::{
     class::Class,
     cookie,
@@ -44,23 +45,23 @@ fn with_interface(test: impl FnOnce() + Send) {
     });
 }
 
-/// Sends a SYN of each class, of both families, the retired and the backup key's cookies by `key(1)` and `key(2)`.
-fn one_of_each_class(round: u32) -> anyhow::Result<()> {
+/// Sends SYNs of each class, of both families: the kernel is to hold `key(3)` and `key(2)`, and `key(1)` before.
+fn one_of_each_class() -> anyhow::Result<()> {
     for family in Family::ALL {
         let server = server(*family);
-        fast_open(source(*family, (round % 4) as u16), server, b"some data")?;
+        // It asks for a cookie, and comes back with it.
+        for _ in 0..2 {
+            fast_open(source(*family, 1), server, b"some data")?;
+        }
         let forger = source(*family, 16);
         let made = |n| cookie::make(&key(n), &addresses(forger, server.ip()).unwrap()).to_le_bytes();
         let (retired, backup, current) = (made(1), made(2), made(3));
         let cookies: [&[u8]; 7] = [&[], &[7; 8], &retired, &backup, &current, &[7; 4], &[7; 18]];
         for (port, cookie) in (5000..).zip(cookies) {
-            Syn::new(port, server.port(), round << 8)
-                .fast_open(cookie)
-                .data(b"data")
-                .send(forger, server.ip())?;
+            Syn::new(port, server.port(), 1).fast_open(cookie).data(b"data").send(forger, server.ip())?;
         }
-        Syn::new(4000, server.port(), round << 8).send(forger, server.ip())?;
-        Syn::new(4001, server.port(), round << 8).data_offset(4).send(forger, server.ip())?;
+        Syn::new(4000, server.port(), 1).send(forger, server.ip())?;
+        Syn::new(4001, server.port(), 1).data_offset(4).send(forger, server.ip())?;
     }
     Ok(())
 }
@@ -90,7 +91,7 @@ fn a_scrape_says_what_tfo_and_the_kernel_have_counted() {
     for mode in ["observe", "accelerate"] {
         server_and_client(|client| {
             let _listeners = Listeners::start(&SERVERS).unwrap();
-            let _tfo = run(IFACE, &["--mode", mode]);
+            let _tfo = run(IFACE, &["--mode", mode, "--service", "echo=7413", "--service", "unused=1-9"]);
             for n in 1..4 {
                 set_keys(IFACE, key(n), (n > 1).then(|| key(n - 1)));
             }
@@ -98,44 +99,34 @@ fn a_scrape_says_what_tfo_and_the_kernel_have_counted() {
             for row in idle.rows_of("tfo_syn_total") {
                 assert_eq!(idle.get(row), "0", "{row}");
             }
-            client.run(|| one_of_each_class(1)).unwrap();
-            eventually("all is counted", || Counts::of(IFACE).reason("malformed", "tcp_data_offset") == 2);
+            client.run(|| one_of_each_class()).unwrap();
+            // A handshake may end after its connection was served.
+            let is_counted = |counts: &Counts| {
+                counts.reason("malformed", "tcp_data_offset") == 2
+                    && service(counts, "echo")["rtt_saved"]["connections"] == 2
+            };
+            eventually("all is counted", || is_counted(&Counts::of(IFACE)));
 
             let (counts, samples) = (Counts::of(IFACE), Samples::now());
-            let mut rows = 0;
-            for family in Family::ALL {
-                for class in Class::ALL {
-                    assert!(counts.class(*class) > 0, "no {class}");
-                    let mut sum = (0, 0);
-                    for verdict in Verdict::ALL {
-                        let labels = format!(
-                            "{{interface=\"{IFACE}\",service=\"other\",family=\"{family}\",class=\"{class}\",\
-                             verdict=\"{verdict}\"}}"
-                        );
-                        let is_possible = *verdict == Verdict::Pass
-                            || (mode, *class) == ("accelerate", Class::CookieRetired);
-                        let row = format!("tfo_syn_total{labels}");
-                        assert_eq!(
-                            samples.rows_of("tfo_syn_total").any(|known| known == row),
-                            is_possible,
-                            "{row}"
-                        );
-                        if is_possible {
-                            rows += 1;
-                            sum.0 += samples.number(&row);
-                            sum.1 += samples.number(&format!("tfo_syn_data_bytes_total{labels}"));
-                        }
-                    }
-                    let tally = counts.syn(*family, *class);
-                    assert_eq!(sum, (tally.packets, tally.data_bytes), "{family} {class}");
-                }
+            let names = ["other", "echo", "unused"];
+            for name in names {
+                assert_syns(&samples, mode, &service(&counts, name));
+                assert_outcomes(&samples, &service(&counts, name));
             }
-            assert_eq!(samples.rows_of("tfo_syn_total").count(), rows);
-            assert_eq!(samples.rows_of("tfo_syn_data_bytes_total").count(), rows);
+            let of_a_service = 16 + if mode == "accelerate" { 2 } else { 0 };
+            for name in ["tfo_syn_total", "tfo_syn_data_bytes_total"] {
+                assert_eq!(samples.rows_of(name).count(), names.len() * of_a_service, "{name}");
+            }
+            let echo = service(&counts, "echo");
+            for class in Class::ALL {
+                let rows = echo["syn"].as_array().unwrap();
+                assert!(rows.iter().any(|row| row["class"] == class.name()), "no {class}");
+            }
+            assert!(echo["accepted"].as_u64() > Some(2));
+
             let reasons = Malformed::ALL.iter().map(|reason| ("malformed", reason.name()));
-            for (kind, reason) in
-                reasons.chain(Unsupported::ALL.iter().map(|reason| ("unsupported", reason.name())))
-            {
+            let reasons = reasons.chain(Unsupported::ALL.iter().map(|reason| ("unsupported", reason.name())));
+            for (kind, reason) in reasons {
                 let row = format!("tfo_{kind}_total{{interface=\"{IFACE}\",reason=\"{reason}\"}}");
                 assert_eq!(samples.number(&row), counts.reason(kind, reason), "{row}");
             }
@@ -148,16 +139,81 @@ fn a_scrape_says_what_tfo_and_the_kernel_have_counted() {
             let served = samples.names().into_iter().filter(|name| name.starts_with("tfo_kernel_"));
             assert_eq!(served.count(), kernel.len());
 
-            assert_eq!(
-                samples.get(&format!("tfo_xdp_attached{{interface=\"{IFACE}\",mode=\"native\"}}")),
-                "1"
-            );
-            assert_eq!(
-                samples.get(&format!("tfo_xdp_attached{{interface=\"{IFACE}\",mode=\"generic\"}}")),
-                "0"
-            );
+            let of_interface = |name: &str, more: &str| format!("{name}{{interface=\"{IFACE}\"{more}}}");
+            assert_eq!(samples.get(&of_interface("tfo_xdp_attached", ",mode=\"native\"")), "1");
+            assert_eq!(samples.get(&of_interface("tfo_xdp_attached", ",mode=\"generic\"")), "0");
+            // Forged cookies, an ignored option and broken headers are events.
+            assert!(samples.number(&of_interface("tfo_events_total", "")) >= 6);
+            assert_eq!(samples.get(&of_interface("tfo_events_lost_total", "")), "0");
+            // One of each family.
+            assert_eq!(samples.get(&of_interface("tfo_map_entries", ",map=\"prefixes\"")), "2");
         });
     }
+}
+
+/// What `counts` say of a service.
+fn service(counts: &Counts, name: &str) -> Value {
+    let services = counts.field("services").as_array().unwrap().iter();
+    services.clone().find(|service| service["name"] == name).unwrap_or_else(|| panic!("no {name}")).clone()
+}
+
+/// Panics unless `samples` have the SYNs of `service`, and zeros for the rest of what can be in `mode`.
+fn assert_syns(samples: &Samples, mode: &str, service: &Value) {
+    let name = service["name"].as_str().unwrap();
+    for family in Family::ALL {
+        for class in Class::ALL {
+            for verdict in Verdict::ALL {
+                let labels = format!(
+                    "{{interface=\"{IFACE}\",service=\"{name}\",family=\"{family}\",class=\"{class}\",\
+                     verdict=\"{verdict}\"}}"
+                );
+                let is_possible =
+                    *verdict == Verdict::Pass || (mode, *class) == ("accelerate", Class::CookieRetired);
+                let row = format!("tfo_syn_total{labels}");
+                assert_eq!(samples.rows_of("tfo_syn_total").any(|known| known == row), is_possible, "{row}");
+                if is_possible {
+                    let rows = service["syn"].as_array().unwrap().iter();
+                    let is_this = |row: &&Value| {
+                        (&row["family"], &row["class"], &row["verdict"])
+                            == (&family.name().into(), &class.name().into(), &verdict.name().into())
+                    };
+                    let counted = rows.clone().find(is_this);
+                    let number = |field: &str| counted.map_or(0, |row| row[field].as_u64().unwrap());
+                    assert_eq!(samples.number(&row), number("packets"), "{row}");
+                    let row = format!("tfo_syn_data_bytes_total{labels}");
+                    assert_eq!(samples.number(&row), number("data_bytes"), "{row}");
+                }
+            }
+        }
+    }
+}
+
+/// Panics unless `samples` say the same as `service` of what became of its connections.
+fn assert_outcomes(samples: &Samples, service: &Value) {
+    let name = service["name"].as_str().unwrap();
+    let labels = format!("service=\"{name}\"");
+    assert_eq!(samples.number(&format!("tfo_accepted_total{{{labels}}}")), service["accepted"]);
+    let refused = format!("tfo_refused_total{{interface=\"{IFACE}\",{labels}}}");
+    assert_eq!(samples.number(&refused), service["refused"]);
+    let saved = &service["rtt_saved"];
+    assert_eq!(samples.number(&format!("tfo_rtt_saved_seconds_count{{{labels}}}")), saved["connections"]);
+    let sum: f64 = samples.get(&format!("tfo_rtt_saved_seconds_sum{{{labels}}}")).parse().unwrap();
+    assert!((sum - saved["seconds"].as_f64().unwrap()).abs() < 1e-9);
+    // Each bound is one of tfo's own: what is below it there is what is below it here.
+    for power in 7..24 {
+        let us = 1_u64 << power;
+        let below = saved["buckets"].as_array().unwrap().iter();
+        let below = below.filter(|bucket| bucket["below_us"].as_u64().unwrap() <= us);
+        let below: u64 = below.map(|bucket| bucket["connections"].as_u64().unwrap()).sum();
+        let bound = us as f64 / 1e6;
+        let row = samples.rows_of("tfo_rtt_saved_seconds_bucket").find(|row| {
+            let le = row.split("le=\"").nth(1).unwrap().split('"').next().unwrap();
+            row.contains(&labels) && le.parse::<f64>().unwrap() == bound
+        });
+        assert_eq!(samples.number(row.unwrap()), below, "up to {bound} s");
+    }
+    let all = format!("tfo_rtt_saved_seconds_bucket{{le=\"+Inf\",{labels}}}");
+    assert_eq!(samples.number(&all), saved["connections"]);
 }
 
 /// Keys by their role, and whether they are in step; what is shown of them tells nobody which they are.

@@ -29,6 +29,7 @@ use tfo_common::{
     info::{Attach, Info, KeySource, LAYOUT_VERSION},
     keyring::{CURRENT, KeyRing, NEWEST, SLOTS, TRACKS},
     names,
+    observed::Watch,
     verdict::Mode,
 };
 
@@ -378,6 +379,16 @@ impl Datapath {
     /// The events behind number `after`, as JSON: see [`EventLog::json`].
     pub fn events(&self, after: u64) -> Result<String> {
         self.events.json(after, self.object.watch()?.events_lost)
+    }
+
+    /// What was observed besides counters.
+    pub fn watch(&self) -> Result<Watch> {
+        self.object.watch()
+    }
+
+    /// Where its state lies.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
     }
 
     /// The keys in the map, and whether they are where they should be.

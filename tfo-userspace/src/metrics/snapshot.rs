@@ -1,13 +1,17 @@
 //! What a scrape shows, read from the maps and the kernel at that moment.
 
 use anyhow::{Context as _, Result};
-use tfo_common::keyring::{KeyRing, Role, SLOTS};
+use tfo_common::{
+    keyring::{KeyRing, Role, SLOTS},
+    observed::Watch,
+};
 
 use crate::{
     controller::Controller,
     counters::Report,
-    datapath::{Datapath, unix_seconds},
+    datapath::{Datapath, Entries, Pinned, unix_seconds},
     kernel::TcpExt,
+    pins::Pins,
     secrecy::leaving_no_trace,
 };
 
@@ -38,10 +42,13 @@ pub struct OnInterface {
 pub struct Program {
     /// What it has counted.
     pub report: Report,
+    /// What it has observed besides.
+    pub watch: Watch,
     /// Its keys, by role.
     pub keys: Vec<RoleKeys>,
     /// Whether they are the kernel's and the schedule's; `None` where neither could be asked.
     pub in_step: Option<bool>,
+    pins: Pins,
 }
 
 /// The keys of one role.
@@ -80,7 +87,14 @@ impl Program {
             let (ring, attestation) = datapath.keys()?;
             anyhow::Ok((roles(&ring, unix_seconds()), attestation.in_step()))
         })?;
-        Ok(Self { report: datapath.report()?, keys, in_step })
+        let (report, watch, pins) = (datapath.report()?, datapath.watch()?, datapath.pins().clone());
+        Ok(Self { report, watch, keys, in_step, pins })
+    }
+
+    /// How many entries its maps have, now. They are counted one by one: not on the controller's thread. `None` where the maps
+    /// are gone.
+    pub fn entries(&self) -> Option<Entries> {
+        Pinned::open(&self.pins).map(|pinned| pinned.entries()).ok()
     }
 }
 

@@ -3,7 +3,7 @@
 //! Each SYN counter is there from the beginning, with a zero, for every family and class, and every verdict that the
 //! program may reach on it: `rate` misses no first event, and there is no row for what can't be.
 
-use std::fmt;
+use std::{fmt, ops::RangeInclusive};
 
 use prometheus_client::{
     collector::Collector,
@@ -14,16 +14,22 @@ use prometheus_client::{
 use tfo_common::{
     class::Class,
     info::Attach,
+    observed::Watch,
     parse::{Malformed, Unsupported},
     segment::Family,
     verdict::{Mode, Verdict, decide},
 };
 
 use super::{Program, Snapshot};
-use crate::counters::{ReasonRow, Report, SynRow};
+use crate::{
+    counters::{ReasonRow, Report, ServiceReport, SynRow},
+    datapath::Entries,
+    saved::RttSaved,
+};
 
-/// The service of what belongs to no other.
-const OTHER: &str = "other";
+/// The powers of two of microseconds that bound the buckets of round trips: 128 us to 8.4 s. Shorter ones are in the first,
+/// longer ones beyond the last.
+const ROUND_TRIPS: RangeInclusive<u32> = 7..=23;
 
 /// How metrics are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +88,41 @@ impl Snapshot {
         Ok(())
     }
 
+    /// What became of connections, where that is known. Each interface's program sees those of the whole network namespace, but
+    /// began to count at another time: so that no counter ever goes back, they are the first one's, or none. A SYN that was
+    /// refused is known where it came in.
+    fn encode_outcomes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let knows = |program: &&Program| program.report.outcomes;
+        let first = self.interfaces.first().and_then(|on| on.program.as_ref()).filter(knows);
+        let services = || first.iter().flat_map(|program| &program.report.services);
+
+        let help = "Connections that the kernel made of a SYN at once";
+        let mut accepted = counter(encoder, "tfo_accepted", help, None)?;
+        for service in services() {
+            add(&mut accepted, &[("service", service.name.as_str())], service.accepted)?;
+        }
+        let help = "SYNs with a good cookie that the kernel answered with an ordinary handshake";
+        let mut refused = counter(encoder, "tfo_refused", help, None)?;
+        for (name, program) in self.programs().filter(|(_, program)| knows(program)) {
+            for service in &program.report.services {
+                add(&mut refused, &[("interface", name), ("service", &service.name)], service.refused)?;
+            }
+        }
+        let help = "Round trips that accepted connections did not wait for";
+        let mut saved =
+            encoder.encode_descriptor("tfo_rtt_saved", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        for service in services() {
+            let RttSaved { connections, seconds, .. } = service.rtt_saved;
+            saved.encode_family(&[("service", service.name.as_str())])?.encode_histogram::<NoLabelSet>(
+                seconds,
+                connections,
+                &buckets(&service.rtt_saved),
+                None,
+            )?;
+        }
+        Ok(())
+    }
+
     fn encode_faults(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Frames passed unclassified because the kernel drops them";
         let mut malformed = counter(encoder, "tfo_malformed", help, None)?;
@@ -97,6 +138,31 @@ impl Snapshot {
             for reason in Unsupported::ALL {
                 let packets = reason_packets(&program.report.unsupported, reason.name());
                 add(&mut unsupported, &[("interface", name), ("reason", reason.name())], packets)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_watch(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let counters: [(_, _, fn(&Watch) -> u64); 3] = [
+            ("tfo_events", "Events that were reported", |watch| watch.events),
+            ("tfo_events_lost", "Packets whose event found no room", |watch| watch.events_lost),
+            ("tfo_events_skipped", "Packets that were no event because of the rate", |watch| {
+                watch.events_skipped
+            }),
+        ];
+        for (name, help, value) in counters {
+            let mut family = counter(encoder, name, help, None)?;
+            for (interface, program) in self.programs() {
+                add(&mut family, &[("interface", interface)], value(&program.watch))?;
+            }
+        }
+        let mut entries =
+            gauge(encoder, "tfo_map_entries", "Entries of the maps of what is remembered", None)?;
+        for (name, program) in self.programs() {
+            let Some(Entries { prefixes, pending }) = program.entries() else { continue };
+            for (map, count) in [("prefixes", prefixes), ("pending", pending)] {
+                set(&mut entries, &[("interface", name), ("map", map)], count)?;
             }
         }
         Ok(())
@@ -176,7 +242,9 @@ impl Collector for Snapshot {
             }
         }
         self.encode_syns(encoder)?;
+        self.encode_outcomes(encoder)?;
         self.encode_faults(encoder)?;
+        self.encode_watch(encoder)?;
         self.encode_keys(encoder)?;
         self.encode_kernel(encoder)
     }
@@ -214,7 +282,8 @@ type SynLabels<'a> = [(&'static str, &'a str); 5];
 
 /// The rows of one interface, by service: those that the program can count, and those that it did, in another mode.
 fn syn_rows<'a>(interface: &'a str, report: &'a Report) -> impl Iterator<Item = (SynLabels<'a>, SynRow)> {
-    services(report).flat_map(move |(service, counted)| {
+    report.services.iter().flat_map(move |service| {
+        let ServiceReport { name: service, syn: counted, .. } = service;
         let possible = possible(report.mode);
         let zeros = possible.filter(|zero| !counted.iter().any(|row| is_same(row, zero)));
         zeros.chain(counted.iter().cloned()).map(move |row| {
@@ -230,9 +299,16 @@ fn syn_rows<'a>(interface: &'a str, report: &'a Report) -> impl Iterator<Item = 
     })
 }
 
-/// Each service with its rows that are not zero.
-fn services(report: &Report) -> impl Iterator<Item = (&str, &[SynRow])> {
-    std::iter::once((OTHER, report.syn.as_slice()))
+/// The histogram of `saved`: by the upper bound of each bucket, in seconds, how many round trips are in it alone.
+fn buckets(saved: &RttSaved) -> Vec<(f64, u64)> {
+    let bounds = ROUND_TRIPS.map(|power| 1_u64 << power);
+    let mut buckets: Vec<_> =
+        bounds.clone().map(|us| (us as f64 / 1e6, 0)).chain([(f64::INFINITY, 0)]).collect();
+    for bucket in &saved.buckets {
+        let place = bounds.clone().take_while(|us| *us < bucket.below_us).count();
+        buckets[place].1 += bucket.connections;
+    }
+    buckets
 }
 
 /// A zero for each family, each class and each verdict that `decide` may reach on it in `mode`.
