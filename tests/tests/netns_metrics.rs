@@ -309,8 +309,13 @@ fn health_follows_the_interfaces() {
             let row = |mode| format!("tfo_xdp_attached{{interface=\"{interface}\",mode=\"{mode}\"}}");
             assert_eq!((samples.get(&row("native")), samples.get(&row("generic"))), (native, "0"));
         }
+        // What is of the whole namespace is the first interface's to count; what is of an interface is there.
+        assert_eq!(samples.rows_of("tfo_accepted_total").next(), None);
+        let refused: Vec<_> = samples.rows_of("tfo_refused_total").collect();
+        assert_eq!(refused, ["tfo_refused_total{interface=\"w0\",service=\"other\"}"]);
         ip("link add v0 type veth peer name v1");
         eventually("it is back", || get("/healthz").status == 200);
+        assert_eq!(Samples::now().rows_of("tfo_accepted_total").count(), 1);
         assert!(tfo(&["unload", "-i", "w0"]).status.success() || tfo(&["unload"]).status.success());
         eventually("it is unloaded", || get("/healthz").body.starts_with("w0: not attached"));
     });

@@ -365,3 +365,20 @@ fn older(text: &str) -> String {
     }
     older
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::saved::Bucket;
+
+    #[test]
+    fn a_round_trip_is_in_the_first_bucket_that_covers_it() {
+        let bucket = |power: u32, connections| Bucket { below_us: 1 << power, connections, seconds: 0.0 };
+        let all =
+            vec![bucket(0, 1), bucket(7, 2), bucket(8, 4), bucket(23, 8), bucket(24, 16), bucket(31, 32)];
+        let saved = RttSaved { connections: 63, seconds: 0.0, buckets: all };
+        let filled: Vec<_> =
+            buckets(&saved).into_iter().filter(|(_, connections)| *connections > 0).collect();
+        assert_eq!(filled, [(0.000_128, 3), (0.000_256, 4), (8.388_608, 8), (f64::INFINITY, 48)]);
+    }
+}
