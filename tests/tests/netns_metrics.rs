@@ -99,7 +99,7 @@ fn a_scrape_says_what_tfo_and_the_kernel_have_counted() {
             for row in idle.rows_of("tfo_syn_total") {
                 assert_eq!(idle.get(row), "0", "{row}");
             }
-            client.run(|| one_of_each_class()).unwrap();
+            client.run(one_of_each_class).unwrap();
             // A handshake may end after its connection was served.
             let is_counted = |counts: &Counts| {
                 counts.reason("malformed", "tcp_data_offset") == 2

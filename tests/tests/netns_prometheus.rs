@@ -218,8 +218,8 @@ fn prometheus_takes_the_metrics() {
         let value = |what: &str| {
             Prometheus::ask(&format!("query?query={what}"))["data"]["result"][0]["value"][1].clone()
         };
-        let rows = Samples::now().rows_of("tfo_syn_total").count();
-        eventually("all rows are there", || value("count(tfo_syn_total)") == rows.to_string());
+        let rows = Samples::now().rows_of("tfo_syn_total").count().to_string();
+        eventually("all rows are there", || value("count(tfo_syn_total)") == rows.as_str());
         ip(&format!("link del {IFACE}"));
         let pending = "ALERTS{alertname=\"TfoNotAttached\",alertstate=\"pending\"}";
         eventually("the alert is on its way", || value(pending) == "1");

@@ -53,6 +53,10 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
     };
     let mut controller = Controller::start(&args.interfaces, bpffs, options).await?;
     let mut orders = listen(&args.interfaces);
+    if listener.is_some() {
+        // Nobody is told that all is well before keys are where they should be.
+        controller.step().await;
+    }
     let mut questions = metrics::serve(listener);
     let mut screen = Screen::open();
     let mut follow = every(FOLLOW_EVERY);

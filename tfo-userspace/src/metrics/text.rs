@@ -144,19 +144,16 @@ impl Snapshot {
     }
 
     fn encode_watch(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let counters: [(_, _, fn(&Watch) -> u64); 3] = [
-            ("tfo_events", "Events that were reported", |watch| watch.events),
-            ("tfo_events_lost", "Packets whose event found no room", |watch| watch.events_lost),
-            ("tfo_events_skipped", "Packets that were no event because of the rate", |watch| {
-                watch.events_skipped
-            }),
-        ];
-        for (name, help, value) in counters {
+        let mut count = |name: &str, help: &str, of: fn(&Watch) -> u64| {
             let mut family = counter(encoder, name, help, None)?;
-            for (interface, program) in self.programs() {
-                add(&mut family, &[("interface", interface)], value(&program.watch))?;
-            }
-        }
+            self.programs().try_for_each(|(interface, program)| {
+                add(&mut family, &[("interface", interface)], of(&program.watch))
+            })
+        };
+        count("tfo_events", "Events that were reported", |watch| watch.events)?;
+        count("tfo_events_lost", "Packets whose event found no room", |watch| watch.events_lost)?;
+        let help = "Packets that were no event because of the rate";
+        count("tfo_events_skipped", help, |watch| watch.events_skipped)?;
         let mut entries =
             gauge(encoder, "tfo_map_entries", "Entries of the maps of what is remembered", None)?;
         for (name, program) in self.programs() {
