@@ -1,4 +1,4 @@
-//! Orders for a running controller: `tfo keys rotate`, `tfo keys import`, `tfo events`.
+//! Orders for a running controller: `tfo keys rotate`, `tfo keys import`, `tfo events`, `tfo report`.
 //!
 //! A Unix socket with an abstract name, which is of the network namespace, as keys are, and leaves no file behind. Anybody
 //! may connect to such a socket, or take its name first, so both sides ask the kernel who the other is, and deal with root
@@ -29,6 +29,8 @@ use crate::error::NotRunning;
 const LONGEST: usize = 4096;
 /// The longest answer to [`Order::Events`], in bytes.
 const LONGEST_EVENTS: usize = 2 << 20;
+/// The longest answer to [`Order::History`], in bytes.
+pub const LONGEST_HISTORY: usize = 2 << 20;
 /// How long the other side may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -55,6 +57,11 @@ pub enum Order {
         /// Those behind this number.
         after: u64,
     },
+    /// Hand out what is remembered: see [`History::json`](crate::history::History::json).
+    History {
+        /// Of this interface.
+        interface: String,
+    },
 }
 
 impl Order {
@@ -63,6 +70,7 @@ impl Order {
         match self {
             Self::Rotate { .. } | Self::Forget | Self::Import { .. } => LONGEST,
             Self::Events { .. } => LONGEST_EVENTS,
+            Self::History { .. } => LONGEST_HISTORY,
         }
     }
 }
@@ -108,7 +116,7 @@ pub fn listen(interfaces: &[String]) -> mpsc::Receiver<Given> {
         match listen() {
             Ok(listener) => drop(tokio::spawn(serve(listener, sender.clone()))),
             Err(error) => {
-                warn!("{interface}: `tfo keys rotate`, `import` and `tfo events` will not be heard: {error}")
+                warn!("{interface}: `tfo keys rotate`, `import`, `tfo events` and `report` will not be heard: {error}")
             }
         }
     }

@@ -1,9 +1,9 @@
 //! The controller: the program on one or more interfaces, with keys that follow the kernel's.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use log::{LevelFilter, info, warn};
+use log::{LevelFilter, debug, info, warn};
 use tfo_common::{counters::Counters, verdict::Mode};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -12,7 +12,9 @@ use crate::{
     control::Order,
     counters::Report,
     datapath::{Datapath, How, KeyInfo, Object, Presence, preflight, unix_seconds, unload},
+    history::History,
     interface::Interface,
+    kernel::TcpExt,
     keys::{
         KernelKeys, fingerprint,
         keeper::{Keeper, Maps, Publish, Source},
@@ -35,6 +37,7 @@ pub struct Controller {
     retire: Retire,
     bpffs: Bpffs,
     how: How,
+    history: History,
     // Last: unmounts after the pins are gone.
     _mount: MountGuard,
 }
@@ -102,6 +105,7 @@ impl Controller {
             retire,
             bpffs: bpffs.clone(),
             how: How { attach, program_mode, log_level, services },
+            history: History::default(),
         };
         for name in interfaces {
             if controller.datapaths.iter().any(|datapath| datapath.interface.name == *name) {
@@ -195,6 +199,10 @@ impl Controller {
                 datapath.take_events();
                 return datapath.events(after);
             }
+            Order::History { interface } => {
+                self.sample();
+                return self.history.json(&interface, Instant::now());
+            }
         };
         self.describe_keys(now);
         outcome?;
@@ -270,6 +278,18 @@ impl Controller {
     /// The same as users see it.
     pub fn reports(&self) -> Result<Vec<Report>> {
         self.datapaths.iter().map(Datapath::report).collect()
+    }
+
+    /// Remembers how the counters stand; to be called every [`history::EVERY`](crate::history::EVERY). What can't be read
+    /// is missing there, and no reason for anything else.
+    pub fn sample(&mut self) {
+        let (now, kernel) = (Instant::now(), TcpExt::read().ok());
+        for datapath in &self.datapaths {
+            match datapath.report() {
+                Ok(report) => self.history.add(now, &report, kernel),
+                Err(error) => debug!("{}: no sample: {error:#}", datapath.interface.name),
+            }
+        }
     }
 
     /// Detaches everything and removes its state; where that fails for one, still for the others.

@@ -131,6 +131,12 @@ impl Report {
         (sum(|service| service.accepted), sum(|service| service.refused), saved)
     }
 
+    /// A report on nothing, for tests to fill in.
+    #[cfg(test)]
+    pub(crate) fn nothing() -> Self {
+        Self::new("v0", &Info::default(), &[], false)
+    }
+
     /// The report in one line, for a log.
     pub fn summary(&self) -> String {
         let mut parts: Vec<String> = Vec::new();

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::{errno::Errno, getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
 use procfs::process::Process;
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 use tfo_common::keyring::Key;
 use zeroize::Zeroizing;
@@ -135,7 +136,7 @@ pub fn netns_cookie() -> io::Result<u64> {
 macro_rules! tcp_ext {
     ($($(#[$doc:meta])* $counter:ident = $name:literal,)+) => {
         /// The kernel's Fast Open totals: TcpExt in /proc/net/netstat, per network namespace, both families together.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
         pub struct TcpExt { $($(#[$doc])* pub $counter: u64,)+ }
 
         impl TcpExt {

@@ -14,6 +14,7 @@ use crate::kernel;
 
 pub mod attestation;
 pub mod keeper;
+pub mod listing;
 pub mod schedule;
 pub mod secret;
 pub mod state;

@@ -11,6 +11,8 @@ pub mod counters;
 pub mod datapath;
 pub mod error;
 pub mod events;
+pub mod files;
+pub mod history;
 pub mod interface;
 pub mod kernel;
 pub mod keys;

@@ -6,22 +6,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use comfy_table::CellAlignment::{Left, Right};
-use serde::Serialize;
-use tfo_common::{
-    cookie,
-    info::KeySource,
-    keyring::{Role, SLOTS},
-};
+use tfo_common::{cookie, info::KeySource};
 use zeroize::Zeroizing;
 
 use crate::{
     cli::{Cookie, Derive, Import, KeysStatus, Rotate},
     control::{self, Order},
-    counters::table,
     datapath::{Pinned, unix_seconds},
     kernel,
-    keys::{addresses, attestation::Attestation, fingerprint, parse_key, schedule::Schedule, secret::Secret},
+    keys::{addresses, fingerprint, listing::Listing, parse_key, schedule::Schedule, secret::Secret},
     output::print,
     pins::{Bpffs, Pins},
 };
@@ -135,96 +128,11 @@ pub(super) async fn import(args: &Import, bpffs: &Bpffs) -> Result<()> {
     print(&control::give(&to, &Order::Import { key }).await?)
 }
 
-/// The keys of one interface.
-#[derive(Serialize)]
-struct Keys {
-    interface: String,
-    source: &'static str,
-    /// How often they change, in seconds.
-    rotate: Option<u64>,
-    /// How often the kernel's keys could not be read or written, or were changed by somebody else.
-    failures: u64,
-    #[serde(flatten)]
-    attestation: Attestation,
-    keys: Vec<Generation>,
-}
-
-/// A key in the map.
-#[derive(Serialize)]
-struct Generation {
-    role: &'static str,
-    fingerprint: String,
-    /// Seconds since it came into the map.
-    age: u64,
-    hits: u64,
-    /// Of all hits of the keys in the map.
-    share: f64,
-    /// In how many seconds it goes because of its age.
-    goes_in: Option<u64>,
-}
-
 /// Shows the keys of each interface.
 pub(super) fn status(args: &KeysStatus, bpffs: &Bpffs) -> Result<()> {
     for pins in super::attached(args.select.interface.as_deref(), bpffs)? {
-        let keys = keys(&pins, &Pinned::open(&pins)?)?;
-        print(&if args.select.json { serde_json::to_string(&keys)? } else { text(&keys) })?;
+        let keys = Listing::of(&pins, &Pinned::open(&pins)?)?;
+        print(&if args.select.json { serde_json::to_string(&keys)? } else { keys.text() })?;
     }
     Ok(())
-}
-
-fn keys(pins: &Pins, pinned: &Pinned) -> Result<Keys> {
-    let (ring, info, hits) = (pinned.key_ring()?, pinned.info(), pinned.counters()?.hits);
-    let slots = || (0..SLOTS).filter(|slot| ring.holds(*slot));
-    let all: u64 = slots().map(|slot| ring.hits(slot, &hits)).sum();
-    let generation = |slot: usize| {
-        let age = unix_seconds().saturating_sub(ring.since[slot]);
-        let hits = ring.hits(slot, &hits);
-        let role = Role::of_slot(slot);
-        let may_go = role == Role::Retired && info.max_age_seconds > 0;
-        Generation {
-            role: role.name(),
-            fingerprint: fingerprint(ring.slots[slot].key()),
-            age,
-            hits,
-            share: if all == 0 { 0.0 } else { hits as f64 / all as f64 },
-            goes_in: may_go.then(|| info.max_age_seconds.saturating_sub(age)),
-        }
-    };
-    Ok(Keys {
-        interface: pins.interface().to_owned(),
-        source: KeySource::ALL.get(info.key_source as usize).map_or("unknown", |source| source.name()),
-        rotate: (info.rotate_seconds > 0).then_some(info.rotate_seconds),
-        failures: info.key_failures,
-        attestation: Attestation::of(pins, &ring, info)?,
-        keys: slots().map(generation).collect(),
-    })
-}
-
-fn text(keys: &Keys) -> String {
-    let Keys { interface, source, rotate, failures, attestation, keys } = keys;
-    let mut text = format!("{interface}: keys from {source}");
-    if let Some(rotate) = rotate {
-        text += &format!(", a new one every {rotate} s");
-    }
-    text.push('\n');
-    if *failures > 0 {
-        text += &format!(
-            "{failures} failures to read or write the kernel's keys, or changes of them by somebody else\n"
-        );
-    }
-    text += &attestation.text();
-    let rows = keys.iter().map(|key| {
-        let goes = key.goes_in.map_or_else(String::new, |seconds| format!("in {seconds} s"));
-        let share = format!("{:.2}%", key.share * 100.0);
-        [key.role.to_owned(), key.fingerprint.clone(), key.age.to_string(), key.hits.to_string(), share, goes]
-    });
-    let columns = [
-        ("role", Left),
-        ("fingerprint", Left),
-        ("age (s)", Right),
-        ("hits", Right),
-        ("share", Right),
-        ("goes", Left),
-    ];
-    text + &table(&columns, rows)
 }

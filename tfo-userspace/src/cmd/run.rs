@@ -20,6 +20,7 @@ use crate::{
     controller::{Controller, FOLLOW_EVERY, Options, Retire, every},
     counters::Report,
     datapath::unix_seconds,
+    history,
     keys::{keeper::Source, schedule::Schedule, secret::Secret, state::State},
     metrics,
     pins::Bpffs,
@@ -60,11 +61,13 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
     let mut questions = metrics::serve(listener);
     let mut screen = Screen::open();
     let mut follow = every(FOLLOW_EVERY);
+    let mut sample = every(history::EVERY);
     let mut show = every(if screen.is_some() { DRAW_EVERY } else { LOG_EVERY });
     while !controller.is_idle() {
         tokio::select! {
             () = signals.next() => break,
             _ = follow.tick() => controller.step().await,
+            _ = sample.tick() => controller.sample(),
             Some(Given { order, reply }) = orders.recv() => reply.send(controller.obey(order)),
             Some(question) = questions.recv() => question.answer(&controller, &args.interfaces),
             _ = show.tick() => match controller.reports() {

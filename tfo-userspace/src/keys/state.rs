@@ -4,19 +4,18 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use log::debug;
-use log::warn;
 use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 use tfo_common::keyring::{Held, Key, RETIRED};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::{key_text, parse_key};
+use crate::files::{END, beginning, folder, replace};
 
 /// How many keys are remembered: as many as a [`KeyRing`](tfo_common::keyring::KeyRing) has room for, but for the next
 /// one, which nobody knows before it is made.
@@ -140,7 +139,7 @@ impl State {
     /// that fails, the old one stays.
     pub fn store(&self, path: &Path) -> Result<()> {
         let text = self.text().with_context(|| format!("cannot write {}", path.display()))?;
-        replace(path, |file| file.write_all(&text))
+        replace(path, 0o600, |file| file.write_all(&text))
     }
 
     /// Removes what a controller that was killed while it wrote to `path` has left beside it: files with keys. For whoever
@@ -311,72 +310,12 @@ fn unreadable(error: &serde_json::Error, path: &Path) -> anyhow::Error {
     anyhow!("{path} is no state file (line {}, column {}): {MOVE_AWAY}", error.line(), error.column())
 }
 
-/// Replaces the file at `path` by a new one, with what `write` writes.
-fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
-    let path_ = path.display();
-    let folder = folder(path);
-    let number = getrandom::u64().context("cannot get a random number (getrandom)")?;
-    let temporary = Temporary(folder.join(format!("{}{number:016x}{END}", beginning(path)?)));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&temporary.0)
-        .with_context(|| format!("cannot write {path_}: cannot make a file in {}", folder.display()))?;
-    write(&mut file)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&temporary.0, path))
-        .with_context(|| format!("cannot write {path_}"))?;
-    temporary.keep();
-    // The new name is to outlive a crash, too. It is in force all the same, so this is no failure.
-    if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
-        warn!("{path_} is written, but may be gone after a power failure: cannot sync its folder: {error}");
-    }
-    Ok(())
-}
-
-/// How the name of a new file, which is to take the place of that at `path`, begins and ends.
-fn beginning(path: &Path) -> Result<String> {
-    let name =
-        path.file_name().with_context(|| format!("cannot write {}: it names no file", path.display()))?;
-    Ok(format!(".{}.", name.to_string_lossy()))
-}
-const END: &str = ".new";
-
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    }
-}
-
-/// The path of a file that is removed on drop.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    /// Removes nothing: the file has another name now.
-    fn keep(mut self) {
-        self.0 = PathBuf::new();
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if self.0 != Path::new("")
-            && let Err(error) = fs::remove_file(&self.0)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            debug!("cannot remove {}: {error}", self.0.display());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
         fs::Permissions,
         os::unix::fs::{PermissionsExt as _, symlink},
+        path::PathBuf,
     };
 
     use nix::{sys::stat::Mode, unistd::mkfifo};
@@ -387,7 +326,7 @@ mod tests {
     const ONE: &str = "a0bf63f7-ed803d81-cd641d30-cebc4a90";
     const TWO: &str = "a1a1a1a1-b2b2b2b2-c3c3c3c3-d4d4d4d4";
 
-    fn folder() -> (TempDir, PathBuf) {
+    fn new_folder() -> (TempDir, PathBuf) {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("keys.json");
         (folder, path)
@@ -423,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_state_comes_back_as_it_was_stored() {
-        let (folder, path) = folder();
+        let (folder, path) = new_folder();
         assert!(State::load(&path).unwrap().is_none());
         let mut state = State::new(1).unwrap();
         for now in 2..30 {
@@ -437,7 +376,7 @@ mod tests {
 
     #[test]
     fn the_form_of_the_file() {
-        let (_folder, path) = folder();
+        let (_folder, path) = new_folder();
         let content = format!(
             "{{\"version\":1,\"keys\":[{{\"key\":\"{TWO}\",\"made\":18446744073709551615}},\
              {{\"key\":\"{ONE}\",\"made\":0}}]}}\n"
@@ -463,7 +402,7 @@ mod tests {
 
     #[test]
     fn what_others_can_read_or_write_is_refused() {
-        let (_folder, path) = folder();
+        let (_folder, path) = new_folder();
         State::new(1).unwrap().store(&path).unwrap();
         for mode in [0o640, 0o620, 0o604, 0o602, 0o666, 0o601] {
             fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
@@ -479,7 +418,7 @@ mod tests {
 
     #[test]
     fn what_belongs_to_another_is_refused() {
-        let (_folder, path) = folder();
+        let (_folder, path) = new_folder();
         State::new(1).unwrap().store(&path).unwrap();
         let other = Uid::from_raw(geteuid().as_raw() + 1);
         let complaint = format!("{:#}", open(&path, other).unwrap_err());
@@ -489,7 +428,7 @@ mod tests {
 
     #[test]
     fn what_is_no_regular_file_is_refused() {
-        let (folder, path) = folder();
+        let (folder, path) = new_folder();
         let real = folder.path().join("real");
         // Dangling first: this is not "no file".
         symlink(&real, &path).unwrap();
@@ -507,7 +446,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_cut_off_anywhere_is_refused() {
-        let (_folder, path) = folder();
+        let (_folder, path) = new_folder();
         let mut state = State::new(1).unwrap();
         state.rotate(2).unwrap();
         let text = String::from_utf8(state.text().unwrap().to_vec()).unwrap();
@@ -526,7 +465,7 @@ mod tests {
 
     #[test]
     fn other_content_is_refused_and_not_repeated() {
-        let (_folder, path) = folder();
+        let (_folder, path) = new_folder();
         let entry = format!("{{\"key\":\"{ONE}\",\"made\":1}}");
         let eleven = [entry.as_str(); REMEMBERED + 1].join(",");
         let zero = format!("{{\"key\":\"{}\",\"made\":1}}", *key_text(Key::default()));
@@ -565,14 +504,14 @@ mod tests {
 
     #[test]
     fn a_write_that_fails_leaves_the_old_file() {
-        let (folder, path) = folder();
+        let (folder, path) = new_folder();
         let state = State::new(1).unwrap();
         state.store(&path).unwrap();
         let fail = |file: &mut File| {
             file.write_all(b"{\"version\":1,")?;
             Err(io::ErrorKind::StorageFull.into())
         };
-        assert!(format!("{:#}", replace(&path, fail).unwrap_err()).contains("cannot write"));
+        assert!(format!("{:#}", replace(&path, 0o600, fail).unwrap_err()).contains("cannot write"));
         assert!(load(&path).keys() == state.keys());
         assert_eq!(files(&folder), ["keys.json"]);
 
@@ -589,7 +528,7 @@ mod tests {
 
     #[test]
     fn a_link_is_replaced_and_not_written_through() {
-        let (folder, path) = folder();
+        let (folder, path) = new_folder();
         let real = folder.path().join("real");
         fs::write(&real, "untouched").unwrap();
         symlink(&real, &path).unwrap();
@@ -600,7 +539,7 @@ mod tests {
 
     #[test]
     fn writers_and_readers_never_see_half_a_file() {
-        let (folder, path) = folder();
+        let (folder, path) = new_folder();
         State::new(1).unwrap().store(&path).unwrap();
         std::thread::scope(|scope| {
             for now in 1..3 {

@@ -1,0 +1,75 @@
+//! Files that are replaced as a whole.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use log::{debug, warn};
+
+/// Replaces the file at `path` by a new one of `mode`, with what `write` writes: whoever reads it sees the old one or the new
+/// one, even after a crash. A symbolic link is replaced, not followed. Where that fails, the old one stays.
+pub fn replace(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    let path_ = path.display();
+    let folder = folder(path);
+    let number = getrandom::u64().context("cannot get a random number (getrandom)")?;
+    let temporary = Temporary(folder.join(format!("{}{number:016x}{END}", beginning(path)?)));
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&temporary.0)
+        .with_context(|| format!("cannot write {path_}: cannot make a file in {}", folder.display()))?;
+    write(&mut file)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&temporary.0, path))
+        .with_context(|| format!("cannot write {path_}"))?;
+    temporary.keep();
+    // The new name is to outlive a crash, too. It is in force all the same, so this is no failure.
+    if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+        warn!("{path_} is written, but may be gone after a power failure: cannot sync its folder: {error}");
+    }
+    Ok(())
+}
+
+/// How the name of a new file, which is to take the place of that at `path`, begins.
+pub(crate) fn beginning(path: &Path) -> Result<String> {
+    let name =
+        path.file_name().with_context(|| format!("cannot write {}: it names no file", path.display()))?;
+    Ok(format!(".{}.", name.to_string_lossy()))
+}
+/// How the name of such a file ends.
+pub(crate) const END: &str = ".new";
+
+/// The folder of the file at `path`.
+pub(crate) fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// The path of a file that is removed on drop.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    /// Removes nothing: the file has another name now.
+    fn keep(mut self) {
+        self.0 = PathBuf::new();
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if self.0 != Path::new("")
+            && let Err(error) = fs::remove_file(&self.0)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            debug!("cannot remove {}: {error}", self.0.display());
+        }
+    }
+}
