@@ -69,6 +69,11 @@ pub enum Command {
     /// Of this network namespace. Each line is ok, warn or fail, with what to do. Exit status 1 where a line is fail, else 0:
     /// a warning is no failure.
     Check(Check),
+    /// Show live rates on a screen; ? lists its keys
+    ///
+    /// It reads what `tfo run` has pinned, every second, and changes nothing. When that ends, it waits for the next. Where
+    /// standard output is no terminal, it prints the state once.
+    Top(Top),
     /// Work with keys and cookies
     #[command(subcommand)]
     Keys(Keys),
@@ -205,6 +210,18 @@ pub struct Counters {
     /// Show them again every second
     #[arg(short, long)]
     pub watch: bool,
+}
+
+/// Arguments of `tfo top`.
+#[derive(Args, Debug)]
+pub struct Top {
+    /// Which interface, when several run
+    #[command(flatten)]
+    pub select: Select,
+
+    /// Print the state once: counters, keys and source prefixes; so does --json
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// Arguments of `tfo events`.

@@ -7,6 +7,7 @@ mod keys;
 mod listeners;
 mod run;
 mod status;
+mod top;
 mod unload;
 
 use std::process::ExitCode;
@@ -40,6 +41,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Events(args) => block_on(events::run(&args, &bpffs)).map(done),
         Command::Check(args) => block_on(check::run(&args, &bpffs)),
         Command::Listeners(args) => listeners::run(&args).map(done),
+        Command::Top(args) => top::run(&args, &bpffs).map(done),
         Command::Keys(Keys::Cookie(args)) => keys::cookie(&args).map(done),
         Command::Keys(Keys::Derive(args)) => keys::derive(&args).map(done),
         Command::Keys(Keys::Status(args)) => keys::status(&args, &bpffs).map(done),
@@ -53,11 +55,9 @@ fn done((): ()) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What is attached, or only to `interface`; an error where there is nothing. What is just being attached is not there
-/// yet.
+/// What is attached, or only to `interface`; an error where there is nothing.
 fn attached(interface: Option<&str>, bpffs: &Bpffs) -> Result<Vec<Pins>> {
-    let has_link = |pins: &Pins| pins.has_link().unwrap_or(false);
-    choose(bpffs.all()?.into_iter().filter(has_link), interface)
+    choose(bpffs.attached()?, interface)
 }
 
 /// Those of `all` that are of `interface`, or simply all; an error where there is none.

@@ -27,6 +27,7 @@ pub mod screen;
 pub mod secrecy;
 pub mod services;
 pub mod signals;
+pub mod top;
 
 use anyhow::{Context as _, Result};
 

@@ -88,6 +88,11 @@ impl Bpffs {
         Pins { interface: interface.to_owned(), dir: self.root.join(OURS).join(encode(interface)) }
     }
 
+    /// What is attached, in the order of the interfaces' names. What is just being attached is not there yet.
+    pub fn attached(&self) -> Result<impl Iterator<Item = Pins>> {
+        Ok(self.all()?.into_iter().filter(|pins| pins.has_link().unwrap_or(false)))
+    }
+
     /// Every interface that has pins, in the order of their names. None where nothing is mounted.
     pub fn all(&self) -> Result<Vec<Pins>> {
         let ours = self.root.join(OURS);

@@ -15,13 +15,15 @@ use crate::workspace::{command, is_installed, is_root, run, step};
 pub(crate) type Program = (&'static str, &'static str);
 
 /// The programs that the tests start.
-pub(crate) const FOR_TESTS: [Program; 6] = [
+pub(crate) const FOR_TESTS: [Program; 8] = [
     ("nginx", "nginx"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),
     ("faketime", "faketime"),
     ("prometheus", "prometheus"),
+    ("tmux", "tmux"),
+    ("chromium", "chromium"),
 ];
 
 /// Those of the packages that bring a service, which has the package's name.

@@ -59,6 +59,11 @@ impl Attestation {
         Ok(Self { in_step, map, kernel, schedule })
     }
 
+    /// Whether the keys are the same wherever they are known; `None` where nothing but the map is.
+    pub fn in_step(&self) -> Option<bool> {
+        self.in_step
+    }
+
     /// As users see it.
     pub fn text(&self) -> String {
         let Self { in_step, map, kernel, schedule } = self;

@@ -1,0 +1,263 @@
+//! `tfo top` as people see it: the real binary in tmux, with real traffic.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use tfo_common::segment::Family;
+use tfo_tests::netns::{
+    IFACE, PATIENCE, Running, StopOnDrop, binary, eventually, ip, sandbox, server_and_client, status, tfo,
+};
+use tfo_userspace::lab::{
+    client::{Syn, fast_open},
+    net::{Namespace, SERVERS, server, source},
+    server::Listeners,
+};
+
+/// A terminal with a shell in it. It ends with the test.
+struct Terminal {
+    folder: TempDir,
+}
+
+impl Terminal {
+    fn open() -> Self {
+        let terminal = Self { folder: TempDir::new().unwrap() };
+        terminal.tmux(&["new-session", "-d", "-x", "100", "-y", "30", "sh"]);
+        terminal.tmux(&["set", "-g", "status", "off"]);
+        terminal.type_in("PS1='ready> '");
+        eventually("the shell is ready", || terminal.shows("\nready> ") || terminal.shows("ready> "));
+        terminal
+    }
+
+    /// Its own server, whatever the user of the machine has configured.
+    fn tmux(&self, args: &[&str]) -> String {
+        let socket = self.folder.path().join("socket");
+        let output = Command::new("tmux")
+            .args(["-f", "/dev/null", "-u", "-S"])
+            .arg(socket)
+            .args(args)
+            .env_remove("TMUX")
+            .env("TERM", "xterm")
+            .stdin(Stdio::null())
+            .output()
+            .expect("tmux is installed");
+        assert!(output.status.success(), "tmux {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn press(&self, keys: &[&str]) {
+        self.tmux(&[&["send-keys"], keys].concat());
+    }
+
+    fn type_in(&self, line: &str) {
+        self.press(&[line, "Enter"]);
+    }
+
+    fn picture(&self) -> String {
+        self.tmux(&["capture-pane", "-p"])
+    }
+
+    fn shows(&self, text: &str) -> bool {
+        self.picture().contains(text)
+    }
+
+    fn wait_for(&self, text: &str) {
+        let mut picture = String::new();
+        let start = Instant::now();
+        while !picture.contains(text) {
+            assert!(start.elapsed() < PATIENCE, "the screen does not show {text:?}: {picture}");
+            thread::sleep(Duration::from_millis(20));
+            picture = self.picture();
+        }
+    }
+
+    fn resize(&self, columns: u16, rows: u16) {
+        self.tmux(&["resize-window", "-x", &columns.to_string(), "-y", &rows.to_string()]);
+    }
+
+    /// The process in the foreground that is called `tfo`.
+    fn tfo(&self) -> Option<i32> {
+        let shell = self.tmux(&["display-message", "-p", "#{pane_pid}"]);
+        let children = format!("/proc/{0}/task/{0}/children", shell.trim());
+        let children = std::fs::read_to_string(children).ok()?;
+        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        pids.into_iter().find(|pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "tfo")
+        })
+    }
+
+    /// Panics unless a shell that nobody has to `reset` is there again; returns the exit status of what ran.
+    fn assert_sane(&self) -> i32 {
+        eventually("the cursor is back", || {
+            self.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag}"]).trim() == "0 1"
+        });
+        self.type_in("echo \"status $?.\"; stty -a");
+        self.wait_for("echoctl");
+        let picture = self.picture();
+        let modes: Vec<_> = picture.split(|c: char| !c.is_alphanumeric() && c != '-').collect();
+        for mode in ["icanon", "isig", "echo", "opost", "icrnl", "onlcr"] {
+            assert!(modes.contains(&mode), "{mode}: {picture}");
+        }
+        let (_, said) = picture.rsplit_once("\nstatus ").expect("the exit status");
+        said.split_once('.').expect("a full stop").0.parse().expect("a number")
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // Of the test that panics, too.
+        let socket = self.folder.path().join("socket");
+        let _: std::io::Result<_> =
+            Command::new("tmux").arg("-S").arg(socket).arg("kill-server").stderr(Stdio::null()).status();
+    }
+}
+
+fn top(args: &str) -> String {
+    format!("{} top {args}", PathBuf::from(binary()).display())
+}
+
+/// The second cell of the row that begins with `name`: a rate, where it is known.
+fn rate(picture: &str, name: &str) -> Option<f64> {
+    let line = picture.lines().find(|line| line.contains(name))?;
+    line.split_once(name)?.1.split_whitespace().next()?.parse().ok()
+}
+
+/// Clients of both families that come again and again, and forged cookies, until `stop`.
+fn traffic(client: &Namespace, stop: &AtomicBool) {
+    let again = || {
+        let mut sequence = 0;
+        while !stop.load(Ordering::Relaxed) {
+            sequence += 1;
+            for family in Family::ALL {
+                fast_open(source(*family, 1), server(*family), b"data")?;
+                let forged = Syn::new(40_000, server(*family).port(), sequence).fast_open(&[7; 8]);
+                forged.send(source(*family, 2), server(*family).ip())?;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    };
+    client.run(again).unwrap();
+}
+
+#[test]
+fn the_screen_shows_rates_and_leaves_a_sane_terminal() {
+    server_and_client(|client| {
+        let _listeners = Listeners::start(&SERVERS).unwrap();
+        let _tfo = Running::start(&["-i", IFACE]);
+        let terminal = Terminal::open();
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let _stop = StopOnDrop(&stop);
+            scope.spawn(|| traffic(&client, &stop));
+            terminal.type_in(&top(""));
+            for name in ["cookie_current", "cookie_unknown", "ipv4", "ipv6", "accepted", "refused"] {
+                eventually(name, || rate(&terminal.picture(), name).is_some_and(|rate| rate > 1.0));
+            }
+            let picture = terminal.picture();
+            assert!(picture.contains(&format!("tfo  {IFACE}  observe  native  since 20")), "{picture}");
+            assert_eq!(rate(&picture, "cookie_retired"), Some(0.0), "{picture}");
+            assert!(picture.contains("Keys, in step"), "{picture}");
+            let key = status(IFACE)["keys"]["current"].as_str().unwrap().to_owned();
+            assert!(picture.contains(&format!("current {key}")), "{picture}");
+
+            terminal.press(&["?"]);
+            terminal.wait_for("the next interface");
+            terminal.press(&["x"]);
+            eventually("the help is closed", || !terminal.shows("the next interface"));
+
+            terminal.resize(60, 24);
+            terminal.wait_for("too small: 60 × 24");
+            terminal.resize(80, 24);
+            terminal.wait_for("cookie_bad_length");
+            eventually("rates are there again", || rate(&terminal.picture(), "ipv6").is_some());
+
+            terminal.press(&["p"]);
+            terminal.wait_for("PAUSED");
+            terminal.press(&["p"]);
+            eventually("it goes on", || !terminal.shows("PAUSED"));
+
+            // The shell has its terminal while it is suspended, and the screen comes back.
+            terminal.press(&["C-z"]);
+            terminal.wait_for("ready> ");
+            terminal.assert_sane();
+            terminal.type_in("clear; fg");
+            terminal.wait_for("cookie_bad_length");
+        });
+        terminal.press(&["q"]);
+        assert_eq!(terminal.assert_sane(), 0);
+    });
+}
+
+#[test]
+fn every_way_to_quit_restores_the_terminal() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let _tfo = Running::start(&["-i", "v0"]);
+        let terminal = Terminal::open();
+        for quit in ["Escape", "C-c", "SIGTERM", "SIGHUP", "SIGINT"] {
+            terminal.type_in(&format!("clear; {}", top("-i v0")));
+            terminal.wait_for("cookie_bad_length");
+            match quit.parse::<Signal>() {
+                Ok(signal) => {
+                    let pid = terminal.tfo().expect("tfo runs in the terminal");
+                    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+                }
+                Err(_) => terminal.press(&[quit]),
+            }
+            eventually(quit, || terminal.shows("ready> "));
+            assert_eq!(terminal.assert_sane(), 0, "{quit}");
+        }
+    });
+}
+
+/// What ends is waited for, and counts from its beginning; another interface is a key stroke away.
+#[test]
+fn it_waits_for_the_next_run_and_shows_the_next_interface() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let running = Running::start(&["-i", "v0"]);
+        let terminal = Terminal::open();
+        terminal.type_in(&top(""));
+        terminal.wait_for("tfo  v0  observe");
+        running.end(Signal::SIGTERM);
+        terminal.wait_for("tfo  v0  not attached: waiting for `tfo run`");
+        let killed = Running::start(&["-i", "v0", "-i", "v1"]);
+        terminal.wait_for("tfo  v0  observe");
+        terminal.press(&["i"]);
+        terminal.wait_for("tfo  v1  observe");
+        killed.kill();
+        terminal.wait_for("no controller");
+        terminal.press(&["i"]);
+        terminal.wait_for("tfo  v0  observe");
+        terminal.press(&["q"]);
+        assert_eq!(terminal.assert_sane(), 0);
+    });
+}
+
+#[test]
+fn without_a_terminal_it_prints_the_state_once() {
+    sandbox(|| {
+        assert_eq!(tfo(&["top"]).status.code(), Some(3));
+        ip("link add v0 type veth peer name v1");
+        let _tfo = Running::start(&["-i", "v0", "-i", "v1"]);
+        let said = String::from_utf8(tfo(&["top", "-i", "v0"]).stdout).unwrap();
+        assert!(said.starts_with("v0  observe") && said.contains("keys from kernel"), "{said}");
+        assert!(!said.contains("v1"), "{said}");
+        let json = tfo(&["top", "--json"]);
+        let lines: Vec<Value> = serde_json::Deserializer::from_slice(&json.stdout)
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .expect("JSON objects");
+        assert_eq!(lines.iter().map(|line| &line["interface"]).collect::<Vec<_>>(), ["v0", "v1"]);
+        assert!(lines[0]["keys"].is_array() && lines[0]["syn"].is_array());
+        assert_eq!(tfo(&["top", "-i", "v2"]).status.code(), Some(3));
+    });
+}

@@ -1,0 +1,193 @@
+//! `tfo top`: a screen with live rates, for people. It only reads, in a process of its own.
+
+pub mod draw;
+pub mod input;
+pub mod model;
+
+use std::{
+    io::{self, stdout},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use crossterm::{
+    cursor, event, execute,
+    terminal::{EnterAlternateScreen, disable_raw_mode, enable_raw_mode},
+};
+use input::Action;
+use log::LevelFilter;
+use model::{Look, Model, Prefix};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use ratatui::DefaultTerminal;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    controller::every,
+    counters::Report,
+    datapath::Pinned,
+    kernel::{self, TcpExt},
+    keys::listing::Listing,
+    pins::{Bpffs, Pins},
+    signals::Signals,
+};
+
+/// How often the counters are read.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Key strokes that may wait.
+const INPUT_QUEUE: usize = 64;
+
+/// Looks at what is attached behind `pins`.
+pub fn look(pins: &Pins) -> Result<Look> {
+    let pinned = Pinned::open(pins)?;
+    let keys = Listing::of(pins, &pinned)?;
+    let is_our_namespace = pinned.info().netns == kernel::netns()?;
+    Ok(Look {
+        at: Instant::now(),
+        report: Report::new(pins.interface(), pinned.info(), &pinned.counters()?),
+        kernel: is_our_namespace.then(TcpExt::read).and_then(Result::ok),
+        controller: pins.has_controller()?,
+        in_step: keys.attestation.in_step(),
+        keys: keys.keys,
+        prefixes: prefixes(&pinned),
+        events: None,
+    })
+}
+
+/// The source prefixes, the one with most first; `None` where the program does not count them.
+fn prefixes(_pinned: &Pinned) -> Option<Vec<Prefix>> {
+    None
+}
+
+/// Shows the screen, first with `interface`, until it is quit or a signal ends it. What ends meanwhile is waited for.
+pub async fn run(interface: &str, bpffs: &Bpffs) -> Result<()> {
+    // From now on a signal must find us ready to restore the terminal.
+    let mut signals = Signals::new()?;
+    let mut continued =
+        signal(SignalKind::from_raw(Signal::SIGCONT as i32)).context("cannot catch signals")?;
+    let mut tick = every(LOOK_EVERY);
+    let mut model = Model::new(interface);
+    let mut screen = Screen::open()?;
+    let mut input = input()?;
+    loop {
+        screen.draw(&model)?;
+        tokio::select! {
+            () = signals.next() => return Ok(()),
+            // Somebody else had the terminal meanwhile.
+            _ = continued.recv() => screen.take()?,
+            _ = tick.tick() => if !model.paused { update(&mut model, bpffs) },
+            event = input.recv() => {
+                let event = event.context("the keyboard is gone")??;
+                match input::handle(&event, &mut model) {
+                    Action::None => {}
+                    Action::Quit => return Ok(()),
+                    Action::Suspend => screen.suspend()?,
+                    Action::NextInterface => {
+                        next_interface(&mut model, bpffs);
+                        update(&mut model, bpffs);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Looks again.
+fn update(model: &mut Model, bpffs: &Bpffs) {
+    let pins = bpffs.pins(&model.interface);
+    match pins.has_link() {
+        Ok(false) => model.miss("not attached: waiting for `tfo run`".to_owned()),
+        Ok(true) => match look(&pins) {
+            Ok(look) => model.see(look),
+            Err(error) => model.miss(format!("{error:#}")),
+        },
+        Err(error) => model.miss(format!("{error:#}")),
+    }
+}
+
+/// Shows the interface after this one, in the order of their names, where there is another one.
+fn next_interface(model: &mut Model, bpffs: &Bpffs) {
+    let Ok(attached) = bpffs.attached() else { return };
+    let names: Vec<_> = attached.map(|pins| pins.interface().to_owned()).collect();
+    let next = names.iter().find(|name| **name > model.interface).or(names.first());
+    if let Some(next) = next.filter(|next| **next != model.interface) {
+        model.switch(next);
+    }
+}
+
+/// What is typed. Reading blocks, so a thread does it; it ends with the process.
+fn input() -> Result<mpsc::Receiver<io::Result<event::Event>>> {
+    let (sender, receiver) = mpsc::channel(INPUT_QUEUE);
+    let read = move || {
+        loop {
+            let event = event::read();
+            let is_over = event.is_err();
+            if sender.blocking_send(event).is_err() || is_over {
+                return;
+            }
+        }
+    };
+    thread::Builder::new().name("keyboard".to_owned()).spawn(read).context("cannot start a thread")?;
+    Ok(receiver)
+}
+
+/// The terminal while it is ours. It is restored when this is dropped, and before a panic is reported.
+struct Screen {
+    terminal: DefaultTerminal,
+    log_level: LevelFilter,
+}
+
+impl Screen {
+    fn open() -> Result<Self> {
+        let terminal = ratatui::try_init().inspect_err(|_| drop(ratatui::try_restore()));
+        let terminal = terminal.context("cannot use this terminal")?;
+        let log_level = log::max_level();
+        // A line of the log would be in the middle of the picture.
+        log::set_max_level(LevelFilter::Off);
+        Ok(Self { terminal, log_level })
+    }
+
+    fn draw(&mut self, model: &Model) -> Result<()> {
+        self.terminal.draw(|frame| draw::draw(frame, model)).context("cannot write to the terminal")?;
+        Ok(())
+    }
+
+    /// Stops the process as Ctrl-Z does, until somebody continues it.
+    fn suspend(&mut self) -> Result<()> {
+        self.give_back();
+        // To all of the job, such as a pipeline; where there is no shell that could continue it, nothing happens.
+        kill(Pid::from_raw(0), Signal::SIGTSTP).context("cannot suspend")?;
+        self.take()
+    }
+
+    /// Makes the terminal ours again, whatever others have done to it.
+    fn take(&mut self) -> Result<()> {
+        let mut take = || {
+            disable_raw_mode()?;
+            enable_raw_mode()?;
+            execute!(stdout(), EnterAlternateScreen, cursor::Hide)?;
+            // Not `clear`, which asks the terminal where its cursor is: the thread that reads the keyboard would get the answer.
+            self.terminal.resize(self.terminal.size()?.into())
+        };
+        take().context("cannot use the terminal again")
+    }
+
+    fn give_back(&mut self) {
+        // Where the terminal is gone, there is nothing to restore.
+        let _: io::Result<()> = self.terminal.show_cursor();
+        let _: io::Result<()> = ratatui::try_restore();
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        self.give_back();
+        log::set_max_level(self.log_level);
+    }
+}
