@@ -32,7 +32,7 @@ impl Terminal {
         terminal.tmux(&["new-session", "-d", "-x", "100", "-y", "30", "sh"]);
         terminal.tmux(&["set", "-g", "status", "off"]);
         terminal.type_in("PS1='ready> '");
-        eventually("the shell is ready", || terminal.shows("\nready> ") || terminal.shows("ready> "));
+        terminal.wait_for_shell();
         terminal
     }
 
@@ -76,6 +76,11 @@ impl Terminal {
             thread::sleep(Duration::from_millis(20));
             picture = self.picture();
         }
+    }
+
+    /// Until it waits for a command: tmux leaves out blanks at the end of a line.
+    fn wait_for_shell(&self) {
+        eventually("the shell is ready", || self.picture().lines().any(|line| line == "ready>"));
     }
 
     fn resize(&self, columns: u16, rows: u16) {
@@ -186,7 +191,7 @@ fn the_screen_shows_rates_and_leaves_a_sane_terminal() {
 
             // The shell has its terminal while it is suspended, and the screen comes back.
             terminal.press(&["C-z"]);
-            terminal.wait_for("ready> ");
+            terminal.wait_for_shell();
             terminal.assert_sane();
             terminal.type_in("clear; fg");
             terminal.wait_for("cookie_bad_length");
@@ -212,7 +217,7 @@ fn every_way_to_quit_restores_the_terminal() {
                 }
                 Err(_) => terminal.press(&[quit]),
             }
-            eventually(quit, || terminal.shows("ready> "));
+            terminal.wait_for_shell();
             assert_eq!(terminal.assert_sane(), 0, "{quit}");
         }
     });
