@@ -74,6 +74,10 @@ pub enum Command {
     /// It reads what `tfo run` has pinned, every second, and changes nothing. When that ends, it waits for the next. Where
     /// standard output is no terminal, it prints the state once.
     Top(Top),
+    /// Write a page on the last hour, with plots: one HTML file that needs nothing else
+    ///
+    /// It asks the `tfo run` of each interface for what it remembers. The page has no addresses and no fingerprints in it.
+    Report(Report),
     /// Work with keys and cookies
     #[command(subcommand)]
     Keys(Keys),
@@ -267,6 +271,18 @@ pub struct Check {
     /// Where --fix writes that file
     #[arg(long, value_name = "DIR", default_value = "/etc/sysctl.d", requires = "fix")]
     pub sysctl_dir: PathBuf,
+}
+
+/// Arguments of `tfo report`.
+#[derive(Args, Debug)]
+pub struct Report {
+    /// The file to write, in one step; - for standard output
+    #[arg(long, value_name = "FILE")]
+    pub html: PathBuf,
+
+    /// Only this interface; without it, all whose `tfo run` runs here
+    #[arg(short, long, value_name = "IFACE")]
+    pub interface: Option<String>,
 }
 
 /// Which interfaces, and in which form.

@@ -5,6 +5,7 @@ mod counters;
 mod events;
 mod keys;
 mod listeners;
+mod report;
 mod run;
 mod status;
 mod top;
@@ -42,6 +43,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Check(args) => block_on(check::run(&args, &bpffs)),
         Command::Listeners(args) => listeners::run(&args).map(done),
         Command::Top(args) => top::run(&args, &bpffs).map(done),
+        Command::Report(args) => block_on(report::run(&args, &bpffs)).map(done),
         Command::Keys(Keys::Cookie(args)) => keys::cookie(&args).map(done),
         Command::Keys(Keys::Derive(args)) => keys::derive(&args).map(done),
         Command::Keys(Keys::Status(args)) => keys::status(&args, &bpffs).map(done),

@@ -22,6 +22,7 @@ pub mod netlink;
 pub mod metrics;
 pub mod output;
 pub mod pins;
+pub mod report;
 pub mod saved;
 pub mod screen;
 pub mod secrecy;
