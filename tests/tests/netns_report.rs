@@ -21,7 +21,7 @@ use tfo_userspace::lab::{
 
 /// What a browser makes of the page at `path`.
 fn dom(path: &Path) -> String {
-    let profile = TempDir::new().unwrap();
+    let profile = TempDir::new().expect("a folder");
     let output = Command::new("chromium")
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
         .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
@@ -40,18 +40,18 @@ fn dom(path: &Path) -> String {
 
 /// The page, written by `tfo report` into `path`.
 fn write(path: &Path) -> String {
-    let output = tfo(&["report", "--html", path.to_str().unwrap(), "-i", IFACE]);
+    let output = tfo(&["report", "--html", path.to_str().expect("a path that is text"), "-i", IFACE]);
     assert!(output.status.success(), "{:?}", failure(&output));
     assert!(output.stdout.is_empty());
-    fs::read_to_string(path).unwrap()
+    fs::read_to_string(path).expect("the page")
 }
 
 /// The cells of the row that begins with `name`, without the spaces between thousands.
 fn row(dom: &str, name: &str) -> Vec<String> {
     let (_, rest) =
         dom.split_once(&format!("<tr><td>{name}</td>")).unwrap_or_else(|| panic!("{name}: {dom}"));
-    let (cells, _) = rest.split_once("</tr>").unwrap();
-    let text = |cell: &str| cell.strip_suffix("</td>").unwrap().replace('\u{202f}', "");
+    let (cells, _) = rest.split_once("</tr>").expect("the end of the row");
+    let text = |cell: &str| cell.strip_suffix("</td>").expect("the end of the cell").replace('\u{202f}', "");
     cells.split("<td>").skip(1).map(text).collect()
 }
 
@@ -65,7 +65,7 @@ fn traffic(client: &tfo_userspace::lab::net::Namespace) {
             }
             Ok(())
         };
-        client.run(all).unwrap();
+        client.run(all).expect("all connect");
     };
     let open = |family, n| fast_open(source(family, n), server(family), b"data");
     set_keys(IFACE, key(1), None);
@@ -83,7 +83,7 @@ fn traffic(client: &tfo_userspace::lab::net::Namespace) {
             let syn = Syn::new(40_100, server(Family::ALL[0]).port(), 1).fin();
             syn.send(source(Family::ALL[0], 9), server(Family::ALL[0]).ip())
         })
-        .unwrap();
+        .expect("it is sent");
 }
 
 #[test]
@@ -158,17 +158,17 @@ fn assert_fits(folder: &Path, html: &str, width: u32) {
     }</script></body>";
     let without_policy = html.replace("default-src 'none'; style-src 'unsafe-inline'", "");
     assert_ne!(without_policy, html);
-    fs::write(folder.join("copy.html"), without_policy.replace("</body>", measure)).unwrap();
+    fs::write(folder.join("copy.html"), without_policy.replace("</body>", measure)).expect("it is written");
     let frame = format!(
         "<script>onmessage = message => document.title = message.data</script>
          <iframe src='copy.html' style='width: {width}px; height: 800px; border: 0'></iframe>"
     );
     let frame_path = folder.join("frame.html");
-    fs::write(&frame_path, frame).unwrap();
+    fs::write(&frame_path, frame).expect("it is written");
     let dom = dom(&frame_path);
     let title = dom.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
     let (title, _) = title.unwrap_or_else(|| panic!("the script did not run: {dom}"));
-    let numbers: Vec<f64> = title.split(' ').map(|number| number.parse().unwrap()).collect();
+    let numbers: Vec<f64> = title.split(' ').map(|number| number.parse().expect("a number")).collect();
     let [page, window, furthest, smallest] = numbers[..] else { panic!("{title}") };
     assert_eq!(window, f64::from(width));
     assert!(page <= window && furthest <= window, "at {width}: {page}, {furthest}");

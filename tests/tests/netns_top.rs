@@ -1,7 +1,6 @@
 //! `tfo top` as people see it: the real binary in tmux, with real traffic.
 
 use std::{
-    path::PathBuf,
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -28,7 +27,7 @@ struct Terminal {
 
 impl Terminal {
     fn open() -> Self {
-        let terminal = Self { folder: TempDir::new().unwrap() };
+        let terminal = Self { folder: TempDir::new().expect("a folder") };
         terminal.tmux(&["new-session", "-d", "-x", "100", "-y", "30", "sh"]);
         terminal.tmux(&["set", "-g", "status", "off"]);
         terminal.type_in("PS1='ready> '");
@@ -125,7 +124,7 @@ impl Drop for Terminal {
 }
 
 fn top(args: &str) -> String {
-    format!("{} top {args}", PathBuf::from(binary()).display())
+    format!("{} top {args}", binary().display())
 }
 
 /// The second cell of the row that begins with `name`: a rate, where it is known.
@@ -149,7 +148,7 @@ fn traffic(client: &Namespace, stop: &AtomicBool) {
         }
         Ok(())
     };
-    client.run(again).unwrap();
+    client.run(again).expect("clients connect");
 }
 
 #[test]

@@ -40,6 +40,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "counters --watch --json",
         "listeners --json",
         "check --fix --sysctl-dir DIR -i eth0 --json",
+        "top --once --json -i eth0",
+        "report --html - -i eth0",
         "keys status",
         "keys rotate --emergency",
         "keys import -",

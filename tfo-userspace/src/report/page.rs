@@ -16,6 +16,7 @@ use crate::{
     counters::{ReasonRow, Report},
     history::{Outcomes, Sample},
     kernel::TcpExt,
+    keys::listing::{Generation, Listing},
 };
 
 /// No browser fetches anything for this page, whatever should ever get into it.
@@ -111,8 +112,11 @@ fn section(section: &Section) -> Result<Markup> {
     })
 }
 
-/// The kernel's counters: of the network namespace, not of the interface.
-const KERNEL: [(&str, RGBColor, fn(&TcpExt) -> u64); 5] = [
+/// One of the kernel's counters, with its colour.
+type KernelCounter = (&'static str, RGBColor, fn(&TcpExt) -> u64);
+
+/// They are of the network namespace, not of the interface.
+const KERNEL: [KernelCounter; 5] = [
     ("TCPFastOpenCookieReqd", BLUE, |kernel| kernel.cookie_reqd),
     ("TCPFastOpenPassive", GREEN, |kernel| kernel.passive),
     ("TCPFastOpenPassiveAltKey", TEAL, |kernel| kernel.passive_alt_key),
@@ -202,14 +206,14 @@ fn classes_table(report: &Report) -> Markup {
         let with_data = rows().map(|row| row.with_data).sum();
         vec![class.name().to_owned(), number(packets), percent(packets, all), number(with_data)]
     };
-    table(&["class", "SYNs", "share", "with data"], Class::ALL.iter().map(row).collect())
+    table(&["class", "SYNs", "share", "data"], Class::ALL.iter().map(row).collect())
 }
 
-fn keys_table(keys: &crate::keys::listing::Listing) -> Markup {
+fn keys_table(keys: &Listing) -> Markup {
     if keys.keys.is_empty() {
         return html! { p.quiet { "The kernel has none yet: no listener with Fast Open was ever there." } };
     }
-    let row = |key: &crate::keys::listing::Generation| {
+    let row = |key: &Generation| {
         let share = format!("{:.1}%", key.share * 100.0);
         vec![key.role.to_owned(), human(Duration::from_secs(key.age)), number(key.hits), share]
     };

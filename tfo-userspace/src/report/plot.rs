@@ -48,7 +48,7 @@ fn draw(text: &mut String, lines: &[Line], seconds: f64) -> Outcome {
 
     let area = SVGBackend::with_string(text, SIZE).into_drawing_area();
     let mut chart = ChartBuilder::on(&area)
-        .margin(12)
+        .margin_top(28)
         .margin_right(40)
         .set_label_area_size(LabelAreaPosition::Left, 104)
         .set_label_area_size(LabelAreaPosition::Bottom, 56)
