@@ -133,6 +133,16 @@ fn rate(picture: &str, name: &str) -> Option<f64> {
     line.split_once(name)?.1.split_whitespace().next()?.parse().ok()
 }
 
+/// The numbers behind a source prefix.
+fn numbers(picture: &str, prefix: &str) -> [u64; 3] {
+    let line =
+        picture.lines().find(|line| line.contains(prefix)).unwrap_or_else(|| panic!("{prefix}: {picture}"));
+    let (_, behind) = line.split_once(prefix).expect("it is there");
+    let numbers: Vec<_> =
+        behind.split_whitespace().filter_map(|word| word.trim_matches('│').parse().ok()).collect();
+    numbers.try_into().unwrap_or_else(|numbers| panic!("{numbers:?}: {line}"))
+}
+
 /// Clients of both families that come again and again, and forged cookies, until `stop`.
 fn traffic(client: &Namespace, stop: &AtomicBool) {
     let again = || {
@@ -155,14 +165,14 @@ fn traffic(client: &Namespace, stop: &AtomicBool) {
 fn the_screen_shows_rates_and_leaves_a_sane_terminal() {
     server_and_client(|client| {
         let _listeners = Listeners::start(&SERVERS).unwrap();
-        let _tfo = Running::start(&["-i", IFACE]);
+        let _tfo = Running::start(&["-i", IFACE, "--service", "web=80"]);
         let terminal = Terminal::open();
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             let _stop = StopOnDrop(&stop);
             scope.spawn(|| traffic(&client, &stop));
             terminal.type_in(&top(""));
-            for name in ["cookie_current", "cookie_unknown", "ipv4", "ipv6", "accepted", "refused"] {
+            for name in ["cookie_current", "cookie_unknown", "ipv4", "ipv6", "accepted"] {
                 eventually(name, || rate(&terminal.picture(), name).is_some_and(|rate| rate > 1.0));
             }
             let picture = terminal.picture();
@@ -171,6 +181,18 @@ fn the_screen_shows_rates_and_leaves_a_sane_terminal() {
             assert!(picture.contains("Keys, in step"), "{picture}");
             let key = status(IFACE)["keys"]["current"].as_str().unwrap().to_owned();
             assert!(picture.contains(&format!("current {key}")), "{picture}");
+
+            for prefix in ["198.19.0.0/24", "2001:db8:1::/64"] {
+                let [_, valid, unknown] = numbers(&picture, prefix);
+                assert!(valid > 0 && unknown > 0, "{picture}");
+            }
+
+            // Nothing listens where this service would be.
+            terminal.press(&["s", "s"]);
+            terminal.wait_for("SYNs of web");
+            eventually("the service has no SYN", || rate(&terminal.picture(), "ipv6") == Some(0.0));
+            terminal.press(&["s"]);
+            eventually("all SYNs", || rate(&terminal.picture(), "ipv6").is_some_and(|rate| rate > 1.0));
 
             terminal.press(&["?"]);
             terminal.wait_for("the next interface");

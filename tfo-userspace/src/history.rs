@@ -48,8 +48,25 @@ pub struct Outcomes {
 
 impl From<&Report> for Totals {
     fn from(report: &Report) -> Self {
-        let mut totals = Self::default();
-        for row in &report.syn {
+        Self::of(report, None)
+    }
+}
+
+impl Totals {
+    /// Those of one service, or of all; frames that could not be classified are nobody's, and count for each.
+    pub fn of(report: &Report, service: Option<&str>) -> Self {
+        let mut totals = Self {
+            malformed: report.malformed.iter().map(|row| row.packets).sum(),
+            unsupported: report.unsupported.iter().map(|row| row.packets).sum(),
+            ..Self::default()
+        };
+        let is_chosen = |name: &str| service.is_none_or(|service| service == name);
+        let services = || report.services.iter().filter(|service| is_chosen(&service.name));
+        let rows: Vec<_> = match service {
+            None => report.syn.iter().collect(),
+            Some(_) => services().flat_map(|service| &service.syn).collect(),
+        };
+        for row in rows {
             let family = Family::ALL.iter().find(|family| family.name() == row.family);
             let class = Class::ALL.iter().find(|class| class.name() == row.class);
             if let (Some(family), Some(class)) = (family, class) {
@@ -59,18 +76,19 @@ impl From<&Report> for Totals {
                 totals.rewritten += row.packets;
             }
         }
-        totals.malformed = report.malformed.iter().map(|row| row.packets).sum();
-        totals.unsupported = report.unsupported.iter().map(|row| row.packets).sum();
-        totals.outcomes = report.outcomes.then(|| {
-            let (accepted, refused, saved) = report.outcome();
-            let saved_us = (saved.seconds * 1e6).round() as u64;
-            Outcomes { accepted, refused, measured: saved.connections, saved_us }
-        });
+        if report.outcomes {
+            let mut outcomes = Outcomes::default();
+            for service in services() {
+                outcomes.accepted += service.accepted;
+                outcomes.refused += service.refused;
+                outcomes.measured += service.rtt_saved.connections;
+                outcomes.saved_us += (service.rtt_saved.seconds * 1e6).round() as u64;
+            }
+            totals.outcomes = Some(outcomes);
+        }
         totals
     }
-}
 
-impl Totals {
     /// SYNs of `class`, of both families.
     pub fn class(&self, class: Class) -> u64 {
         self.syn.iter().map(|classes| classes[class.index()]).sum()
@@ -153,7 +171,11 @@ pub fn parse(json: &str) -> Result<Vec<Sample>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{control::LONGEST_HISTORY, counters::SynRow};
+    use crate::{
+        control::LONGEST_HISTORY,
+        counters::{ServiceReport, SynRow},
+        saved::RttSaved,
+    };
 
     fn report(packets: u64) -> Report {
         let syn = Family::ALL.iter().flat_map(|family| {
@@ -219,6 +241,25 @@ mod tests {
         let json = history.json("v0", Instant::now()).unwrap();
         // It goes into the answer as a string, with its quotation marks escaped.
         assert!(serde_json::to_string(&json).unwrap().len() < LONGEST_HISTORY / 2);
+    }
+
+    #[test]
+    fn a_service_has_totals_of_its_own() {
+        let [web, dns] = [("web", 3), ("dns", 5)].map(|(name, packets)| ServiceReport {
+            name: name.to_owned(),
+            syn: report(packets).syn,
+            accepted: packets,
+            refused: 1,
+            rtt_saved: RttSaved { connections: 2, seconds: 0.5, buckets: Vec::new() },
+        });
+        let mut report = Report { services: vec![web, dns], outcomes: true, ..report(8) };
+        assert_eq!(Totals::from(&report).class(Class::CookieCurrent), 2 * 8);
+        let expected = Outcomes { accepted: 8, refused: 2, measured: 4, saved_us: 1_000_000 };
+        assert_eq!(Totals::from(&report).outcomes, Some(expected));
+        let dns = Totals::of(&report, Some("dns"));
+        assert_eq!((dns.class(Class::CookieCurrent), dns.outcomes.unwrap().accepted), (2 * 5, 5));
+        report.outcomes = false;
+        assert_eq!(Totals::from(&report).outcomes, None);
     }
 
     #[test]

@@ -5,7 +5,9 @@ pub mod input;
 pub mod model;
 
 use std::{
+    cmp::Reverse,
     io::{self, stdout},
+    net::{Ipv4Addr, Ipv6Addr},
     thread,
     time::{Duration, Instant},
 };
@@ -23,6 +25,10 @@ use nix::{
     unistd::Pid,
 };
 use ratatui::DefaultTerminal;
+use tfo_common::{
+    observed::{self, PrefixTally},
+    segment::Family,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -42,6 +48,8 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Key strokes that may wait.
 const INPUT_QUEUE: usize = 64;
+/// Source prefixes that are shown.
+const PREFIXES: usize = 100;
 
 /// Looks at what is attached behind `pins`.
 pub fn look(pins: &Pins) -> Result<Look> {
@@ -50,19 +58,41 @@ pub fn look(pins: &Pins) -> Result<Look> {
     let is_our_namespace = pinned.info().netns == kernel::netns()?;
     Ok(Look {
         at: Instant::now(),
-        report: Report::new(pins.interface(), pinned.info(), &pinned.counters()?),
+        report: Report::new(pins.interface(), pinned.info(), &pinned.by_service()?, pins.has_outcomes()?),
         kernel: is_our_namespace.then(TcpExt::read).and_then(Result::ok),
         controller: pins.has_controller()?,
         in_step: keys.attestation.in_step(),
         keys: keys.keys,
-        prefixes: prefixes(&pinned),
+        prefixes: Some(prefixes(&pinned)),
         events: None,
     })
 }
 
-/// The source prefixes, the one with most first; `None` where the program does not count them.
-fn prefixes(_pinned: &Pinned) -> Option<Vec<Prefix>> {
-    None
+/// The source prefixes, the one with most first.
+fn prefixes(pinned: &Pinned) -> Vec<Prefix> {
+    let mut all = pinned.prefixes();
+    let weight = |tally: &PrefixTally| Reverse(tally.requests + tally.valid + tally.unknown);
+    all.sort_by_key(|(prefix, tally)| (weight(tally), prefix.family, prefix.bytes.swap_bytes()));
+    all.truncate(PREFIXES);
+    let shown = all.into_iter().map(|(prefix, PrefixTally { requests, valid, unknown })| Prefix {
+        prefix: prefix_name(prefix),
+        requests,
+        valid,
+        unknown,
+    });
+    shown.collect()
+}
+
+/// As people write it.
+fn prefix_name(prefix: observed::Prefix) -> String {
+    let bytes = prefix.bytes.to_le_bytes();
+    if prefix.family == Family::Ipv4.index() as u64 {
+        let [a, b, c, ..] = bytes;
+        format!("{}/24", Ipv4Addr::new(a, b, c, 0))
+    } else {
+        let address = u128::from(u64::from_be_bytes(bytes)) << 64;
+        format!("{}/64", Ipv6Addr::from_bits(address))
+    }
 }
 
 /// Shows the screen, first with `interface`, until it is quit or a signal ends it. What ends meanwhile is waited for.
@@ -189,5 +219,24 @@ impl Drop for Screen {
     fn drop(&mut self) {
         self.give_back();
         log::set_max_level(self.log_level);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tfo_common::observed::Connection;
+
+    use super::*;
+    use crate::keys::addresses;
+
+    #[test]
+    fn prefixes_are_written_as_people_do() {
+        for (source, server, expected) in [
+            ("192.0.2.77", "198.18.0.1", "192.0.2.0/24"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8::1", "2001:db8:1:2::/64"),
+        ] {
+            let addresses = addresses(source.parse().unwrap(), server.parse().unwrap()).unwrap();
+            assert_eq!(prefix_name(observed::Prefix::of(&Connection::new(&addresses, [0; 4]))), expected);
+        }
     }
 }

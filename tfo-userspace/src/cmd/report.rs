@@ -42,7 +42,8 @@ async fn section(pins: &Pins) -> Result<Section> {
     let samples = control::give(&interface, &Order::History { interface: interface.clone() }).await?;
     let hour = Hour::new(history::parse(&samples)?);
     let pinned = Pinned::open(pins)?;
-    let report = counters::Report::new(&interface, pinned.info(), &pinned.counters()?);
+    let report =
+        counters::Report::new(&interface, pinned.info(), &pinned.by_service()?, pins.has_outcomes()?);
     Ok(Section { report, keys: Listing::of(pins, &pinned)?, hour })
 }
 

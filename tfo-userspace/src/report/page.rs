@@ -13,10 +13,11 @@ use super::{
     plot::{Line, svg},
 };
 use crate::{
-    counters::{ReasonRow, Report},
+    counters::{ReasonRow, Report, ServiceReport},
     history::{Outcomes, Sample},
     kernel::TcpExt,
     keys::listing::{Generation, Listing},
+    saved::seconds,
 };
 
 /// No browser fetches anything for this page, whatever should ever get into it.
@@ -65,14 +66,15 @@ fn section(section: &Section) -> Result<Markup> {
         line(section, "accepted", GREEN, |sample| accepted_and_refused(sample).map(|[accepted, _]| accepted)),
         line(section, "refused", RED, |sample| accepted_and_refused(sample).map(|[_, refused]| refused)),
     ];
-    let saved = [line(section, "milliseconds saved", TEAL, |sample| {
-        sample.totals.outcomes.map(|outcomes| outcomes.saved_us / 1000)
+    let mut saved = [line(section, "milliseconds saved", TEAL, |sample| {
+        sample.totals.outcomes.map(|outcomes| outcomes.saved_us)
     })];
+    saved.iter_mut().flat_map(|line| &mut line.runs).flatten().for_each(|(_, rate)| *rate /= 1000.0);
     let kernel = KERNEL.map(|(name, color, of)| line(section, name, color, |s| s.kernel.as_ref().map(of)));
-    let seconds = hour.span().as_secs_f64();
+    let span = hour.span().as_secs_f64();
     let plot = |title: &str, lines: &[Line], without: &str| -> Result<Markup> {
         let is_empty = lines.iter().all(|line| line.runs.is_empty());
-        let drawn = if is_empty { String::new() } else { svg(lines, seconds)? };
+        let drawn = if is_empty { String::new() } else { svg(lines, span)? };
         Ok(html! {
             figure.card {
                 figcaption { h3 { (title) } }
@@ -92,7 +94,7 @@ fn section(section: &Section) -> Result<Markup> {
             (format!("{:.0}", report.since)) "." }
         div.grid {
             (plot("SYNs a second, by class", &classes, "No SYN came.")?)
-            (plot("Cookies accepted and refused, a second", &accepted, "Not available.")?)
+            (plot(if report.outcomes { "Good cookies accepted and refused, a second" } else { "Cookies accepted and refused, a second" }, &accepted, "Not available.")?)
             (plot("Waiting saved, milliseconds a second", &saved,
                 "Not available: nothing on this host measures round trips.")?)
             (plot("The kernel's own counters, a second", &kernel, "The kernel's counters could not be read.")?)
@@ -100,6 +102,7 @@ fn section(section: &Section) -> Result<Markup> {
         div.grid {
             div.card { h3 { "SYNs since counting began" } (classes_table(report)) }
             div.card { h3 { "Keys" } (keys_table(keys)) }
+            @if report.services.len() > 1 { div.card { h3 { "Services" } (services_table(report)) } }
             div.card {
                 h3 { "Passed unclassified" }
                 (reasons("malformed", &report.malformed)) (reasons("unsupported", &report.unsupported))
@@ -169,18 +172,14 @@ fn summary(Section { report, hour, .. }: &Section) -> Vec<String> {
         [0, 1].map(|which| hour.gain(|sample| accepted_and_refused(sample).map(|both| both[which])))
     });
     if let Some([accepted, refused]) = both.filter(|both| *both != [0, 0]) {
-        let mut sentence = format!(
-            "The kernel accepted {} and refused {}: {} of those connections saved a round trip",
-            count(accepted, "cookie"),
-            number(refused),
-            percent(accepted, accepted + refused)
-        );
         let saved = hour.gain(|sample| sample.totals.outcomes.map(|outcomes| outcomes.saved_us));
-        let saved = Duration::from_micros(saved);
-        if !saved.is_zero() {
-            sentence += &format!(", {:.1} s of waiting in all", saved.as_secs_f64());
-        }
-        sentences.push(sentence + ".");
+        let saved = match saved {
+            0 => "a round trip each".to_owned(),
+            us => format!("{} of waiting in all", seconds(us as f64 / 1e6)),
+        };
+        sentences.push(format!("Fast Open opened {}, which saved {saved}.", count(accepted, "connection")));
+        let good = if report.outcomes { "good " } else { "" };
+        sentences.push(format!("The kernel refused {}.", count(refused, &format!("{good}cookie"))));
     }
     let rewritten = hour.gain(|sample| Some(sample.totals.rewritten));
     let lost = class(Class::CookieRetired).saturating_sub(rewritten);
@@ -207,6 +206,15 @@ fn classes_table(report: &Report) -> Markup {
         vec![class.name().to_owned(), number(packets), percent(packets, all), number(with_data)]
     };
     table(&["class", "SYNs", "share", "data"], Class::ALL.iter().map(row).collect())
+}
+
+fn services_table(report: &Report) -> Markup {
+    let row = |service: &ServiceReport| {
+        let syns = service.syn.iter().map(|row| row.packets).sum();
+        let known = |number_of| if report.outcomes { number(number_of) } else { "–".to_owned() };
+        vec![service.name.clone(), number(syns), known(service.accepted), known(service.refused)]
+    };
+    table(&["service", "SYNs", "accepted", "refused"], report.services.iter().map(row).collect())
 }
 
 fn keys_table(keys: &Listing) -> Markup {

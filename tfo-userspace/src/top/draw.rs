@@ -16,6 +16,7 @@ use super::{
     input::HELP,
     model::{Look, Model, Panel, Rates},
 };
+use crate::{history::Outcomes, saved::seconds};
 
 /// What a screen needs at least, in cells.
 const MIN: (u16, u16) = (72, 19);
@@ -56,7 +57,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     if events > 0 {
         draw_events(frame, model, lower);
     }
-    let hint = "q quit  ? help  Tab panel  j/k row  i interface  p pause";
+    let hint = "q quit  ? help  Tab panel  j/k row  i interface  s service  p pause";
     frame.render_widget(Line::from(hint).dim(), foot);
     if model.help {
         draw_help(frame, area);
@@ -88,7 +89,8 @@ fn panel<'a>(model: &Model, panel: Panel, title: &'a str) -> Block<'a> {
 }
 
 fn draw_classes(frame: &mut Frame<'_>, model: &Model, area: Rect) {
-    let block = panel(model, Panel::Classes, "SYNs");
+    let title = model.service.as_ref().map_or_else(|| "SYNs".to_owned(), |name| format!("SYNs of {name}"));
+    let block = panel(model, Panel::Classes, &title);
     let inner = block.inner(area);
     let rates = model.rates();
     let all = rates.map_or(0.0, |rates| rates.all());
@@ -141,11 +143,12 @@ fn trail(model: &Model, of: impl Fn(&Rates) -> f64) -> Vec<Option<u64>> {
 }
 
 fn draw_outcomes(frame: &mut Frame<'_>, model: &Model, area: Rect) {
-    let outcomes = model.look.as_ref().and_then(|look| look.totals().outcomes);
+    let service = model.service.as_deref();
+    let outcomes = model.look.as_ref().and_then(|look| look.totals(service).outcomes);
     let title = if outcomes.is_some() { "Outcomes" } else { "Outcomes (kernel's totals)" };
     let block = panel(model, Panel::Outcomes, title);
     let Some(look) = &model.look else { return frame.render_widget(block, area) };
-    let (rates, totals) = (model.rates(), look.totals());
+    let (rates, totals) = (model.rates(), look.totals(service));
     let row = |name: &'static str, now: Option<f64>, total: Option<u64>, color| {
         Row::new([
             Cell::from(name).fg(color),
@@ -153,7 +156,7 @@ fn draw_outcomes(frame: &mut Frame<'_>, model: &Model, area: Rect) {
             right(total.map_or_else(unknown, count)),
         ])
     };
-    let both = look.accepted_and_refused();
+    let both = look.accepted_and_refused(service);
     let rows = [
         row("accepted", rates.and_then(|r| r.accepted), both.map(|[accepted, _]| accepted), Color::Green),
         row("refused", rates.and_then(|r| r.refused), both.map(|[_, refused]| refused), Color::Red),
@@ -169,16 +172,14 @@ fn draw_outcomes(frame: &mut Frame<'_>, model: &Model, area: Rect) {
 
     let [took, not] = both.unwrap_or_default();
     let share = match took + not {
-        0 => "no cookie judged yet".to_owned(),
-        all => format!("{:.1}% of cookies accepted", took as f64 / all as f64 * 100.0),
+        0 => "none yet".to_owned(),
+        all => format!("{:.1}% accepted", took as f64 / all as f64 * 100.0),
     };
     let saved = match outcomes {
         None => "saved: not available".to_owned(),
-        Some(outcomes) => format!(
-            "saved {:.1} s of waiting\nin {} connections",
-            outcomes.saved_us as f64 / 1e6,
-            count(outcomes.measured)
-        ),
+        Some(Outcomes { measured, saved_us, .. }) => {
+            format!("saved {} in {} connections", seconds(saved_us as f64 / 1e6), count(measured))
+        }
     };
     let below = Rect { y: inner.y + 8, height: inner.height.saturating_sub(8), ..inner };
     frame.render_widget(Paragraph::new(format!("{share}\n{saved}")).wrap(Wrap { trim: true }), below);
@@ -350,7 +351,7 @@ mod tests {
         assert!(current.contains("57.0") && current.contains("100.0%") && current.contains('█'), "{shown}");
         assert!(line(&shown, "cookie_backup").contains("0.0%"), "{shown}");
         assert!(line(&shown, "accepted").contains("420"), "{shown}");
-        assert!(shown.contains("100.0% of cookies accepted"), "{shown}");
+        assert!(shown.contains("100.0% accepted"), "{shown}");
         assert_eq!(shown.matches("not available").count(), 3, "{shown}");
 
         model.miss("v0 is gone".to_owned());

@@ -5,12 +5,13 @@ use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use super::model::Model;
 
 /// The keys that the help names, and what they do.
-pub const HELP: [(&str, &str); 8] = [
+pub const HELP: [(&str, &str); 9] = [
     ("q  Esc  Ctrl-C", "quit"),
     ("Tab  h l  ← →", "the next or the previous panel"),
     ("j k  ↓ ↑", "a row down or up"),
     ("g G  Home End", "the first or the last row"),
     ("i", "the next interface"),
+    ("s", "the next service, in the upper panels"),
     ("p  Space", "pause, and go on"),
     ("Ctrl-Z", "suspend"),
     ("?", "this help; any key closes it"),
@@ -53,6 +54,7 @@ fn press(key: KeyEvent, model: &mut Model) -> Action {
     match key.code {
         KeyCode::Char('q') | KeyCode::Esc => return Action::Quit,
         KeyCode::Char('i') => return Action::NextInterface,
+        KeyCode::Char('s') => model.next_service(),
         KeyCode::Char('?') => model.help = true,
         KeyCode::Char('p' | ' ') => model.paused = !model.paused,
         KeyCode::Char('l') | KeyCode::Right | KeyCode::Tab => model.focus_by(1),

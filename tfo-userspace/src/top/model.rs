@@ -50,9 +50,17 @@ pub struct Look {
 }
 
 impl Look {
-    /// Its counters, summed.
-    pub fn totals(&self) -> Totals {
-        (&self.report).into()
+    /// Its counters, summed over a service or all of them.
+    pub fn totals(&self, service: Option<&str>) -> Totals {
+        Totals::of(&self.report, service)
+    }
+
+    /// How many cookies the kernel took, and how many not: as its connections tell, or else as it counts itself, which it
+    /// does for all services together.
+    pub fn accepted_and_refused(&self, service: Option<&str>) -> Option<[u64; 2]> {
+        let kernel = self.kernel.filter(|_| service.is_none());
+        let outcomes = self.totals(service).outcomes.map(|outcomes| [outcomes.accepted, outcomes.refused]);
+        outcomes.or_else(|| kernel.map(|kernel| [kernel.passive, kernel.passive_fail]))
     }
 }
 
@@ -76,13 +84,13 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Those between two looks at the same counters; `None` where they began anew in between.
-    pub fn between(earlier: &Look, later: &Look) -> Option<Self> {
+    /// Those of a service, or of all, between two looks at the same counters; `None` where they began anew in between.
+    pub fn between(earlier: &Look, later: &Look, service: Option<&str>) -> Option<Self> {
         if earlier.report.interface != later.report.interface || earlier.report.since != later.report.since {
             return None;
         }
         let elapsed = later.at.saturating_duration_since(earlier.at);
-        let (before, after) = (earlier.totals(), later.totals());
+        let (before, after) = (earlier.totals(service), later.totals(service));
         let of = |count: &dyn Fn(&Totals) -> u64| rate(count(&before), count(&after), elapsed);
         let mut rates = Self {
             rewritten: of(&|totals| totals.rewritten)?,
@@ -97,7 +105,7 @@ impl Rates {
             rates.families[family.index()] = of(&|totals| totals.family(*family))?;
         }
         if let (Some([accepted, refused]), Some([accepted_now, refused_now])) =
-            (earlier.accepted_and_refused(), later.accepted_and_refused())
+            (earlier.accepted_and_refused(service), later.accepted_and_refused(service))
         {
             rates.accepted = rate(accepted, accepted_now, elapsed);
             rates.refused = rate(refused, refused_now, elapsed);
@@ -108,14 +116,6 @@ impl Rates {
     /// All SYNs.
     pub fn all(&self) -> f64 {
         self.families.iter().sum()
-    }
-}
-
-impl Look {
-    /// How many cookies the kernel took, and how many not: as its connections tell, or else as it counts itself.
-    pub fn accepted_and_refused(&self) -> Option<[u64; 2]> {
-        let outcomes = self.totals().outcomes.map(|outcomes| [outcomes.accepted, outcomes.refused]);
-        outcomes.or_else(|| self.kernel.map(|kernel| [kernel.passive, kernel.passive_fail]))
     }
 }
 
@@ -144,6 +144,8 @@ impl Panel {
 pub struct Model {
     /// The interface.
     pub interface: String,
+    /// The service whose SYNs are shown; `None` for all.
+    pub service: Option<String>,
     /// The last look; what it found is shown on when nothing is there any more.
     pub look: Option<Look>,
     /// The rates of the last seconds, newest first; `None` where counters began anew.
@@ -165,6 +167,7 @@ impl Model {
     pub fn new(interface: &str) -> Self {
         Self {
             interface: interface.to_owned(),
+            service: None,
             look: None,
             trail: VecDeque::new(),
             trouble: None,
@@ -178,7 +181,7 @@ impl Model {
     /// Takes in what was found.
     pub fn see(&mut self, look: Look) {
         if let Some(earlier) = &self.look {
-            self.trail.push_front(Rates::between(earlier, &look));
+            self.trail.push_front(Rates::between(earlier, &look, self.service.as_deref()));
             self.trail.truncate(TRAIL);
         }
         self.trouble = None;
@@ -194,6 +197,17 @@ impl Model {
     pub fn switch(&mut self, interface: &str) {
         let (focus, help) = (self.focus, self.help);
         *self = Self { focus, help, ..Self::new(interface) };
+    }
+
+    /// Shows the next service, where there are several; behind the last one, all.
+    pub fn next_service(&mut self) {
+        let Some(look) = self.look.as_ref().filter(|look| look.report.services.len() > 1) else { return };
+        let mut names = look.report.services.iter().map(|service| service.name.clone());
+        self.service = match &self.service {
+            None => names.next(),
+            Some(shown) => names.skip_while(|name| name != shown).nth(1),
+        };
+        self.trail.clear();
     }
 
     /// The rates of the last second, where they are known and not out of date.
@@ -239,7 +253,10 @@ pub(crate) mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::counters::SynRow;
+    use crate::{
+        counters::{ServiceReport, SynRow},
+        saved::RttSaved,
+    };
 
     /// A look `seconds` after `start`, at which so many SYNs of the class had come over IPv4.
     pub(crate) fn look(start: Instant, seconds: u64, class: Class, packets: u64) -> Look {
@@ -288,6 +305,32 @@ pub(crate) mod tests {
         anew.report.since = jiff::Timestamp::now();
         model.see(anew);
         assert_eq!(model.rates(), None);
+    }
+
+    #[test]
+    fn a_service_is_shown_by_itself() {
+        let (mut model, start) = (Model::new("v0"), Instant::now());
+        let with_services = |seconds, packets| {
+            let mut look = look(start, seconds, Class::PlainSyn, packets);
+            look.report.services = [("other", 0), ("web", packets)]
+                .map(|(name, packets)| ServiceReport {
+                    name: name.to_owned(),
+                    syn: super::tests::look(start, seconds, Class::PlainSyn, packets).report.syn,
+                    accepted: 0,
+                    refused: 0,
+                    rtt_saved: RttSaved::default(),
+                })
+                .into();
+            look
+        };
+        model.see(with_services(0, 0));
+        for (name, rate) in [(Some("other"), 0.0), (Some("web"), 7.0), (None, 7.0)] {
+            model.next_service();
+            assert_eq!((model.service.as_deref(), model.rates()), (name, None));
+            let seconds = model.look.as_ref().unwrap().at.duration_since(start).as_secs() + 1;
+            model.see(with_services(seconds, 7 * seconds));
+            assert_eq!(model.rates().unwrap().all(), rate, "{name:?}");
+        }
     }
 
     #[test]
