@@ -38,10 +38,10 @@ const _: () = {
     assert!(offset_of!(Counters, hits) == 2 * 8 * 8 * 24 + 16 * 8 + 8 * 8);
     assert!(size_of::<Counters>() == 2 * 8 * 8 * 24 + 16 * 8 + 8 * 8 + 16 * 8);
 
-    assert!(size_of::<Sampler>() == 24);
+    assert!(size_of::<Sampler>() == 32);
     assert!(offset_of!(Cell, syn_samplers) == size_of::<Counters>());
-    assert!(offset_of!(Cell, malformed_samplers) == size_of::<Counters>() + 2 * 8 * 8 * 24);
-    assert!(size_of::<Cell>() == size_of::<Counters>() + (2 * 8 * 8 + 16 + 8) * 24);
+    assert!(offset_of!(Cell, malformed_samplers) == size_of::<Counters>() + 2 * 8 * 8 * 32);
+    assert!(size_of::<Cell>() == size_of::<Counters>() + (2 * 8 * 8 + 16 + 8) * 32);
 
     assert!(size_of::<Service>() == 32);
     assert!(offset_of!(Outcomes, rtt_saved) == 16);
@@ -50,8 +50,8 @@ const _: () = {
     assert!(size_of::<Pending>() == 16);
     assert!(size_of::<Prefix>() == 16);
     assert!(size_of::<PrefixTally>() == 24 + 8 * 8 + 8);
-    assert!(size_of::<Budget>() == 24);
-    assert!(size_of::<Watch>() == 24 + 4 * 8);
+    assert!(size_of::<Budget>() == 8 + 2 * 16);
+    assert!(size_of::<Watch>() == 40 + 4 * 8);
     assert!(offset_of!(Subject, connection) == 8);
     assert!(size_of::<Subject>() == 56);
     assert!(offset_of!(Event, head) == 72);

@@ -9,6 +9,8 @@
 pub const BUDGET: u64 = 64;
 /// How many of them a CPU reports as events.
 pub const EVENT_BUDGET: u64 = 4;
+/// How many of either it can do besides, each the first of its kind in the jiffy: a flood of one kind does not hide another.
+pub const FIRSTS: u64 = 16;
 /// One in so many is at least asked for. That there is no budget for it is found out in a few instructions, and the fewer
 /// come after a flood, the longer this would keep them from being seen.
 pub const SPARSEST: u64 = 128;
@@ -23,11 +25,22 @@ pub struct Sampler {
     stride: u64,
     /// The count of SYNs when the last one was taken.
     taken: u64,
+    /// The jiffy in which that was.
+    jiffy: u64,
+}
+
+/// A SYN that is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// For how many it stands.
+    pub weight: u64,
+    /// Whether it is the first of its kind in this jiffy.
+    pub is_first: bool,
 }
 
 impl Sampler {
     /// One that takes the first SYN.
-    pub const NEW: Self = Self { due: 0, stride: 0, taken: 0 };
+    pub const NEW: Self = Self { due: 0, stride: 0, taken: 0, jiffy: 0 };
 
     /// Whether the last of `packets` is to be looked at: what every packet pays for.
     #[inline(always)]
@@ -35,11 +48,12 @@ impl Sampler {
         packets >= self.due
     }
 
-    /// Takes the last of `packets`, if that can be afforded: for how many it stands.
+    /// Takes the last of `packets`, if that can be afforded.
     #[inline(always)]
-    pub fn take(&mut self, packets: u64, jiffies: u64, budget: &mut Budget) -> Option<u64> {
+    pub fn take(&mut self, packets: u64, jiffies: u64, budget: &mut Budget) -> Option<Taken> {
         let was_idle = budget.renew(jiffies);
-        let can_afford = budget.left > 0;
+        let is_first = self.jiffy != jiffies;
+        let can_afford = budget.looks.spend(is_first);
         self.stride = match (can_afford, was_idle) {
             (false, _) if self.stride < SPARSEST => self.stride.max(1) * 2,
             (true, true) if self.stride > 1 => self.stride / 2,
@@ -49,21 +63,20 @@ impl Sampler {
         if !can_afford {
             return None;
         }
-        budget.left -= 1;
         let weight = packets - self.taken;
-        self.taken = packets;
-        Some(weight)
+        (self.taken, self.jiffy) = (packets, jiffies);
+        Some(Taken { weight, is_first })
     }
 }
 
-/// What a CPU can still take in this jiffy.
+/// What a CPU can still do in this jiffy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Budget {
     jiffy: u64,
-    left: u64,
-    /// The same for events.
-    pub events_left: u64,
+    looks: Allowance,
+    /// Events to be reported.
+    pub events: Allowance,
 }
 
 impl Budget {
@@ -73,8 +86,38 @@ impl Budget {
         if self.jiffy == jiffies {
             return false;
         }
-        let was_idle = self.left > BUDGET / 2 || jiffies.wrapping_sub(self.jiffy) > 1;
-        *self = Self { jiffy: jiffies, left: BUDGET, events_left: EVENT_BUDGET };
+        let was_idle = self.looks.left > BUDGET / 2 || jiffies.wrapping_sub(self.jiffy) > 1;
+        *self = Self {
+            jiffy: jiffies,
+            looks: Allowance { left: BUDGET, firsts: FIRSTS },
+            events: Allowance { left: EVENT_BUDGET, firsts: FIRSTS },
+        };
         was_idle
+    }
+}
+
+/// How often something can still be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Allowance {
+    /// For whatever comes.
+    left: u64,
+    /// Besides, for what is the first of its kind.
+    firsts: u64,
+}
+
+impl Allowance {
+    /// Takes one, if there is one left.
+    #[inline(always)]
+    pub const fn spend(&mut self, is_first: bool) -> bool {
+        if self.left > 0 {
+            self.left -= 1;
+            true
+        } else if is_first && self.firsts > 0 {
+            self.firsts -= 1;
+            true
+        } else {
+            false
+        }
     }
 }

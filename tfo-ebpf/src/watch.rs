@@ -7,7 +7,7 @@ use tfo_common::{
     class::Class,
     observed::{Connection, HEAD_LEN, Kind, Pending, Prefix, PrefixTally, Subject, Watch, is_remarkable},
     parse::Fault,
-    sample::Sampler,
+    sample::{Sampler, Taken},
     segment::Segment,
     verdict::Verdict,
 };
@@ -54,18 +54,18 @@ pub(crate) fn fault(ctx: &XdpContext, sampler: &mut Sampler, packets: u64, fault
 #[inline(never)]
 fn look(ctx: &XdpContext, sampler: &mut Sampler, packets: u64, subject: &Subject) {
     maps::watch(|watch| {
-        let Some(weight) = sampler.take(packets, maps::jiffies(), &mut watch.budget) else { return };
+        let Some(taken) = sampler.take(packets, maps::jiffies(), &mut watch.budget) else { return };
         if subject.kind != Kind::Syn as u32 {
-            report(ctx, subject, weight, watch);
+            report(ctx, subject, taken, watch);
             return;
         }
         let Some(class) = Class::ALL.get(subject.detail as usize) else { return };
-        remember_prefix(&subject.connection, *class, weight, watch);
+        remember_prefix(&subject.connection, *class, taken.weight, watch);
         if is_remarkable(*class) {
-            report(ctx, subject, weight, watch);
+            report(ctx, subject, taken, watch);
         }
         if Subject::is_pending(*class, subject.verdict) {
-            let pending = Pending { weight, class: u64::from(subject.detail) };
+            let pending = Pending { weight: taken.weight, class: u64::from(subject.detail) };
             // Where there is no room for it, nobody will know what became of the SYN.
             let _: Result<(), i32> = TFO_PENDING.insert(&subject.connection, &pending, ANY);
         }
@@ -89,12 +89,12 @@ fn remember_prefix(connection: &Connection, class: Class, weight: u64, watch: &m
 }
 
 #[inline(always)]
-fn report(ctx: &XdpContext, subject: &Subject, weight: u64, watch: &mut Watch) {
-    if watch.budget.events_left == 0 {
+fn report(ctx: &XdpContext, subject: &Subject, taken: Taken, watch: &mut Watch) {
+    let Taken { weight, is_first } = taken;
+    if !watch.budget.events.spend(is_first) {
         watch.events_skipped += weight;
         return;
     }
-    watch.budget.events_left -= 1;
     let is_reported = maps::report(|event| {
         event.subject = *subject;
         event.weight = weight;

@@ -27,10 +27,8 @@ use crate::error::NotRunning;
 
 /// The longest order and, where it has to do with keys, the longest answer, in bytes.
 const LONGEST: usize = 4096;
-/// The longest answer to [`Order::Events`], in bytes.
-const LONGEST_EVENTS: usize = 2 << 20;
-/// The longest answer to [`Order::History`], in bytes.
-pub const LONGEST_HISTORY: usize = 2 << 20;
+/// The longest answer to [`Order::History`] and to [`Order::Events`], in bytes.
+pub const LONGEST_ACCOUNT: usize = 2 << 20;
 /// How long the other side may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -56,6 +54,8 @@ pub enum Order {
         interface: String,
         /// Those behind this number.
         after: u64,
+        /// And no more than so many, the newest.
+        most: usize,
     },
     /// Hand out what is remembered: see [`History::json`](crate::history::History::json).
     History {
@@ -69,8 +69,7 @@ impl Order {
     fn longest_answer(&self) -> usize {
         match self {
             Self::Rotate { .. } | Self::Forget | Self::Import { .. } => LONGEST,
-            Self::Events { .. } => LONGEST_EVENTS,
-            Self::History { .. } => LONGEST_HISTORY,
+            Self::Events { .. } | Self::History { .. } => LONGEST_ACCOUNT,
         }
     }
 }
@@ -116,7 +115,9 @@ pub fn listen(interfaces: &[String]) -> mpsc::Receiver<Given> {
         match listen() {
             Ok(listener) => drop(tokio::spawn(serve(listener, sender.clone()))),
             Err(error) => {
-                warn!("{interface}: `tfo keys rotate`, `import`, `tfo events` and `report` will not be heard: {error}")
+                warn!(
+                    "{interface}: `tfo keys rotate`, `import`, `tfo events` and `report` will not be heard: {error}"
+                )
             }
         }
     }

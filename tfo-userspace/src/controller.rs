@@ -192,12 +192,12 @@ impl Controller {
                 };
                 self.keeper.import(key, now, &mut maps)
             }
-            Order::Events { interface, after } => {
+            Order::Events { interface, after, most } => {
                 let datapath =
                     self.datapaths.iter_mut().find(|datapath| datapath.interface.name == interface);
                 let datapath = datapath.with_context(|| format!("{interface} is not there now"))?;
                 datapath.take_events();
-                return datapath.events(after);
+                return datapath.events(after, most);
             }
             Order::History { interface } => {
                 self.sample();

@@ -5,6 +5,7 @@ mod outcomes;
 mod tables;
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
     path::Path,
     time::{Duration, Instant},
@@ -351,9 +352,11 @@ impl Datapath {
     /// Takes the events that have come, and explains them.
     pub fn take_events(&mut self) {
         let Self { interface, object, events: log, .. } = self;
-        let mut events = Vec::new();
+        let (mut events, mut of_kind) = (Vec::new(), HashMap::<_, usize>::new());
         while let Some(event) = object.next_event() {
-            if events.len() < AT_ONCE { events.push(event) } else { log.lose(event.weight) }
+            let count = of_kind.entry((event.subject.kind, event.subject.detail)).or_default();
+            *count += 1;
+            if *count <= AT_ONCE { events.push(event) } else { log.lose(event.weight) }
         }
         if events.is_empty() {
             return;
@@ -376,9 +379,9 @@ impl Datapath {
         });
     }
 
-    /// The events behind number `after`, as JSON: see [`EventLog::json`].
-    pub fn events(&self, after: u64) -> Result<String> {
-        self.events.json(after, self.object.watch()?.events_lost)
+    /// The events behind number `after`, or the newest `most` of them, as JSON: see [`EventLog::json`].
+    pub fn events(&self, after: u64, most: usize) -> Result<String> {
+        self.events.json(after, most, self.object.watch()?.events_lost)
     }
 
     /// What was observed besides counters.

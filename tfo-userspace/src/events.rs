@@ -2,18 +2,26 @@
 //! last of them in memory, for `tfo events` and the screen.
 
 mod explain;
+mod refused;
 
-use std::{collections::VecDeque, fmt::Write as _, net::IpAddr};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt::Write as _,
+    net::IpAddr,
+};
 
 use anyhow::Result;
 pub use explain::Explainer;
 use jiff::Timestamp;
+pub use refused::Host;
 use serde::{Deserialize, Serialize};
 
-/// How many are kept.
-pub const KEPT: usize = 1000;
-/// How many are explained at a time: it takes thousands of cookies to say that one is nobody's.
-pub const AT_ONCE: usize = 200;
+/// How many are kept of each class or reason, so that a flood of one does not push the others out.
+const KEPT: usize = 500;
+/// How many a viewer gets at most.
+pub const SHOWN: usize = 1000;
+/// How many of one kind are explained at a time: it takes thousands of cookies to say that one is nobody's.
+pub const AT_ONCE: usize = 100;
 
 /// An explained event; see `tfo events --json`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -171,7 +179,7 @@ pub fn network(address: IpAddr) -> IpAddr {
 /// The last events of an interface.
 #[derive(Debug, Default)]
 pub struct EventLog {
-    events: VecDeque<Event>,
+    by_what: BTreeMap<String, VecDeque<Event>>,
     last: u64,
     /// Packets of which nobody was told: there was no room, or no time.
     lost: u64,
@@ -190,10 +198,11 @@ impl EventLog {
     /// Adds an event, which gets its number.
     pub fn add(&mut self, event: Event) {
         self.last += 1;
-        if self.events.len() == KEPT {
-            self.events.pop_front();
+        let events = self.by_what.entry(event.what.clone()).or_default();
+        if events.len() == KEPT {
+            events.pop_front();
         }
-        self.events.push_back(Event { number: self.last, ..event });
+        events.push_back(Event { number: self.last, ..event });
     }
 
     /// Counts packets of which nobody will be told.
@@ -206,9 +215,13 @@ impl EventLog {
         self.lost
     }
 
-    /// The events behind number `after`, as JSON of [`Recent`], where `lost` more were lost by the program.
-    pub fn json(&self, after: u64, lost: u64) -> Result<String> {
-        let events = self.events.iter().filter(|event| event.number > after).cloned().collect();
+    /// The events behind number `after`, or the newest `most` of them, as JSON of [`Recent`], where `lost` more were lost by
+    /// the program.
+    pub fn json(&self, after: u64, most: usize, lost: u64) -> Result<String> {
+        let all = self.by_what.values().flatten();
+        let mut events: Vec<_> = all.filter(|event| event.number > after).cloned().collect();
+        events.sort_by_key(|event| event.number);
+        events.drain(..events.len().saturating_sub(most));
         Ok(serde_json::to_string(&Recent { lost: self.lost + lost, events })?)
     }
 }

@@ -172,7 +172,7 @@ pub fn parse(json: &str) -> Result<Vec<Sample>> {
 mod tests {
     use super::*;
     use crate::{
-        control::LONGEST_HISTORY,
+        control::LONGEST_ACCOUNT,
         counters::{ServiceReport, SynRow},
         saved::RttSaved,
     };
@@ -240,7 +240,7 @@ mod tests {
         let history = History([("v0".to_owned(), vec![taken; SAMPLES].into())].into());
         let json = history.json("v0", Instant::now()).unwrap();
         // It goes into the answer as a string, with its quotation marks escaped.
-        assert!(serde_json::to_string(&json).unwrap().len() < LONGEST_HISTORY / 2);
+        assert!(serde_json::to_string(&json).unwrap().len() < LONGEST_ACCOUNT / 2);
     }
 
     #[test]

@@ -32,12 +32,15 @@ use tfo_common::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
+    time::timeout,
 };
 
 use crate::{
+    control::{Order, give},
     controller::every,
     counters::Report,
     datapath::Pinned,
+    events::{Event, Recent},
     kernel::{self, TcpExt},
     keys::listing::Listing,
     pins::{Bpffs, Pins},
@@ -48,6 +51,8 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Key strokes that may wait.
 const INPUT_QUEUE: usize = 64;
+/// Events that are shown.
+const EVENTS: usize = 100;
 /// Source prefixes that are shown.
 const PREFIXES: usize = 100;
 
@@ -74,7 +79,7 @@ fn prefixes(pinned: &Pinned) -> Vec<Prefix> {
     let weight = |tally: &PrefixTally| Reverse(tally.requests + tally.valid + tally.unknown);
     all.sort_by_key(|(prefix, tally)| (weight(tally), prefix.family, prefix.bytes.swap_bytes()));
     all.truncate(PREFIXES);
-    let shown = all.into_iter().map(|(prefix, PrefixTally { requests, valid, unknown })| Prefix {
+    let shown = all.into_iter().map(|(prefix, PrefixTally { requests, valid, unknown, .. })| Prefix {
         prefix: prefix_name(prefix),
         requests,
         valid,
@@ -111,7 +116,7 @@ pub async fn run(interface: &str, bpffs: &Bpffs) -> Result<()> {
             () = signals.next() => return Ok(()),
             // Somebody else had the terminal meanwhile.
             _ = continued.recv() => screen.take()?,
-            _ = tick.tick() => if !model.paused { update(&mut model, bpffs) },
+            _ = tick.tick() => if !model.paused { update(&mut model, bpffs).await },
             event = input.recv() => {
                 let event = event.context("the keyboard is gone")??;
                 match input::handle(&event, &mut model) {
@@ -120,7 +125,7 @@ pub async fn run(interface: &str, bpffs: &Bpffs) -> Result<()> {
                     Action::Suspend => screen.suspend()?,
                     Action::NextInterface => {
                         next_interface(&mut model, bpffs);
-                        update(&mut model, bpffs);
+                        update(&mut model, bpffs).await;
                     }
                 }
             }
@@ -128,13 +133,21 @@ pub async fn run(interface: &str, bpffs: &Bpffs) -> Result<()> {
     }
 }
 
+/// The latest events, newest first; `None` where no controller tells them.
+async fn events(interface: &str) -> Option<Vec<String>> {
+    let order = Order::Events { interface: interface.to_owned(), after: 0, most: EVENTS };
+    let answer = timeout(LOOK_EVERY, give(interface, &order)).await.ok()?.ok()?;
+    let recent: Recent = serde_json::from_str(&answer).ok()?;
+    Some(recent.events.iter().rev().map(Event::text).collect())
+}
+
 /// Looks again.
-fn update(model: &mut Model, bpffs: &Bpffs) {
+async fn update(model: &mut Model, bpffs: &Bpffs) {
     let pins = bpffs.pins(&model.interface);
     match pins.has_link() {
         Ok(false) => model.miss("not attached: waiting for `tfo run`".to_owned()),
         Ok(true) => match look(&pins) {
-            Ok(look) => model.see(look),
+            Ok(look) => model.see(Look { events: events(pins.interface()).await, ..look }),
             Err(error) => model.miss(format!("{error:#}")),
         },
         Err(error) => model.miss(format!("{error:#}")),

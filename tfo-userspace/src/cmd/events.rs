@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     cli::Events,
     control::{Order, give},
-    events::{Event, Recent},
+    events::{Event, Host, Recent, SHOWN, Why},
     output::print,
     pins::Bpffs,
 };
@@ -23,12 +23,15 @@ pub(super) async fn run(args: &Events, bpffs: &Bpffs) -> Result<()> {
     }
     loop {
         for (interface, seen) in &mut interfaces {
-            let order = Order::Events { interface: interface.clone(), after: seen.last };
+            let order = Order::Events { interface: interface.clone(), after: seen.last, most: SHOWN };
             let recent: Recent =
                 serde_json::from_str(&give(interface, &order).await?).context("the answer is none")?;
+            // It takes a look at every process: only where there is something to tell.
+            let has_refused = recent.events.iter().any(|event| event.why == Why::Refused);
+            let host = has_refused.then(Host::ask).flatten();
             for event in recent.events {
                 seen.last = event.number;
-                show(args, event)?;
+                show(args, if let Some(host) = &host { host.explain(event) } else { event })?;
             }
             if recent.lost > seen.lost && !args.select.json {
                 eprintln!(

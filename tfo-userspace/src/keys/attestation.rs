@@ -41,11 +41,6 @@ impl From<[u64; 2]> for Pair {
 }
 
 impl Attestation {
-    /// Whether they are the same wherever they are known; `None` where nothing but the map is.
-    pub fn in_step(&self) -> Option<bool> {
-        self.in_step
-    }
-
     /// Of the map with `ring` and what is known `info` under `pins`.
     pub fn of(pins: &Pins, ring: &KeyRing, info: &Info) -> Result<Self> {
         let map = KernelKeys::from(ring.held()).fingerprints().into();
