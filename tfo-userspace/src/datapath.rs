@@ -389,6 +389,11 @@ impl Datapath {
         self.object.watch()
     }
 
+    /// For how many packets there was an event that could not be kept.
+    pub fn dropped_events(&self) -> u64 {
+        self.events.lost()
+    }
+
     /// Where its state lies.
     pub fn pins(&self) -> &Pins {
         &self.pins

@@ -44,6 +44,8 @@ pub struct Program {
     pub report: Report,
     /// What it has observed besides.
     pub watch: Watch,
+    /// For how many packets there was an event that this controller could not keep.
+    pub dropped_events: u64,
     /// Its keys, by role.
     pub keys: Vec<RoleKeys>,
     /// Whether they are the kernel's and the schedule's; `None` where neither could be asked.
@@ -88,7 +90,7 @@ impl Program {
             anyhow::Ok((roles(&ring, unix_seconds()), attestation.in_step()))
         })?;
         let (report, watch, pins) = (datapath.report()?, datapath.watch()?, datapath.pins().clone());
-        Ok(Self { report, watch, keys, in_step, pins })
+        Ok(Self { report, watch, dropped_events: datapath.dropped_events(), keys, in_step, pins })
     }
 
     /// How many entries its maps have, now. They are counted one by one: not on the controller's thread. `None` where the maps

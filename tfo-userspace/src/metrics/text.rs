@@ -14,7 +14,6 @@ use prometheus_client::{
 use tfo_common::{
     class::Class,
     info::Attach,
-    observed::Watch,
     parse::{Malformed, Unsupported},
     segment::Family,
     verdict::{Mode, Verdict, decide},
@@ -144,16 +143,23 @@ impl Snapshot {
     }
 
     fn encode_watch(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut count = |name: &str, help: &str, of: fn(&Watch) -> u64| {
-            let mut family = counter(encoder, name, help, None)?;
-            self.programs().try_for_each(|(interface, program)| {
-                add(&mut family, &[("interface", interface)], of(&program.watch))
-            })
-        };
-        count("tfo_events", "Events that were reported", |watch| watch.events)?;
-        count("tfo_events_lost", "Packets whose event found no room", |watch| watch.events_lost)?;
+        let mut events = counter(encoder, "tfo_events", "Events that were reported", None)?;
+        for (name, program) in self.programs() {
+            add(&mut events, &[("interface", name)], program.watch.events)?;
+        }
+        let help = "Packets whose event found no room in the ring, or came too fast for the controller";
+        let mut lost = counter(encoder, "tfo_events_lost", help, None)?;
+        for (name, program) in self.programs() {
+            for (at, packets) in [("ring", program.watch.events_lost), ("controller", program.dropped_events)]
+            {
+                add(&mut lost, &[("interface", name), ("at", at)], packets)?;
+            }
+        }
         let help = "Packets that were no event because of the rate";
-        count("tfo_events_skipped", help, |watch| watch.events_skipped)?;
+        let mut skipped = counter(encoder, "tfo_events_skipped", help, None)?;
+        for (name, program) in self.programs() {
+            add(&mut skipped, &[("interface", name)], program.watch.events_skipped)?;
+        }
         let mut entries =
             gauge(encoder, "tfo_map_entries", "Entries of the maps of what is remembered", None)?;
         for (name, program) in self.programs() {
