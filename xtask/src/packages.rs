@@ -56,8 +56,8 @@ fn install(programs: &[Program], packages: &[&str]) -> Result<()> {
         apt_get(&["install", "--no-download"], packages)?;
     }
     if is_installed("systemctl") {
-        let installed = SERVICES.iter().filter(|service| packages.contains(service));
-        installed.map(|service| disable(&format!("{service}.service"))).collect::<Result<()>>()?;
+        let mut installed = SERVICES.iter().filter(|service| packages.contains(service));
+        installed.try_for_each(|service| disable(&format!("{service}.service")))?;
     }
     let missing = missing(programs);
     ensure!(missing.is_empty(), "installed, but not found in PATH: {}", missing.join(", "));
