@@ -187,6 +187,12 @@ fn the_screen_shows_rates_and_leaves_a_sane_terminal() {
                 assert!(valid > 0 && unknown > 0, "{picture}");
             }
 
+            eventually("an event is told", || {
+                let picture = terminal.picture();
+                let events = picture.split_once("Latest events").map(|(_, events)| events);
+                events.is_some_and(|events| events.contains("cookie_unknown 198.19.0.2:40000 -> "))
+            });
+
             // Nothing listens where this service would be.
             terminal.press(&["s", "s"]);
             terminal.wait_for("SYNs of web");

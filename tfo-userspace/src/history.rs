@@ -230,11 +230,14 @@ mod tests {
             outcomes: Some(outcomes),
         };
         let kernel = TcpExt {
+            active: most,
+            active_fail: most,
             cookie_reqd: most,
             passive: most,
             passive_alt_key: most,
             passive_fail: most,
             listen_overflow: most,
+            blackhole: most,
         };
         let taken = Taken { at: Instant::now(), totals, kernel: Some(kernel) };
         let history = History([("v0".to_owned(), vec![taken; SAMPLES].into())].into());

@@ -53,6 +53,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const INPUT_QUEUE: usize = 64;
 /// Events that are shown.
 const EVENTS: usize = 100;
+/// How long a controller may take to tell its events; meanwhile no key stroke is heard.
+const ANSWER: Duration = Duration::from_millis(300);
 /// Source prefixes that are shown.
 const PREFIXES: usize = 100;
 
@@ -136,7 +138,7 @@ pub async fn run(interface: &str, bpffs: &Bpffs) -> Result<()> {
 /// The latest events, newest first; `None` where no controller tells them.
 async fn events(interface: &str) -> Option<Vec<String>> {
     let order = Order::Events { interface: interface.to_owned(), after: 0, most: EVENTS };
-    let answer = timeout(LOOK_EVERY, give(interface, &order)).await.ok()?.ok()?;
+    let answer = timeout(ANSWER, give(interface, &order)).await.ok()?.ok()?;
     let recent: Recent = serde_json::from_str(&answer).ok()?;
     Some(recent.events.iter().rev().map(Event::text).collect())
 }
