@@ -339,7 +339,7 @@ fn what_an_interface_can_do() {
         let (status, what) = line(&on("v0"), "xdp");
         assert!(status == "warn" && what.ends_with("without its controller"), "{what}");
 
-        let options = LoadOptions { link: LinkLayer::Ethernet, mode: Mode::Observe, log_level: 0 };
+        let options = LoadOptions::new(LinkLayer::Ethernet, Mode::Observe);
         let mut foreign = Object::load(&options, None).unwrap();
         foreign.program().unwrap().attach("v1", XdpMode::default()).unwrap();
         let (status, what) = line(&on("v1"), "xdp");
