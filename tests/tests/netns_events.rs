@@ -24,12 +24,12 @@ const EACH: u16 = 100;
 fn events(args: &[&str]) -> Vec<Value> {
     let output = tfo(&[&["events", "--json"], args].concat());
     assert!(output.status.success(), "{:?}", failure(&output));
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let text = String::from_utf8(output.stdout).expect("text");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
 fn cookie_of(key: &Key, source: IpAddr, server: IpAddr) -> [u8; 8] {
-    cookie::make(key, &addresses(source, server).unwrap()).to_le_bytes()
+    cookie::make(key, &addresses(source, server).expect("of one family")).to_le_bytes()
 }
 
 /// The address with another last byte.
@@ -42,7 +42,7 @@ fn neighbour(address: IpAddr) -> IpAddr {
 
 /// Sends it, and waits until it is counted; and some milliseconds more, since a CPU reports so many in a jiffy only.
 fn send(client: &Namespace, syn: &Syn, source: IpAddr, server: IpAddr) {
-    client.run(|| syn.send(source, server)).unwrap();
+    client.run(|| syn.send(source, server)).expect("a raw socket sends");
     thread::sleep(Duration::from_millis(4));
 }
 
@@ -123,7 +123,7 @@ fn each_is_explained_rightly() {
 }
 
 fn events_text(args: &[&str]) -> String {
-    String::from_utf8(tfo(&[&["events"], args].concat()).stdout).unwrap()
+    String::from_utf8(tfo(&[&["events"], args].concat()).stdout).expect("text")
 }
 
 /// The experimental kind is told, and what the kernel drops is reported with its reason and where it came from.

@@ -35,13 +35,14 @@ const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 /// Sends a SYN with a cookie of `key` and data, from a source of its own.
 fn forged(client: &Namespace, family: Family, number: u16, server_port: u16, key: &Key) {
     let (source, server) = (source(family, number), server(family).ip());
-    let cookie = cookie::make(key, &addresses(source, server).unwrap()).to_le_bytes();
+    let addresses = addresses(source, server).expect("of one family");
+    let cookie = cookie::make(key, &addresses).to_le_bytes();
     let syn = Syn::new(2000 + number, server_port, 1).fast_open(&cookie).data(DATA);
-    client.run(|| syn.send(source, server)).unwrap();
+    client.run(|| syn.send(source, server)).expect("a raw socket sends");
 }
 
 fn service(counts: &Counts, name: &str) -> Value {
-    let services = counts.field("services").as_array().unwrap().clone();
+    let services = counts.field("services").as_array().expect("services").clone();
     services.into_iter().find(|service| service["name"] == name).unwrap_or(Value::Null)
 }
 
@@ -212,11 +213,11 @@ fn other_namespaces_are_left_alone() {
 
 fn sandboxed_connections() {
     server_and_client(|client| {
-        let _listeners = Listeners::start(&SERVERS).unwrap();
-        let before = TcpExt::read().unwrap();
+        let _listeners = Listeners::start(&SERVERS).expect("servers");
+        let before = TcpExt::read().expect("TcpExt");
         let (from, to) = (source(Family::Ipv4, 1), server(Family::Ipv4));
-        client.run(|| (0..3).try_for_each(|_| fast_open(from, to, DATA))).unwrap();
-        assert_eq!((TcpExt::read().unwrap() - before).passive, 2);
+        client.run(|| (0..3).try_for_each(|_| fast_open(from, to, DATA))).expect("connections");
+        assert_eq!((TcpExt::read().expect("TcpExt") - before).passive, 2);
     });
 }
 

@@ -57,9 +57,7 @@ pub(crate) fn report(ctx: &SockOpsContext) {
         // tcp_fastopen_create_child: no ACK has come yet, so there is no round trip either.
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB if is_fast_open_child(ctx) => accepted(ctx, &connection, service),
         // tcp_rcv_state_process: the handshake of a Fast Open child ends.
-        BPF_SOCK_OPS_STATE_CB
-            if ctx.arg(0) == BPF_TCP_SYN_RECV as u32 && ctx.arg(1) == BPF_TCP_ESTABLISHED as u32 =>
-        {
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(0) == BPF_TCP_SYN_RECV && ctx.arg(1) == BPF_TCP_ESTABLISHED => {
             established(ctx, &connection, service);
         }
         BPF_SOCK_OPS_STATE_CB => {}
@@ -83,7 +81,7 @@ fn accepted(ctx: &SockOpsContext, connection: &Connection, service: u32) {
     });
     // Remembered as a child, since other programs may want to be told of the states of other connections.
     let child = Pending { weight: 0, class: 0 };
-    let _: Result<(), i32> = TFO_PENDING.insert(connection, &child, ANY);
+    let _: Result<(), i32> = TFO_PENDING.insert(connection, child, ANY);
     // It is left on: who else has set it can't be told. It is for changes of state only, of which there are few.
     let _: Result<(), i32> =
         ctx.set_cb_flags((field!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);

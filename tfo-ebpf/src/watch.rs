@@ -67,7 +67,7 @@ fn look(ctx: &XdpContext, sampler: &mut Sampler, packets: u64, subject: &Subject
         if Subject::is_pending(*class, subject.verdict) {
             let pending = Pending { weight: taken.weight, class: u64::from(subject.detail) };
             // Where there is no room for it, nobody will know what became of the SYN.
-            let _: Result<(), i32> = TFO_PENDING.insert(&subject.connection, &pending, ANY);
+            let _: Result<(), i32> = TFO_PENDING.insert(subject.connection, pending, ANY);
         }
     });
 }
@@ -75,7 +75,7 @@ fn look(ctx: &XdpContext, sampler: &mut Sampler, packets: u64, subject: &Subject
 #[inline(always)]
 fn remember_prefix(connection: &Connection, class: Class, weight: u64, watch: &mut Watch) {
     let prefix = Prefix::of(connection);
-    if let Some(tally) = TFO_PREFIXES.get_ptr_mut(&prefix) {
+    if let Some(tally) = TFO_PREFIXES.get_ptr_mut(prefix) {
         // SAFETY: an entry of an LRU map stays readable and writable while the program runs. Another CPU may count for the same
         // prefix at the same instant, and one of the two be lost, or the entry be given to another prefix: this is a ranking.
         unsafe { (*tally).add(class, weight, connection) };
@@ -83,7 +83,7 @@ fn remember_prefix(connection: &Connection, class: Class, weight: u64, watch: &m
     }
     let mut tally = PrefixTally::default();
     tally.add(class, weight, connection);
-    if TFO_PREFIXES.insert(&prefix, &tally, ANY).is_ok() {
+    if TFO_PREFIXES.insert(prefix, tally, ANY).is_ok() {
         watch.prefixes += 1;
     }
 }
