@@ -2,8 +2,9 @@
 
 use crate::{
     class::Class,
+    parse::Fault,
     sample::Budget,
-    segment::{Addresses, Family},
+    segment::{Addresses, Family, Segment},
     verdict::Verdict,
 };
 
@@ -68,6 +69,9 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// That of a frame which could not be parsed.
+    pub const NONE: Self = Self { words: [0; 4], ports: 0, family: 0 };
+
     /// The connection from and to `addresses`, with the first four bytes of its TCP header.
     #[inline(always)]
     pub const fn new(addresses: &Addresses, ports: [u8; 4]) -> Self {
@@ -139,6 +143,9 @@ pub struct PrefixTally {
 }
 
 impl PrefixTally {
+    /// Of a prefix that has sent none yet.
+    pub const NEW: Self = Self { requests: 0, valid: 0, unknown: 0, lately: [0; LATELY], seen: 0 };
+
     /// Adds `weight` SYNs of `class`, of which one is that of `connection`.
     #[inline(always)]
     pub fn add(&mut self, class: Class, weight: u64, connection: &Connection) {
@@ -210,6 +217,72 @@ impl Subject {
     #[inline(always)]
     pub const fn is_pending(class: Class, verdict: u32) -> bool {
         matches!(class, Class::CookieCurrent | Class::CookieBackup) || verdict == Verdict::Rewrite as u32
+    }
+}
+
+/// What the closer look at a packet is told, in one word: most of it is constant where it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hint(u64);
+
+impl Hint {
+    /// Of a SYN.
+    #[inline(always)]
+    pub const fn syn(segment: &Segment, class: Class, verdict: Verdict, service: u32) -> Self {
+        let family = segment.addresses.family as u64;
+        let places = (segment.source as u64 & 0xffff) << 16 | (segment.tcp as u64 & 0xffff) << 32;
+        let what = Kind::Syn as u64 | (class as u64) << 2 | (verdict as u64) << 8 | family << 12;
+        Self(what | places | (service as u64) << 48)
+    }
+
+    /// Of a frame that can't be parsed.
+    #[inline(always)]
+    pub const fn fault(fault: Fault) -> Self {
+        match fault {
+            Fault::Malformed(reason) => Self(Kind::Malformed as u64 | (reason as u64) << 2),
+            Fault::Unsupported(reason) => Self(Kind::Unsupported as u64 | (reason as u64) << 2),
+        }
+    }
+
+    /// [`Kind`] index.
+    #[inline(always)]
+    pub const fn kind(self) -> u32 {
+        (self.0 & 0x3) as u32
+    }
+
+    /// The index of a class or of a reason.
+    #[inline(always)]
+    pub const fn detail(self) -> u32 {
+        (self.0 >> 2 & 0x3f) as u32
+    }
+
+    /// [`Verdict`] index.
+    #[inline(always)]
+    pub const fn verdict(self) -> u32 {
+        (self.0 >> 8 & 0xf) as u32
+    }
+
+    /// The address family.
+    #[inline(always)]
+    pub const fn family(self) -> Family {
+        if self.0 >> 12 & 1 == 0 { Family::Ipv4 } else { Family::Ipv6 }
+    }
+
+    /// [`Segment::source`].
+    #[inline(always)]
+    pub const fn source(self) -> usize {
+        (self.0 >> 16 & 0xffff) as usize
+    }
+
+    /// [`Segment::tcp`].
+    #[inline(always)]
+    pub const fn tcp(self) -> usize {
+        (self.0 >> 32 & 0xffff) as usize
+    }
+
+    /// The index of the service.
+    #[inline(always)]
+    pub const fn service(self) -> u32 {
+        (self.0 >> 48) as u32
     }
 }
 

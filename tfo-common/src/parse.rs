@@ -105,43 +105,33 @@ impl Fault {
 /// The SYN in `frame`; `None` where it is anything else that the kernel may take.
 #[inline(always)]
 pub fn parse<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Segment>, Fault> {
-    on_syn(frame, link, |_, segment| *segment)
+    match usual(frame, link, |_, segment| *segment) {
+        Some(found) => Ok(found),
+        None => walk(frame, link),
+    }
 }
 
-/// [`parse`], and what `then` makes of a SYN.
+/// [`parse`] for frames such as nearly all are, and what `then` makes of a SYN; `None` where it is another frame.
 ///
-/// There is a copy of `then` for each of the usual kinds of frame, in which their family is a constant, and one for all
-/// others: that is what makes the program fast.
+/// There is a copy of `then` for either family, in which that is a constant: that is what makes the program fast.
 #[inline(always)]
-pub fn on_syn<B: Bytes + ?Sized, T>(
+pub fn usual<B: Bytes + ?Sized, T>(
     frame: &B,
     link: LinkLayer,
     then: impl Fn(&B, &Segment) -> T,
-) -> Result<Option<T>, Fault> {
-    if link == LinkLayer::Ethernet {
-        match usual::family(frame) {
-            Some(Family::Ipv4) => {
-                if let Some(found) = usual::ipv4(frame) {
-                    let Some(segment) = found else { return Ok(None) };
-                    return Ok(Some(then(frame, &segment)));
-                }
-            }
-            Some(Family::Ipv6) => {
-                if let Some(found) = usual::ipv6(frame) {
-                    let Some(segment) = found else { return Ok(None) };
-                    return Ok(Some(then(frame, &segment)));
-                }
-            }
-            None => {}
-        }
+) -> Option<Option<T>> {
+    if link != LinkLayer::Ethernet {
+        return None;
     }
-    let Some(segment) = walk(frame, link)? else { return Ok(None) };
-    Ok(Some(then(frame, &segment)))
+    Some(match usual::family(frame)? {
+        Family::Ipv4 => usual::ipv4(frame)?.map(|segment| then(frame, &segment)),
+        Family::Ipv6 => usual::ipv6(frame)?.map(|segment| then(frame, &segment)),
+    })
 }
 
-/// The same for every frame there is: header by header, option by option.
+/// [`parse`] for every frame there is: header by header, option by option.
 #[inline(always)]
-fn walk<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Segment>, Fault> {
+pub fn walk<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Segment>, Fault> {
     let Some(network) = eth::parse(frame, link)? else {
         return Ok(None);
     };
@@ -154,6 +144,7 @@ fn walk<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Segment>
     Ok(Some(Segment {
         addresses: packet.addresses,
         fast_open: options::fast_open(frame, syn.options, syn.data),
+        source: packet.source as u32,
         tcp: packet.transport as u32,
         data_len: (packet.end - syn.data) as u32,
     }))

@@ -17,17 +17,19 @@ mod outcome;
 mod watch;
 
 use aya_ebpf::{
-    bindings::xdp_action,
+    bindings::{xdp_action, xdp_md},
     macros::{sock_ops, xdp},
     programs::{SockOpsContext, XdpContext},
 };
 use aya_log_ebpf::debug;
 use tfo_common::{
     class::{Classified, classify},
-    parse::{Fault, on_syn},
+    keyring::KeyRing,
+    observed::Hint,
+    parse::{Fault, usual, walk},
     segment::Segment,
     service::OTHER,
-    verdict::decide,
+    verdict::{Verdict, decide},
 };
 
 use crate::frame::Frame;
@@ -36,42 +38,70 @@ use crate::frame::Frame;
 #[xdp]
 pub fn tfo_ingress(ctx: XdpContext) -> u32 {
     let frame = Frame::new(&ctx);
-    match on_syn(&frame, maps::link_layer(), |frame, segment| serve(&ctx, frame, segment)) {
-        Ok(Some(action)) => action,
+    match usual(&frame, maps::link_layer(), |frame, segment| serve(&ctx, frame, segment)) {
+        Some(action) => action.unwrap_or(xdp_action::XDP_PASS),
+        None => unusual(ctx.ctx),
+    }
+}
+
+/// What is not one of the usual frames. A function of its own: those would have to keep more on the stack.
+#[inline(never)]
+fn unusual(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let frame = Frame::new(&ctx);
+    match walk(&frame, maps::link_layer()) {
+        Ok(Some(segment)) => serve(&ctx, &frame, &segment),
         Ok(None) => xdp_action::XDP_PASS,
         Err(fault) => unclassified(&ctx, fault),
     }
 }
 
-/// From a SYN on: a copy for each kind of frame (see [`on_syn`]), and of its end for each class.
+/// From a SYN on: a copy for each kind of frame (see [`usual`]), and of its end for each class.
 #[inline(always)]
 fn serve(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> u32 {
     let ring = maps::key_ring(segment);
     let found = classify(segment, ring);
-    found.class.constant(|class| {
-        let found = Classified { class, ..found };
-        let verdict = decide(maps::mode(), class, ring.translation().is_some());
-        maps::with_service(frame, segment, |service| {
-            maps::cell(service, |cell| {
-                let (packets, sampler) = cell.count_syn(segment, found, verdict, ring);
-                if class.is_fast_open() && sampler.is_due(packets) {
-                    watch::syn(ctx, sampler, packets, segment, class, verdict, service);
-                }
-            });
-        });
-        act::act(verdict, frame, segment, ring)
-    })
+    found.class.constant(|class| end(ctx, frame, segment, ring, Classified { class, ..found }))
+}
+
+/// What is done once the class is known, which is a constant here.
+#[inline(always)]
+fn end(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classified) -> u32 {
+    let verdict = decide(maps::mode(), found.class, ring.translation().is_some());
+    if maps::has_services() {
+        count(ctx, segment, ring, found, verdict, maps::service(frame, segment));
+    } else {
+        count(ctx, segment, ring, found, verdict, OTHER);
+    }
+    act::act(verdict, frame, segment, ring)
+}
+
+/// Counts the SYN, and looks at it more closely where that is due.
+#[inline(always)]
+fn count(
+    ctx: &XdpContext,
+    segment: &Segment,
+    ring: &KeyRing,
+    found: Classified,
+    verdict: Verdict,
+    service: u32,
+) {
+    let Some(cell) = maps::cell(service) else { return };
+    let (packets, sampler) = cell.count_syn(segment, found, verdict, ring);
+    if found.class.is_fast_open() && sampler.is_due(packets) {
+        watch::look(ctx.ctx, sampler, packets, Hint::syn(segment, found.class, verdict, service));
+    }
 }
 
 /// What can't be parsed is counted and passed: only a policy may cost anyone a packet.
 #[inline(always)]
 fn unclassified(ctx: &XdpContext, fault: Fault) -> u32 {
-    maps::cell(OTHER, |cell| {
+    if let Some(cell) = maps::cell(OTHER) {
         let (packets, sampler) = cell.count_fault(fault);
         if sampler.is_due(packets) {
-            watch::fault(ctx, sampler, packets, fault);
+            watch::look(ctx.ctx, sampler, packets, Hint::fault(fault));
         }
-    });
+    }
     debug!(ctx, "unclassified frame: {}", fault.name());
     xdp_action::XDP_PASS
 }

@@ -107,18 +107,20 @@ pub(crate) fn key_ring(segment: &Segment) -> &'static KeyRing {
     }
 }
 
-/// Runs `count` with the service of the port that `segment` is for. Where there are no services, it is a constant.
+/// Whether any port has a service: known when the program is loaded.
 #[inline(always)]
-pub(crate) fn with_service(frame: &Frame, segment: &Segment, count: impl Fn(u32)) {
+pub(crate) fn has_services() -> bool {
+    TFO_HAS_SERVICES.load() != 0
+}
+
+/// The service of the port that `segment` is for.
+#[inline(always)]
+pub(crate) fn service(frame: &Frame, segment: &Segment) -> u32 {
     /// Where a TCP header has it.
     const DESTINATION: usize = 2;
 
-    if TFO_HAS_SERVICES.load() == 0 {
-        count(OTHER);
-    } else {
-        let port = frame.read(segment.tcp as usize + DESTINATION);
-        count(port.map_or(OTHER, |port| service_of(u16::from_be_bytes(port))));
-    }
+    let port = frame.read(segment.tcp as usize + DESTINATION);
+    port.map_or(OTHER, |port| service_of(u16::from_be_bytes(port)))
 }
 
 /// The service of `port`.
@@ -127,14 +129,13 @@ pub(crate) fn service_of(port: u16) -> u32 {
     TFO_PORTS.get(u32::from(port)).copied().unwrap_or(OTHER)
 }
 
-/// Runs `count` on this CPU's counters of `service`.
+/// This CPU's counters of `service`.
 #[inline(always)]
-pub(crate) fn cell(service: u32, count: impl FnOnce(&mut Cell)) {
-    if let Some(cell) = TFO_COUNTERS.get_ptr_mut(service) {
-        // SAFETY: the entry belongs to this CPU, and no other run of the program on it can be under way: XDP runs
-        // with softirqs off. User space only reads a copy.
-        count(unsafe { &mut *cell });
-    }
+pub(crate) fn cell(service: u32) -> Option<&'static mut Cell> {
+    let cell = TFO_COUNTERS.get_ptr_mut(service)?;
+    // SAFETY: the entry belongs to this CPU, and no other run of the program on it can be under way: XDP runs with softirqs
+    // off. Nobody asks twice in a run, and user space only reads a copy.
+    Some(unsafe { &mut *cell })
 }
 
 /// Runs `look` on this CPU's [`Watch`], in the XDP program.

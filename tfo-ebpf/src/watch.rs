@@ -1,15 +1,15 @@
 //! The closer look at a packet whose [`Sampler`] is due: who sends it, whether it is worth an event, and, where its cookie is
 //! good, that a connection is to come of it. None of it is on the way of most packets: it is a function of its own.
 
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use tfo_common::{
     bytes::Bytes as _,
     class::Class,
-    observed::{Connection, HEAD_LEN, Kind, Pending, Prefix, PrefixTally, Subject, Watch, is_remarkable},
-    parse::Fault,
+    observed::{
+        Connection, HEAD_LEN, Hint, Kind, Pending, Prefix, PrefixTally, Subject, Watch, is_remarkable,
+    },
     sample::{Sampler, Taken},
-    segment::Segment,
-    verdict::Verdict,
+    segment::{Addresses, Family},
 };
 
 use crate::{
@@ -19,77 +19,70 @@ use crate::{
 
 const ANY: u64 = 0;
 
-/// The last of `packets` SYNs of one kind is due.
-#[inline(always)]
-pub(crate) fn syn(
-    ctx: &XdpContext,
-    sampler: &mut Sampler,
-    packets: u64,
-    segment: &Segment,
-    class: Class,
-    verdict: Verdict,
-    service: u32,
-) {
-    let ports = Frame::new(ctx).read(segment.tcp as usize).unwrap_or_default();
-    let subject = Subject {
-        kind: Kind::Syn as u32,
-        detail: class as u32,
-        connection: Connection::new(&segment.addresses, ports),
-        verdict: verdict as u32,
-        service,
-    };
-    look(ctx, sampler, packets, &subject);
-}
-
-/// The last of `packets` frames with `fault` is due.
-#[inline(always)]
-pub(crate) fn fault(ctx: &XdpContext, sampler: &mut Sampler, packets: u64, fault: Fault) {
-    let (kind, detail) = match fault {
-        Fault::Malformed(reason) => (Kind::Malformed, reason as u32),
-        Fault::Unsupported(reason) => (Kind::Unsupported, reason as u32),
-    };
-    look(ctx, sampler, packets, &Subject { kind: kind as u32, detail, ..Subject::default() });
-}
-
+/// Looks at the packet, the last of `packets` of one kind, which is due. Nothing is handed over by way of the stack, and few
+/// words besides: whoever calls this keeps nothing for it that most packets do not need.
 #[inline(never)]
-fn look(ctx: &XdpContext, sampler: &mut Sampler, packets: u64, subject: &Subject) {
+pub(crate) fn look(ctx: *mut xdp_md, sampler: &mut Sampler, packets: u64, hint: Hint) {
     maps::watch(|watch| {
         let Some(taken) = sampler.take(packets, maps::jiffies(), &mut watch.budget) else { return };
-        if subject.kind != Kind::Syn as u32 {
-            report(ctx, subject, taken, watch);
-            return;
+        // Not before: LLVM would have the caller read it, and hand over numbers that the verifier does not know as a packet.
+        let frame = Frame::new(&XdpContext::new(ctx));
+        let is_syn = hint.kind() == Kind::Syn as u32;
+        let class = Class::ALL.get(hint.detail() as usize).copied().filter(|_| is_syn);
+        let subject = Subject {
+            kind: hint.kind(),
+            detail: hint.detail(),
+            connection: if is_syn { connection(&frame, hint) } else { Connection::NONE },
+            verdict: hint.verdict(),
+            service: hint.service(),
+        };
+        if let Some(class) = class {
+            remember_prefix(&subject.connection, class, taken.weight, watch);
+            if Subject::is_pending(class, subject.verdict) {
+                let pending = Pending { weight: taken.weight, class: class as u64 };
+                // Where there is no room for it, nobody will know what became of the SYN.
+                let _: Result<(), i32> = TFO_PENDING.insert(subject.connection, pending, ANY);
+            }
         }
-        let Some(class) = Class::ALL.get(subject.detail as usize) else { return };
-        remember_prefix(&subject.connection, *class, taken.weight, watch);
-        if is_remarkable(*class) {
-            report(ctx, subject, taken, watch);
-        }
-        if Subject::is_pending(*class, subject.verdict) {
-            let pending = Pending { weight: taken.weight, class: u64::from(subject.detail) };
-            // Where there is no room for it, nobody will know what became of the SYN.
-            let _: Result<(), i32> = TFO_PENDING.insert(subject.connection, pending, ANY);
+        if class.is_none_or(is_remarkable) {
+            report(&frame, &subject, taken, watch);
         }
     });
 }
 
+/// Read anew.
 #[inline(always)]
-fn remember_prefix(connection: &Connection, class: Class, weight: u64, watch: &mut Watch) {
-    let prefix = Prefix::of(connection);
-    if let Some(tally) = TFO_PREFIXES.get_ptr_mut(prefix) {
-        // SAFETY: an entry of an LRU map stays readable and writable while the program runs. Another CPU may count for the same
-        // prefix at the same instant, and one of the two be lost, or the entry be given to another prefix: this is a ranking.
-        unsafe { (*tally).add(class, weight, connection) };
-        return;
-    }
-    let mut tally = PrefixTally::default();
-    tally.add(class, weight, connection);
-    if TFO_PREFIXES.insert(prefix, tally, ANY).is_ok() {
-        watch.prefixes += 1;
+fn connection(frame: &Frame, hint: Hint) -> Connection {
+    let addresses = match hint.family() {
+        Family::Ipv4 => frame.read(hint.source()).map(Addresses::from_ipv4),
+        Family::Ipv6 => frame.read(hint.source()).map(Addresses::from_ipv6),
+    };
+    match (addresses, frame.read(hint.tcp())) {
+        (Some(addresses), Some(ports)) => Connection::new(&addresses, ports),
+        _ => Connection::NONE,
     }
 }
 
 #[inline(always)]
-fn report(ctx: &XdpContext, subject: &Subject, taken: Taken, watch: &mut Watch) {
+fn remember_prefix(connection: &Connection, class: Class, weight: u64, watch: &mut Watch) {
+    // Not on the stack, of which there is little.
+    static NEW: PrefixTally = PrefixTally::NEW;
+
+    let prefix = Prefix::of(connection);
+    let mut found = TFO_PREFIXES.get_ptr_mut(prefix);
+    if found.is_none() && TFO_PREFIXES.insert(prefix, &NEW, ANY).is_ok() {
+        watch.prefixes += 1;
+        found = TFO_PREFIXES.get_ptr_mut(prefix);
+    }
+    if let Some(tally) = found {
+        // SAFETY: an entry of an LRU map stays readable and writable while the program runs. Another CPU may count for the same
+        // prefix at the same instant, and one of the two be lost, or the entry be given to another prefix: this is a ranking.
+        unsafe { (*tally).add(class, weight, connection) };
+    }
+}
+
+#[inline(always)]
+fn report(frame: &Frame, subject: &Subject, taken: Taken, watch: &mut Watch) {
     let Taken { weight, is_first } = taken;
     if !watch.budget.events.spend(is_first) {
         watch.events_skipped += weight;
@@ -98,7 +91,7 @@ fn report(ctx: &XdpContext, subject: &Subject, taken: Taken, watch: &mut Watch) 
     let is_reported = maps::report(|event| {
         event.subject = *subject;
         event.weight = weight;
-        event.head_len = copy_head(&Frame::new(ctx), &mut event.head);
+        event.head_len = copy_head(frame, &mut event.head);
     });
     if is_reported {
         watch.events += 1;

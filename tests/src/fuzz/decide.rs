@@ -93,7 +93,8 @@ pub fn check(data: &[u8]) {
             (FastOpen::Cookie(Cookie { value, offset: offset.into() }), class, slot)
         }
     };
-    let segment = Segment { addresses, fast_open, tcp: input.tcp.into(), data_len: input.data_len };
+    let segment =
+        Segment { addresses, fast_open, source: 26, tcp: input.tcp.into(), data_len: input.data_len };
     let found = classify(&segment, &ring);
     assert_eq!((found.class, found.slot), (class, slot));
 

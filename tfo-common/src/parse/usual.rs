@@ -55,8 +55,9 @@ pub(super) fn ipv4<B: Bytes + ?Sized>(frame: &B) -> Option<Option<Segment>> {
         return None;
     }
     let len = word(frame, IP + offset_of!(Ipv4Hdr, tot_len))?;
-    transport::<TCP_V4, B>(frame, IP + usize::from(u16::from_be(len)), || {
-        frame.read(IP + offset_of!(Ipv4Hdr, src_addr)).map(Addresses::from_ipv4)
+    const SOURCE: usize = IP + offset_of!(Ipv4Hdr, src_addr);
+    transport::<TCP_V4, B>(frame, IP + usize::from(u16::from_be(len)), SOURCE, || {
+        frame.read(SOURCE).map(Addresses::from_ipv4)
     })
 }
 
@@ -74,8 +75,9 @@ pub(super) fn ipv6<B: Bytes + ?Sized>(frame: &B) -> Option<Option<Segment>> {
         return None;
     }
     let len = word(frame, IP + offset_of!(Ipv6Hdr, payload_len))?;
-    transport::<TCP_V6, B>(frame, TCP_V6 + usize::from(u16::from_be(len)), || {
-        frame.read(IP + offset_of!(Ipv6Hdr, src_addr)).map(Addresses::from_ipv6)
+    const SOURCE: usize = IP + offset_of!(Ipv6Hdr, src_addr);
+    transport::<TCP_V6, B>(frame, TCP_V6 + usize::from(u16::from_be(len)), SOURCE, || {
+        frame.read(SOURCE).map(Addresses::from_ipv6)
     })
 }
 
@@ -84,6 +86,7 @@ pub(super) fn ipv6<B: Bytes + ?Sized>(frame: &B) -> Option<Option<Segment>> {
 fn transport<const AT: usize, B: Bytes + ?Sized>(
     frame: &B,
     end: usize,
+    source: usize,
     addresses: impl Fn() -> Option<Addresses>,
 ) -> Option<Option<Segment>> {
     let [data_offset, flags] = word(frame, AT + tcp::DATA_OFFSET)?.to_ne_bytes();
@@ -95,13 +98,13 @@ fn transport<const AT: usize, B: Bytes + ?Sized>(
         return if tcp::is_syn(flags) || end < AT + TcpHdr::LEN { None } else { Some(None) };
     }
     let segment = match data_offset & 0xf0 {
-        0x50 => syn::<AT, 0, B>(frame, end, addresses),
-        0x60 => syn::<AT, 4, B>(frame, end, addresses),
-        0x80 => syn::<AT, 12, B>(frame, end, addresses),
-        0x90 => syn::<AT, 16, B>(frame, end, addresses),
-        0xa0 => syn::<AT, 20, B>(frame, end, addresses),
-        0xb0 => syn::<AT, 24, B>(frame, end, addresses),
-        0xd0 => syn::<AT, 32, B>(frame, end, addresses),
+        0x50 => syn::<AT, 0, B>(frame, end, source, addresses),
+        0x60 => syn::<AT, 4, B>(frame, end, source, addresses),
+        0x80 => syn::<AT, 12, B>(frame, end, source, addresses),
+        0x90 => syn::<AT, 16, B>(frame, end, source, addresses),
+        0xa0 => syn::<AT, 20, B>(frame, end, source, addresses),
+        0xb0 => syn::<AT, 24, B>(frame, end, source, addresses),
+        0xd0 => syn::<AT, 32, B>(frame, end, source, addresses),
         _ => None,
     };
     segment.map(Some)
@@ -112,6 +115,7 @@ fn transport<const AT: usize, B: Bytes + ?Sized>(
 fn syn<const AT: usize, const AREA: usize, B: Bytes + ?Sized>(
     frame: &B,
     end: usize,
+    source: usize,
     addresses: impl Fn() -> Option<Addresses>,
 ) -> Option<Segment> {
     let data = AT + TcpHdr::LEN + AREA;
@@ -121,6 +125,7 @@ fn syn<const AT: usize, const AREA: usize, B: Bytes + ?Sized>(
     Some(Segment {
         fast_open: options::usual::<AREA, B>(frame, AT + TcpHdr::LEN)?,
         addresses: addresses()?,
+        source: source as u32,
         tcp: AT as u32,
         data_len: (end - data) as u32,
     })
