@@ -30,7 +30,9 @@ fn the_lab_sees_every_class_and_agrees_with_the_kernel() {
         let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{said}{log}");
         assert!(said.contains("agrees with the kernel: every class seen"), "{said}");
-        assert!(log.is_empty(), "{log}");
+        // Before Linux 5.15 it isn't.
+        let is_expected = |line: &str| line.contains("what becomes of connections will not be known");
+        assert!(log.lines().all(is_expected), "{log}");
         let seen: BTreeSet<_> = said.split_whitespace().collect();
         assert!(Class::ALL.iter().all(|class| seen.contains(class.name())), "{said}");
         // Nothing is left, in this namespace or in the BPF file system.

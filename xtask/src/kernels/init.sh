@@ -12,6 +12,7 @@ mkdir /dev/pts
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmp /tmp
 mount -t bpf bpf /sys/fs/bpf
+mount -t cgroup2 none /sys/fs/cgroup
 exec >/dev/ttyS1 2>&1
 
 echo "guest: $(uname -r)"
