@@ -21,7 +21,8 @@ pub(crate) struct Args {
 pub(crate) fn bench(args: &Args) -> Result<Infallible> {
     setup::ensure()?;
     run(ebpf_cargo("build")?.args(["--bin", "yardsticks"]))?;
-    run(cargo().args(["build", "--release", "--package", "tfo-tests", "--bin", "bench"]))?;
+    let packages = ["--package", "tfo-tests", "--package", "tfo-userspace"];
+    run(cargo().args(["build", "--release"]).args(packages).args(["--bin", "bench", "--bin", "tfo"]))?;
     ensure!(is_root(), "the benchmark loads programs into the kernel: run it as root");
     let yardsticks = ebpf_target_dir()?.join(EBPF_TARGET).join("release/yardsticks");
     let mut bench = command(target_dir()?.join("release/bench"));

@@ -2,12 +2,14 @@
 //!
 //! BPF_PROG_TEST_RUN runs a program over and over on one frame. Each sample stands between two of an XDP program that
 //! does nothing but pass; what it takes beyond them is its net cost. The CPU time of the thread is measured, not the
-//! time that passes. With `--live`, floods of SYNs are received by an interface: see [`live`].
+//! time that passes. With `--live`, floods of SYNs are received by an interface: see [`live`]. With `--scrape`, metrics are
+//! asked for: see [`scrape`].
 
 mod live;
 mod measure;
 mod report;
 mod scenarios;
+mod scrape;
 
 use std::{fs::File, path::PathBuf};
 
@@ -28,7 +30,10 @@ struct Args {
     /// Send floods of SYNs to an interface instead: what they cost the program, and the stack behind it (Linux 5.18)
     #[arg(long, conflicts_with = "compare")]
     live: bool,
-    /// Samples of each scenario, taken in turns
+    /// Measure instead how long a scrape of `tfo run --metrics` takes, by how many services there are
+    #[arg(long, conflicts_with_all = ["live", "compare", "filter"])]
+    scrape: bool,
+    /// Samples of each scenario, taken in turns; with --scrape, a tenth of the scrapes
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Runs of the program in a sample; with --live, the SYNs that are sent
@@ -54,6 +59,15 @@ fn main() -> Result<()> {
             println!("{}", serde_json::to_string_pretty(&report)?);
         } else {
             report.print();
+        }
+        return Ok(());
+    }
+    if args.scrape {
+        let measured = scrape::run(10 * args.rounds)?;
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&measured)?);
+        } else {
+            scrape::print(&measured);
         }
         return Ok(());
     }
