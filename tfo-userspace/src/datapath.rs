@@ -3,6 +3,7 @@
 mod object;
 mod outcomes;
 mod tables;
+mod whole;
 
 use std::{
     collections::HashMap,

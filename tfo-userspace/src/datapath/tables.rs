@@ -16,6 +16,8 @@ use tfo_common::{
     service::{OTHER, Service},
 };
 
+use super::whole::Whole;
+
 /// A struct that kernel and user space share through a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -42,6 +44,9 @@ pub(super) struct Tables {
     prefixes: HashMap<MapData, Shared<Prefix>, Shared<PrefixTally>>,
     pending: HashMap<MapData, Shared<Connection>, Shared<Pending>>,
     watch: PerCpuArray<MapData, Shared<Watch>>,
+    all_cells: Whole<Shared<Cell>>,
+    all_services: Whole<Shared<Service>>,
+    all_outcomes: Whole<Shared<Outcomes>>,
 }
 
 /// One service, by its name, and what was counted for it.
@@ -70,11 +75,16 @@ pub struct Entries {
 impl Tables {
     /// The maps that `take` gives by their names.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<Map>) -> Result<Self> {
+        let (cells, services, outcomes) =
+            (take(names::COUNTERS)?, take(names::SERVICES)?, take(names::OUTCOMES)?);
         Ok(Self {
-            cells: take(names::COUNTERS)?.try_into()?,
+            all_cells: Whole::of(&cells, Shared(Cell::EMPTY))?,
+            all_services: Whole::of(&services, Shared(Service::default()))?,
+            all_outcomes: Whole::of(&outcomes, Shared(Outcomes::default()))?,
+            cells: cells.try_into()?,
             keys: take(names::KEYS)?.try_into()?,
-            services: take(names::SERVICES)?.try_into()?,
-            outcomes: take(names::OUTCOMES)?.try_into()?,
+            services: services.try_into()?,
+            outcomes: outcomes.try_into()?,
             prefixes: take(names::PREFIXES)?.try_into()?,
             pending: take(names::PENDING)?.try_into()?,
             watch: take(names::WATCH)?.try_into()?,
@@ -89,36 +99,42 @@ impl Tables {
     /// What was counted, summed over all services and CPUs.
     pub(super) fn counters(&self) -> Result<Counters> {
         let mut sum = Counters::default();
-        for index in 0..self.capacity() {
-            sum.add(&self.counters_of(index)?);
-        }
-        Ok(sum)
-    }
-
-    fn counters_of(&self, index: u32) -> Result<Counters> {
-        let mut sum = Counters::default();
-        for Shared(cell) in self.cells.get(&index, 0).context("cannot read the counters")?.iter() {
-            sum.add(&cell.counters);
-        }
+        let add = |_, cells: &[Shared<Cell>]| cells.iter().for_each(|Shared(cell)| sum.add(&cell.counters));
+        self.all_cells.each(add).context("cannot read the counters")?;
         Ok(sum)
     }
 
     /// The name of the service at `index`, if there is one.
     pub(super) fn service(&self, index: u32) -> Result<Option<String>> {
         let Shared(service) = self.services.get(&index, 0).context("cannot read the map of services")?;
-        Ok(if index == OTHER { Some(OTHER_NAME.to_owned()) } else { service.name().map(str::to_owned) })
+        Ok(name_of(index, &service).map(str::to_owned))
     }
 
     /// Every service with what was counted for it, [`OTHER`] first.
     pub(super) fn by_service(&self) -> Result<Vec<ServiceCounters>> {
-        let mut services = Vec::new();
-        for index in 0..self.capacity() {
-            if let Some(name) = self.service(index)? {
-                let Shared(outcomes) = self.outcomes.get(&index, 0).context("cannot read the outcomes")?;
-                services.push(ServiceCounters { name, counters: self.counters_of(index)?, outcomes });
+        let mut places: Vec<Option<ServiceCounters>> = Vec::with_capacity(self.capacity() as usize);
+        let place = |index, service: &[Shared<Service>]| {
+            let name = service.first().and_then(|Shared(service)| name_of(index, service));
+            places.push(name.map(|name| ServiceCounters {
+                name: name.to_owned(),
+                counters: Counters::EMPTY,
+                outcomes: Outcomes::default(),
+            }));
+        };
+        self.all_services.each(place).context("cannot read the map of services")?;
+        let add = |index, cells: &[Shared<Cell>]| {
+            if let Some(service) = &mut places[index as usize] {
+                cells.iter().for_each(|Shared(cell)| service.counters.add(&cell.counters));
             }
-        }
-        Ok(services)
+        };
+        self.all_cells.each(add).context("cannot read the counters")?;
+        let set = |index, outcomes: &[Shared<Outcomes>]| {
+            if let (Some(service), [Shared(outcomes)]) = (&mut places[index as usize], outcomes) {
+                service.outcomes = *outcomes;
+            }
+        };
+        self.all_outcomes.each(set).context("cannot read the outcomes")?;
+        Ok(places.into_iter().flatten().collect())
     }
 
     /// What was observed, summed over all CPUs; the budget is no sum and left out.
@@ -155,6 +171,11 @@ impl Tables {
         let Shared(store) = self.keys.get(&0, 0).context("cannot read the key map")?;
         Ok(*store.current())
     }
+}
+
+/// The name of `service`, which stands at `index`.
+fn name_of(index: u32, service: &Service) -> Option<&str> {
+    if index == OTHER { Some(OTHER_NAME) } else { service.name() }
 }
 
 fn count<T, E>(entries: impl Iterator<Item = Result<T, E>>) -> u64 {
