@@ -12,9 +12,15 @@ use std::{
 };
 
 use serde_json::Value;
+use tfo_common::segment::Family;
 use tfo_tests::{
     netns::{IFACE, eventually, ip, server_and_client},
     scrape::{self, Samples, get, run},
+};
+use tfo_userspace::lab::{
+    client::fast_open,
+    net::{SERVERS, server, source},
+    server::Listeners,
 };
 
 /// `promtool ARGS`, with `input`; what it said must be nothing where it has nothing to complain of.
@@ -64,12 +70,19 @@ fn expressions<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
 /// A scrape of a tfo that has all there is.
 fn scrape_of_everything() -> String {
     let mut text = String::new();
-    server_and_client(|_client| {
+    server_and_client(|client| {
+        let _listeners = Listeners::start(&SERVERS).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("keys.json");
         let _tfo = run(IFACE, &["--keys", "random", "--key-state", state.to_str().unwrap()]);
         eventually("keys are in step", || get("/healthz").status == 200);
-        text = get("/metrics").body;
+        // A cookie, and a connection that begins with data.
+        let connect = || fast_open(source(Family::Ipv4, 1), server(Family::Ipv4), b"some data");
+        client.run(|| connect().and_then(|_| connect())).unwrap();
+        eventually("the connection is counted", || {
+            text = get("/metrics").body;
+            text.contains("\ntfo_accepted_total{service=\"other\"} 1\n")
+        });
     });
     text
 }

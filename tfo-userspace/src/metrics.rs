@@ -4,6 +4,7 @@
 //! as text on another thread. So nobody makes the controller wait: who says nothing, says half of it, or does not read the
 //! answer, takes one of a few places for a short time.
 
+mod exposition;
 mod snapshot;
 mod text;
 
@@ -20,6 +21,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+pub use exposition::Format;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -27,7 +29,6 @@ use hyper_util::{
 };
 use log::info;
 pub use snapshot::{OnInterface, Program, RoleKeys, Snapshot};
-pub use text::Format;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc, oneshot},
