@@ -14,11 +14,13 @@ pub enum Bpf {
     MapCreate = 0,
     MapLookupElem = 1,
     MapUpdateElem = 2,
+    MapGetNextKey = 4,
     ProgLoad = 5,
     ObjPin = 6,
     ObjGet = 7,
     ObjGetInfoByFd = 15,
     MapFreeze = 22,
+    MapLookupBatch = 24,
     LinkCreate = 28,
     LinkUpdate = 29,
 }

@@ -129,7 +129,8 @@ impl Stopped {
 
     fn is_step(&self, call: c_long, arguments: &[u64]) -> bool {
         const WRITES: i32 = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
-        const LOOKS: [Bpf; 3] = [Bpf::MapLookupElem, Bpf::ObjGet, Bpf::ObjGetInfoByFd];
+        const LOOKS: [Bpf; 5] =
+            [Bpf::MapLookupElem, Bpf::MapLookupBatch, Bpf::MapGetNextKey, Bpf::ObjGet, Bpf::ObjGetInfoByFd];
         match call {
             libc::SYS_openat => arguments[2] as i32 & WRITES != 0,
             libc::SYS_bpf => !LOOKS.iter().any(|look| *look as u64 == arguments[0]),
@@ -148,6 +149,7 @@ impl Stopped {
 /// Calls that look, wait, or change nothing but the process itself. What is not known to be one of them is a step.
 const HARMLESS: &[c_long] = &[
     libc::SYS_accept4,
+    libc::SYS_bind,
     libc::SYS_brk,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
@@ -161,6 +163,7 @@ const HARMLESS: &[c_long] = &[
     libc::SYS_futex,
     libc::SYS_getpid,
     libc::SYS_getrandom,
+    libc::SYS_getsockname,
     libc::SYS_getsockopt,
     libc::SYS_ioctl,
     libc::SYS_lseek,
