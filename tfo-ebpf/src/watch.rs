@@ -66,11 +66,12 @@ fn connection(frame: &Frame, hint: Hint) -> Connection {
 #[inline(always)]
 fn remember_prefix(connection: &Connection, class: Class, weight: u64, watch: &mut Watch) {
     // Not on the stack, of which there is little.
-    static NEW: PrefixTally = PrefixTally::NEW;
+    static TALLY: PrefixTally = PrefixTally::NEW;
+    let new = &TALLY;
 
     let prefix = Prefix::of(connection);
     let mut found = TFO_PREFIXES.get_ptr_mut(prefix);
-    if found.is_none() && TFO_PREFIXES.insert(prefix, &NEW, ANY).is_ok() {
+    if found.is_none() && TFO_PREFIXES.insert(prefix, new, ANY).is_ok() {
         watch.prefixes += 1;
         found = TFO_PREFIXES.get_ptr_mut(prefix);
     }
