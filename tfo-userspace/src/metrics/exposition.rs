@@ -71,8 +71,9 @@ pub(super) struct Exposition {
 }
 
 impl Exposition {
-    pub(super) fn new(format: Format) -> Self {
-        Self { text: String::new(), format }
+    /// Nothing yet, with room for so many bytes: a text that grows is copied.
+    pub(super) fn new(format: Format, room: usize) -> Self {
+        Self { text: String::with_capacity(room), format }
     }
 
     /// Begins the metric `name`, whose rows come next. What it is measured in, if in anything, is the end of its name.

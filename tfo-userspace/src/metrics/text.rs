@@ -27,6 +27,8 @@ use crate::{
     saved::RttSaved,
 };
 
+/// Bytes for a service that has all rows.
+const OF_A_SERVICE: usize = 6 * 1024;
 /// The powers of two of microseconds that bound the buckets of round trips: 128 us to 8.4 s. Shorter ones are in the first,
 /// longer ones beyond the last.
 const ROUND_TRIPS: RangeInclusive<u32> = 7..=23;
@@ -34,7 +36,8 @@ const ROUND_TRIPS: RangeInclusive<u32> = 7..=23;
 impl Snapshot {
     /// All of it, as text.
     pub fn text(&self, format: Format) -> String {
-        let mut to = Exposition::new(format);
+        let services: usize = self.programs().map(|(_, program)| program.report.services.len()).sum();
+        let mut to = Exposition::new(format, OF_A_SERVICE * (services + 4));
         let version = labels(&[("version", env!("CARGO_PKG_VERSION"))]);
         to.metric("tfo_build", Info, None, "This tfo").add(&[&version], 1);
         self.write_attached(&mut to);

@@ -103,17 +103,17 @@ fn measure(services: usize, scrapes: u32) -> Result<Vec<Measured>> {
         }
         for (format, accept) in FORMATS {
             eprint!("\r{services} services, {format} ");
-            let mut body = String::new();
+            let mut answer = Vec::new();
             let mut times = Vec::new();
             for _ in 0..scrapes {
-                times.push(time(accept, &mut body)?);
+                times.push(time(accept, &mut answer)?);
             }
             times.sort_unstable();
+            let answer = str::from_utf8(&answer)?;
+            let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+            ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
             let rows = body.lines().filter(|line| !line.starts_with('#'));
-            ensure!(
-                sum_of(&body, "tfo_syn_total")? == expected(busy, services),
-                "it is not what was counted"
-            );
+            ensure!(sum_of(body, "tfo_syn_total")? == expected(busy, services), "it is not what was counted");
             all.push(Measured {
                 services,
                 busy,
@@ -129,19 +129,15 @@ fn measure(services: usize, scrapes: u32) -> Result<Vec<Measured>> {
     Ok(all)
 }
 
-/// One scrape, and what was served.
-fn time(accept: &str, body: &mut String) -> Result<Duration> {
-    let mut answer = Vec::with_capacity(body.len() + 1024);
+/// How long one scrape takes. What is served takes the place of the `answer` before, whose memory is used again: it is not
+/// the client's that is measured.
+fn time(accept: &str, answer: &mut Vec<u8>) -> Result<Duration> {
+    answer.clear();
     let begin = Instant::now();
     let mut stream = scrape::connect();
     write!(stream, "GET /metrics HTTP/1.1\r\nHost: tfo\r\nAccept: {accept}\r\n\r\n")?;
-    stream.read_to_end(&mut answer)?;
-    let time = begin.elapsed();
-    let answer = String::from_utf8(answer)?;
-    let (head, rest) = answer.split_once("\r\n\r\n").context("no answer")?;
-    ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
-    rest.clone_into(body);
-    Ok(time)
+    stream.read_to_end(answer)?;
+    Ok(begin.elapsed())
 }
 
 /// The values of all rows of `name` in `text` together.
