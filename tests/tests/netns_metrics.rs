@@ -152,6 +152,7 @@ fn a_scrape_says_what_tfo_and_the_kernel_have_counted() {
             assert_eq!(samples.get(&of_interface("tfo_events_lost_total", ",at=\"controller\"")), "0");
             // One of each family.
             assert_eq!(samples.get(&of_interface("tfo_map_entries", ",map=\"prefixes\"")), "2");
+            assert_eq!(samples.get(&of_interface("tfo_prefixes_evicted_total", "")), "0");
         });
     }
 }

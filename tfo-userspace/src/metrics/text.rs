@@ -146,13 +146,21 @@ impl Snapshot {
         for (interface, program) in self.programs() {
             skipped.add(&[&interface], program.watch.events_skipped);
         }
+        // Once, since each entry takes a system call.
+        let counted =
+            self.programs().filter_map(|(interface, program)| Some((interface, program, program.entries()?)));
+        let counted: Vec<_> = counted.collect();
         let help = "Entries of the maps of what is remembered";
         let mut entries = to.metric("tfo_map_entries", Gauge, None, help);
-        for (interface, program) in self.programs() {
-            let Some(Entries { prefixes, pending }) = program.entries() else { continue };
+        for (interface, _, Entries { prefixes, pending }) in &counted {
             for (map, count) in [("prefixes", prefixes), ("pending", pending)] {
-                entries.add(&[&interface, &labels(&[("map", map)])], count);
+                entries.add(&[interface, &labels(&[("map", map)])], *count);
             }
+        }
+        let help = "Prefixes of sources that had to make room for others";
+        let mut evicted = to.metric("tfo_prefixes_evicted", Counter, None, help);
+        for (interface, program, Entries { prefixes, .. }) in &counted {
+            evicted.add(&[interface], program.watch.prefixes.saturating_sub(*prefixes));
         }
     }
 
