@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 use tfo_common::{
     class::Class,
-    observed::{Hint, Kind, RTT_BUCKETS, rtt_bucket},
+    observed::{Hint, Kind, Outcomes, RTT_BUCKETS, rtt_bucket},
     parse::{Fault, Malformed, Unsupported},
-    sample::{BUDGET, Budget, FIRSTS, SPARSEST, Sampler},
+    sample::{BUDGET, Budget, EVENT_BUDGET, FIRSTS, SPARSEST, Sampler},
     segment::{Addresses, FastOpen, Segment},
     verdict::Verdict,
 };
@@ -100,6 +100,19 @@ fn round_trips_by_their_length() {
     }
     for bits in 1..31 {
         assert_eq!([rtt_bucket((1 << bits) - 1), rtt_bucket(1 << bits)], [bits, bits + 1]);
+    }
+}
+
+/// Refusals are told up to so many in a jiffy.
+#[test]
+fn refusals_that_are_told() {
+    let mut told = [0, 0];
+    for jiffy in [7, 8, 10] {
+        for n in 1..=EVENT_BUDGET {
+            told = Outcomes::may_tell(told, jiffy).expect("there is room");
+            assert_eq!(told, [jiffy, n]);
+        }
+        assert_eq!(Outcomes::may_tell(told, jiffy), None);
     }
 }
 

@@ -44,8 +44,8 @@ const _: () = {
     assert!(size_of::<Cell>() == size_of::<Counters>() + (2 * 8 * 8 + 16 + 8) * 32);
 
     assert!(size_of::<Service>() == 32);
-    assert!(offset_of!(Outcomes, rtt_saved) == 16);
-    assert!(size_of::<Outcomes>() == 16 + 32 * 16);
+    assert!(offset_of!(Outcomes, rtt_saved) == 40);
+    assert!(size_of::<Outcomes>() == 40 + 32 * 16);
     assert!(size_of::<Connection>() == 40);
     assert!(size_of::<Pending>() == 16);
     assert!(size_of::<Prefix>() == 16);

@@ -3,7 +3,7 @@
 use crate::{
     class::Class,
     parse::Fault,
-    sample::Budget,
+    sample::{Budget, EVENT_BUDGET},
     segment::{Addresses, Family, Segment},
     verdict::Verdict,
 };
@@ -29,8 +29,28 @@ pub struct Outcomes {
     pub accepted: u64,
     /// SYNs with a cookie that the kernel should have taken, and which it answered with an ordinary handshake.
     pub refused: u64,
+    /// Those of them of which there was no event: they came too fast, or there was no room.
+    pub untold: u64,
+    /// The jiffy of the last event, and how many there were in it.
+    pub told: [u64; 2],
     /// The round trips that accepted connections did not wait for, by [`rtt_bucket`].
     pub rtt_saved: [RttBucket; RTT_BUCKETS],
+}
+
+impl Outcomes {
+    /// Whether there may be one more event in this jiffy; if so, it is counted. Where two CPUs ask at once, both may get the
+    /// same answer.
+    #[inline(always)]
+    pub const fn may_tell(told: [u64; 2], jiffies: u64) -> Option<[u64; 2]> {
+        let [jiffy, count] = told;
+        if jiffy != jiffies {
+            Some([jiffies, 1])
+        } else if count < EVENT_BUDGET {
+            Some([jiffy, count + 1])
+        } else {
+            None
+        }
+    }
 }
 
 /// Round trips of similar length.

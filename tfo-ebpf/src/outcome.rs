@@ -111,17 +111,32 @@ fn refused(connection: &Connection, service: u32) {
     let Some(outcomes) = maps::outcomes(service) else { return };
     // SAFETY: see `count`.
     unsafe { add(&raw mut (*outcomes).refused, pending.weight) };
-    maps::report(|event| {
-        event.subject = Subject {
-            kind: Kind::Refused as u32,
-            detail: pending.class as u32,
-            connection: *connection,
-            verdict: 0,
-            service,
-        };
-        event.weight = pending.weight;
-        event.head_len = 0;
-    });
+    let is_told = may_tell(outcomes)
+        && maps::report(|event| {
+            event.subject = Subject {
+                kind: Kind::Refused as u32,
+                detail: pending.class as u32,
+                connection: *connection,
+                verdict: 0,
+                service,
+            };
+            event.weight = pending.weight;
+            event.head_len = 0;
+        });
+    if !is_told {
+        // SAFETY: see `count`.
+        unsafe { add(&raw mut (*outcomes).untold, pending.weight) };
+    }
+}
+
+#[inline(always)]
+fn may_tell(outcomes: *mut Outcomes) -> bool {
+    // SAFETY: the entry of an array map lives as long as the program. Two CPUs may read and write it at once, whole words each.
+    unsafe {
+        let told = &raw mut (*outcomes).told;
+        let next = Outcomes::may_tell(told.read_volatile(), maps::jiffies());
+        next.inspect(|next| told.write_volatile(*next)).is_some()
+    }
 }
 
 /// What is remembered of the SYN of `connection`; it is forgotten now.

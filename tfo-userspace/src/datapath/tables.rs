@@ -137,7 +137,7 @@ impl Tables {
         Ok(places.into_iter().flatten().collect())
     }
 
-    /// What was observed, summed over all CPUs; the budget is no sum and left out.
+    /// What was observed, summed over all CPUs, with the refusals that were not told; the budget is no sum and left out.
     pub(super) fn watch(&self) -> Result<Watch> {
         let mut sum = Watch::default();
         let all = self.watch.get(&0, 0).context("cannot read the state of observing")?;
@@ -147,6 +147,10 @@ impl Tables {
             sum.events_skipped += events_skipped;
             sum.prefixes += prefixes;
         }
+        let add = |_, outcomes: &[Shared<Outcomes>]| {
+            outcomes.iter().for_each(|Shared(outcomes)| sum.events_skipped += outcomes.untold);
+        };
+        self.all_outcomes.each(add).context("cannot read the outcomes")?;
         Ok(sum)
     }
 
