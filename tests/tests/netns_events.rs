@@ -225,9 +225,9 @@ fn a_flood_hides_nothing() {
             let all = state["prefixes"].as_array().unwrap();
             all.iter().find(|prefix| prefix["prefix"] == name).unwrap_or_else(|| panic!("{state:#}")).clone()
         };
-        // What came since the last that was looked at is still to be added.
+        // What came since the last that was looked at is still to be added: some of the last jiffy's, and what is not due yet.
         let unknown = prefix("198.19.0.0/24")["unknown"].as_u64().unwrap();
-        assert!((FLOOD - 128..=FLOOD).contains(&unknown), "{unknown}");
+        assert!((FLOOD * 9 / 10..=FLOOD).contains(&unknown), "{unknown}");
         let asked = prefix("2001:db8:1::/64");
         assert_eq!((&asked["requests"], &asked["valid"]), (&1.into(), &1.into()));
     });
