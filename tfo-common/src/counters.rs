@@ -1,5 +1,7 @@
 //! What the program counts: one struct, one look-up, no locks (each CPU has its own).
 
+use core::hint::black_box;
+
 use crate::{
     class::{Class, Classified},
     keyring::{KeyRing, TRACKS},
@@ -71,13 +73,20 @@ impl Cell {
     pub fn count_fault(&mut self, fault: Fault) -> (u64, &mut Sampler) {
         let packets = self.counters.count_fault(fault);
         let sampler = match fault {
-            Fault::Malformed(reason) => &mut self.malformed_samplers[reason.index() & (MALFORMED_SLOTS - 1)],
+            Fault::Malformed(reason) => &mut self.malformed_samplers[place(reason.index(), MALFORMED_SLOTS)],
             Fault::Unsupported(reason) => {
-                &mut self.unsupported_samplers[reason.index() & (UNSUPPORTED_SLOTS - 1)]
+                &mut self.unsupported_samplers[place(reason.index(), UNSUPPORTED_SLOTS)]
             }
         };
         (packets, sampler)
     }
+}
+
+/// `index`, which is below `slots`, and the verifier sees that. LLVM knows it from the enum and would leave the mask out,
+/// whatever it is needed for.
+#[inline(always)]
+fn place(index: usize, slots: usize) -> usize {
+    black_box(index) & (slots - 1)
 }
 
 /// The place of a SYN in [`Counters::syn`]. The masks change nothing: they tell the verifier that the index fits.
@@ -148,8 +157,8 @@ impl Counters {
     #[inline(always)]
     pub fn count_fault(&mut self, fault: Fault) -> u64 {
         let count = match fault {
-            Fault::Malformed(reason) => &mut self.malformed[reason.index() & (MALFORMED_SLOTS - 1)],
-            Fault::Unsupported(reason) => &mut self.unsupported[reason.index() & (UNSUPPORTED_SLOTS - 1)],
+            Fault::Malformed(reason) => &mut self.malformed[place(reason.index(), MALFORMED_SLOTS)],
+            Fault::Unsupported(reason) => &mut self.unsupported[place(reason.index(), UNSUPPORTED_SLOTS)],
         };
         *count += 1;
         *count
