@@ -4,7 +4,8 @@
 //! as text on another thread. So nobody makes the controller wait: who says nothing, says half of it, or does not read the
 //! answer, takes one of a few places for a short time.
 
-mod exposition;
+mod format;
+mod labels;
 mod snapshot;
 mod text;
 
@@ -21,7 +22,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-pub use exposition::Format;
+pub use format::Format;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
