@@ -48,7 +48,8 @@ pub fn check(
     let unchanged = || if out == frame { Ok(Verdict::Pass) } else { Err("the frame was changed".to_owned()) };
     let segment = parse(frame, link).ok().flatten();
     let retired = segment.filter(|segment| classify(segment, ring).class == Class::CookieRetired);
-    let (Mode::Accelerate, Some(segment), Some(key)) = (mode, retired, ring.translation()) else {
+    let (Mode::Accelerate | Mode::Shield, Some(segment), Some(key)) = (mode, retired, ring.translation())
+    else {
         return unchanged();
     };
     let FastOpen::Cookie(cookie) = segment.fast_open else {

@@ -19,6 +19,15 @@ named! {
         Observe = "observe",
         /// Translate the cookies of keys that the kernel does not hold.
         Accelerate = "accelerate",
+        /// Besides, let the protections of a service act.
+        Shield = "shield",
+    }
+}
+
+impl Default for Mode {
+    /// Whoever asks for nothing gets nothing changed.
+    fn default() -> Self {
+        Self::Observe
     }
 }
 
@@ -26,8 +35,8 @@ named! {
 #[inline(always)]
 pub const fn decide(mode: Mode, class: Class, has_translation: bool) -> Verdict {
     match (mode, class) {
-        (Mode::Accelerate, Class::CookieRetired) if has_translation => Verdict::Rewrite,
+        (Mode::Accelerate | Mode::Shield, Class::CookieRetired) if has_translation => Verdict::Rewrite,
         // An invalid cookie is legal: the kernel answers it with a full handshake and a fresh cookie.
-        (Mode::Accelerate | Mode::Observe, _) => Verdict::Pass,
+        (Mode::Observe | Mode::Accelerate | Mode::Shield, _) => Verdict::Pass,
     }
 }

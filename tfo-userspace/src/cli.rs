@@ -165,6 +165,8 @@ pub enum ProgramMode {
     Observe,
     /// Also translate cookies of keys that the kernel does not hold, so that it takes their data
     Accelerate,
+    /// Also let protections act
+    Shield,
 }
 
 impl From<ProgramMode> for Mode {
@@ -172,6 +174,7 @@ impl From<ProgramMode> for Mode {
         match mode {
             ProgramMode::Observe => Self::Observe,
             ProgramMode::Accelerate => Self::Accelerate,
+            ProgramMode::Shield => Self::Shield,
         }
     }
 }

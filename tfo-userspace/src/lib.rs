@@ -12,6 +12,7 @@ pub mod datapath;
 pub mod error;
 pub mod events;
 pub mod files;
+pub mod guards;
 pub mod history;
 pub mod interface;
 pub mod kernel;

@@ -26,7 +26,7 @@ use crate::{
     pins::Bpffs,
     screen::Screen,
     secrecy::leaving_no_trace,
-    services::Services,
+    services::{Named, Services},
     signals::Signals,
 };
 
@@ -45,7 +45,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
         log_level,
         source: leaving_no_trace(|| source(args))?,
         retire: Retire { below: args.retire_below, max_age: args.max_age },
-        services: Services::new(args.services.clone()).context("--service")?,
+        services: services(args).context("--service")?,
     };
     // Before anything is attached: a service manager that restarts us is not to attach and detach all the time.
     let listener = match args.metrics {
@@ -77,6 +77,12 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
         }
     }
     controller.stop().await
+}
+
+/// What `--service` names, all of it in the mode of `--mode`.
+fn services(args: &Run) -> Result<Services> {
+    let mode = args.mode.into();
+    Services::new(args.services.iter().map(|named| Named { mode, ..named.clone() }).collect(), mode)
 }
 
 /// Where `--keys` says that keys come from.

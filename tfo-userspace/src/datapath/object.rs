@@ -349,7 +349,7 @@ impl Object {
                 let known = ring.follow(wanted, moment).follow(kernel, moment);
                 match self.mode {
                     Mode::Observe => known,
-                    Mode::Accelerate => known.follow(in_between(kernel, wanted), moment),
+                    Mode::Accelerate | Mode::Shield => known.follow(in_between(kernel, wanted), moment),
                 }
             }
             Publish::Only(held) => {

@@ -1,0 +1,96 @@
+//! Protections of a service, as an operator asks for them. What each does is told in `tfo_common::policy`.
+
+use std::time::Duration;
+
+/// The protections of one service; `None` where one is off.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Guards {
+    /// The Fast Open option is hidden from the stack.
+    pub hide: Option<Hide>,
+    /// The same SYN is not served twice.
+    pub once: Option<Once>,
+    /// No source gets more than its share.
+    pub fair: Option<Fair>,
+    /// No more is sent to an unproved source than a multiple of what came from it.
+    pub clamp: Option<Clamp>,
+    /// Cookies that no key made are kept from the stack.
+    pub shed: Option<Shed>,
+}
+
+/// The kill switch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hide {
+    /// Only count what would be done.
+    pub dry_run: bool,
+}
+
+/// The replay guard.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Once {
+    /// For how long a SYN is remembered once its connection is over: 1 s to 1 h.
+    pub remember: Duration,
+    /// Only count what would be done.
+    pub dry_run: bool,
+}
+
+/// The limit on SYNs with a good cookie, for each source.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fair {
+    /// How many.
+    pub limit: Limit,
+    /// What counts as one source.
+    pub source: SourceLen,
+    /// Only count what would be done.
+    pub dry_run: bool,
+}
+
+/// The limit on answers to an unproved source.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Clamp {
+    /// How many times the data of the SYN may be answered: 1 to 100.
+    pub factor: u16,
+    /// Only count what would be done.
+    pub dry_run: bool,
+}
+
+/// The limit on unknown cookies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shed {
+    /// From all sources together.
+    pub limit: Option<Limit>,
+    /// From each source.
+    pub per_source: Option<Limit>,
+    /// What counts as one source.
+    pub source: SourceLen,
+    /// Whether the excess is dropped rather than hidden.
+    pub drop: bool,
+    /// Only count what would be done.
+    pub dry_run: bool,
+}
+
+/// So many in a time, and so many at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limit {
+    /// How many: at least 1.
+    pub count: u32,
+    /// In what time: 1 s, 1 min or 1 h.
+    pub per: Duration,
+    /// How many may come at once, after a pause: at least 1.
+    pub burst: u32,
+}
+
+/// How many bits of an address make a source.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SourceLen {
+    /// Of an IPv4 address: 8 to 32.
+    pub v4: u8,
+    /// Of an IPv6 address: 16 to 128.
+    pub v6: u8,
+}
+
+impl Default for SourceLen {
+    /// One host, or the network that one IPv6 host has to itself (RFC 7421).
+    fn default() -> Self {
+        Self { v4: 32, v6: 64 }
+    }
+}
