@@ -93,13 +93,14 @@ enum Behind {
 #[derive(Clone, Copy, PartialEq)]
 enum Program {
     Yardstick(&'static str),
-    Tfo(Mode),
+    Observe,
+    Accelerate,
 }
 
 const DROP: Program = Program::Yardstick("drop");
 const PASS: Program = Program::Yardstick("pass");
-const OBSERVE: Program = Program::Tfo(Mode::Observe);
-const ACCELERATE: Program = Program::Tfo(Mode::Accelerate);
+const OBSERVE: Program = Program::Observe;
+const ACCELERATE: Program = Program::Accelerate;
 
 /// Where there is no tfo there is still a program: without one, a veth interface takes no redirected frames.
 const ROUTES: [Route; 8] = [
@@ -146,7 +147,7 @@ struct Sample {
 impl Route {
     /// Whether it differs from `other` by tfo's own work alone. In front of the stack it may change what that does.
     fn is_beyond(&self, other: &Self) -> bool {
-        matches!(self.program, Program::Tfo(_))
+        matches!(self.program, Program::Observe | Program::Accelerate)
             && other.program == PASS
             && [self, other].iter().all(|it| it.behind == Behind::Nothing)
     }
@@ -331,16 +332,16 @@ impl Wire {
     fn program(&mut self, which: Program) -> Result<&mut Xdp> {
         match which {
             Program::Yardstick(name) => program(&mut self.yardsticks, name),
-            Program::Tfo(Mode::Observe) => Ok(self.observe.program()),
-            Program::Tfo(Mode::Accelerate) => Ok(self.accelerate.program()),
+            Program::Observe => Ok(self.observe.program()),
+            Program::Accelerate => Ok(self.accelerate.program()),
         }
     }
 
     fn counters(&self, program: Program) -> Option<Counters> {
         match program {
             Program::Yardstick(_) => None,
-            Program::Tfo(Mode::Observe) => Some(self.observe.counters()),
-            Program::Tfo(Mode::Accelerate) => Some(self.accelerate.counters()),
+            Program::Observe => Some(self.observe.counters()),
+            Program::Accelerate => Some(self.accelerate.counters()),
         }
     }
 }
