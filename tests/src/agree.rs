@@ -22,7 +22,7 @@ use std::{
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
 use tfo_common::{
     class::Class,
-    counters::Counters,
+    counters::{Cell, Counters},
     keyring::{BACKUP, CURRENT, KeyRing, SLOTS},
     parse::{LinkLayer, Malformed, Unsupported},
     segment::Family,
@@ -262,12 +262,13 @@ impl Lane {
     }
 
     fn compare(&mut self, batch: &[Vec<u8>]) -> Result<(), Box<Disagreement>> {
-        let mut more = Counters::default();
+        let mut more = Cell::EMPTY;
         for frame in batch {
             if self.receive(frame)? {
                 self.count_on_host(&mut more, frame);
             }
         }
+        let more = more.counters();
         let expected = sum(&self.counters, &more);
         self.counters = self.kernel.counters();
         if self.counters != expected {
@@ -277,8 +278,8 @@ impl Lane {
         Ok(())
     }
 
-    fn count_on_host(&self, counters: &mut Counters, frame: &[u8]) {
-        host::count_in(counters, frame, self.link, self.mode, &self.rings[self.ring]);
+    fn count_on_host(&self, cell: &mut Cell, frame: &[u8]) {
+        host::count_in(cell, frame, self.link, self.mode, &self.rings[self.ring]);
     }
 
     /// Has the interface receive `frame`, and checks what comes out behind the program; false where it refuses it.
@@ -324,12 +325,13 @@ impl Lane {
     /// Sends the frames of a batch once more, one at a time, to find the one that is counted otherwise.
     fn find(&mut self, batch: &[Vec<u8>]) -> Box<Disagreement> {
         for frame in batch {
-            let mut more = Counters::default();
+            let mut more = Cell::EMPTY;
             match self.receive(frame) {
                 Ok(true) => self.count_on_host(&mut more, frame),
                 Ok(false) => continue,
                 Err(disagreement) => return disagreement,
             }
+            let more = more.counters();
             let before = std::mem::replace(&mut self.counters, self.kernel.counters());
             if self.counters != sum(&before, &more) {
                 return self.only(frame, &more);

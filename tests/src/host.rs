@@ -4,33 +4,35 @@ use std::net::IpAddr;
 
 use tfo_common::{
     class::{Class, classify},
-    counters::Counters,
+    counters::{Cell, Counters},
     keyring::KeyRing,
     parse::{LinkLayer, parse},
+    policy::{Policy, Unguarded, decide},
     segment::{Addresses, Family, FastOpen},
-    verdict::{Mode, Verdict, decide},
+    verdict::{Mode, Verdict},
 };
 
 use crate::{keys::TestKey, packet::checksum};
 
 /// What the program counts for `frame` in `mode`, without the program.
 pub fn count(frame: &[u8], link: LinkLayer, mode: Mode, ring: &KeyRing) -> Counters {
-    let mut counters = Counters::default();
-    count_in(&mut counters, frame, link, mode, ring);
-    counters
+    let mut cell = Cell::EMPTY;
+    count_in(&mut cell, frame, link, mode, ring);
+    cell.counters()
 }
 
-/// The same, added to `counters`.
-pub fn count_in(counters: &mut Counters, frame: &[u8], link: LinkLayer, mode: Mode, ring: &KeyRing) {
+/// The same, counted in `cell`.
+pub fn count_in(cell: &mut Cell, frame: &[u8], link: LinkLayer, mode: Mode, ring: &KeyRing) {
     match parse(frame, link) {
         Ok(Some(segment)) => {
             let found = classify(&segment, ring);
-            let verdict = decide(mode, found.class, ring.translation().is_some());
-            counters.count_syn(&segment, found, verdict, ring);
+            let policy = Policy::of_mode(mode);
+            let verdict = decide(&policy, found.class, Unguarded(ring.translation().is_some())).verdict();
+            cell.count_syn(&segment, found, verdict, ring);
         }
         Ok(None) => {}
         Err(fault) => {
-            counters.count_fault(fault);
+            cell.count_fault(fault);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The real program: run on one frame by BPF_PROG_TEST_RUN (tier 2), or attached. Needs root.
 
 use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
-use tfo_common::{counters::Counters, keyring::KeyRing, parse::LinkLayer, verdict::Mode};
+use tfo_common::{counters::Counters, keyring::KeyRing, parse::LinkLayer, policy::Policy, verdict::Mode};
 use tfo_userspace::{
     datapath::{LoadOptions, Object},
     pins::Pins,
@@ -54,6 +54,11 @@ impl Kernel {
     /// Puts `ring` in force.
     pub fn publish(&mut self, ring: &KeyRing) {
         self.0.publish(ring).expect("keys are published");
+    }
+
+    /// Makes `policy` that of the service at `index`.
+    pub fn set_policy(&mut self, index: u32, policy: &Policy) {
+        self.0.set_policy(index, policy).expect("the policy is written");
     }
 
     /// The ring in force.

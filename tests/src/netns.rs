@@ -34,7 +34,7 @@ use tfo_userspace::{
 };
 
 /// How long anything may take that has to happen. Only a failure is ever waited for that long.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The usual mount point.
 pub const BPFFS: &str = "/sys/fs/bpf";
 

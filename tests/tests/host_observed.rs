@@ -1,11 +1,13 @@
 //! What is looked at, how much it stands for, and what the look is told.
 
+use std::collections::HashSet;
+
 use proptest::prelude::*;
 use tfo_common::{
     class::Class,
     observed::{Hint, Kind, Outcomes, RTT_BUCKETS, rtt_bucket},
     parse::{Fault, Malformed, Unsupported},
-    sample::{BUDGET, Budget, EVENT_BUDGET, FIRSTS, SPARSEST, Sampler},
+    sample::{BUDGET, Budget, EVENT_BUDGET, FIRSTS, SPARSEST, Sampler, Samplers},
     segment::{Addresses, FastOpen, Segment},
     verdict::Verdict,
 };
@@ -15,6 +17,7 @@ use tfo_common::{
 struct Source {
     sampler: Sampler,
     packets: u64,
+    due: u64,
     weight: u64,
     looks: u64,
 }
@@ -23,10 +26,11 @@ impl Source {
     /// One more packet; whether it was looked at.
     fn packet(&mut self, jiffies: u64, budget: &mut Budget) -> bool {
         self.packets += 1;
-        if !self.sampler.is_due(self.packets) {
+        if self.packets < self.due {
             return false;
         }
-        let Some(taken) = self.sampler.take(self.packets, jiffies, budget) else { return false };
+        let taken = self.sampler.take(self.packets, &mut self.due, jiffies, budget);
+        let Some(taken) = taken else { return false };
         self.weight += taken.weight;
         self.looks += 1;
         // It stands for all since the last, itself among them.
@@ -148,4 +152,21 @@ fn hints() {
         let hint = Hint::fault(Fault::Unsupported(*reason));
         assert_eq!((hint.kind(), hint.detail()), (Kind::Unsupported as u32, *reason as u32));
     }
+}
+
+/// Each kind of packet has a sampler of its own, within those of its service.
+#[test]
+fn each_kind_has_its_own_sampler() {
+    let mut hints: Vec<Hint> = Vec::new();
+    for addresses in [Addresses::from_ipv4([1; 8]), Addresses::from_ipv6([1; 32])] {
+        let segment = Segment { addresses, fast_open: FastOpen::Absent, source: 26, tcp: 34, data_len: 0 };
+        for class in Class::ALL {
+            hints.extend(Verdict::ALL.iter().map(|verdict| Hint::syn(&segment, *class, *verdict, 1)));
+        }
+    }
+    hints.extend(Malformed::ALL.iter().map(|reason| Hint::fault(Fault::Malformed(*reason))));
+    hints.extend(Unsupported::ALL.iter().map(|reason| Hint::fault(Fault::Unsupported(*reason))));
+    let mut samplers = Samplers::NEW;
+    let places: HashSet<_> = hints.iter().map(|hint| &raw const *samplers.of(*hint)).collect();
+    assert_eq!(places.len(), hints.len());
 }

@@ -11,7 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::setsockopt;
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    sys::socket::setsockopt,
+    unistd::Pid,
+};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tfo_common::{class::Class, cookie, keyring::Key, parse::LinkLayer, segment::Family};
@@ -131,13 +135,22 @@ fn syns_are_counted_by_service() {
 #[test]
 fn services_change_over_a_restart() {
     server_and_client(|client| {
+        // What one service leaves on a CPU, the next could find there only.
+        let mut one = CpuSet::new();
+        one.set(sched_getcpu().unwrap()).unwrap();
+        sched_setaffinity(Pid::from_raw(0), &one).unwrap();
         let (from, to) = (source(Family::Ipv4, 1), server(Family::Ipv4).ip());
         let mut port = 5000;
         let mut send = |server_port| {
             port += 1;
             let total = Counts::of(IFACE).total();
-            client.run(|| Syn::new(port, server_port, 1).send(from, to)).unwrap();
+            client.run(|| Syn::new(port, server_port, 1).fast_open(&[]).send(from, to)).unwrap();
             eventually("it is counted", || Counts::of(IFACE).total() == total + 1);
+        };
+        // As many as the closer looks stand for: a new service begins anew in that, too.
+        let requests = || {
+            let state: Value = serde_json::from_slice(&tfo(&["top", "--json"]).stdout).unwrap();
+            state["prefixes"][0]["requests"].clone()
         };
         let packets = |name| match &service(&Counts::of(IFACE), name)["syn"] {
             Value::Array(rows) => Some(rows.iter().map(|row| row["packets"].as_u64().unwrap()).sum::<u64>()),
@@ -156,6 +169,7 @@ fn services_change_over_a_restart() {
             [packets("a"), packets("b"), packets("c"), packets("other")],
             [None, Some(3), Some(1), Some(0)]
         );
+        assert_eq!(requests(), 5);
         second.kill();
         let _third = Running::start(&["-i", IFACE]);
         eventually("the services are the third's", || packets("c").is_none());

@@ -19,9 +19,15 @@ pub trait Bytes {
     /// knows is in one word, and that word is opaque at its head, the turns look alike and it prunes them. On the
     /// host this is the identity.
     #[inline(always)]
-    fn opaque(&self, value: u32) -> u32 {
+    fn opaque(&self, value: u64) -> u64 {
         value
     }
+}
+
+/// A frame that can be written to at any offset, too.
+pub trait BytesMut: Bytes {
+    /// Puts `bytes` at `offset`; false, and nothing is changed, where they would not all lie inside the frame.
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> bool;
 }
 
 impl Bytes for [u8] {
@@ -33,5 +39,13 @@ impl Bytes for [u8] {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.get(offset..)?.first_chunk().copied()
+    }
+}
+
+impl BytesMut for [u8] {
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> bool {
+        let place = self.get_mut(offset..).and_then(|rest| rest.first_chunk_mut());
+        place.map(|place| *place = bytes).is_some()
     }
 }

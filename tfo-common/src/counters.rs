@@ -4,16 +4,17 @@ use core::hint::black_box;
 
 use crate::{
     class::{Class, Classified},
+    handed::{Handed, Hint},
     keyring::{KeyRing, TRACKS},
     parse::{Fault, Malformed, Unsupported},
-    sample::Sampler,
+    policy::{Decision, GUARD_SLOTS},
     segment::{Family, Segment},
     verdict::Verdict,
 };
 
 /// Places for verdicts in [`Counters::syn`]. Like the other numbers of places it is a power of two, so that a mask
 /// shows the kernel's verifier that an index fits, and has room for more without a new layout.
-pub const VERDICT_SLOTS: usize = 8;
+pub const VERDICT_SLOTS: usize = 4;
 /// Places for malformed reasons.
 pub const MALFORMED_SLOTS: usize = 16;
 /// Places for unsupported reasons.
@@ -31,30 +32,61 @@ pub struct Tally {
     pub data_bytes: u64,
 }
 
-/// What the program writes on one CPU for one service: one struct, one look-up.
+/// A count of packets of one kind, and when the next of them is looked at more closely: what every packet asks is where it is
+/// counted. What else there is to that is in [`Samplers`](crate::sample::Samplers).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Sampled<T> {
+    /// The count.
+    pub count: T,
+    /// At how many packets one is looked at.
+    pub due: u64,
+}
+
+impl Sampled<Tally> {
+    const EMPTY: Self = Self { count: Tally::EMPTY, due: 0 };
+}
+
+impl Sampled<u64> {
+    const EMPTY: Self = Self { count: 0, due: 0 };
+}
+
+/// What the program counts on one CPU for one service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Cell {
-    /// What it counts.
-    pub counters: Counters,
-    /// When the next SYN is looked at more closely, for each place of [`Counters::syn`].
-    pub syn_samplers: [[[Sampler; VERDICT_SLOTS]; Class::COUNT]; Family::COUNT],
-    /// The same for [`Counters::malformed`].
-    pub malformed_samplers: [Sampler; MALFORMED_SLOTS],
-    /// The same for [`Counters::unsupported`].
-    pub unsupported_samplers: [Sampler; UNSUPPORTED_SLOTS],
+    /// See [`Counters::syn`].
+    pub syn: [[[Sampled<Tally>; VERDICT_SLOTS]; Class::COUNT]; Family::COUNT],
+    /// See [`Counters::malformed`].
+    pub malformed: [Sampled<u64>; MALFORMED_SLOTS],
+    /// See [`Counters::unsupported`].
+    pub unsupported: [Sampled<u64>; UNSUPPORTED_SLOTS],
+    /// See [`Counters::hits`].
+    pub hits: [u64; TRACKS],
+    /// See [`Counters::guards`].
+    pub guards: [Guarded; GUARD_SLOTS],
 }
 
 impl Cell {
-    /// Nothing counted yet.
+    /// Nothing counted yet, and the first of each kind is due.
     pub const EMPTY: Self = Self {
-        counters: Counters::EMPTY,
-        syn_samplers: [[[Sampler::NEW; VERDICT_SLOTS]; Class::COUNT]; Family::COUNT],
-        malformed_samplers: [Sampler::NEW; MALFORMED_SLOTS],
-        unsupported_samplers: [Sampler::NEW; UNSUPPORTED_SLOTS],
+        syn: [[[Sampled::<Tally>::EMPTY; VERDICT_SLOTS]; Class::COUNT]; Family::COUNT],
+        malformed: [Sampled::<u64>::EMPTY; MALFORMED_SLOTS],
+        unsupported: [Sampled::<u64>::EMPTY; UNSUPPORTED_SLOTS],
+        hits: [0; TRACKS],
+        guards: [Guarded { acted: 0, would: 0 }; GUARD_SLOTS],
     };
 
-    /// Counts one SYN: how many of its kind there are now, and their sampler.
+    /// What is counted here.
+    pub fn counters(&self) -> Counters {
+        let mut counters = Counters::EMPTY;
+        counters.add_cell(self);
+        counters
+    }
+
+    /// Counts one SYN: how many of its kind there are now, and at how many one is due. The fewer of class, verdict and family
+    /// are constants where this is inlined, the more has to be shown to the verifier: then it is for
+    /// [`count_handed`](Self::count_handed).
     #[inline(always)]
     pub fn count_syn(
         &mut self,
@@ -62,47 +94,91 @@ impl Cell {
         found: Classified,
         verdict: Verdict,
         ring: &KeyRing,
-    ) -> (u64, &mut Sampler) {
-        let packets = self.counters.count_syn(segment, found, verdict, ring);
-        let (family, class, verdict) = indices(segment, found.class, verdict);
-        (packets, &mut self.syn_samplers[family][class][verdict])
+    ) -> (u64, &mut u64) {
+        let at = syn_place(segment.addresses.family.index(), found.class.index(), verdict.index());
+        if let Some(slot) = found.slot {
+            self.hits[usize::from(ring.track(slot)) & (TRACKS - 1)] += 1;
+        }
+        self.count_at(at & (SYN_PLACES - 1), segment.data_len)
     }
 
-    /// Counts one frame that is passed unclassified, as [`count_syn`](Self::count_syn) does.
+    /// The same of a SYN of which the verifier knows nothing, and of which that was decided.
     #[inline(always)]
-    pub fn count_fault(&mut self, fault: Fault) -> (u64, &mut Sampler) {
-        let packets = self.counters.count_fault(fault);
-        let sampler = match fault {
-            Fault::Malformed(reason) => &mut self.malformed_samplers[place(reason.index(), MALFORMED_SLOTS)],
-            Fault::Unsupported(reason) => {
-                &mut self.unsupported_samplers[place(reason.index(), UNSUPPORTED_SLOTS)]
+    pub fn count_handed(&mut self, syn: Handed, hint: Hint, decision: Decision) -> (u64, &mut u64) {
+        if !decision.is_silent() {
+            self.count_guards(decision);
+        }
+        if syn.track() != 0 {
+            self.hits[(syn.track() - 1) & (TRACKS - 1)] += 1;
+        }
+        self.count_at(hint.syn_place(), syn.data_len())
+    }
+
+    /// Counts what guards did to a SYN, or would have done.
+    #[inline(always)]
+    fn count_guards(&mut self, decision: Decision) {
+        if decision.guard_place() != 0 {
+            self.guards[(decision.guard_place() - 1) & (GUARD_SLOTS - 1)].acted += 1;
+        }
+        if decision.would() != 0 {
+            for (guard, counts) in self.guards.iter_mut().enumerate() {
+                counts.would += u64::from(decision.would() >> guard & 1);
             }
+        }
+    }
+
+    #[inline(always)]
+    fn count_at(&mut self, at: usize, data_len: u32) -> (u64, &mut u64) {
+        let Sampled { count: tally, due } = &mut self.syn.as_flattened_mut().as_flattened_mut()[at];
+        tally.packets += 1;
+        let packets = tally.packets;
+        if data_len > 0 {
+            tally.with_data += 1;
+            tally.data_bytes += u64::from(data_len);
+        }
+        (packets, due)
+    }
+
+    /// Counts one frame that is passed unclassified: how many there are now for that reason, and at how many one is due.
+    #[inline(always)]
+    pub fn count_fault(&mut self, fault: Fault) -> (u64, &mut u64) {
+        let Sampled { count, due } = match fault {
+            Fault::Malformed(reason) => &mut self.malformed[place(reason.index(), MALFORMED_SLOTS)],
+            Fault::Unsupported(reason) => &mut self.unsupported[place(reason.index(), UNSUPPORTED_SLOTS)],
         };
-        (packets, sampler)
+        *count += 1;
+        (*count, due)
     }
 }
 
 /// `index`, which is below `slots`, and the verifier sees that. LLVM knows it from the enum and would leave the mask out,
 /// whatever it is needed for.
 #[inline(always)]
-fn place(index: usize, slots: usize) -> usize {
+pub(crate) fn place(index: usize, slots: usize) -> usize {
     black_box(index) & (slots - 1)
 }
 
-/// The place of a SYN in [`Counters::syn`]. The masks change nothing: they tell the verifier that the index fits.
+/// The places in [`Counters::syn`].
+pub(crate) const SYN_PLACES: usize = Family::COUNT * Class::COUNT * VERDICT_SLOTS;
+
+/// That of a SYN, by the indices of its family, class and verdict.
 #[inline(always)]
-fn indices(segment: &Segment, class: Class, verdict: Verdict) -> (usize, usize, usize) {
-    let family = segment.addresses.family.index() & (Family::COUNT - 1);
-    (family, class.index() & (Class::COUNT - 1), verdict.index() & (VERDICT_SLOTS - 1))
+const fn syn_place(family: usize, class: usize, verdict: usize) -> usize {
+    (family * Class::COUNT + class) * VERDICT_SLOTS + verdict
 }
 
 impl Tally {
     const EMPTY: Self = Self { packets: 0, with_data: 0, data_bytes: 0 };
+
+    fn add(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.with_data += other.with_data;
+        self.data_bytes += other.data_bytes;
+    }
 }
 
-/// Everything the program counts, on one CPU or, once [summed](Self::add), on all.
+/// Everything the program has counted, summed over CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
 pub struct Counters {
     /// By [`Family`], [`Class`] and [`Verdict`] index.
     pub syn: [[[Tally; VERDICT_SLOTS]; Class::COUNT]; Family::COUNT],
@@ -112,6 +188,18 @@ pub struct Counters {
     pub unsupported: [u64; UNSUPPORTED_SLOTS],
     /// Cookies of known keys, by [`KeyRing::tracks`].
     pub hits: [u64; TRACKS],
+    /// By [`Guard`](crate::policy::Guard) index.
+    pub guards: [Guarded; GUARD_SLOTS],
+}
+
+/// What a guard has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Guarded {
+    /// SYNs on which it acted.
+    pub acted: u64,
+    /// SYNs on which it would have, if it were no dry run.
+    pub would: u64,
 }
 
 impl Default for Counters {
@@ -127,50 +215,35 @@ impl Counters {
         malformed: [0; MALFORMED_SLOTS],
         unsupported: [0; UNSUPPORTED_SLOTS],
         hits: [0; TRACKS],
+        guards: [Guarded { acted: 0, would: 0 }; GUARD_SLOTS],
     };
 
-    /// Counts one SYN: how many of its kind there are now.
-    #[inline(always)]
-    pub fn count_syn(
-        &mut self,
-        segment: &Segment,
-        found: Classified,
-        verdict: Verdict,
-        ring: &KeyRing,
-    ) -> u64 {
-        let (family, class, verdict) = indices(segment, found.class, verdict);
-        let tally = &mut self.syn[family][class][verdict];
-        tally.packets += 1;
-        let packets = tally.packets;
-        if segment.data_len > 0 {
-            tally.with_data += 1;
-            tally.data_bytes += u64::from(segment.data_len);
+    /// Adds what one CPU has counted.
+    pub fn add_cell(&mut self, cell: &Cell) {
+        let sums = self.syn.as_flattened_mut().as_flattened_mut().iter_mut();
+        for (sum, sampled) in sums.zip(cell.syn.as_flattened().as_flattened()) {
+            sum.add(&sampled.count);
         }
-        if let Some(slot) = found.slot {
-            let track = ring.tracks[slot & (TRACKS - 1)];
-            self.hits[usize::from(track) & (TRACKS - 1)] += 1;
+        for (sum, sampled) in self.malformed.iter_mut().zip(&cell.malformed) {
+            *sum += sampled.count;
         }
-        packets
+        for (sum, sampled) in self.unsupported.iter_mut().zip(&cell.unsupported) {
+            *sum += sampled.count;
+        }
+        for (sum, count) in self.hits.iter_mut().zip(cell.hits) {
+            *sum += count;
+        }
+        for (sum, count) in self.guards.iter_mut().zip(cell.guards) {
+            sum.acted += count.acted;
+            sum.would += count.would;
+        }
     }
 
-    /// Counts one frame that is passed unclassified: how many there are now for that reason.
-    #[inline(always)]
-    pub fn count_fault(&mut self, fault: Fault) -> u64 {
-        let count = match fault {
-            Fault::Malformed(reason) => &mut self.malformed[place(reason.index(), MALFORMED_SLOTS)],
-            Fault::Unsupported(reason) => &mut self.unsupported[place(reason.index(), UNSUPPORTED_SLOTS)],
-        };
-        *count += 1;
-        *count
-    }
-
-    /// Adds `other`, such as the counters of another CPU.
+    /// Adds `other`, such as the counters of another service.
     pub fn add(&mut self, other: &Self) {
-        let pairs = self.syn.as_flattened_mut().as_flattened_mut().iter_mut();
-        for (sum, tally) in pairs.zip(other.syn.as_flattened().as_flattened()) {
-            sum.packets += tally.packets;
-            sum.with_data += tally.with_data;
-            sum.data_bytes += tally.data_bytes;
+        let sums = self.syn.as_flattened_mut().as_flattened_mut().iter_mut();
+        for (sum, tally) in sums.zip(other.syn.as_flattened().as_flattened()) {
+            sum.add(tally);
         }
         for (sum, count) in self.malformed.iter_mut().zip(other.malformed) {
             *sum += count;
@@ -181,6 +254,10 @@ impl Counters {
         for (sum, count) in self.hits.iter_mut().zip(other.hits) {
             *sum += count;
         }
+        for (sum, count) in self.guards.iter_mut().zip(other.guards) {
+            sum.acted += count.acted;
+            sum.would += count.would;
+        }
     }
 
     /// The SYNs of `class`, over both families and all verdicts.
@@ -188,9 +265,7 @@ impl Counters {
         let mut sum = Tally::default();
         for family in &self.syn {
             for tally in &family[class.index()] {
-                sum.packets += tally.packets;
-                sum.with_data += tally.with_data;
-                sum.data_bytes += tally.data_bytes;
+                sum.add(tally);
             }
         }
         sum

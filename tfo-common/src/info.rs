@@ -1,7 +1,7 @@
 //! What a controller tells the commands about the program that it attached, in a map of its own.
 
 /// The layout of all maps. A program and a command of different layouts do not read each other's maps.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// The one entry of the info map. The program never reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct Info {
     pub wanted: [u64; 2],
     /// How often the kernel's keys could not be read or written, or were changed by somebody else.
     pub key_failures: u64,
+    /// What [`Tag`](crate::policy::Tag)s are made with.
+    pub seed: u64,
 }
 
 named! {

@@ -143,6 +143,12 @@ impl KeyRing {
         tracks: [0; TRACKS],
     };
 
+    /// [`tracks`](Self::tracks) of `slot`.
+    #[inline(always)]
+    pub const fn track(&self, slot: usize) -> u8 {
+        self.tracks[slot & (TRACKS - 1)]
+    }
+
     /// Whether `slot` holds a key.
     #[inline(always)]
     pub const fn holds(&self, slot: usize) -> bool {

@@ -8,19 +8,20 @@ use core::mem::{offset_of, size_of};
 use crate::{
     class::Class,
     cookie::ExpandedKey,
-    counters::{Cell, Counters, MALFORMED_SLOTS, Tally, UNSUPPORTED_SLOTS, VERDICT_SLOTS},
+    counters::{Cell, MALFORMED_SLOTS, Sampled, Tally, UNSUPPORTED_SLOTS, VERDICT_SLOTS},
     info::{Info, LAYOUT_VERSION},
     keyring::{KeyRing, KeyStore, SLOTS, TRACKS},
     observed::{Connection, Event, Outcomes, Pending, Prefix, PrefixTally, Subject, Watch},
     parse::{Malformed, Unsupported},
-    sample::{Budget, Sampler},
+    policy::{GUARD_SLOTS, Guard, Limit, Policy, Row, SEATS},
+    sample::{Budget, Sampler, Samplers},
     segment::Family,
     service::Service,
     verdict::Verdict,
 };
 
 const _: () = {
-    assert!(LAYOUT_VERSION == 4);
+    assert!(LAYOUT_VERSION == 5);
 
     assert!(size_of::<ExpandedKey>() == 32);
     assert!(offset_of!(KeyRing, present) == 8);
@@ -32,26 +33,32 @@ const _: () = {
     assert!(offset_of!(KeyStore, rings) == 8);
     assert!(size_of::<KeyStore>() == 8 + 2 * size_of::<KeyRing>());
 
-    assert!(size_of::<Tally>() == 24);
-    assert!(offset_of!(Counters, malformed) == 2 * 8 * 8 * 24);
-    assert!(offset_of!(Counters, unsupported) == 2 * 8 * 8 * 24 + 16 * 8);
-    assert!(offset_of!(Counters, hits) == 2 * 8 * 8 * 24 + 16 * 8 + 8 * 8);
-    assert!(size_of::<Counters>() == 2 * 8 * 8 * 24 + 16 * 8 + 8 * 8 + 16 * 8);
+    assert!(size_of::<Limit>() == 16);
+    assert!(offset_of!(Policy, fair) == 24);
+    assert!(offset_of!(Policy, shed) == 24 + 16 + 24);
+    assert!(size_of::<Policy>() == 24 + 16 + 24 + 2 * 16 + 24);
+    assert!(size_of::<Row>() == 16 * SEATS);
 
-    assert!(size_of::<Sampler>() == 32);
-    assert!(offset_of!(Cell, syn_samplers) == size_of::<Counters>());
-    assert!(offset_of!(Cell, malformed_samplers) == size_of::<Counters>() + 2 * 8 * 8 * 32);
-    assert!(size_of::<Cell>() == size_of::<Counters>() + (2 * 8 * 8 + 16 + 8) * 32);
+    // Two of them on a cache line, none on two: as far as the kernel aligns what it allocates for a CPU.
+    assert!(size_of::<Sampled<Tally>>() == 32);
+    assert!(offset_of!(Sampled<Tally>, due) == 24);
+    assert!(size_of::<Sampled<u64>>() == 16);
+    assert!(offset_of!(Cell, malformed) == 2 * 8 * 4 * 32);
+    assert!(offset_of!(Cell, unsupported) == 2 * 8 * 4 * 32 + 16 * 16);
+    assert!(offset_of!(Cell, hits) == 2 * 8 * 4 * 32 + 16 * 16 + 8 * 16);
+    assert!(size_of::<Cell>() == 2 * 8 * 4 * 32 + 16 * 16 + 8 * 16 + 16 * 8 + 8 * 16);
+    assert!(size_of::<Sampler>() == 24);
+    assert!(size_of::<Samplers>() == (2 * 8 * 4 + 16 + 8) * 24);
 
     assert!(size_of::<Service>() == 32);
-    assert!(offset_of!(Outcomes, rtt_saved) == 40);
-    assert!(size_of::<Outcomes>() == 40 + 32 * 16);
+    assert!(offset_of!(Outcomes, rtt_saved) == 48);
+    assert!(size_of::<Outcomes>() == 48 + 32 * 16);
     assert!(size_of::<Connection>() == 40);
     assert!(size_of::<Pending>() == 16);
     assert!(size_of::<Prefix>() == 16);
     assert!(size_of::<PrefixTally>() == 24 + 8 * 8 + 8);
     assert!(size_of::<Budget>() == 8 + 2 * 16);
-    assert!(size_of::<Watch>() == 40 + 4 * 8);
+    assert!(size_of::<Watch>() == 40 + 5 * 8);
     assert!(offset_of!(Subject, connection) == 8);
     assert!(size_of::<Subject>() == 56);
     assert!(offset_of!(Event, head) == 72);
@@ -60,13 +67,14 @@ const _: () = {
     assert!(offset_of!(Info, netns) == 16);
     assert!(offset_of!(Info, since_unix_ns) == 24);
     assert!(offset_of!(Info, wanted) == 56);
-    assert!(size_of::<Info>() == 80);
+    assert!(size_of::<Info>() == 88);
 
     assert!(TRACKS.is_power_of_two() && TRACKS >= SLOTS + 3);
-    // Counters::count_syn and count_fault mask their indices.
+    // Cell::count_syn and count_fault mask their indices, and Samplers::of does.
     assert!(Family::COUNT.is_power_of_two());
     assert!(Class::COUNT.is_power_of_two());
     assert!(VERDICT_SLOTS.is_power_of_two() && Verdict::COUNT <= VERDICT_SLOTS);
+    assert!(Verdict::COUNT <= 4 && Class::COUNT <= 32 && Guard::COUNT <= GUARD_SLOTS);
     assert!(MALFORMED_SLOTS.is_power_of_two() && Malformed::COUNT <= MALFORMED_SLOTS);
     assert!(UNSUPPORTED_SLOTS.is_power_of_two() && Unsupported::COUNT <= UNSUPPORTED_SLOTS);
 };

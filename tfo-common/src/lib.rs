@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | parse | [`parse`] | bytes to a [`Segment`](segment::Segment): copied facts, never pointers |
 //! | classify | [`class`] | which kind of SYN this is, with the keys of a [`KeyRing`](keyring::KeyRing) |
-//! | decide | [`verdict`] | a pure function of values: what is to be done with it |
+//! | decide | [`policy`] | a pure function of values: what is to be done with it |
 //! | count | [`counters`] | once for each SYN, at the one exit |
 //! | act | `tfo-ebpf` | the only place that may write to a packet |
 //!
@@ -26,12 +26,14 @@ pub mod bytes;
 pub mod class;
 pub mod cookie;
 pub mod counters;
+pub mod handed;
 pub mod info;
 pub mod keyring;
 mod layout;
 pub mod names;
 pub mod observed;
 pub mod parse;
+pub mod policy;
 pub mod rewrite;
 pub mod sample;
 pub mod segment;

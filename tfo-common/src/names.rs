@@ -4,10 +4,14 @@
 
 /// The XDP program.
 pub const PROGRAM: &str = "tfo_ingress";
+/// The one that protects services.
+pub const SHIELD_PROGRAM: &str = "tfo_shield";
 /// The sock_ops program.
 pub const OUTCOMES_PROGRAM: &str = "tfo_outcomes";
 /// [`Cell`](crate::counters::Cell) for each service and CPU.
 pub const COUNTERS: &str = "TFO_COUNTERS";
+/// [`Samplers`](crate::sample::Samplers) for each service and CPU.
+pub const SAMPLERS: &str = "TFO_SAMPLERS";
 /// [`KeyStore`](crate::keyring::KeyStore).
 pub const KEYS: &str = "TFO_KEYS";
 /// [`Info`](crate::info::Info).
@@ -26,6 +30,26 @@ pub const PENDING: &str = "TFO_PENDING";
 pub const OUTCOMES: &str = "TFO_OUTCOMES";
 /// The ring of [`Event`](crate::observed::Event)s.
 pub const EVENTS: &str = "TFO_EVENTS";
+/// [`Policy`](crate::policy::Policy) for each service.
+pub const POLICIES: &str = "TFO_POLICIES";
+/// The index of its service for each [`address_key`](crate::service::address_key), the longest that fits.
+pub const ADDRESSES: &str = "TFO_ADDRESSES";
+/// The prefixes of sources that are hidden by order, as [`source_v6`](crate::segment::Addresses::source_v6) has them.
+pub const HIDDEN: &str = "TFO_HIDDEN";
+/// [`Row`](crate::policy::Row)s of sources: how much of their share of good cookies they have used.
+pub const SOURCES: &str = "TFO_SOURCES";
+/// The same of unknown cookies.
+pub const FORGERS: &str = "TFO_FORGERS";
+/// Until when all that there may be of unknown cookies is used up, for each service.
+pub const UNKNOWN: &str = "TFO_UNKNOWN";
+/// [`Row`](crate::policy::Row)s of SYNs that have become connections.
+pub const REPLAYS: &str = "TFO_REPLAYS";
+/// The global that tells how many rows [`SOURCES`] and [`FORGERS`] have.
+pub const SOURCE_ROWS: &str = "TFO_SOURCE_ROWS";
+/// The global that tells how many rows [`REPLAYS`] has.
+pub const REPLAY_ROWS: &str = "TFO_REPLAY_ROWS";
+/// The global with what [`Tag`](crate::policy::Tag)s are made with.
+pub const SEED: &str = "TFO_SEED";
 /// The global that tells whether any port has a service.
 pub const HAS_SERVICES: &str = "TFO_HAS_SERVICES";
 /// The global that tells the cookie of the network namespace whose connections count.
@@ -40,8 +64,10 @@ pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 const _: () = {
     let names = [
         PROGRAM,
+        SHIELD_PROGRAM,
         OUTCOMES_PROGRAM,
         COUNTERS,
+        SAMPLERS,
         KEYS,
         INFO,
         SERVICES,
@@ -51,6 +77,13 @@ const _: () = {
         PENDING,
         OUTCOMES,
         EVENTS,
+        POLICIES,
+        ADDRESSES,
+        HIDDEN,
+        SOURCES,
+        FORGERS,
+        UNKNOWN,
+        REPLAYS,
     ];
     let mut i = 0;
     while i < names.len() {

@@ -2,9 +2,9 @@
 
 use crate::{
     class::Class,
-    parse::Fault,
+    policy::{Decision, Guard},
     sample::{Budget, EVENT_BUDGET},
-    segment::{Addresses, Family, Segment},
+    segment::{Addresses, Family},
     verdict::Verdict,
 };
 
@@ -33,6 +33,8 @@ pub struct Outcomes {
     pub untold: u64,
     /// The jiffy of the last event, and how many there were in it.
     pub told: [u64; 2],
+    /// SYNs that the guard against replays forgot before their time, to make room for others.
+    pub replays_forgotten: u64,
     /// The round trips that accepted connections did not wait for, by [`rtt_bucket`].
     pub rtt_saved: [RttBucket; RTT_BUCKETS],
 }
@@ -200,6 +202,8 @@ pub struct Watch {
     pub events_skipped: u64,
     /// Prefixes that were put into the map; those that are not in it any more had to make room.
     pub prefixes: u64,
+    /// Sources of which a guard forgot how much they had used, to make room for others.
+    pub sources_forgotten: u64,
 }
 
 named! {
@@ -227,7 +231,9 @@ pub struct Subject {
     /// The connection; zeros where the frame could not be parsed.
     pub connection: Connection,
     /// [`Verdict`] index.
-    pub verdict: u32,
+    pub verdict: u16,
+    /// Which guard: see [`Told`].
+    pub guard: u16,
     /// The index of the service.
     pub service: u32,
 }
@@ -235,74 +241,47 @@ pub struct Subject {
 impl Subject {
     /// Whether the kernel is to take the cookie, after what is done to it.
     #[inline(always)]
-    pub const fn is_pending(class: Class, verdict: u32) -> bool {
-        matches!(class, Class::CookieCurrent | Class::CookieBackup) || verdict == Verdict::Rewrite as u32
+    pub const fn is_pending(class: Class, verdict: u16) -> bool {
+        const PASS: u16 = Verdict::Pass as u16;
+        matches!(class, Class::CookieCurrent | Class::CookieBackup) && verdict == PASS
+            || verdict == Verdict::Rewrite as u16
     }
 }
 
-/// What the closer look at a packet is told, in one word: most of it is constant where it is made.
+/// The guard that had something to say of a packet, in few bits: the one that acted, or the first of a dry run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hint(u64);
+pub struct Told(u16);
 
-impl Hint {
-    /// Of a SYN.
-    #[inline(always)]
-    pub const fn syn(segment: &Segment, class: Class, verdict: Verdict, service: u32) -> Self {
-        let family = segment.addresses.family as u64;
-        let places = (segment.source as u64 & 0xffff) << 16 | (segment.tcp as u64 & 0xffff) << 32;
-        let what = Kind::Syn as u64 | (class as u64) << 2 | (verdict as u64) << 8 | family << 12;
-        Self(what | places | (service as u64) << 48)
-    }
+impl Told {
+    const DRY: u16 = 8;
 
-    /// Of a frame that can't be parsed.
+    /// That of `decision`.
     #[inline(always)]
-    pub const fn fault(fault: Fault) -> Self {
-        match fault {
-            Fault::Malformed(reason) => Self(Kind::Malformed as u64 | (reason as u64) << 2),
-            Fault::Unsupported(reason) => Self(Kind::Unsupported as u64 | (reason as u64) << 2),
+    pub const fn of(decision: Decision) -> Self {
+        if decision.is_silent() {
+            return Self(0);
         }
+        let guard = decision.guard_place();
+        if guard != 0 {
+            return Self(guard as u16);
+        }
+        let mut first = 0;
+        while first < Guard::COUNT as u16 && decision.would() >> first & 1 == 0 {
+            first += 1;
+        }
+        Self((first + 1) | Self::DRY)
     }
 
-    /// [`Kind`] index.
+    /// As it stands in [`Subject::guard`].
     #[inline(always)]
-    pub const fn kind(self) -> u32 {
-        (self.0 & 0x3) as u32
+    pub const fn word(self) -> u16 {
+        self.0
     }
 
-    /// The index of a class or of a reason.
-    #[inline(always)]
-    pub const fn detail(self) -> u32 {
-        (self.0 >> 2 & 0x3f) as u32
-    }
-
-    /// [`Verdict`] index.
-    #[inline(always)]
-    pub const fn verdict(self) -> u32 {
-        (self.0 >> 8 & 0xf) as u32
-    }
-
-    /// The address family.
-    #[inline(always)]
-    pub const fn family(self) -> Family {
-        if self.0 >> 12 & 1 == 0 { Family::Ipv4 } else { Family::Ipv6 }
-    }
-
-    /// [`Segment::source`].
-    #[inline(always)]
-    pub const fn source(self) -> usize {
-        (self.0 >> 16 & 0xffff) as usize
-    }
-
-    /// [`Segment::tcp`].
-    #[inline(always)]
-    pub const fn tcp(self) -> usize {
-        (self.0 >> 32 & 0xffff) as usize
-    }
-
-    /// The index of the service.
-    #[inline(always)]
-    pub const fn service(self) -> u32 {
-        (self.0 >> 48) as u32
+    /// The guard that `word` tells of, and whether it acted.
+    pub fn from_word(word: u16) -> Option<(Guard, bool)> {
+        let guard = Guard::ALL.get(usize::from(word & !Self::DRY).checked_sub(1)?)?;
+        Some((*guard, word & Self::DRY == 0))
     }
 }
 

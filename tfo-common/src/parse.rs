@@ -10,6 +10,8 @@ mod options;
 mod tcp;
 mod usual;
 
+pub use options::{MAX as MAX_OPTIONS, area as option_area, fast_open_places};
+
 use crate::{
     bytes::Bytes,
     segment::{Family, Segment},

@@ -1,9 +1,15 @@
 //! Which SYNs are looked at more closely: each one while they are few, one in many while they are many.
 //!
 //! To remember a source or to report an event costs more than all that is done for a SYN otherwise. So each kind of SYN has
-//! a [`Sampler`], which says when the next one is due. What is taken then stands for all that have come since the last one:
+//! a [`Sampler`], which says when the next one is due; that stands beside their count. What is taken then stands for all that have come since the last one:
 //! its weight. No SYN is left out of a sum, then; only whom it is attributed to is a guess, and that only at rates at
 //! which one in many is enough to see who sends them.
+
+use crate::{
+    counters::{MALFORMED_SLOTS, SYN_PLACES, UNSUPPORTED_SLOTS, place},
+    handed::Hint,
+    observed::Kind,
+};
 
 /// How many a CPU takes in a jiffy (1 to 10 ms), of all kinds together.
 pub const BUDGET: u64 = 64;
@@ -15,12 +21,10 @@ pub const FIRSTS: u64 = 16;
 /// come after a flood, the longer this would keep them from being seen.
 pub const SPARSEST: u64 = 128;
 
-/// When the next SYN of one kind is due.
+/// What decides when the next SYN of one kind is due.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Sampler {
-    /// At which count of SYNs.
-    due: u64,
     /// One in how many is asked for.
     stride: u64,
     /// The count of SYNs when the last one was taken.
@@ -40,17 +44,11 @@ pub struct Taken {
 
 impl Sampler {
     /// One that takes the first SYN.
-    pub const NEW: Self = Self { due: 0, stride: 0, taken: 0, jiffy: 0 };
+    pub const NEW: Self = Self { stride: 0, taken: 0, jiffy: 0 };
 
-    /// Whether the last of `packets` is to be looked at: what every packet pays for.
+    /// Takes the last of `packets`, if that can be afforded, and says at how many the next one is `due`.
     #[inline(always)]
-    pub const fn is_due(&self, packets: u64) -> bool {
-        packets >= self.due
-    }
-
-    /// Takes the last of `packets`, if that can be afforded.
-    #[inline(always)]
-    pub fn take(&mut self, packets: u64, jiffies: u64, budget: &mut Budget) -> Option<Taken> {
+    pub fn take(&mut self, packets: u64, due: &mut u64, jiffies: u64, budget: &mut Budget) -> Option<Taken> {
         let was_idle = budget.renew(jiffies);
         let is_first = self.jiffy != jiffies;
         let can_afford = budget.looks.spend(is_first);
@@ -59,13 +57,48 @@ impl Sampler {
             (true, true) if self.stride > 1 => self.stride / 2,
             (_, _) => self.stride.max(1),
         };
-        self.due = packets + self.stride;
+        *due = packets + self.stride;
         if !can_afford {
             return None;
         }
         let weight = packets - self.taken;
         (self.taken, self.jiffy) = (packets, jiffies);
         Some(Taken { weight, is_first })
+    }
+}
+
+/// The samplers of one CPU for one service: what only the closer look touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Samplers {
+    /// By the place in [`Counters::syn`](crate::counters::Counters::syn).
+    syn: [Sampler; SYN_PLACES],
+    /// By [`Malformed`](crate::parse::Malformed) index.
+    malformed: [Sampler; MALFORMED_SLOTS],
+    /// By [`Unsupported`](crate::parse::Unsupported) index.
+    unsupported: [Sampler; UNSUPPORTED_SLOTS],
+}
+
+impl Samplers {
+    /// Those that take the first of each kind.
+    pub const NEW: Self = Self {
+        syn: [Sampler::NEW; SYN_PLACES],
+        malformed: [Sampler::NEW; MALFORMED_SLOTS],
+        unsupported: [Sampler::NEW; UNSUPPORTED_SLOTS],
+    };
+
+    /// That of the packets like the one of `hint`.
+    #[inline(always)]
+    pub fn of(&mut self, hint: Hint) -> &mut Sampler {
+        const MALFORMED: u32 = Kind::Malformed as u32;
+        const UNSUPPORTED: u32 = Kind::Unsupported as u32;
+
+        let detail = hint.detail() as usize;
+        match hint.kind() {
+            MALFORMED => &mut self.malformed[place(detail, MALFORMED_SLOTS)],
+            UNSUPPORTED => &mut self.unsupported[place(detail, UNSUPPORTED_SLOTS)],
+            _ => &mut self.syn[hint.syn_place()],
+        }
     }
 }
 

@@ -35,6 +35,34 @@ impl Addresses {
     }
 }
 
+impl Addresses {
+    /// The source as an IPv6 address, that of IPv4 mapped (RFC 4291, 2.5.5.2): its bytes as on the wire, four to a
+    /// little-endian word.
+    #[inline(always)]
+    pub const fn source_v6(&self) -> [u32; 4] {
+        let [w0, w1, ..] = self.words;
+        match self.family {
+            Family::Ipv4 => mapped(w0 as u32),
+            Family::Ipv6 => [w0 as u32, (w0 >> 32) as u32, w1 as u32, (w1 >> 32) as u32],
+        }
+    }
+
+    /// The same of the destination.
+    #[inline(always)]
+    pub const fn destination_v6(&self) -> [u32; 4] {
+        let [w0, _, w2, w3] = self.words;
+        match self.family {
+            Family::Ipv4 => mapped((w0 >> 32) as u32),
+            Family::Ipv6 => [w2 as u32, (w2 >> 32) as u32, w3 as u32, (w3 >> 32) as u32],
+        }
+    }
+}
+
+#[inline(always)]
+const fn mapped(v4: u32) -> [u32; 4] {
+    [0, 0, 0xffff_0000, v4]
+}
+
 /// The Fast Open option of a SYN, as the kernel understands it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FastOpen {

@@ -4,8 +4,22 @@
 pub const OTHER: u32 = 0;
 /// The bytes that a name has at most.
 pub const NAME_LEN: usize = 32;
+/// The ports of services with the addresses that they name, at most.
+pub const ADDRESSES: usize = 1 << 14;
 /// The ports that there are.
 pub const PORTS: usize = 1 << 16;
+
+/// Set in the entry of a port where the address decides: with it stands the service of what no address names.
+pub const BY_ADDRESS: u32 = 1 << 31;
+/// The bits of [`address_key`] before the address.
+pub const PORT_BITS: u32 = 32;
+
+/// A port and an address of this host, as the map of addresses knows them: the port's two bytes in network byte order and two
+/// zeros, then the address as [`Addresses::destination_v6`](crate::segment::Addresses::destination_v6) has it.
+#[inline(always)]
+pub const fn address_key(port: u16, [a0, a1, a2, a3]: [u32; 4]) -> [u32; 5] {
+    [port.swap_bytes() as u32, a0, a1, a2, a3]
+}
 
 /// One service, as the commands find it in its map; the program only knows its index there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,14 +1,16 @@
-//! What is to be done with a SYN, decided from values alone.
-
-use crate::class::Class;
+//! What can become of a SYN. How that is decided stands in [`policy`](crate::policy).
 
 named! {
     /// What happens to a packet.
     pub enum Verdict {
-        /// It goes on to the stack as it came.
+        /// It goes on to the stack with the option that it came with.
         Pass = "pass",
         /// It goes on with its cookie translated into one that the kernel takes.
         Rewrite = "rewrite",
+        /// It goes on as an ordinary SYN: no-operations stand where the Fast Open option was.
+        Hide = "hide",
+        /// It does not go on.
+        Drop = "drop",
     }
 }
 
@@ -19,7 +21,7 @@ named! {
         Observe = "observe",
         /// Translate the cookies of keys that the kernel does not hold.
         Accelerate = "accelerate",
-        /// Besides, let the protections of a service act.
+        /// Besides, let the protections of a service act: see [`Guard`](crate::policy::Guard).
         Shield = "shield",
     }
 }
@@ -28,15 +30,5 @@ impl Default for Mode {
     /// Whoever asks for nothing gets nothing changed.
     fn default() -> Self {
         Self::Observe
-    }
-}
-
-/// The verdict on a SYN of `class` in `mode`, where the kernel holds a key to translate into or doesn't.
-#[inline(always)]
-pub const fn decide(mode: Mode, class: Class, has_translation: bool) -> Verdict {
-    match (mode, class) {
-        (Mode::Accelerate | Mode::Shield, Class::CookieRetired) if has_translation => Verdict::Rewrite,
-        // An invalid cookie is legal: the kernel answers it with a full handshake and a fresh cookie.
-        (Mode::Observe | Mode::Accelerate | Mode::Shield, _) => Verdict::Pass,
     }
 }

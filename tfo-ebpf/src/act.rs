@@ -1,44 +1,33 @@
-//! The only place that writes to a packet. A verdict of `pass` leaves it as it came.
+//! The only place that writes to a packet, or drops one: it carries out what was decided. The ways to write stand in
+//! `tfo_common::rewrite`.
 
-use aya_ebpf::bindings::xdp_action;
-use tfo_common::{
-    bytes::Bytes as _,
-    keyring::KeyRing,
-    rewrite::checksum,
-    segment::{FastOpen, Segment},
-    verdict::Verdict,
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    programs::XdpContext,
 };
+use tfo_common::{keyring::KeyRing, rewrite, segment::Segment, verdict::Verdict};
 
 use crate::frame::Frame;
 
-/// Where the checksum stands in a TCP header.
-const CHECKSUM: usize = 16;
-
 /// Carries out `verdict` and returns the XDP action.
 #[inline(always)]
-pub(crate) fn act(verdict: Verdict, frame: &Frame, segment: &Segment, ring: &KeyRing) -> u32 {
+pub(crate) fn act(ctx: &XdpContext, verdict: Verdict, segment: &Segment, ring: &KeyRing) -> u32 {
+    let mut frame = Frame::new(ctx);
     match verdict {
         Verdict::Pass => {}
-        Verdict::Rewrite => translate(frame, segment, ring),
+        Verdict::Rewrite => {
+            if let Some(key) = ring.translation() {
+                rewrite::translate(&mut frame, segment, key.cookie(&segment.addresses));
+            }
+        }
+        Verdict::Hide => hide(ctx.ctx, segment.tcp),
+        Verdict::Drop => return xdp_action::XDP_DROP,
     }
     xdp_action::XDP_PASS
 }
 
-/// Puts the kernel's own cookie in the place of the one that the client has, and corrects the checksum.
-///
-/// Whatever can't be read or written leaves the packet as it came: the kernel then refuses the cookie, and the
-/// connection takes one round trip more.
-#[inline(always)]
-fn translate(frame: &Frame, segment: &Segment, ring: &KeyRing) {
-    let (FastOpen::Cookie(old), Some(key)) = (segment.fast_open, ring.translation()) else { return };
-    let (cookie_at, checksum_at) = ((segment.tcp + old.offset) as usize, segment.tcp as usize + CHECKSUM);
-    let Some(before) = frame.read(checksum_at) else { return };
-    let new = key.cookie(&segment.addresses);
-    // Both or neither: the checksum is written only once the cookie could be.
-    if frame.write(cookie_at, new.to_le_bytes()) {
-        let odd = old.offset & 1 == 1;
-        // Cookies are little-endian words here; the sum is the same in either order, if all are read in one.
-        let after = checksum(u16::from_le_bytes(before), old.value, new, odd);
-        frame.write(checksum_at, after.to_le_bytes());
-    }
+/// A function of its own: what is hidden is not in a hurry, and it is a walk through all options.
+#[inline(never)]
+fn hide(ctx: *mut xdp_md, tcp: u32) {
+    rewrite::hide(&mut Frame::anew(ctx), (tcp & 0xffff) as usize);
 }

@@ -2,14 +2,15 @@
 
 use core::{arch::asm, intrinsics::is_val_statically_known};
 
-use aya_ebpf::programs::XdpContext;
-use tfo_common::bytes::Bytes;
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+use tfo_common::bytes::{Bytes, BytesMut};
 
 /// No offset is larger: no header that is parsed can begin beyond 16 KiB. Bits above are taken for zero, since the
 /// verifier follows a variable offset only while it is known to be small.
 const MAX_OFFSET: usize = 0x7fff;
 
 /// The bytes of the frame between `data` and `data_end`.
+#[derive(Clone, Copy)]
 pub(crate) struct Frame {
     data: usize,
     data_end: usize,
@@ -20,18 +21,20 @@ impl Frame {
     pub(crate) fn new(ctx: &XdpContext) -> Self {
         Self { data: ctx.data(), data_end: ctx.data_end() }
     }
+
+    /// In a function that is not inlined: LLVM would have the caller read what the context has, and hand over numbers that the
+    /// verifier does not know as a packet, if it saw where it is read.
+    #[inline(always)]
+    pub(crate) fn anew(mut ctx: *mut xdp_md) -> Self {
+        // SAFETY: moves a register to itself.
+        unsafe {
+            asm!("{ctx} = {ctx}", ctx = inout(reg) ctx, options(pure, nomem, nostack, preserves_flags))
+        };
+        Self::new(&XdpContext::new(ctx))
+    }
 }
 
 impl Frame {
-    /// Puts `bytes` at `offset`; false, and nothing is changed, where they would not all lie inside the frame.
-    #[inline(always)]
-    pub(crate) fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> bool {
-        let Some(start) = self.place::<N>(offset) else { return false };
-        // SAFETY: `place` has checked the range; XDP may write to the packet, which nobody else has while it runs.
-        unsafe { *(start as *mut [u8; N]) = bytes };
-        true
-    }
-
     /// The address of the `N` bytes at `offset`, where they all lie inside the frame.
     #[inline(always)]
     fn place<const N: usize>(&self, offset: usize) -> Option<usize> {
@@ -87,8 +90,8 @@ impl Bytes for Frame {
 
     /// Two exclusive-ors with a word of which the verifier knows nothing: nothing changes, and it does not see that.
     #[inline(always)]
-    fn opaque(&self, value: u32) -> u32 {
-        let mut word = u64::from(value);
+    fn opaque(&self, value: u64) -> u64 {
+        let mut word = value;
         // SAFETY: works on two registers and touches neither memory nor the stack.
         unsafe {
             asm!(
@@ -99,6 +102,16 @@ impl Bytes for Frame {
                 options(pure, nomem, nostack, preserves_flags),
             );
         }
-        word as u32
+        word
+    }
+}
+
+impl BytesMut for Frame {
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> bool {
+        let Some(start) = self.place::<N>(offset) else { return false };
+        // SAFETY: `place` has checked the range; XDP may write to the packet, which nobody else has while it runs.
+        unsafe { *(start as *mut [u8; N]) = bytes };
+        true
     }
 }

@@ -14,6 +14,7 @@ mod act;
 mod frame;
 mod maps;
 mod outcome;
+mod shield;
 mod watch;
 
 use aya_ebpf::{
@@ -24,12 +25,14 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use tfo_common::{
     class::{Classified, classify},
+    counters::Cell,
+    handed::{Handed, Hint},
     keyring::KeyRing,
-    observed::Hint,
     parse::{Fault, usual, walk},
+    policy::{Policy, Unguarded, decide},
     segment::Segment,
     service::OTHER,
-    verdict::{Verdict, decide},
+    verdict::Mode,
 };
 
 use crate::frame::Frame;
@@ -42,6 +45,18 @@ pub fn tfo_ingress(ctx: XdpContext) -> u32 {
         Some(action) => action.unwrap_or(xdp_action::XDP_PASS),
         None => unusual(ctx.ctx),
     }
+}
+
+/// The same where services are protected: see [`shield`].
+#[xdp]
+pub fn tfo_shield(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    let found = match usual(&frame, maps::link_layer(), |_, segment| shield::classified(segment)) {
+        Some(None) => return xdp_action::XDP_PASS,
+        Some(Some(found)) => found,
+        None => Handed::from_word(shield::unusual(ctx.ctx)),
+    };
+    shield::serve(&ctx, found)
 }
 
 /// What is not one of the usual frames. A function of its own: those would have to keep more on the stack.
@@ -67,29 +82,35 @@ fn serve(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> u32 {
 /// What is done once the class is known, which is a constant here.
 #[inline(always)]
 fn end(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classified) -> u32 {
-    let verdict = decide(maps::mode(), found.class, ring.translation().is_some());
+    let policy = Policy::of_mode(maps::mode());
+    let decision = decide(&policy, found.class, Unguarded(ring.translation().is_some()));
+    let count = |service| {
+        let hint = Hint::syn(segment, found.class, decision, service);
+        count(ctx.ctx, found.class.is_fast_open(), hint, service, |cell| {
+            cell.count_syn(segment, found, decision.verdict(), ring)
+        });
+    };
     if maps::has_services() {
-        count(ctx, segment, ring, found, verdict, maps::service(frame, segment));
+        count(maps::service(frame, segment.tcp as usize, || Some(segment.addresses)))
     } else {
-        count(ctx, segment, ring, found, verdict, OTHER);
+        count(OTHER)
     }
-    act::act(verdict, frame, segment, ring)
+    act::act(ctx, decision.verdict(), segment, ring)
 }
 
-/// Counts the SYN, and looks at it more closely where that is due.
+/// Counts the SYN, as `add` does it, and looks at it more closely where that is due.
 #[inline(always)]
 fn count(
-    ctx: &XdpContext,
-    segment: &Segment,
-    ring: &KeyRing,
-    found: Classified,
-    verdict: Verdict,
+    ctx: *mut xdp_md,
+    is_fast_open: bool,
+    hint: Hint,
     service: u32,
+    add: impl for<'a> FnOnce(&'a mut Cell) -> (u64, &'a mut u64),
 ) {
     let Some(cell) = maps::cell(service) else { return };
-    let (packets, sampler) = cell.count_syn(segment, found, verdict, ring);
-    if found.class.is_fast_open() && sampler.is_due(packets) {
-        watch::look(ctx.ctx, sampler, packets, Hint::syn(segment, found.class, verdict, service));
+    let (packets, due) = add(cell);
+    if is_fast_open && packets >= *due {
+        watch::look(ctx, due, packets, hint);
     }
 }
 
@@ -97,9 +118,9 @@ fn count(
 #[inline(always)]
 fn unclassified(ctx: &XdpContext, fault: Fault) -> u32 {
     if let Some(cell) = maps::cell(OTHER) {
-        let (packets, sampler) = cell.count_fault(fault);
-        if sampler.is_due(packets) {
-            watch::look(ctx.ctx, sampler, packets, Hint::fault(fault));
+        let (packets, due) = cell.count_fault(fault);
+        if packets >= *due {
+            watch::look(ctx.ctx, due, packets, Hint::fault(fault));
         }
     }
     debug!(ctx, "unclassified frame: {}", fault.name());

@@ -1,8 +1,10 @@
 //! Every map and global of the program, behind functions: nothing else names them.
 
+use core::cell::Cell as Word;
+
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
     helpers::generated::{bpf_jiffies64, bpf_ringbuf_reserve, bpf_ringbuf_submit},
     macros::btf_map,
 };
@@ -15,8 +17,10 @@ use tfo_common::{
         Connection, EVENT_BYTES, Event, Outcomes, PENDING, PREFIXES, Pending, Prefix, PrefixTally, Watch,
     },
     parse::LinkLayer,
-    segment::{FastOpen, Segment},
-    service::{OTHER, PORTS, Service},
+    policy::{HIDDEN, Policy, Row, Tag},
+    sample::Samplers,
+    segment::{Addresses, FastOpen, Segment},
+    service::{ADDRESSES, BY_ADDRESS, OTHER, PORTS, Service, address_key},
     verdict::Mode,
 };
 
@@ -25,6 +29,10 @@ use crate::frame::Frame;
 /// [`tfo_common::names::COUNTERS`]. The number of services is set when the program is loaded, here and where it is 1 below.
 #[btf_map]
 static TFO_COUNTERS: PerCpuArray<Cell, 1> = PerCpuArray::new();
+
+/// [`tfo_common::names::SAMPLERS`].
+#[btf_map]
+static TFO_SAMPLERS: PerCpuArray<Samplers, 1> = PerCpuArray::new();
 
 /// [`tfo_common::names::SERVICES`]: for the commands; the program leaves it alone.
 #[btf_map]
@@ -54,6 +62,46 @@ static TFO_OUTCOMES: Array<Outcomes, 1> = Array::new();
 #[btf_map]
 static TFO_EVENTS: RingBuf<Event, EVENT_BYTES> = RingBuf::new();
 
+/// [`tfo_common::names::POLICIES`].
+#[btf_map]
+static TFO_POLICIES: Array<Policy, 1> = Array::new();
+
+/// [`tfo_common::names::ADDRESSES`].
+#[btf_map]
+static TFO_ADDRESSES: LpmTrie<[u32; 5], u32, ADDRESSES> = LpmTrie::new();
+
+/// [`tfo_common::names::HIDDEN`].
+#[btf_map]
+static TFO_HIDDEN: LpmTrie<[u32; 4], u32, HIDDEN> = LpmTrie::new();
+
+/// [`tfo_common::names::SOURCES`]. The number of rows is set when the program is loaded, here and below.
+#[btf_map]
+static TFO_SOURCES: Array<Row, 1> = Array::new();
+
+/// [`tfo_common::names::FORGERS`].
+#[btf_map]
+static TFO_FORGERS: Array<Row, 1> = Array::new();
+
+/// [`tfo_common::names::UNKNOWN`].
+#[btf_map]
+static TFO_UNKNOWN: Array<Word<u64>, 1> = Array::new();
+
+/// [`tfo_common::names::REPLAYS`].
+#[btf_map]
+static TFO_REPLAYS: Array<Row, 1> = Array::new();
+
+/// [`tfo_common::names::SOURCE_ROWS`].
+#[unsafe(no_mangle)]
+static TFO_SOURCE_ROWS: Global<u32> = Global::new(1);
+
+/// [`tfo_common::names::REPLAY_ROWS`].
+#[unsafe(no_mangle)]
+static TFO_REPLAY_ROWS: Global<u32> = Global::new(1);
+
+/// [`tfo_common::names::SEED`].
+#[unsafe(no_mangle)]
+static TFO_SEED: Global<u64> = Global::new(0);
+
 /// [`tfo_common::names::KEYS`].
 #[btf_map]
 static TFO_KEYS: Array<KeyStore, 1> = Array::new();
@@ -81,7 +129,11 @@ static TFO_NETNS: Global<u64> = Global::new(0);
 /// What the program may do.
 #[inline(always)]
 pub(crate) fn mode() -> Mode {
-    if TFO_MODE.load() == Mode::Accelerate as u8 { Mode::Accelerate } else { Mode::Observe }
+    match TFO_MODE.load() {
+        mode if mode == Mode::Shield as u8 => Mode::Shield,
+        mode if mode == Mode::Accelerate as u8 => Mode::Accelerate,
+        _ => Mode::Observe,
+    }
 }
 
 /// What frames of this interface begin with.
@@ -96,14 +148,20 @@ pub(crate) fn key_ring(segment: &Segment) -> &'static KeyRing {
     static EMPTY: KeyRing = KeyRing::EMPTY;
 
     let FastOpen::Cookie(_) = segment.fast_open else { return &EMPTY };
-    let Some(store) = TFO_KEYS.get_ptr(0) else { return &EMPTY };
+    ring().unwrap_or(&EMPTY)
+}
+
+/// The key ring in force.
+#[inline(always)]
+pub(crate) fn ring() -> Option<&'static KeyRing> {
+    let store = TFO_KEYS.get_ptr(0)?;
     // SAFETY: the entry of an array map lives as long as the program. The controller may flip `active` at any time,
     // hence the volatile read of one aligned word. It gives other bytes only to the ring that no running program can
     // still be reading; the ring behind our reference it at most overwrites with the bytes that are there (see
     // `Object::publish`), so what we read does not change.
     unsafe {
         let active = (&raw const (*store).active).read_volatile();
-        &(&(*store).rings)[KeyStore::index(active)]
+        Some(&(&(*store).rings)[KeyStore::index(active)])
     }
 }
 
@@ -113,20 +171,92 @@ pub(crate) fn has_services() -> bool {
     TFO_HAS_SERVICES.load() != 0
 }
 
-/// The service of the port that `segment` is for.
+/// The service that the TCP header at `tcp` is for; `addresses` is asked where they matter.
 #[inline(always)]
-pub(crate) fn service(frame: &Frame, segment: &Segment) -> u32 {
+pub(crate) fn service(frame: &Frame, tcp: usize, addresses: impl FnOnce() -> Option<Addresses>) -> u32 {
     /// Where a TCP header has it.
     const DESTINATION: usize = 2;
 
-    let port = frame.read(segment.tcp as usize + DESTINATION);
-    port.map_or(OTHER, |port| service_of(u16::from_be_bytes(port)))
+    let port = frame.read(tcp + DESTINATION);
+    port.map_or(OTHER, |port| service_of(u16::from_be_bytes(port), addresses))
 }
 
-/// The service of `port`.
+/// The service of `port` at the destination of `addresses`.
 #[inline(always)]
-pub(crate) fn service_of(port: u16) -> u32 {
-    TFO_PORTS.get(u32::from(port)).copied().unwrap_or(OTHER)
+pub(crate) fn service_of(port: u16, addresses: impl FnOnce() -> Option<Addresses>) -> u32 {
+    let service = TFO_PORTS.get(u32::from(port)).copied().unwrap_or(OTHER);
+    if service & BY_ADDRESS == 0 {
+        return service;
+    }
+    let rest = service & !BY_ADDRESS;
+    addresses().map_or(rest, |addresses| {
+        let [a0, a1, a2, a3] = addresses.destination_v6();
+        service_at(port, rest, pair(a0, a1), pair(a2, a3))
+    })
+}
+
+/// The service that the address names; else `rest`. A function of its own, as is [`is_source_hidden`]: the key needs room on the
+/// stack, and few packets pay for it.
+#[inline(never)]
+fn service_at(port: u16, rest: u32, high: u64, low: u64) -> u32 {
+    let key = address_key(port, [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32]);
+    TFO_ADDRESSES.get(&Key::new(u32::BITS * key.len() as u32, key)).copied().unwrap_or(rest)
+}
+
+const fn pair(first: u32, second: u32) -> u64 {
+    first as u64 | (second as u64) << 32
+}
+
+/// What holds for `service`.
+#[inline(always)]
+pub(crate) fn policy(service: u32) -> Option<&'static Policy> {
+    let policy = TFO_POLICIES.get_ptr(service)?;
+    // SAFETY: the entry of an array map lives as long as the program. User space may write it meanwhile, whole words each, any of
+    // which make a policy.
+    Some(unsafe { &*policy })
+}
+
+/// Whether the source is one of those that are hidden by order.
+#[inline(always)]
+pub(crate) fn is_hidden([a0, a1, a2, a3]: [u32; 4]) -> bool {
+    is_source_hidden(pair(a0, a1), pair(a2, a3))
+}
+
+#[inline(never)]
+fn is_source_hidden(high: u64, low: u64) -> bool {
+    TFO_HIDDEN
+        .get(&Key::new(u128::BITS, [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32]))
+        .is_some()
+}
+
+/// Where it may stand what a source has used of its share.
+#[inline(always)]
+pub(crate) fn source(tag: Tag) -> Option<&'static Row> {
+    TFO_SOURCES.get(tag.row(TFO_SOURCE_ROWS.load()))
+}
+
+/// The same of unknown cookies.
+#[inline(always)]
+pub(crate) fn forger(tag: Tag) -> Option<&'static Row> {
+    TFO_FORGERS.get(tag.row(TFO_SOURCE_ROWS.load()))
+}
+
+/// Until when all that there may be of unknown cookies at `service` is used up.
+#[inline(always)]
+pub(crate) fn unknown(service: u32) -> Option<&'static Word<u64>> {
+    TFO_UNKNOWN.get(service)
+}
+
+/// Where it may stand what became of a SYN.
+#[inline(always)]
+pub(crate) fn replays(tag: Tag) -> Option<&'static Row> {
+    TFO_REPLAYS.get(tag.row(TFO_REPLAY_ROWS.load()))
+}
+
+/// What [`Tag`]s are made with.
+#[inline(always)]
+pub(crate) fn seed() -> u64 {
+    TFO_SEED.load()
 }
 
 /// This CPU's counters of `service`.
@@ -136,6 +266,14 @@ pub(crate) fn cell(service: u32) -> Option<&'static mut Cell> {
     // SAFETY: the entry belongs to this CPU, and no other run of the program on it can be under way: XDP runs with softirqs
     // off. Nobody asks twice in a run, and user space only reads a copy.
     Some(unsafe { &mut *cell })
+}
+
+/// This CPU's samplers of `service`.
+#[inline(always)]
+pub(crate) fn samplers(service: u32) -> Option<&'static mut Samplers> {
+    let samplers = TFO_SAMPLERS.get_ptr_mut(service)?;
+    // SAFETY: as in `cell`.
+    Some(unsafe { &mut *samplers })
 }
 
 /// Runs `look` on this CPU's [`Watch`], in the XDP program.

@@ -6,14 +6,16 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TIMEOUT_INIT, BPF_TCP_ESTABLISHED, BPF_TCP_SYN_RECV,
+        BPF_SOCK_OPS_TIMEOUT_INIT, BPF_TCP_CLOSE, BPF_TCP_ESTABLISHED, BPF_TCP_SYN_RECV,
     },
     helpers::generated::bpf_get_netns_cookie,
     programs::SockOpsContext,
 };
 use tfo_common::{
     observed::{Connection, Kind, Outcomes, Pending, RTT_BUCKETS, RttBucket, Subject, rtt_bucket},
+    policy::{Remembered, syn_tag},
     segment::{Addresses, Family},
+    verdict::Mode,
 };
 
 use crate::maps::{self, TFO_PENDING};
@@ -52,7 +54,7 @@ pub(crate) fn report(ctx: &SockOpsContext) {
         return;
     }
     let connection = connection(ctx);
-    let service = maps::service_of(field!(ctx, local_port) as u16);
+    let service = maps::service_of(field!(ctx, local_port) as u16, || Some(connection.addresses()));
     match op {
         // tcp_fastopen_create_child: no ACK has come yet, so there is no round trip either.
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB if is_fast_open_child(ctx) => accepted(ctx, &connection, service),
@@ -60,6 +62,7 @@ pub(crate) fn report(ctx: &SockOpsContext) {
         BPF_SOCK_OPS_STATE_CB if ctx.arg(0) == BPF_TCP_SYN_RECV && ctx.arg(1) == BPF_TCP_ESTABLISHED => {
             established(ctx, &connection, service);
         }
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => closed(ctx, &connection, service),
         BPF_SOCK_OPS_STATE_CB => {}
         // A Fast Open child, or a client.
         BPF_SOCK_OPS_TIMEOUT_INIT if field!(ctx, is_fullsock) != 0 => {}
@@ -79,12 +82,63 @@ fn accepted(ctx: &SockOpsContext, connection: &Connection, service: u32) {
         // SAFETY: see `count`.
         unsafe { &raw mut (*outcomes).accepted }
     });
+    remember(ctx, connection, service);
     // Remembered as a child, since other programs may want to be told of the states of other connections.
     let child = Pending { weight: 0, class: 0 };
     let _: Result<(), i32> = TFO_PENDING.insert(connection, child, ANY);
     // It is left on: who else has set it can't be told. It is for changes of state only, of which there are few.
     let _: Result<(), i32> =
         ctx.set_cb_flags((field!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+}
+
+/// The client's first sequence number, where `fins` of its FIN, 0 or 1, have been received.
+#[inline(always)]
+fn isn(ctx: &SockOpsContext, fins: u32) -> u32 {
+    // tcp_rcv_nxt_update counts every byte of data; SYN and FIN take a number each (RFC 9293, 3.4).
+    field!(ctx, rcv_nxt).wrapping_sub(field!(ctx, bytes_received) as u32).wrapping_sub(1 + fins)
+}
+
+/// For how many jiffies the SYNs of `service` are remembered, if they are.
+#[inline(always)]
+fn remembers(service: u32) -> Option<u64> {
+    if maps::mode() != Mode::Shield {
+        return None;
+    }
+    maps::policy(service).map(|policy| policy.once).filter(|jiffies| *jiffies != 0)
+}
+
+/// Keeps in mind the SYN that `ctx` is the child of.
+#[inline(always)]
+fn remember(ctx: &SockOpsContext, connection: &Connection, service: u32) {
+    let Some(jiffies) = remembers(service) else { return };
+    let tag = syn_tag(&connection.addresses(), connection.ports.to_le_bytes(), isn(ctx, 0), maps::seed());
+    let Some(row) = maps::replays(tag) else { return };
+    let now = maps::jiffies();
+    if let Some(seat) = row.find(tag) {
+        // It can't be: a replay. But what is served is remembered.
+        seat.value.set(Remembered::new(now, false).word());
+    } else if Remembered::from_word(row.seat(tag, Remembered::new(now, false).word())).is_missed(now, jiffies)
+    {
+        count(service, |outcomes| {
+            // SAFETY: see `count`.
+            unsafe { &raw mut (*outcomes).replays_forgotten }
+        });
+    }
+}
+
+/// From now on its SYN is a replay.
+#[inline(always)]
+fn closed(ctx: &SockOpsContext, connection: &Connection, service: u32) {
+    if remembers(service).is_none() {
+        return;
+    }
+    for fins in [0, 1] {
+        let tag =
+            syn_tag(&connection.addresses(), connection.ports.to_le_bytes(), isn(ctx, fins), maps::seed());
+        if let Some(seat) = maps::replays(tag).and_then(|row| row.find(tag)) {
+            seat.value.set(Remembered::new(maps::jiffies(), true).word());
+        }
+    }
 }
 
 #[inline(always)]
@@ -118,6 +172,7 @@ fn refused(connection: &Connection, service: u32) {
                 detail: pending.class as u32,
                 connection: *connection,
                 verdict: 0,
+                guard: 0,
                 service,
             };
             event.weight = pending.weight;

@@ -1,15 +1,13 @@
-//! The closer look at a packet whose [`Sampler`] is due: who sends it, whether it is worth an event, and, where its cookie is
+//! The closer look at a packet whose [`Sampler`](tfo_common::sample::Sampler) says that it is due: who sends it, whether it is worth an event, and, where its cookie is
 //! good, that a connection is to come of it. None of it is on the way of most packets: it is a function of its own.
 
-use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+use aya_ebpf::bindings::xdp_md;
 use tfo_common::{
     bytes::Bytes as _,
     class::Class,
-    observed::{
-        Connection, HEAD_LEN, Hint, Kind, Pending, Prefix, PrefixTally, Subject, Watch, is_remarkable,
-    },
-    sample::{Sampler, Taken},
-    segment::{Addresses, Family},
+    handed::Hint,
+    observed::{Connection, HEAD_LEN, Kind, Pending, Prefix, PrefixTally, Subject, Watch, is_remarkable},
+    sample::Taken,
 };
 
 use crate::{
@@ -19,14 +17,15 @@ use crate::{
 
 const ANY: u64 = 0;
 
-/// Looks at the packet, the last of `packets` of one kind, which is due. Nothing is handed over by way of the stack, and few
+/// Looks at the packet, the last of `packets` of one kind, which is due, and says when the next one is `due`. Nothing is handed over by way of the stack, and few
 /// words besides: whoever calls this keeps nothing for it that most packets do not need.
 #[inline(never)]
-pub(crate) fn look(ctx: *mut xdp_md, sampler: &mut Sampler, packets: u64, hint: Hint) {
+pub(crate) fn look(ctx: *mut xdp_md, due: &mut u64, packets: u64, hint: Hint) {
     maps::watch(|watch| {
-        let Some(taken) = sampler.take(packets, maps::jiffies(), &mut watch.budget) else { return };
-        // Not before: LLVM would have the caller read it, and hand over numbers that the verifier does not know as a packet.
-        let frame = Frame::new(&XdpContext::new(ctx));
+        let Some(samplers) = maps::samplers(hint.service()) else { return };
+        let taken = samplers.of(hint).take(packets, due, maps::jiffies(), &mut watch.budget);
+        let Some(taken) = taken else { return };
+        let frame = Frame::anew(ctx);
         let is_syn = hint.kind() == Kind::Syn as u32;
         let class = Class::ALL.get(hint.detail() as usize).copied().filter(|_| is_syn);
         let subject = Subject {
@@ -34,6 +33,7 @@ pub(crate) fn look(ctx: *mut xdp_md, sampler: &mut Sampler, packets: u64, hint: 
             detail: hint.detail(),
             connection: if is_syn { connection(&frame, hint) } else { Connection::NONE },
             verdict: hint.verdict(),
+            guard: hint.guard(),
             service: hint.service(),
         };
         if let Some(class) = class {
@@ -44,7 +44,7 @@ pub(crate) fn look(ctx: *mut xdp_md, sampler: &mut Sampler, packets: u64, hint: 
                 let _: Result<(), i32> = TFO_PENDING.insert(subject.connection, pending, ANY);
             }
         }
-        if class.is_none_or(is_remarkable) {
+        if hint.guard() != 0 || class.is_none_or(is_remarkable) {
             report(&frame, &subject, taken, watch);
         }
     });
@@ -53,11 +53,7 @@ pub(crate) fn look(ctx: *mut xdp_md, sampler: &mut Sampler, packets: u64, hint: 
 /// Read anew.
 #[inline(always)]
 fn connection(frame: &Frame, hint: Hint) -> Connection {
-    let addresses = match hint.family() {
-        Family::Ipv4 => frame.read(hint.source()).map(Addresses::from_ipv4),
-        Family::Ipv6 => frame.read(hint.source()).map(Addresses::from_ipv6),
-    };
-    match (addresses, frame.read(hint.tcp())) {
+    match (hint.addresses(frame), frame.read(hint.tcp())) {
         (Some(addresses), Some(ports)) => Connection::new(&addresses, ports),
         _ => Connection::NONE,
     }

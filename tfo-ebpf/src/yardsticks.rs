@@ -19,7 +19,12 @@ use aya_ebpf::{
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
-use tfo_common::{bytes::Bytes as _, cookie, keyring::Key, segment::Addresses};
+use tfo_common::{
+    bytes::{Bytes as _, BytesMut as _},
+    cookie,
+    keyring::Key,
+    segment::Addresses,
+};
 
 use crate::frame::Frame;
 
@@ -112,10 +117,16 @@ static SOURCE_AT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static COOKIE_AT: Global<u32> = Global::new(0);
 
+/// Where the window stands, and what it and the checksum behind it are to be.
+#[unsafe(no_mangle)]
+static WINDOW_AT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static WINDOW: Global<u32> = Global::new(0);
+
 /// Makes each run's frame another one, or as it was before it was rewritten, and hands it over.
 #[xdp]
 pub fn vary(ctx: XdpContext) -> u32 {
-    let frame = Frame::new(&ctx);
+    let mut frame = Frame::new(&ctx);
     if let Some(next) = NEXT.get_ptr_mut(0) {
         // SAFETY: the entry of an array map lives as long as the program, and one CPU only runs the benchmark.
         let index = unsafe { *next };
@@ -124,6 +135,7 @@ pub fn vary(ctx: XdpContext) -> u32 {
         if let Some([source, cookie]) = VARIANTS.get(index) {
             frame.write(SOURCE_AT.load() as usize, (*source as u32).to_le_bytes());
             frame.write(COOKIE_AT.load() as usize, cookie.to_le_bytes());
+            frame.write(WINDOW_AT.load() as usize, WINDOW.load().to_ne_bytes());
         }
     }
     // SAFETY: nothing is to be dropped here.
@@ -143,7 +155,7 @@ const TCP_CHECKSUM_AT: usize = 14 + 20 + 16;
 /// Live: makes each frame the SYN of a new connection, for the kernel's stack too, and sends it out of [`INTERFACE`].
 #[xdp]
 pub fn flood(ctx: XdpContext) -> u32 {
-    let frame = Frame::new(&ctx);
+    let mut frame = Frame::new(&ctx);
     let Some(next) = NEXT.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
     // SAFETY: as in `vary`.
     let count = unsafe { *next };

@@ -23,7 +23,7 @@ use aya_log::EbpfLogger;
 use jiff::Timestamp;
 use log::{Log, debug, info, warn};
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
-pub use object::{LoadOptions, Object, OtherVersion, Pinned};
+pub use object::{LoadOptions, Object, OtherVersion, Pinned, Sizes};
 use tables::Shared;
 pub use tables::{Entries, OTHER_NAME, ServiceCounters};
 use tfo_common::{
@@ -202,6 +202,8 @@ impl Datapath {
             log_level: how.log_level,
             services: how.services.len(),
             netns_cookie,
+            sizes: Sizes::default(),
+            seed: 0,
         };
         let known = Known::of(&pins, &options)?;
         let aside = match known {
@@ -609,7 +611,7 @@ fn refusal(name: &str, xdp: XdpOnInterface) -> String {
     let program = loaded_programs().flatten().find(|program| program.id() == program_id);
     let program = program.as_ref().and_then(|program| program.name_as_str()).unwrap_or("?");
     let hint = match program {
-        names::PROGRAM => {
+        names::PROGRAM | names::SHIELD_PROGRAM => {
             "a tfo that sees another BPF file system has attached it (--bpffs, or `ip netns exec`): end that tfo; or \
              the interface was renamed: run `tfo unload -i OLDNAME`"
         }

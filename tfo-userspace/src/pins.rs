@@ -29,8 +29,9 @@ const LINK: &str = "link";
 /// The pinned link of the program that follows connections.
 const OUTCOMES_LINK: &str = "outcomes-link";
 /// The maps that are pinned.
-pub const MAPS: [&str; 10] = [
+pub const MAPS: [&str; 18] = [
     names::COUNTERS,
+    names::SAMPLERS,
     names::KEYS,
     names::INFO,
     names::SERVICES,
@@ -40,6 +41,13 @@ pub const MAPS: [&str; 10] = [
     names::PENDING,
     names::OUTCOMES,
     names::EVENTS,
+    names::POLICIES,
+    names::ADDRESSES,
+    names::HIDDEN,
+    names::SOURCES,
+    names::FORGERS,
+    names::UNKNOWN,
+    names::REPLAYS,
 ];
 
 /// A BPF file system.

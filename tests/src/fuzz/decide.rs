@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use arbitrary::{Arbitrary, Unstructured};
 use tfo_common::{
     class::{Class, classify},
-    counters::Counters,
+    counters::Cell,
     keyring::{KeyRing, SLOTS},
+    policy::{Policy, Unguarded, decide},
     segment::{Addresses, Cookie, FastOpen, Segment},
-    verdict::{Mode, Verdict, decide},
+    verdict::{Mode, Verdict},
 };
 
 use crate::{cases::Expected, keys::TestKey};
@@ -99,16 +100,17 @@ pub fn check(data: &[u8]) {
     assert_eq!((found.class, found.slot), (class, slot));
 
     let mode = if input.accelerates { Mode::Accelerate } else { Mode::Observe };
-    let verdict = decide(mode, found.class, ring.translation().is_some());
+    let policy = Policy::of_mode(mode);
+    let verdict = decide(&policy, found.class, Unguarded(ring.translation().is_some())).verdict();
     let kernels = held[1].or(held[0]);
     let rewrites = input.accelerates && class == Class::CookieRetired && kernels.is_some();
     assert_eq!(verdict, if rewrites { Verdict::Rewrite } else { Verdict::Pass });
 
-    let mut counters = Counters::default();
-    counters.count_syn(&segment, found, verdict, &ring);
+    let mut cell = Cell::EMPTY;
+    cell.count_syn(&segment, found, verdict, &ring);
     let expected =
         Expected::Syn { family: addresses.family, class, slot, data_len: segment.data_len as usize };
-    assert_eq!(counters, expected.counted(verdict, &ring));
+    assert_eq!(cell.counters(), expected.counted(verdict, &ring));
 
     // A translated cookie is one that the kernel takes, of its backup key where it has one.
     let made = ring.translation().map(|key| key.cookie(&addresses));

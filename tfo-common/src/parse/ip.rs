@@ -148,7 +148,7 @@ fn extensions<B: Bytes + ?Sized>(
 ) -> Result<Option<Chain>, Fault> {
     let mut state = pack(offset, next, Fragment::No);
     for turn in 0..=EXTENSION_HEADERS {
-        state = frame.opaque(state);
+        state = frame.opaque(state.into()) as u32;
         let (offset, next, fragment) = unpack(state);
         if next == TCP {
             return Ok(Some(Chain { transport: offset, fragment: fragment == Fragment::First }));

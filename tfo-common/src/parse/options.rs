@@ -7,8 +7,8 @@ use crate::{
     segment::{Cookie, FastOpen},
 };
 
-/// The option area is at most 40 bytes, and an option at least one.
-const MAX_OPTIONS: usize = 40;
+/// The bytes that the option area has at most, and with them the options.
+pub const MAX: usize = 40;
 
 const END_OF_LIST: u8 = 0;
 const NO_OPERATION: u8 = 1;
@@ -26,39 +26,78 @@ const EXPERIMENT_FAST_OPEN: [u8; 2] = 0xf989_u16.to_be_bytes();
 pub(super) fn fast_open<B: Bytes + ?Sized>(frame: &B, start: usize, end: usize) -> FastOpen {
     let area = end - start;
     let mut walk = Walk::START;
-    for _ in 0..MAX_OPTIONS {
+    for _ in 0..MAX {
         walk = walk.opaque(frame);
         let position = walk.position();
-        // A lone last byte can only be an end, a no-operation or a broken option: it says nothing. So kind and
-        // length are read together, which also keeps the verifier's view of both in one bounds check.
-        if position + 2 > area {
-            break;
-        }
-        let Some([kind, len]) = frame.read(start + position) else {
-            break;
-        };
-        if kind == END_OF_LIST {
-            break;
-        }
-        if kind == NO_OPERATION {
-            walk = walk.advance(1);
-            continue;
-        }
-        let len = usize::from(len);
-        if len < 2 || position + len > area {
-            break;
-        }
-        if kind == FAST_OPEN {
-            walk = walk.found(position + 2, len - 2);
-        } else if kind == EXPERIMENTAL
-            && len >= 4
-            && frame.read(start + position + 2) == Some(EXPERIMENT_FAST_OPEN)
-        {
-            walk = walk.found(position + 4, len - 4);
+        let Some((len, fast_open)) = option(frame, start, area, position) else { break };
+        if let Some(header) = fast_open {
+            walk = walk.found(position + header, len - header);
         }
         walk = walk.advance(len);
     }
     walk.fast_open(frame, start)
+}
+
+/// The length of the option at `position` in the area and, where it is one for Fast Open, how many bytes of it stand before the
+/// cookie; `None` where the kernel goes no further.
+#[inline(always)]
+fn option<B: Bytes + ?Sized>(
+    frame: &B,
+    start: usize,
+    area: usize,
+    position: usize,
+) -> Option<(usize, Option<usize>)> {
+    // A lone last byte can only be an end, a no-operation or a broken option: it says nothing. So kind and length are read
+    // together, which also keeps the verifier's view of both in one bounds check.
+    if position + 2 > area {
+        return None;
+    }
+    let [kind, len] = frame.read(start + position)?;
+    if kind == END_OF_LIST {
+        return None;
+    }
+    if kind == NO_OPERATION {
+        return Some((1, None));
+    }
+    let len = usize::from(len);
+    if len < 2 || position + len > area {
+        return None;
+    }
+    let is_experiment = || frame.read(start + position + 2) == Some(EXPERIMENT_FAST_OPEN);
+    let fast_open = match kind {
+        FAST_OPEN => Some(2),
+        EXPERIMENTAL if len >= 4 && is_experiment() => Some(4),
+        _ => None,
+    };
+    Some((len, fast_open))
+}
+
+/// The length of the option area of the TCP header at `tcp`.
+#[inline(always)]
+pub fn area<B: Bytes + ?Sized>(frame: &B, tcp: usize) -> Option<usize> {
+    let [data_offset] = frame.read(tcp + super::tcp::DATA_OFFSET)?;
+    (usize::from(data_offset >> 4) * 4).checked_sub(TcpHdr::LEN)
+}
+
+/// The bytes of the `area` bytes of options from `start` on that are of a Fast Open option, one that the kernel minds or not: a bit
+/// for each, the first byte's lowest.
+#[inline(always)]
+pub fn fast_open_places<B: Bytes + ?Sized>(frame: &B, start: usize, area: usize) -> u64 {
+    // The position stands above the places: see [`Bytes::opaque`].
+    const POSITION: u32 = 48;
+    const PLACES: u64 = (1 << MAX) - 1;
+
+    let mut walk = 0;
+    for _ in 0..MAX {
+        walk = frame.opaque(walk);
+        let position = (walk >> POSITION & 0x3f) as usize;
+        let Some((len, fast_open)) = option(frame, start, area, position) else { break };
+        if fast_open.is_some() {
+            walk |= (1_u64 << (len & 0x3f)) - 1 << position & PLACES;
+        }
+        walk += (len as u64) << POSITION;
+    }
+    walk & PLACES
 }
 
 /// What [`fast_open`] finds in the `AREA` bytes from `start` on, where they are laid out as a real system does; `None` for all
@@ -167,7 +206,7 @@ impl Walk {
 
     #[inline(always)]
     fn opaque<B: Bytes + ?Sized>(self, frame: &B) -> Self {
-        Self(frame.opaque(self.0))
+        Self(frame.opaque(self.0.into()) as u32)
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf, thread, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, Map, MapData, PerCpuValues, RingBuf},
+    maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf},
     programs::{SockOps, Xdp},
     util::nr_cpus,
 };
@@ -18,6 +18,8 @@ use tfo_common::{
     names,
     observed::{Event, Outcomes, Prefix, PrefixTally, Watch},
     parse::LinkLayer,
+    policy::{Policy, SEATS},
+    sample::Samplers,
     service::OTHER,
     verdict::Mode,
 };
@@ -47,12 +49,50 @@ pub struct LoadOptions {
     pub services: usize,
     /// The cookie of the network namespace whose connections are followed.
     pub netns_cookie: u64,
+    /// How much is remembered.
+    pub sizes: Sizes,
+    /// What the tags of all that is remembered are made with: with another one it is forgotten.
+    pub seed: u64,
+}
+
+/// How many entries the tables of the protections have; what has no room pushes out what was not used for longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Sources that have sent good cookies, and as many that have sent unknown ones.
+    pub sources: u32,
+    /// SYNs that have become connections.
+    pub replays: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+impl Sizes {
+    const DEFAULT: Self = Self { sources: 1 << 16, replays: 1 << 16 };
+
+    /// The rows of either table.
+    fn rows(&self) -> [u32; 2] {
+        [self.sources, self.replays].map(|entries| entries.div_ceil(SEATS as u32).next_power_of_two())
+    }
 }
 
 impl LoadOptions {
+    const DEFAULT: Self = Self {
+        link: LinkLayer::Ethernet,
+        mode: Mode::Observe,
+        log_level: 0,
+        services: 0,
+        netns_cookie: 0,
+        sizes: Sizes::DEFAULT,
+        seed: 0,
+    };
+
     /// For frames that begin like `link`, in `mode`, without services.
     pub const fn new(link: LinkLayer, mode: Mode) -> Self {
-        Self { link, mode, log_level: 0, services: 0, netns_cookie: 0 }
+        Self { link, mode, ..Self::DEFAULT }
     }
 
     /// For how many services there is to be room: some more than there are, so that more can be added to the same maps.
@@ -68,6 +108,8 @@ pub struct Object {
     mode: Mode,
     tables: Tables,
     ports: Array<MapData, u32>,
+    policies: Array<MapData, Shared<Policy>>,
+    samplers: PerCpuArray<MapData, Shared<Samplers>>,
     events: RingBuf<MapData>,
     pub(super) info: Array<MapData, Shared<Info>>,
 }
@@ -88,17 +130,33 @@ impl Object {
         }
         let (link, mode, has_services) =
             (options.link as u8, options.mode as u8, u8::from(options.services > 0));
+        let [source_rows, replay_rows] = options.sizes.rows();
         let mut loader = EbpfLoader::new();
         loader
             .override_global(names::LINK_LAYER, &link, true)
             .override_global(names::MODE, &mode, true)
             .override_global(names::HAS_SERVICES, &has_services, true)
             .override_global(names::NETNS, &options.netns_cookie, true)
+            .override_global(names::SEED, &options.seed, true)
+            .override_global(names::SOURCE_ROWS, &source_rows, true)
+            .override_global(names::REPLAY_ROWS, &replay_rows, true)
             .override_global(names::LOG_LEVEL, &options.log_level, true)
             .verifier_log_level(VerifierLogLevel::STATS);
-        for name in [names::COUNTERS, names::SERVICES, names::OUTCOMES] {
+        let of_services = [
+            names::COUNTERS,
+            names::SAMPLERS,
+            names::SERVICES,
+            names::OUTCOMES,
+            names::POLICIES,
+            names::UNKNOWN,
+        ];
+        for name in of_services {
             loader.map_max_entries(name, options.capacity());
         }
+        for name in [names::SOURCES, names::FORGERS] {
+            loader.map_max_entries(name, source_rows);
+        }
+        loader.map_max_entries(names::REPLAYS, replay_rows);
         for name in MAPS {
             if let Some(pins) = pins {
                 loader.map_pin_path(name, pins.map(name));
@@ -108,6 +166,8 @@ impl Object {
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("the program has no map {name}"));
         Ok(Self {
             ports: take(names::PORTS)?.try_into()?,
+            policies: take(names::POLICIES)?.try_into()?,
+            samplers: take(names::SAMPLERS)?.try_into()?,
             events: take(names::EVENTS)?.try_into()?,
             info: take(names::INFO)?.try_into()?,
             tables: Tables::new(take)?,
@@ -118,8 +178,12 @@ impl Object {
 
     /// The XDP program.
     pub fn program(&mut self) -> Result<&mut Xdp> {
-        let program = self.ebpf.program_mut(names::PROGRAM);
-        let program = program.with_context(|| format!("there is no program {}", names::PROGRAM))?;
+        let name = match self.mode {
+            Mode::Observe | Mode::Accelerate => names::PROGRAM,
+            Mode::Shield => names::SHIELD_PROGRAM,
+        };
+        let program = self.ebpf.program_mut(name);
+        let program = program.with_context(|| format!("there is no program {name}"))?;
         Ok(program.try_into()?)
     }
 
@@ -199,14 +263,22 @@ impl Object {
             }
             let at = index as u32;
             if name.is_some() {
-                let cells = vec![Shared(Cell::EMPTY); nr_cpus().map_err(|(_, error)| error)?];
-                tables.cells.set(at, PerCpuValues::try_from(cells)?, 0).context("cannot clear counters")?;
+                let cpus = nr_cpus().map_err(|(_, error)| error)?;
+                let cells = PerCpuValues::try_from(vec![Shared(Cell::EMPTY); cpus])?;
+                let samplers = PerCpuValues::try_from(vec![Shared(Samplers::NEW); cpus])?;
+                tables.cells.set(at, cells, 0).context("cannot clear counters")?;
+                self.samplers.set(at, samplers, 0).context("cannot clear samplers")?;
                 tables.outcomes.set(at, Shared(Outcomes::default()), 0).context("cannot clear outcomes")?;
             }
             let service = Shared(places[index].unwrap_or_default());
             tables.services.set(at, service, 0).context("cannot write the map of services")?;
         }
         Ok(())
+    }
+
+    /// Makes `policy` that of the service at `index`.
+    pub fn set_policy(&mut self, index: u32, policy: &Policy) -> Result<()> {
+        self.policies.set(index, Shared(*policy), 0).context("cannot write the map of policies")
     }
 
     /// Puts `ring` in force for every packet from now on, whole.

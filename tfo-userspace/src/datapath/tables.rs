@@ -13,6 +13,8 @@ use tfo_common::{
     keyring::{KeyRing, KeyStore},
     names,
     observed::{Connection, Outcomes, Pending, Prefix, PrefixTally, Watch},
+    policy::Policy,
+    sample::Samplers,
     service::{OTHER, Service},
 };
 
@@ -33,7 +35,20 @@ macro_rules! shared {
         )+
     };
 }
-shared!(Cell, Connection, Info, KeyStore, Outcomes, Pending, Prefix, PrefixTally, Service, Watch);
+shared!(
+    Cell,
+    Connection,
+    Info,
+    KeyStore,
+    Outcomes,
+    Pending,
+    Policy,
+    Prefix,
+    PrefixTally,
+    Samplers,
+    Service,
+    Watch
+);
 
 /// The maps that are read.
 pub(super) struct Tables {
@@ -99,7 +114,7 @@ impl Tables {
     /// What was counted, summed over all services and CPUs.
     pub(super) fn counters(&self) -> Result<Counters> {
         let mut sum = Counters::default();
-        let add = |_, cells: &[Shared<Cell>]| cells.iter().for_each(|Shared(cell)| sum.add(&cell.counters));
+        let add = |_, cells: &[Shared<Cell>]| cells.iter().for_each(|Shared(cell)| sum.add_cell(cell));
         self.all_cells.each(add).context("cannot read the counters")?;
         Ok(sum)
     }
@@ -124,7 +139,7 @@ impl Tables {
         self.all_services.each(place).context("cannot read the map of services")?;
         let add = |index, cells: &[Shared<Cell>]| {
             if let Some(service) = &mut places[index as usize] {
-                cells.iter().for_each(|Shared(cell)| service.counters.add(&cell.counters));
+                cells.iter().for_each(|Shared(cell)| service.counters.add_cell(cell));
             }
         };
         self.all_cells.each(add).context("cannot read the counters")?;
@@ -141,11 +156,14 @@ impl Tables {
     pub(super) fn watch(&self) -> Result<Watch> {
         let mut sum = Watch::default();
         let all = self.watch.get(&0, 0).context("cannot read the state of observing")?;
-        for Shared(Watch { budget: _, events, events_lost, events_skipped, prefixes }) in all.iter() {
+        for Shared(Watch { budget: _, events, events_lost, events_skipped, prefixes, sources_forgotten }) in
+            all.iter()
+        {
             sum.events += events;
             sum.events_lost += events_lost;
             sum.events_skipped += events_skipped;
             sum.prefixes += prefixes;
+            sum.sources_forgotten += sources_forgotten;
         }
         let add = |_, outcomes: &[Shared<Outcomes>]| {
             outcomes.iter().for_each(|Shared(outcomes)| sum.events_skipped += outcomes.untold);

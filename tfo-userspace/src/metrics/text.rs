@@ -15,8 +15,9 @@ use tfo_common::{
     class::Class,
     info::Attach,
     parse::{Malformed, Unsupported},
+    policy::{Policy, Unguarded, decide},
     segment::Family,
-    verdict::{Mode, Verdict, decide},
+    verdict::{Mode, Verdict},
 };
 
 use super::{Format, Program, Snapshot, labels::Labels};
@@ -267,7 +268,7 @@ struct SynKind {
     /// Family, class and verdict.
     names: (&'static str, &'static str, &'static str),
     labels: Labels,
-    /// Whether `decide` may reach that verdict.
+    /// Whether it may be reached, but for guards.
     is_possible: bool,
 }
 
@@ -275,7 +276,10 @@ struct SynKind {
 fn kinds(report: &Report) -> Vec<SynKind> {
     let mode = Mode::ALL.iter().find(|known| known.name() == report.mode).copied();
     let is_possible = |class: Class, verdict: Verdict| {
-        mode.is_some_and(|mode| [false, true].iter().any(|known| decide(mode, class, *known) == verdict))
+        mode.is_some_and(|mode| {
+            let policy = Policy::of_mode(mode);
+            [false, true].iter().any(|known| decide(&policy, class, Unguarded(*known)).verdict() == verdict)
+        })
     };
     let mut kinds = Vec::new();
     for family in Family::ALL {

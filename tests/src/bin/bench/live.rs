@@ -29,7 +29,6 @@ use nix::unistd::Pid;
 use tfo_common::{
     class::Class,
     counters::Counters,
-    parse::LinkLayer,
     verdict::{Mode, Verdict},
 };
 use tfo_tests::{
@@ -49,7 +48,7 @@ use self::interface::Interface;
 pub(crate) use self::report::Report;
 use crate::{
     measure::{Plan, allowed_cpus, attach, load, pin, program},
-    scenarios::{DATA, Setup},
+    scenarios::{ALL_KEYS, DATA, Setup},
 };
 
 /// SYNs of which clients.
@@ -250,7 +249,7 @@ impl Wire {
             Ok(object)
         });
         let floods = floods.collect::<Result<_>>()?;
-        let tfo = |mode| Kernel::load(LinkLayer::Ethernet, mode, &Setup { mode, keys: 10 }.ring());
+        let tfo = |mode| Setup { mode, ..ALL_KEYS }.load();
         let (observe, accelerate) = (tfo(Mode::Observe), tfo(Mode::Accelerate));
         Ok(Self { yardsticks, observe, accelerate, floods, receiver, link, _interfaces: interfaces })
     }

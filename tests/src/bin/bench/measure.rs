@@ -113,7 +113,7 @@ impl Bench {
         let index = match loaded {
             Some(index) => index,
             None => {
-                let mut kernel = Kernel::load(LinkLayer::Ethernet, setup.mode, &setup.ring());
+                let mut kernel = setup.load();
                 attach(kernel.program(), &mut self.interfaces)?;
                 self.tfo.push((setup, kernel));
                 self.tfo.len() - 1
@@ -217,11 +217,15 @@ pub(crate) fn attach(program: &mut Xdp, interfaces: &mut Vec<Tap>) -> Result<()>
 fn vary(object: &[u8], frame: &[u8], sources: u32, key: TestKey, then: &ProgramFd) -> Result<Ebpf> {
     let is_ipv4 = frame[12..14] == [8, 0];
     // The last four bytes of the source address, and the cookie behind Linux's options, in an untagged frame.
-    let [source_at, cookie_at]: [u32; 2] = if is_ipv4 { [26, 76] } else { [34, 96] };
+    let [source_at, cookie_at, window_at]: [u32; 3] = if is_ipv4 { [26, 76, 48] } else { [34, 96, 68] };
+    let (window, _) = frame[window_at as usize..].split_first_chunk().context("a frame with a TCP header")?;
+    let window = u32::from_ne_bytes(*window);
     let mut loader = EbpfLoader::new();
     loader.override_global("COUNT", &sources, true);
     loader.override_global("SOURCE_AT", &source_at, true);
     loader.override_global("COOKIE_AT", &cookie_at, true);
+    loader.override_global("WINDOW_AT", &window_at, true);
+    loader.override_global("WINDOW", &window, true);
     let mut object = loader.load(object)?;
     let map = object.map_mut("VARIANTS").context("the yardsticks have no map VARIANTS")?;
     let mut variants = Array::<_, [u64; 2]>::try_from(map)?;

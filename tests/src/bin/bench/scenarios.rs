@@ -2,11 +2,15 @@
 
 use tfo_common::{
     keyring::{KeyRing, NEWEST, SLOTS},
+    parse::LinkLayer,
+    policy::{Guard, Limit, Policy, SourceMask},
     segment::Family,
+    service::OTHER,
     verdict::Mode,
 };
 use tfo_tests::{
     cases::{CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6},
+    kernel::Kernel,
     keys::{BACKUP, CURRENT, RETIRED, STRANGER, TestKey},
     packet::{Carry as _, Eth, Ip, Tcp, eth, ether_type, flag, protocol},
 };
@@ -35,9 +39,17 @@ pub(crate) enum Subject {
 pub(crate) struct Setup {
     pub(crate) mode: Mode,
     pub(crate) keys: usize,
+    /// Of all packets, in [`Mode::Shield`].
+    pub(crate) policy: Policy,
 }
 
 impl Setup {
+    pub(crate) fn load(self) -> Kernel {
+        let mut kernel = Kernel::load(LinkLayer::Ethernet, self.mode, &self.ring());
+        kernel.set_policy(OTHER, &self.policy);
+        kernel
+    }
+
     /// The kernel's keys, then retired ones.
     pub(crate) fn ring(self) -> KeyRing {
         let mut ring = KeyRing::EMPTY;
@@ -51,7 +63,8 @@ impl Setup {
 }
 
 /// As many keys as a ring can hold where the next one is not known.
-const ALL_KEYS: Setup = Setup { mode: Mode::Observe, keys: 10 };
+pub(crate) const ALL_KEYS: Setup =
+    Setup { mode: Mode::Observe, keys: 10, policy: Policy::of_mode(Mode::Observe) };
 
 pub(crate) fn all() -> Vec<Scenario> {
     let mut table = Table::default();
@@ -60,6 +73,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     table.cookies();
     table.layouts();
     table.sources();
+    table.guards();
     table.0
 }
 
@@ -153,6 +167,32 @@ impl Table {
                 ("VLAN", ip(eth().vlan(5), family).syn().linux_options().cookie_of(CURRENT).nops(2)),
             ] {
                 self.tfo(format!("{family}: current, {name}"), ALL_KEYS, tcp.data(DATA).build());
+            }
+        }
+    }
+
+    /// What protections cost where they let a SYN go.
+    fn guards(&mut self) {
+        let none = Policy::of_mode(Mode::Shield);
+        let plenty = Limit::new(u64::from(u32::MAX), 1, 1 << 20);
+        let once = Policy { once: 1 << 20, ..none }.with(Guard::Once, true);
+        let fair =
+            Policy { fair: plenty, fair_source: SourceMask::new(24, 64), ..none }.with(Guard::Fair, true);
+        let clamp = Policy { clamp: 3, ..none }.with(Guard::Clamp, true);
+        let all = Policy { clamp: 3, flags: once.flags | fair.flags | clamp.flags, once: once.once, ..fair };
+        let hides = Policy { flags: none.flags | Policy::HIDES_SOURCES, ..none };
+        for &family in Family::ALL {
+            for (name, policy) in [
+                ("no protection", none),
+                ("once", once),
+                ("fair", fair),
+                ("clamp", clamp),
+                ("all protections", all),
+                ("other sources hidden", hides),
+            ] {
+                let setup = Setup { mode: Mode::Shield, policy, ..ALL_KEYS };
+                let subject = Subject::Varied { setup, sources: 100, key: CURRENT };
+                self.add(format!("{family}: current, shield, {name}"), subject, linux(syn(family), CURRENT));
             }
         }
     }

@@ -18,7 +18,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use tfo_common::{
     class::Class,
-    counters::{Cell, Tally, VERDICT_SLOTS},
+    counters::{Cell, Sampled, Tally, VERDICT_SLOTS},
     names,
     observed::{Outcomes, RttBucket},
     segment::Family,
@@ -162,7 +162,7 @@ fn fill(pins: &Pins, services: u32) -> Result<()> {
         for class in Class::ALL {
             let tally =
                 (family.index() * Class::COUNT + class.index()) * VERDICT_SLOTS + Verdict::Pass.index();
-            let at = (offset_of!(Cell, counters) + tally * size_of::<Tally>()) / WORD;
+            let at = (offset_of!(Cell, syn) + tally * size_of::<Sampled<Tally>>()) / WORD;
             let with_data = if *class == Class::PlainSyn { 0 } else { OF_A_KIND };
             cell[at..at + 3].copy_from_slice(&[OF_A_KIND, with_data, 400 * with_data]);
         }
