@@ -120,7 +120,7 @@ pub struct Run {
 
     /// At a rotation, give up retired keys whose share of all valid cookies since the last one is below this, such as
     /// 0.1%; without it, the eight newest are kept
-    #[arg(long, value_name = "SHARE", value_parser = share)]
+    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
     pub retire_below: Option<f64>,
 
     /// Give up retired keys at this age, whoever still uses them
@@ -147,7 +147,8 @@ pub enum KeysFrom {
 }
 
 impl KeysFrom {
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Where `text` says that keys come from.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             None if text == "kernel" => Ok(Self::Kernel),
             None if text == "random" => Ok(Self::Random),
@@ -394,7 +395,8 @@ pub struct Unload {
     pub interface: Option<String>,
 }
 
-fn share(text: &str) -> Result<f64, String> {
+/// A share of all, such as `0.1%`.
+pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
     let Some(percent) = text.strip_suffix('%').and_then(|number| number.parse::<f64>().ok()) else {
         return Err("it takes a percentage, such as 0.1%".to_owned());
     };

@@ -33,6 +33,11 @@ pub struct Once {
     pub dry_run: bool,
 }
 
+impl Once {
+    /// For how long, where nothing else is said.
+    pub const DEFAULT_REMEMBER: Duration = Duration::from_secs(60);
+}
+
 /// The limit on SYNs with a good cookie, for each source.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fair {
@@ -51,6 +56,11 @@ pub struct Clamp {
     pub factor: u16,
     /// Only count what would be done.
     pub dry_run: bool,
+}
+
+impl Clamp {
+    /// The factor where no other is said: what RFC 9000, section 8.1, allows QUIC.
+    pub const DEFAULT_FACTOR: u16 = 3;
 }
 
 /// The limit on unknown cookies.

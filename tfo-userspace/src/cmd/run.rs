@@ -82,7 +82,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
 /// What `--service` names, all of it in the mode of `--mode`.
 fn services(args: &Run) -> Result<Services> {
     let mode = args.mode.into();
-    Services::new(args.services.iter().map(|named| Named { mode, ..named.clone() }).collect(), mode)
+    Ok(Services::new(args.services.iter().map(|named| Named { mode, ..named.clone() }).collect(), mode)?)
 }
 
 /// Where `--keys` says that keys come from.
