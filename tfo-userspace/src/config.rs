@@ -6,7 +6,7 @@ use std::{
     fmt,
     fs::File,
     io::Read as _,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     ops::RangeInclusive,
     path::{Path, PathBuf},
     str::Utf8Error,
@@ -15,7 +15,6 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
-use ipnet::IpNet;
 use serde::Serialize;
 use table::{Faults, Table, flag, number, text, wrong_type};
 use tfo_common::verdict::Mode;
@@ -25,7 +24,7 @@ use crate::{
     cli::{AttachMode, KeysFrom, ProgramMode, parse_share},
     guards::{Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
     keys::schedule::{Schedule, parse_duration},
-    services::{Conflict, Conflicts, Named, Place, Services, parse_name, parse_ports},
+    services::{Conflict, Conflicts, Named, Place, Services, parse_name, parse_ports, parse_prefix},
 };
 
 /// The longest file, in bytes: a pipe or a device is not read for ever.
@@ -243,7 +242,11 @@ fn service(table: &mut Table) -> (Named, Offsets) {
     let named = Named {
         name,
         ports,
-        addresses: table.list("addresses", text(prefix)).into_iter().map(|(_, prefix)| prefix).collect(),
+        addresses: table
+            .list("addresses", text(parse_prefix))
+            .into_iter()
+            .map(|(_, prefix)| prefix)
+            .collect(),
         mode: table.get("mode", choice::<ProgramMode>).unwrap_or_default().into(),
         guards: Guards {
             hide: table.switch("hide", |table| Some(Hide { dry_run: dry_run(table) })),
@@ -333,21 +336,6 @@ fn not_empty(text: &str) -> Result<String, String> {
 
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("`{text}` is no address with a port; it is such as 127.0.0.1:9434"))
-}
-
-fn prefix(text: &str) -> Result<IpNet, String> {
-    let host = text.parse::<IpAddr>().map(IpNet::from);
-    let prefix: IpNet = host.or_else(|_| text.parse()).map_err(|_| {
-        format!(
-            "`{text}` is no address and no prefix; it is such as 192.0.2.1, 192.0.2.0/24 or 2001:db8::/64"
-        )
-    })?;
-    match prefix.trunc() {
-        trunc if trunc != prefix => {
-            Err(format!("`{text}` is a host in a network; write {} or {trunc}", prefix.addr()))
-        }
-        trunc => Ok(trunc),
-    }
 }
 
 fn interval(text: &str) -> Result<Duration, String> {

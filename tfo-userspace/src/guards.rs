@@ -1,6 +1,9 @@
 //! Protections of a service, as an operator asks for them. What each does is told in `tfo_common::policy`.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// The protections of one service; `None` where one is off.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,6 +18,21 @@ pub struct Guards {
     pub clamp: Option<Clamp>,
     /// Cookies that no key made are kept from the stack.
     pub shed: Option<Shed>,
+}
+
+impl Guards {
+    /// Of each protection that is asked for, whether it only counts.
+    pub fn dry_runs(&self) -> impl Iterator<Item = bool> {
+        let Self { hide, once, fair, clamp, shed } = self;
+        let all = [
+            hide.map(|it| it.dry_run),
+            once.map(|it| it.dry_run),
+            fair.map(|it| it.dry_run),
+            clamp.map(|it| it.dry_run),
+            shed.map(|it| it.dry_run),
+        ];
+        all.into_iter().flatten()
+    }
 }
 
 /// The kill switch.
@@ -102,5 +120,27 @@ impl Default for SourceLen {
     /// One host, or the network that one IPv6 host has to itself (RFC 7421).
     fn default() -> Self {
         Self { v4: 32, v6: 64 }
+    }
+}
+
+/// Whose Fast Open options `tfo hide` keeps from the stack, besides what the configuration says.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hidden {
+    /// Everybody's.
+    All,
+    /// Those to the service of this name.
+    Service(String),
+    /// Those from these addresses.
+    Source(IpNet),
+}
+
+impl fmt::Display for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Service(name) => write!(f, "service {name}"),
+            Self::Source(prefix) => write!(f, "source {prefix}"),
+        }
     }
 }

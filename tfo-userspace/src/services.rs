@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
+    net::IpAddr,
     ops::RangeInclusive,
     str::FromStr,
 };
@@ -75,6 +76,22 @@ pub fn parse_ports(range: &str) -> Result<RangeInclusive<u16>, String> {
     }
 }
 
+/// An address, or a network without bits behind its length.
+pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
+    let host = text.parse::<IpAddr>().map(IpNet::from);
+    let prefix: IpNet = host.or_else(|_| text.parse()).map_err(|_| {
+        format!(
+            "`{text}` is no address and no prefix; it is such as 192.0.2.1, 192.0.2.0/24 or 2001:db8::/64"
+        )
+    })?;
+    match prefix.trunc() {
+        trunc if trunc != prefix => {
+            Err(format!("`{text}` is a host in a network; write {} or {trunc}", prefix.addr()))
+        }
+        trunc => Ok(trunc),
+    }
+}
+
 /// All services.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Services {
@@ -114,6 +131,24 @@ impl Services {
     pub fn mode_of(&self, name: &str) -> Option<Mode> {
         let named = self.named.iter().find(|named| named.name == name).map(|named| named.mode);
         named.or((name == OTHER_NAME).then_some(self.other))
+    }
+
+    /// How many services, ports and protections there are, in words.
+    pub fn summary(&self) -> String {
+        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let ports: BTreeSet<u16> =
+            self.named.iter().flat_map(|named| named.ports.iter().cloned().flatten()).collect();
+        let acts = |named: &Named| {
+            let is_shield = named.mode == Mode::Shield;
+            named.guards.dry_runs().map(move |dry_run| is_shield && !dry_run).collect::<Vec<_>>()
+        };
+        let (acting, dry): (Vec<bool>, Vec<bool>) = self.named.iter().flat_map(acts).partition(|acts| *acts);
+        let verb = if acting.len() == 1 { "acts" } else { "act" };
+        let protections = match (acting.len(), dry.len()) {
+            (0, 0) => "no protections".to_owned(),
+            (acting, dry) => format!("{} {verb}, {}", count(acting, "protection"), count(dry, "dry run")),
+        };
+        format!("{} on {}; {protections}", count(self.len(), "service"), count(ports.len(), "port"))
     }
 
     /// Whether there are none.
