@@ -503,3 +503,20 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Keys as KeysConfig};
+
+    /// What neither says is the same on the command line and in a file.
+    #[test]
+    fn defaults_are_those_of_a_file() {
+        let Command::Run(run) = Cli::parse_from(["tfo", "run", "-i", "v0"]).command else { panic!("a run") };
+        let Config { attach, metrics, keys, services, .. } =
+            Config::parse(b"interfaces = ['v0']").expect("a configuration");
+        let Run { key_state: state, rotate, retire_below, max_age, .. } = run;
+        assert_eq!(keys, KeysConfig { source: run.keys, rotate, state, retire_below, max_age });
+        assert_eq!((attach, metrics, services.other()), (run.attach, run.metrics, run.mode.into()));
+    }
+}

@@ -498,6 +498,24 @@ fair = { limit = "7/s" }
         assert_eq!(parse("interfaces = ['v0']"), expected);
     }
 
+    #[test]
+    fn the_example_is_right_and_complete() {
+        let example = include_str!("../../dist/tfo.toml");
+        assert_eq!(parse(example), parse("interfaces = ['eth0']"));
+        // Text is behind `# `, what is off behind `#`.
+        let on =
+            |line: &'static str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line);
+        let on: Vec<_> = example.lines().map(on).collect();
+        let config = parse(&on.join("\n"));
+        assert_eq!((config.attach, config.maps), (AttachMode::Auto, Sizes::default()));
+        let Keys { retire_below, max_age, .. } = config.keys;
+        assert_eq!(config.keys, Keys { retire_below, max_age, ..Keys::default() }, "they are the defaults");
+        assert!(config.metrics.is_some() && retire_below.is_some() && max_age.is_some());
+        let [web] = config.services.named() else { panic!("one service") };
+        assert_eq!(web.guards.dry_runs().count(), 5);
+        assert!(!web.addresses.is_empty());
+    }
+
     /// Behind `interfaces`, in line 1; and what is to be found wrong: line and part of the text.
     const WRONG: &[(&str, &[(usize, &str)])] = &[
         ("attach = 'x'", &[(2, "attach: `x` is none of auto, native, generic")]),

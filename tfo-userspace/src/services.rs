@@ -294,6 +294,7 @@ fn overlap(named: &[Named], port: u16, prefix: Option<IpNet>, both: [(usize, usi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guards::{Clamp, Hide};
 
     fn named(text: &str) -> Named {
         text.parse().expect("a service")
@@ -367,6 +368,28 @@ mod tests {
         let modes = ["a", "b", "other", "c"].map(|name| services.mode_of(name));
         assert_eq!(modes, [Some(Mode::Shield), Some(Mode::Observe), Some(Mode::Accelerate), None]);
         assert_eq!(services.mode(), Mode::Shield);
+    }
+
+    #[test]
+    fn a_summary_counts_what_acts() {
+        let summary = |named, other| Services::new(named, other).expect("services").summary();
+        assert_eq!(summary(Vec::new(), Mode::Shield), "0 services on 0 ports; no protections");
+        let guards = Guards {
+            hide: Some(Hide { dry_run: false }),
+            clamp: Some(Clamp { factor: 3, dry_run: true }),
+            ..Guards::default()
+        };
+        let shield = Named { mode: Mode::Shield, guards: guards.clone(), ..named("a=1") };
+        assert_eq!(
+            summary(vec![shield.clone()], Mode::Observe),
+            "1 service on 1 port; 1 protection acts, 1 dry run"
+        );
+        // Elsewhere than in shield all of them are.
+        let observe = Named { guards, ..named("b=2-4") };
+        assert_eq!(
+            summary(vec![shield, observe], Mode::Observe),
+            "2 services on 4 ports; 1 protection acts, 3 dry runs"
+        );
     }
 
     #[test]

@@ -16,17 +16,23 @@ pub fn check(data: &[u8]) {
             for fault in &faults {
                 assert!((1..=lines).contains(&fault.line) && !fault.what.is_empty(), "{fault:?} of {lines}");
             }
-            // What is wrong stays so whatever follows, but for its own last line.
-            let more = [data, b"\n#"].concat();
-            assert_eq!(Config::parse(&more).err().map(|faults| faults.len()), Some(faults.len()));
+            // Behind another line it is the same. (Nothing may stand before a byte order mark.)
+            if !data.starts_with(b"\xef\xbb\xbf") {
+                let below = Config::parse(&[b"#\n", data].concat()).expect_err("it is wrong there, too");
+                assert!(below.iter().map(|fault| fault.line - 1).eq(faults.iter().map(|fault| fault.line)));
+            }
         }
     }
 }
 
-/// The example, with all that is off and without, and what it does not have.
+/// The example, with what is off and without, and what it does not have.
 pub fn seeds() -> Vec<Vec<u8>> {
     let example = include_str!("../../../dist/tfo.toml");
-    let on: String = example.lines().map(|line| line.strip_prefix('#').unwrap_or(line).to_owned() + "\n").collect();
+    // Text is behind `# `, what is off behind `#`.
+    let on =
+        |line: &'static str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line);
+    let on: Vec<_> = example.lines().map(on).collect();
+    let on = on.join("\n");
     let more = "interfaces = []\nkeys.source = 'secret:F'\nmaps = { sources = 0x1000 }\n[[service]]\nname = 'a'\n\
                 ports = [1]\nhide = { dry_run = true }\n[[service]]\nname = 'b'\nports = [1]\naddresses = ['::/0']\n\
                 mode = 'shield'\nonce = true\nclamp = false\n[service.shed]\nper_source = '1/min'\n";
@@ -55,7 +61,8 @@ fn understood(config: &Config) {
             // Two to an entry are enough: what overlaps does so at an end of one of them.
             for range in &service.ports {
                 for other in services.named().iter().flat_map(|service| &service.ports) {
-                    for port in [*other.start(), *other.end()].into_iter().filter(|port| range.contains(port)) {
+                    for port in [*other.start(), *other.end()].into_iter().filter(|port| range.contains(port))
+                    {
                         let owner = *owners.entry((address, port)).or_insert(index);
                         assert_eq!(owner, index, "port {port} at {address:?}");
                     }
