@@ -5,6 +5,7 @@
 //! found.
 
 pub mod cli;
+pub mod config;
 pub mod decide;
 pub mod frame;
 pub mod keyring;
@@ -25,8 +26,9 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "cli", check: cli::check, seeds: cli::seeds },
+    Target { name: "config", check: config::check, seeds: config::seeds },
     Target { name: "decide", check: decide::check, seeds: Vec::new },
     Target { name: "frame", check: frame::check, seeds: frame::seeds },
     Target { name: "keyring", check: keyring::check, seeds: Vec::new },

@@ -2,11 +2,16 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use log::LevelFilter;
 use tfo_common::verdict::Mode;
 
-use crate::{keys::schedule::parse_duration, services::Named};
+use crate::{
+    guards::Hidden,
+    keys::schedule::parse_duration,
+    services::{Named, parse_prefix},
+};
 
 /// Observes TCP Fast Open in the kernel's receive path, with XDP.
 #[derive(Parser)]
@@ -46,11 +51,22 @@ impl Cli {
 /// The subcommands.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Attach the XDP program and keep its keys in step with the kernel, until SIGINT, SIGTERM or SIGHUP
+    /// Attach the XDP program and keep its keys in step with the kernel, until SIGINT or SIGTERM
     ///
     /// On a terminal it shows live counters, elsewhere it logs. After a crash the program goes on counting, and the next
-    /// `tfo run` takes it over.
+    /// `tfo run` takes it over. SIGHUP ends it, too, or with --config reads the file again, as `tfo reload` does.
     Run(Run),
+    /// Have `tfo run --config` read its file again
+    ///
+    /// The file is validated as a whole before anything is changed. Where it is wrong, each fault is told with its line, all
+    /// stays as it is, and the exit status is 1.
+    Reload(Reload),
+    /// Hide Fast Open from the stack at once: clients get ordinary handshakes
+    ///
+    /// Until `tfo show` undoes it. Packets are changed, so it takes mode shield.
+    Hide(Hide),
+    /// Undo `tfo hide`
+    Show(Show),
     /// Watch real TFO traffic between two network namespaces; nothing of the host is touched
     Lab(Lab),
     /// Show whether the program runs, and with which keys
@@ -89,8 +105,14 @@ pub enum Command {
 #[derive(Args, Debug)]
 pub struct Run {
     /// The interface to attach to; may be given several times
-    #[arg(short, long = "interface", value_name = "IFACE", required = true)]
+    #[arg(short, long = "interface", value_name = "IFACE", required_unless_present = "config")]
     pub interfaces: Vec<String>,
+
+    /// Read all that the options below say, and more, from this file; dist/tfo.toml is an example
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "interfaces", "mode", "attach", "services", "keys", "rotate", "key_state", "retire_below", "max_age", "metrics",
+    ])]
+    pub config: Option<PathBuf>,
 
     /// What the program may do to packets
     #[arg(long, value_enum, default_value_t)]
@@ -120,7 +142,7 @@ pub struct Run {
 
     /// At a rotation, give up retired keys whose share of all valid cookies since the last one is below this, such as
     /// 0.1%; without it, the eight newest are kept
-    #[arg(long, value_name = "SHARE", value_parser = share)]
+    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
     pub retire_below: Option<f64>,
 
     /// Give up retired keys at this age, whoever still uses them
@@ -147,7 +169,8 @@ pub enum KeysFrom {
 }
 
 impl KeysFrom {
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Where `text` says that keys come from.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             None if text == "kernel" => Ok(Self::Kernel),
             None if text == "random" => Ok(Self::Random),
@@ -197,6 +220,73 @@ pub struct Lab {
     /// Stop after this many seconds and compare with the kernel; without it, at SIGINT or SIGTERM
     #[arg(long = "for", value_name = "SECS", value_parser = seconds)]
     pub duration: Option<Duration>,
+}
+
+/// Arguments of `tfo reload`.
+#[derive(Args, Debug)]
+pub struct Reload {
+    /// Only the controller of this interface; without it, all
+    #[arg(short, long, value_name = "IFACE")]
+    pub interface: Option<String>,
+}
+
+/// Arguments of `tfo hide`.
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("hide").required(true).args(["all", "service", "source", "list"]))]
+pub struct Hide {
+    /// Only on this interface; without it, on all
+    #[arg(short, long, value_name = "IFACE")]
+    pub interface: Option<String>,
+
+    /// What is hidden
+    #[command(flatten)]
+    pub what: What,
+
+    /// List what is hidden by this command, and hide nothing
+    #[arg(long)]
+    pub list: bool,
+
+    /// With --list: one JSON object for each interface, each on its line
+    // Not `requires`: clap does not ask for what conflicts with another argument.
+    #[arg(long, conflicts_with_all = ["all", "service", "source"])]
+    pub json: bool,
+}
+
+/// Arguments of `tfo show`.
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("show").required(true).args(["all", "service", "source"]))]
+pub struct Show {
+    /// Only on this interface; without it, on all
+    #[arg(short, long, value_name = "IFACE")]
+    pub interface: Option<String>,
+
+    /// What is hidden no longer
+    #[command(flatten)]
+    pub what: What,
+}
+
+/// Whose Fast Open.
+#[derive(Args, Debug)]
+pub struct What {
+    /// Everybody's
+    #[arg(long)]
+    pub all: bool,
+
+    /// That of this service
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+
+    /// That of clients at this address or in this network
+    #[arg(long, value_name = "PREFIX", value_parser = parse_prefix)]
+    pub source: Option<IpNet>,
+}
+
+impl What {
+    /// It, where something is given.
+    pub fn hidden(&self) -> Option<Hidden> {
+        let service = self.service.clone().map(Hidden::Service);
+        service.or(self.source.map(Hidden::Source)).or(self.all.then_some(Hidden::All))
+    }
 }
 
 /// Arguments of `tfo status`.
@@ -261,6 +351,10 @@ pub struct Check {
     /// Also check whether the program can run on this interface; nothing is attached
     #[arg(short, long, value_name = "IFACE")]
     pub interface: Option<String>,
+
+    /// Only check this configuration file; nothing of the host is looked at. Each fault is told with its line
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["interface", "fix"])]
+    pub config: Option<PathBuf>,
 
     /// As one JSON object
     #[arg(long)]
@@ -394,7 +488,8 @@ pub struct Unload {
     pub interface: Option<String>,
 }
 
-fn share(text: &str) -> Result<f64, String> {
+/// A share of all, such as `0.1%`.
+pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
     let Some(percent) = text.strip_suffix('%').and_then(|number| number.parse::<f64>().ok()) else {
         return Err("it takes a percentage, such as 0.1%".to_owned());
     };
@@ -407,4 +502,21 @@ fn seconds(text: &str) -> Result<Duration, String> {
         return Err("it takes at least 1 second".to_owned());
     }
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Keys as KeysConfig};
+
+    /// What neither says is the same on the command line and in a file.
+    #[test]
+    fn defaults_are_those_of_a_file() {
+        let Command::Run(run) = Cli::parse_from(["tfo", "run", "-i", "v0"]).command else { panic!("a run") };
+        let Config { attach, metrics, keys, services, .. } =
+            Config::parse(b"interfaces = ['v0']").expect("a configuration");
+        let Run { key_state: state, rotate, retire_below, max_age, .. } = run;
+        assert_eq!(keys, KeysConfig { source: run.keys, rotate, state, retire_below, max_age });
+        assert_eq!((attach, metrics, services.other()), (run.attach, run.metrics, run.mode.into()));
+    }
 }

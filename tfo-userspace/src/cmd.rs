@@ -3,8 +3,10 @@
 mod check;
 mod counters;
 mod events;
+mod hide;
 mod keys;
 mod listeners;
+mod reload;
 mod report;
 mod run;
 mod status;
@@ -18,6 +20,7 @@ use anyhow::Result;
 use crate::{
     block_on,
     cli::{Cli, Command, Keys},
+    control::{self, Order},
     error::{NotRunning, die_quietly_on_broken_pipe},
     lab,
     pins::{Bpffs, Pins},
@@ -36,6 +39,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     let log_level = cli.log_level();
     match cli.command {
         Command::Run(args) => block_on(run::run(&args, &bpffs, log_level)).map(done),
+        Command::Reload(args) => block_on(reload::run(&args, &bpffs)).map(done),
+        Command::Hide(args) => block_on(hide::hide(&args, &bpffs)).map(done),
+        Command::Show(args) => block_on(hide::show(&args, &bpffs)).map(done),
         Command::Lab(args) => block_on(lab::run(&args, &bpffs, log_level)),
         Command::Status(args) => block_on(status::run(&args, &bpffs)),
         Command::Counters(args) => counters::run(&args, &bpffs).map(done),
@@ -60,6 +66,26 @@ fn done((): ()) -> ExitCode {
 /// What is attached, or only to `interface`; an error where there is nothing.
 fn attached(interface: Option<&str>, bpffs: &Bpffs) -> Result<Vec<Pins>> {
     choose(bpffs.attached()?, interface)
+}
+
+/// Gives an order to the controller of each interface that is attached, or only of `interface`, and shows the answers. One
+/// that fails keeps no other from it; the first failure is the outcome.
+async fn tell(
+    interface: Option<&str>,
+    bpffs: &Bpffs,
+    order: impl Fn(String) -> Order,
+    show: impl Fn(&str, &str) -> Result<()>,
+) -> Result<()> {
+    let mut outcome = Ok(());
+    for pins in attached(interface, bpffs)? {
+        let name = pins.interface();
+        let told = control::give(name, &order(name.to_owned())).await.and_then(|answer| show(name, &answer));
+        match told {
+            Err(error) if outcome.is_err() => eprintln!("error: {error:#}"),
+            told => outcome = outcome.and(told),
+        }
+    }
+    outcome
 }
 
 /// Those of `all` that are of `interface`, or simply all; an error where there is none.

@@ -1,4 +1,4 @@
-//! Orders for a running controller: `tfo keys rotate`, `tfo keys import`, `tfo events`, `tfo report`.
+//! Orders for a running controller: `tfo keys rotate`, `tfo keys import`, `tfo reload`, `tfo hide`, `tfo events`, `tfo report`.
 //!
 //! A Unix socket with an abstract name, which is of the network namespace, as keys are, and leaves no file behind. Anybody
 //! may connect to such a socket, or take its name first, so both sides ask the kernel who the other is, and deal with root
@@ -23,11 +23,11 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use crate::error::NotRunning;
+use crate::{error::NotRunning, guards::Hidden};
 
 /// The longest order and, where it has to do with keys, the longest answer, in bytes.
 const LONGEST: usize = 4096;
-/// The longest answer to [`Order::History`] and to [`Order::Events`], in bytes.
+/// The longest answer to an order that has nothing to do with keys, in bytes.
 pub const LONGEST_ACCOUNT: usize = 2 << 20;
 /// How long the other side may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -62,6 +62,22 @@ pub enum Order {
         /// Of this interface.
         interface: String,
     },
+    /// Read the configuration file again.
+    Reload,
+    /// Hide Fast Open from the stack, or hide it no longer.
+    Hide {
+        /// On this interface.
+        interface: String,
+        /// Whose.
+        what: Hidden,
+        /// Whether to hide it.
+        on: bool,
+    },
+    /// Hand out what [`Order::Hide`] has hidden, as a list of [`Hidden`] in JSON.
+    HideList {
+        /// On this interface.
+        interface: String,
+    },
 }
 
 impl Order {
@@ -69,7 +85,11 @@ impl Order {
     fn longest_answer(&self) -> usize {
         match self {
             Self::Rotate { .. } | Self::Forget | Self::Import { .. } => LONGEST,
-            Self::Events { .. } | Self::History { .. } => LONGEST_ACCOUNT,
+            Self::Events { .. }
+            | Self::History { .. }
+            | Self::Reload
+            | Self::Hide { .. }
+            | Self::HideList { .. } => LONGEST_ACCOUNT,
         }
     }
 }
@@ -116,7 +136,8 @@ pub fn listen(interfaces: &[String]) -> mpsc::Receiver<Given> {
             Ok(listener) => drop(tokio::spawn(serve(listener, sender.clone()))),
             Err(error) => {
                 warn!(
-                    "{interface}: `tfo keys rotate`, `import`, `tfo events` and `report` will not be heard: {error}"
+                    "{interface}: `tfo keys rotate`, `import`, `tfo reload`, `hide`, `events` and `report` will not be heard: \
+                     {error}"
                 )
             }
         }

@@ -1,6 +1,9 @@
 //! The controller: the program on one or more interfaces, with keys that follow the kernel's.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use log::{LevelFilter, debug, info, warn};
@@ -9,9 +12,11 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::{
     cli::AttachMode,
+    config::Config,
     control::Order,
     counters::Report,
-    datapath::{Datapath, How, KeyInfo, Object, Presence, preflight, unix_seconds, unload},
+    datapath::{Datapath, How, KeyInfo, OTHER_NAME, Object, Presence, preflight, unix_seconds, unload},
+    guards::Hidden,
     history::History,
     interface::Interface,
     kernel::TcpExt,
@@ -37,6 +42,7 @@ pub struct Controller {
     retire: Retire,
     bpffs: Bpffs,
     how: How,
+    file: Option<FromFile>,
     history: History,
     // Last: unmounts after the pins are gone.
     _mount: MountGuard,
@@ -66,16 +72,25 @@ impl Gone {
 pub struct Options {
     /// Where in the receive path the program is attached.
     pub attach: AttachMode,
-    /// What it may do.
-    pub program_mode: Mode,
     /// Up to which level its own events are logged.
     pub log_level: LevelFilter,
     /// Where keys come from.
     pub source: Source,
     /// When retired keys are given up.
     pub retire: Retire,
-    /// By which services is counted.
+    /// By which services is counted, and what is done to their packets.
     pub services: Services,
+    /// The file that says all this, where one does.
+    pub file: Option<FromFile>,
+}
+
+/// A configuration, and the file that it is from.
+#[derive(Debug)]
+pub struct FromFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// What was last read there that was right.
+    pub config: Config,
 }
 
 /// When retired keys are given up, besides when newer ones push them out.
@@ -90,7 +105,7 @@ pub struct Retire {
 impl Controller {
     /// Attaches to every one of `interfaces`, or to none; each has the kernel's keys before it sees a packet.
     pub async fn start(interfaces: &[String], bpffs: &Bpffs, options: Options) -> Result<Self> {
-        let Options { attach, program_mode, log_level, source, retire, services } = options;
+        let Options { attach, log_level, source, retire, services, file } = options;
         preflight()?;
         for name in interfaces {
             Interface::find(name).await?;
@@ -104,7 +119,8 @@ impl Controller {
             keeper: Keeper::new(source),
             retire,
             bpffs: bpffs.clone(),
-            how: How { attach, program_mode, log_level, services },
+            how: How { attach, program_mode: services.mode(), log_level, services },
+            file,
             history: History::default(),
         };
         for name in interfaces {
@@ -166,51 +182,140 @@ impl Controller {
     }
 
     /// Carries out an order, and says what has been done.
-    pub fn obey(&mut self, order: Order) -> Result<String> {
-        leaving_no_trace(|| self.carry_out(order))
-    }
-
-    fn carry_out(&mut self, order: Order) -> Result<String> {
-        let now = unix_seconds();
-        if let Order::Rotate { emergency: true } | Order::Forget = order {
-            // The maps that wait for an interface to come back hold the leaked keys, too. Counts are worth less.
-            for gone in &mut self.gone {
-                gone.has_leaked_keys = true;
-                // Whatever becomes of them, the key that has leaked must leave the kernel.
-                if let Err(error) = gone.forget_leaked_keys(&self.bpffs) {
-                    warn!("{}: {error:#}; it is tried again before they are used", gone.name);
+    pub async fn obey(&mut self, order: Order) -> Result<String> {
+        match order {
+            Order::Rotate { emergency } => {
+                if emergency {
+                    self.forget_leaked_keys();
                 }
+                self.keep(|keeper, now, maps| keeper.rotate(emergency, now, maps))
             }
-        }
-        let mut maps = AllMaps { datapaths: &mut self.datapaths, retire: self.retire };
-        let outcome = match order {
-            Order::Rotate { emergency } => self.keeper.rotate(emergency, now, &mut maps),
-            Order::Forget => self.keeper.forget(now, &mut maps),
-            Order::Import { key } => {
+            Order::Forget => {
+                self.forget_leaked_keys();
+                self.keep(|keeper, now, maps| keeper.forget(now, maps))
+            }
+            Order::Import { key } => self.keep(|keeper, now, maps| {
                 let Some(key) = parse_key(key.trim_end()).filter(|key| !key.is_zero()) else {
                     bail!("this is no key: it takes xxxxxxxx-xxxxxxxx-xxxxxxxx-xxxxxxxx, not all zeros");
                 };
-                self.keeper.import(key, now, &mut maps)
-            }
+                keeper.import(key, now, maps)
+            }),
             Order::Events { interface, after, most } => {
-                let datapath =
-                    self.datapaths.iter_mut().find(|datapath| datapath.interface.name == interface);
-                let datapath = datapath.with_context(|| format!("{interface} is not there now"))?;
+                let datapath = self.datapath(&interface)?;
                 datapath.take_events();
-                return datapath.events(after, most);
+                datapath.events(after, most)
             }
             Order::History { interface } => {
                 self.sample();
-                return self.history.json(&interface, Instant::now());
+                self.history.json(&interface, Instant::now())
             }
+            Order::Reload => self.reload().await,
+            Order::Hide { interface, what, on } => self.hide(&interface, &what, on),
+            Order::HideList { interface } => {
+                Ok(serde_json::to_string(&self.datapath(&interface)?.hidden()?)?)
+            }
+        }
+    }
+
+    /// The maps that wait for an interface to come back hold leaked keys, too. Counts are worth less.
+    fn forget_leaked_keys(&mut self) {
+        for gone in &mut self.gone {
+            gone.has_leaked_keys = true;
+            // Whatever becomes of them, the key that has leaked must leave the kernel.
+            if let Err(error) = gone.forget_leaked_keys(&self.bpffs) {
+                warn!("{}: {error:#}; it is tried again before they are used", gone.name);
+            }
+        }
+    }
+
+    /// Has the keeper carry out an order, and says which keys are in force.
+    fn keep(
+        &mut self,
+        order: impl FnOnce(&mut Keeper, u64, &mut AllMaps<'_>) -> Result<()>,
+    ) -> Result<String> {
+        leaving_no_trace(|| {
+            let now = unix_seconds();
+            let mut maps = AllMaps { datapaths: &mut self.datapaths, retire: self.retire };
+            let outcome = order(&mut self.keeper, now, &mut maps);
+            self.describe_keys(now);
+            outcome?;
+            // What is there, not what the source wants: whose keys they are may have changed.
+            let KernelKeys { current, backup } = KernelKeys::read()?;
+            let [current, backup] =
+                [current, backup].map(|key| key.map_or_else(|| "none".to_owned(), fingerprint));
+            Ok(format!("the kernel and the maps hold current {current}, backup {backup}"))
+        })
+    }
+
+    fn datapath(&mut self, interface: &str) -> Result<&mut Datapath> {
+        let mut all = self.datapaths.iter_mut();
+        let found = all.find(|datapath| datapath.interface.name == interface);
+        found.with_context(|| format!("{interface} is not there now"))
+    }
+
+    /// Reads the configuration again, and says what is in it. Where anything is wrong, nothing is changed.
+    pub async fn reload(&mut self) -> Result<String> {
+        let Some(FromFile { path, config }) = &self.file else {
+            bail!("this tfo runs without --config: there is no file to read again");
         };
-        self.describe_keys(now);
-        outcome?;
-        // What is there, not what the source wants: whose keys they are may have changed.
-        let KernelKeys { current, backup } = KernelKeys::read()?;
-        let [current, backup] =
-            [current, backup].map(|key| key.map_or_else(|| "none".to_owned(), fingerprint));
-        Ok(format!("the kernel and the maps hold current {current}, backup {backup}"))
+        let path = path.clone();
+        let new = Config::read(&path)?;
+        let fixed = config.fixed(&new);
+        if !fixed.is_empty() {
+            bail!(
+                "{}: while tfo runs, these can't be changed: {}; put them back, or end tfo and start it again",
+                path.display(),
+                fixed.join(", ")
+            );
+        }
+        self.serve(&new.services).await?;
+        let said = format!("{}: {}", path.display(), new.services.summary());
+        info!("read again {said}");
+        self.file = Some(FromFile { path, config: new });
+        Ok(said)
+    }
+
+    /// Has every interface serve `services`, or none.
+    async fn serve(&mut self, services: &Services) -> Result<()> {
+        for served in 0..self.datapaths.len() {
+            let Err(error) = self.datapaths[served].serve(services).await else { continue };
+            for datapath in &mut self.datapaths[..served] {
+                if let Err(error) = datapath.serve(&self.how.services).await {
+                    warn!("{}: cannot go back to the services before: {error:#}", datapath.interface.name);
+                }
+            }
+            return Err(error);
+        }
+        // An interface that comes back is to have them, too.
+        self.how.program_mode = services.mode();
+        self.how.services = services.clone();
+        Ok(())
+    }
+
+    /// Hides Fast Open on an interface, or hides it no longer.
+    fn hide(&mut self, interface: &str, what: &Hidden, on: bool) -> Result<String> {
+        let services = &self.how.services;
+        let (whose, mode) = match what {
+            Hidden::Service(name) => {
+                let mode = services.mode_of(name).with_context(|| {
+                    let names = services.named().iter().map(|named| named.name.as_str());
+                    let names: Vec<_> = names.chain([OTHER_NAME]).collect();
+                    format!("there is no service {name}: there are {}", names.join(", "))
+                })?;
+                (format!("service {name}"), mode)
+            }
+            Hidden::All | Hidden::Source(_) => ("tfo".to_owned(), services.mode()),
+        };
+        // What is hidden can be shown again in any mode.
+        if on && mode != Mode::Shield {
+            bail!(
+                "hiding changes packets and {whose} runs in mode {} here: give a service mode = \"shield\" and `tfo \
+                 reload`, or start with --mode shield",
+                mode.name()
+            );
+        }
+        self.datapath(interface)?.hide(what, on)?;
+        Ok(format!("{what}: {}", if on { "hidden" } else { "shown" }))
     }
 
     fn describe_keys(&mut self, now: u64) {

@@ -39,6 +39,7 @@ use crate::{
     cli::AttachMode,
     counters::Report,
     events::{AT_ONCE, EventLog, Explainer},
+    guards::Hidden,
     interface::{self, Interface, XdpOnInterface},
     kernel,
     keys::{attestation::Attestation, keeper::Publish},
@@ -427,6 +428,24 @@ impl Datapath {
         let linked = linked_program(&self.pins).ok().flatten();
         let is_not_ours = |xdp: XdpOnInterface| linked.is_some_and(|program| xdp.program_id != program);
         if xdp.is_ok_and(|xdp| xdp.is_none_or(is_not_ours)) { Presence::Detached } else { Presence::Attached }
+    }
+
+    // lead replaces
+    /// Makes `services` those that are counted for; where that fails, all stays as it is.
+    pub async fn serve(&mut self, services: &Services) -> Result<()> {
+        self.object.serve(services)
+    }
+
+    // lead replaces
+    /// Hides Fast Open from the stack, or hides it no longer.
+    pub fn hide(&mut self, _what: &Hidden, _on: bool) -> Result<()> {
+        bail!("not yet")
+    }
+
+    // lead replaces
+    /// What is hidden.
+    pub fn hidden(&self) -> Result<Vec<Hidden>> {
+        bail!("not yet")
     }
 
     /// Undoes [`attach`](Self::attach): what was taken over is left to run on, what is new is detached.

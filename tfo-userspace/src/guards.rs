@@ -1,6 +1,9 @@
 //! Protections of a service, as an operator asks for them. What each does is told in `tfo_common::policy`.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// The protections of one service; `None` where one is off.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,6 +20,21 @@ pub struct Guards {
     pub shed: Option<Shed>,
 }
 
+impl Guards {
+    /// Of each protection that is asked for, whether it only counts.
+    pub fn dry_runs(&self) -> impl Iterator<Item = bool> {
+        let Self { hide, once, fair, clamp, shed } = self;
+        let all = [
+            hide.map(|it| it.dry_run),
+            once.map(|it| it.dry_run),
+            fair.map(|it| it.dry_run),
+            clamp.map(|it| it.dry_run),
+            shed.map(|it| it.dry_run),
+        ];
+        all.into_iter().flatten()
+    }
+}
+
 /// The kill switch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hide {
@@ -31,6 +49,11 @@ pub struct Once {
     pub remember: Duration,
     /// Only count what would be done.
     pub dry_run: bool,
+}
+
+impl Once {
+    /// For how long, where nothing else is said.
+    pub const DEFAULT_REMEMBER: Duration = Duration::from_secs(60);
 }
 
 /// The limit on SYNs with a good cookie, for each source.
@@ -51,6 +74,11 @@ pub struct Clamp {
     pub factor: u16,
     /// Only count what would be done.
     pub dry_run: bool,
+}
+
+impl Clamp {
+    /// The factor where no other is said: what RFC 9000, section 8.1, allows QUIC.
+    pub const DEFAULT_FACTOR: u16 = 3;
 }
 
 /// The limit on unknown cookies.
@@ -92,5 +120,27 @@ impl Default for SourceLen {
     /// One host, or the network that one IPv6 host has to itself (RFC 7421).
     fn default() -> Self {
         Self { v4: 32, v6: 64 }
+    }
+}
+
+/// Whose Fast Open options `tfo hide` keeps from the stack, besides what the configuration says.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hidden {
+    /// Everybody's.
+    All,
+    /// Those to the service of this name.
+    Service(String),
+    /// Those from these addresses.
+    Source(IpNet),
+}
+
+impl fmt::Display for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Service(name) => write!(f, "service {name}"),
+            Self::Source(prefix) => write!(f, "source {prefix}"),
+        }
     }
 }

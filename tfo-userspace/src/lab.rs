@@ -20,7 +20,6 @@ use agreement::Agreement;
 use anyhow::{Context as _, Result, bail};
 use log::LevelFilter;
 use script::Script;
-use tfo_common::verdict::Mode;
 
 use crate::{
     cli::{AttachMode, Lab},
@@ -66,11 +65,11 @@ pub async fn run(args: &Lab, bpffs: &Bpffs, log_level: LevelFilter) -> Result<Ex
     let interfaces = [INTERFACE.to_owned()];
     let options = Options {
         attach: AttachMode::Auto,
-        program_mode: Mode::Observe,
         log_level,
         source: Source::Kernel,
         retire: Retire::default(),
         services: Services::default(),
+        file: None,
     };
     let mut controller = Controller::start(&interfaces, bpffs, options).await?;
 
@@ -115,7 +114,7 @@ async fn watch(
     let mut show = every(if screen.is_some() { DRAW_EVERY } else { PRINT_EVERY });
     while !script.has_ended() {
         tokio::select! {
-            () = signals.next() => script.stop(),
+            _ = signals.next() => script.stop(),
             // The script waits for keys to arrive in the map, so this goes on to its very end.
             _ = follow.tick() => controller.step().await,
             _ = show.tick() => {

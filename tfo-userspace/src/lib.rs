@@ -5,6 +5,7 @@ pub mod background;
 pub mod check;
 pub mod cli;
 pub mod cmd;
+pub mod config;
 pub mod control;
 pub mod controller;
 pub mod counters;

@@ -1,8 +1,13 @@
-//! `--service`: the groups of ports by which things are counted.
+//! Services: the groups of ports and addresses by which things are counted, and each with its protections.
 
-use std::{ops::RangeInclusive, str::FromStr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    net::IpAddr,
+    ops::RangeInclusive,
+    str::FromStr,
+};
 
-use anyhow::{Result, bail};
 use ipnet::IpNet;
 use tfo_common::{
     service::{NAME_LEN, OTHER, PORTS, Service},
@@ -35,23 +40,10 @@ impl FromStr for Named {
     fn from_str(text: &str) -> Result<Self, String> {
         let form = "it is NAME=PORTS, such as web=80,443,8000-8010";
         let (name, ports) = text.split_once('=').ok_or(form)?;
-        let is_fit = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if name.is_empty() || name.len() > NAME_LEN || !name.chars().all(is_fit) {
-            return Err(format!("a name has 1 to {NAME_LEN} letters, digits, or . _ -"));
-        }
-        if name == OTHER_NAME {
-            return Err(format!("{OTHER_NAME} is the name of what no service names"));
-        }
-        let ports = ports.split(',').map(|range| {
-            let (first, last) = range.split_once('-').unwrap_or((range, range));
-            let port = |text: &str| text.parse().ok().filter(|port| *port != 0);
-            match (port(first), port(last)) {
-                (Some(first), Some(last)) if first <= last => Ok(first..=last),
-                _ => Err(format!("`{range}` is no port and no range of ports (1 to 65535); {form}")),
-            }
-        });
+        let ports =
+            ports.split(',').map(|range| parse_ports(range).map_err(|what| format!("{what}; {form}")));
         Ok(Self {
-            name: name.to_owned(),
+            name: parse_name(name)?,
             ports: ports.collect::<Result<_, _>>()?,
             addresses: Vec::new(),
             mode: Mode::Observe,
@@ -60,8 +52,48 @@ impl FromStr for Named {
     }
 }
 
+/// The name of a service.
+pub fn parse_name(name: &str) -> Result<String, String> {
+    let is_fit = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.len() > NAME_LEN || !name.chars().all(is_fit) {
+        return Err(format!("a name has 1 to {NAME_LEN} letters, digits, or . _ -"));
+    }
+    if name == OTHER_NAME {
+        return Err(format!("{OTHER_NAME} is the name of what no service names"));
+    }
+    Ok(name.to_owned())
+}
+
+/// A port, or a range of them: `80`, `8000-8010`.
+pub fn parse_ports(range: &str) -> Result<RangeInclusive<u16>, String> {
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    // `parse` would take a sign.
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let port = |text: &str| text.parse().ok().filter(|port| *port != 0 && is_number(text));
+    match (port(first), port(last)) {
+        (Some(first), Some(last)) if first <= last => Ok(first..=last),
+        _ => Err(format!("`{range}` is no port and no range of ports (1 to 65535)")),
+    }
+}
+
+/// An address, or a network without bits behind its length.
+pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
+    let host = text.parse::<IpAddr>().map(IpNet::from);
+    let prefix: IpNet = host.or_else(|_| text.parse()).map_err(|_| {
+        format!(
+            "`{text}` is no address and no prefix; it is such as 192.0.2.1, 192.0.2.0/24 or 2001:db8::/64"
+        )
+    })?;
+    match prefix.trunc() {
+        trunc if trunc != prefix => {
+            Err(format!("`{text}` is a host in a network; write {} or {trunc}", prefix.addr()))
+        }
+        trunc => Ok(trunc),
+    }
+}
+
 /// All services.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Services {
     named: Vec<Named>,
     /// What may be done to the packets of all that no service names.
@@ -69,24 +101,10 @@ pub struct Services {
 }
 
 impl Services {
-    /// Those of `named`, if no name and no port is in them twice.
-    pub fn new(named: Vec<Named>, other: Mode) -> Result<Self> {
-        if named.len() > MOST {
-            bail!("there may be {MOST} services, and these are {}", named.len());
-        }
-        let mut owners: Vec<Option<&str>> = vec![None; PORTS];
-        for (i, Named { name, ports, .. }) in named.iter().enumerate() {
-            if named[..i].iter().any(|other| other.name == *name) {
-                bail!("there are two services {name}: give one of them all the ports");
-            }
-            for port in ports.iter().cloned().flatten() {
-                match owners[usize::from(port)].replace(name) {
-                    None => {}
-                    Some(owner) => bail!("port {port} of service {name} is one of service {owner} already"),
-                }
-            }
-        }
-        Ok(Self { named, other })
+    /// Those of `named`, or all that keeps them from standing side by side.
+    pub fn new(named: Vec<Named>, other: Mode) -> Result<Self, Conflicts> {
+        let conflicts = conflicts(&named);
+        if conflicts.is_empty() { Ok(Self { named, other }) } else { Err(Conflicts(conflicts)) }
     }
 
     /// How many there are.
@@ -107,6 +125,30 @@ impl Services {
     /// The most that may be done to any packet.
     pub fn mode(&self) -> Mode {
         self.named.iter().map(|named| named.mode).fold(self.other, Mode::max)
+    }
+
+    /// What may be done to the packets of the service called `name`; `None` where there is none such.
+    pub fn mode_of(&self, name: &str) -> Option<Mode> {
+        let named = self.named.iter().find(|named| named.name == name).map(|named| named.mode);
+        named.or((name == OTHER_NAME).then_some(self.other))
+    }
+
+    /// How many services, ports and protections there are, in words.
+    pub fn summary(&self) -> String {
+        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let ports: BTreeSet<u16> =
+            self.named.iter().flat_map(|named| named.ports.iter().cloned().flatten()).collect();
+        let acts = |named: &Named| {
+            let is_shield = named.mode == Mode::Shield;
+            named.guards.dry_runs().map(move |dry_run| is_shield && !dry_run).collect::<Vec<_>>()
+        };
+        let (acting, dry): (Vec<bool>, Vec<bool>) = self.named.iter().flat_map(acts).partition(|acts| *acts);
+        let verb = if acting.len() == 1 { "acts" } else { "act" };
+        let protections = match (acting.len(), dry.len()) {
+            (0, 0) => "no protections".to_owned(),
+            (acting, dry) => format!("{} {verb}, {}", count(acting, "protection"), count(dry, "dry run")),
+        };
+        format!("{} on {}; {protections}", count(self.len(), "service"), count(ports.len(), "port"))
     }
 
     /// Whether there are none.
@@ -149,9 +191,110 @@ impl Services {
     }
 }
 
+/// A service, by its index, and which of its ports, where it is about ports.
+pub type Place = (usize, Option<usize>);
+
+/// What keeps services from standing side by side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// Where it comes to light.
+    pub at: Place,
+    /// What stands there before.
+    pub earlier: Option<Place>,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub advice: String,
+}
+
+/// All that keeps services from standing side by side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflicts(pub Vec<Conflict>);
+
+impl fmt::Display for Conflicts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: Vec<_> = self.0.iter().map(|it| format!("{}: {}", it.what, it.advice)).collect();
+        f.write_str(&all.join("; "))
+    }
+}
+
+impl std::error::Error for Conflicts {}
+
+/// Where two services have a name, or a port at the same addresses, in common; and where there are too many.
+///
+/// Addresses within others are no conflict: the longest prefix wins, and a service without addresses has what is left.
+fn conflicts(named: &[Named]) -> Vec<Conflict> {
+    let mut found = Vec::new();
+    if named.len() > MOST {
+        found.push(Conflict {
+            at: (MOST, None),
+            earlier: None,
+            what: format!("there may be {MOST} services, and these are {}", named.len()),
+            advice: "put some of them together".to_owned(),
+        });
+    }
+    let mut names = HashMap::new();
+    for (service, Named { name, .. }) in named.iter().enumerate() {
+        if let Some(earlier) = names.insert(name, service) {
+            found.push(Conflict {
+                at: (service, None),
+                earlier: Some((earlier, None)),
+                what: format!("there are two services {name}"),
+                advice: "give one of them all the ports, or the other another name".to_owned(),
+            });
+        }
+    }
+    // Each prefix with ports on it, and where that stands: what overlaps is side by side once they are in order.
+    let mut claims = Vec::new();
+    for (service, Named { ports, addresses, .. }) in named.iter().enumerate() {
+        let prefixes: BTreeSet<_> = match addresses.as_slice() {
+            [] => [None].into(),
+            addresses => addresses.iter().map(|address| Some(address.trunc())).collect(),
+        };
+        let ports = || ports.iter().enumerate();
+        let all = prefixes.into_iter().flat_map(|prefix| ports().map(move |(at, range)| (prefix, range, at)));
+        claims.extend(all.map(|(prefix, range, at)| (prefix, *range.start(), *range.end(), (service, at))));
+    }
+    claims.sort_unstable();
+    let mut told = BTreeSet::new();
+    // The claim that reaches furthest.
+    let mut widest: Option<(Option<IpNet>, u16, (usize, usize))> = None;
+    for (prefix, first, last, at) in claims {
+        match widest {
+            Some((same, end, before)) if same == prefix && first <= end => {
+                let both = [at.min(before), at.max(before)];
+                // Two services with many addresses in common are told once.
+                if told.insert(both) {
+                    found.push(overlap(named, first, prefix, both));
+                }
+                if last > end {
+                    widest = Some((prefix, last, at));
+                }
+            }
+            _ => widest = Some((prefix, last, at)),
+        }
+    }
+    found
+}
+
+/// Both have `port` at `prefix`, the earlier one first.
+fn overlap(named: &[Named], port: u16, prefix: Option<IpNet>, both: [(usize, usize); 2]) -> Conflict {
+    let [owner, name] = both.map(|(service, _)| &named[service].name);
+    let [earlier, at] = both.map(|(service, ports)| (service, Some(ports)));
+    let place = prefix.map_or(String::new(), |prefix| format!(" at {prefix}"));
+    let (what, advice) = if at.0 == earlier.0 {
+        (format!("service {name} has port {port} twice"), "leave one out")
+    } else {
+        let what = format!("port {port} of service {name} is one of service {owner} already{place}");
+        (what, "take it from one of them, or give them different addresses")
+    };
+    Conflict { at, earlier: Some(earlier), what, advice: advice.to_owned() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guards::{Clamp, Hide};
 
     fn named(text: &str) -> Named {
         text.parse().expect("a service")
@@ -162,19 +305,91 @@ mod tests {
         let web = named("web=80,443,8000-8010");
         assert_eq!(web.name, "web");
         assert_eq!(web.ports, [80..=80, 443..=443, 8000..=8010]);
-        for wrong in
-            ["web", "=80", "web=", "web=0", "web=2-1", "web=65536", "web=80,", "we b=80", "other=80", "web=a"]
-        {
+        for wrong in [
+            "web",
+            "=80",
+            "web=",
+            "web=+1",
+            "web=0",
+            "web=2-1",
+            "web=65536",
+            "web=80,",
+            "we b=80",
+            "other=80",
+            "web=a",
+        ] {
             assert!(wrong.parse::<Named>().is_err(), "{wrong}");
         }
     }
 
+    /// The later service and its ports, and the earlier one, of each conflict.
+    fn found(named: Vec<Named>) -> Vec<(usize, Option<usize>, usize)> {
+        let conflicts = Services::new(named, Mode::Observe).err().map_or(Vec::new(), |conflicts| conflicts.0);
+        conflicts.iter().map(|it| (it.at.0, it.at.1, it.earlier.map_or(0, |(service, _)| service))).collect()
+    }
+
     #[test]
     fn nothing_twice() {
-        assert!(Services::new(vec![named("a=1-10"), named("b=11")], Mode::Observe).is_ok());
-        assert!(Services::new(vec![named("a=1-10"), named("b=10")], Mode::Observe).is_err());
-        assert!(Services::new(vec![named("a=1"), named("a=2")], Mode::Observe).is_err());
-        assert!(Services::new(vec![named("a=1,1")], Mode::Observe).is_err());
+        assert_eq!(found(vec![named("a=1-10"), named("b=11")]), []);
+        assert_eq!(found(vec![named("a=1-10"), named("b=10")]), [(1, Some(0), 0)]);
+        assert_eq!(found(vec![named("a=10"), named("b=12,1-10")]), [(1, Some(1), 0)]);
+        assert_eq!(found(vec![named("a=1"), named("a=2")]), [(1, None, 0)]);
+        assert_eq!(found(vec![named("a=1,1")]), [(0, Some(1), 0)]);
+        // Behind a wide range, in which there is a narrow one.
+        let all = vec![named("a=1-100"), named("b=5"), named("c=50")];
+        assert_eq!(found(all), [(1, Some(0), 0), (2, Some(0), 0)]);
+        let many: Vec<_> = (1..=MOST + 1).map(|port| named(&format!("s{port}={port}"))).collect();
+        assert_eq!(found(many[..MOST].to_vec()), []);
+        assert_eq!(found(many), [(MOST, None, 0)]);
+    }
+
+    #[test]
+    fn the_same_port_at_other_addresses() {
+        let at = |text: &str, addresses: &[&str]| Named {
+            addresses: addresses.iter().map(|address| address.parse().expect("a prefix")).collect(),
+            ..named(text)
+        };
+        let (net, host) = ("192.0.2.0/24", "192.0.2.1/32");
+        assert_eq!(found(vec![at("a=80", &[net]), at("b=80", &[])]), []);
+        assert_eq!(found(vec![at("a=80", &[net]), at("b=80", &[host])]), []);
+        assert_eq!(found(vec![at("a=80", &[net]), at("b=80", &["2001:db8::/32"])]), []);
+        assert_eq!(found(vec![at("a=80", &[host]), at("b=81", &[host])]), []);
+        assert_eq!(found(vec![at("a=80", &[]), at("b=80", &[])]), [(1, Some(0), 0)]);
+        assert_eq!(found(vec![at("a=80", &[net]), at("b=80", &[host, net])]), [(1, Some(0), 0)]);
+        let both = [net, "2001:db8::/32"];
+        assert_eq!(found(vec![at("a=80", &both), at("b=80", &both)]), [(1, Some(0), 0)]);
+        assert_eq!(found(vec![at("a=80", &[net, net])]), []);
+    }
+
+    #[test]
+    fn modes() {
+        let shield = Named { mode: Mode::Shield, ..named("a=1") };
+        let services = Services::new(vec![shield, named("b=2")], Mode::Accelerate).expect("services");
+        let modes = ["a", "b", "other", "c"].map(|name| services.mode_of(name));
+        assert_eq!(modes, [Some(Mode::Shield), Some(Mode::Observe), Some(Mode::Accelerate), None]);
+        assert_eq!(services.mode(), Mode::Shield);
+    }
+
+    #[test]
+    fn a_summary_counts_what_acts() {
+        let summary = |named, other| Services::new(named, other).expect("services").summary();
+        assert_eq!(summary(Vec::new(), Mode::Shield), "0 services on 0 ports; no protections");
+        let guards = Guards {
+            hide: Some(Hide { dry_run: false }),
+            clamp: Some(Clamp { factor: 3, dry_run: true }),
+            ..Guards::default()
+        };
+        let shield = Named { mode: Mode::Shield, guards: guards.clone(), ..named("a=1") };
+        assert_eq!(
+            summary(vec![shield.clone()], Mode::Observe),
+            "1 service on 1 port; 1 protection acts, 1 dry run"
+        );
+        // Elsewhere than in shield all of them are.
+        let observe = Named { guards, ..named("b=2-4") };
+        assert_eq!(
+            summary(vec![shield, observe], Mode::Observe),
+            "2 services on 4 ports; 1 protection acts, 3 dry runs"
+        );
     }
 
     #[test]

@@ -1,7 +1,16 @@
-//! SIGINT, SIGTERM, and SIGHUP of a terminal that is closed: three ways to end.
+//! SIGINT, SIGTERM, and SIGHUP, by which a terminal that is closed ends us, and an operator has the configuration read again.
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caught {
+    /// To end: SIGINT or SIGTERM.
+    End,
+    /// SIGHUP: to end, where there is nothing to read again.
+    HangUp,
+}
 
 /// The signals, caught from the moment this is made.
 pub struct Signals {
@@ -22,11 +31,11 @@ impl Signals {
     }
 
     /// Waits for any of them.
-    pub async fn next(&mut self) {
+    pub async fn next(&mut self) -> Caught {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hang_up.recv() => {}
+            _ = self.interrupt.recv() => Caught::End,
+            _ = self.terminate.recv() => Caught::End,
+            _ = self.hang_up.recv() => Caught::HangUp,
         }
     }
 }

@@ -115,7 +115,7 @@ pub async fn run(interface: &str, bpffs: &Bpffs) -> Result<()> {
     loop {
         screen.draw(&model)?;
         tokio::select! {
-            () = signals.next() => return Ok(()),
+            _ = signals.next() => return Ok(()),
             // Somebody else had the terminal meanwhile.
             _ = continued.recv() => screen.take()?,
             _ = tick.tick() => if !model.paused { update(&mut model, bpffs).await },

@@ -35,6 +35,12 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "run -i eth0",
         "run -i eth0 --interface=eth1 --mode accelerate --attach native --keys random --rotate 15m -v",
         "run -ieth0 --keys secret:FILE --key-state FILE --retire-below 0.1% --max-age 1w --bpffs DIR",
+        "run --config FILE",
+        "reload -i eth0",
+        "hide --source 2001:db8::/64 -i eth0",
+        "hide --list --json",
+        "show --service web",
+        "check --config FILE --json",
         "lab --for 20.5 -vv",
         "status --json -i eth0",
         "counters --watch --json",
@@ -59,9 +65,16 @@ fn understood(cli: &Cli) {
     assert!(cli.libraries_log_level() <= cli.log_level());
     match &cli.command {
         Command::Run(run) => {
-            assert!(!run.interfaces.is_empty());
+            assert_eq!(run.interfaces.is_empty(), run.config.is_some());
             assert!(run.retire_below.is_none_or(|share| (0.0..=1.0).contains(&share)));
         }
+        Command::Hide(hide) => {
+            let what = [hide.what.all, hide.what.service.is_some(), hide.what.source.is_some(), hide.list];
+            assert_eq!(what.into_iter().filter(|given| *given).count(), 1);
+            assert_eq!(hide.what.hidden().is_none(), hide.list);
+            assert!(hide.list || !hide.json);
+        }
+        Command::Show(show) => assert!(show.what.hidden().is_some()),
         Command::Lab(lab) => assert!(lab.duration.is_none_or(|duration| duration >= Duration::from_secs(1))),
         _ => {}
     }

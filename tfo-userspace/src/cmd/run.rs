@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use log::{LevelFilter, info, warn};
+use log::{LevelFilter, error, info, warn};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -16,8 +16,9 @@ use nix::{
 
 use crate::{
     cli::{KeysFrom, Run},
+    config::{Config, Keys, Sizes},
     control::{Given, listen},
-    controller::{Controller, FOLLOW_EVERY, Options, Retire, every},
+    controller::{Controller, FOLLOW_EVERY, FromFile, Options, Retire, every},
     counters::Report,
     datapath::unix_seconds,
     history,
@@ -27,7 +28,7 @@ use crate::{
     screen::Screen,
     secrecy::leaving_no_trace,
     services::{Named, Services},
-    signals::Signals,
+    signals::{Caught, Signals},
 };
 
 /// How often live counters are drawn on a terminal.
@@ -35,25 +36,27 @@ const DRAW_EVERY: Duration = Duration::from_secs(1);
 /// How often totals are logged without one.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
-/// Runs the controller until SIGINT, SIGTERM or `tfo unload`.
+/// Runs the controller until SIGINT, SIGTERM, `tfo unload`, or SIGHUP where there is no configuration to read again.
 pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Result<()> {
     // From the first attachment on a signal must find us ready to clean up.
     let mut signals = Signals::new()?;
+    let config = config(args)?;
+    let Config { interfaces, attach, metrics, keys, services, .. } = config.clone();
     let options = Options {
-        attach: args.attach,
-        program_mode: args.mode.into(),
+        attach,
         log_level,
-        source: leaving_no_trace(|| source(args))?,
-        retire: Retire { below: args.retire_below, max_age: args.max_age },
-        services: services(args).context("--service")?,
+        source: leaving_no_trace(|| source(&keys))?,
+        retire: Retire { below: keys.retire_below, max_age: keys.max_age },
+        services,
+        file: args.config.clone().map(|path| FromFile { path, config }),
     };
     // Before anything is attached: a service manager that restarts us is not to attach and detach all the time.
-    let listener = match args.metrics {
+    let listener = match metrics {
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
     };
-    let mut controller = Controller::start(&args.interfaces, bpffs, options).await?;
-    let mut orders = listen(&args.interfaces);
+    let mut controller = Controller::start(&interfaces, bpffs, options).await?;
+    let mut orders = listen(&interfaces);
     if listener.is_some() {
         // Nobody is told that all is well before keys are where they should be.
         controller.step().await;
@@ -65,11 +68,18 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
     let mut show = every(if screen.is_some() { DRAW_EVERY } else { LOG_EVERY });
     while !controller.is_idle() {
         tokio::select! {
-            () = signals.next() => break,
+            caught = signals.next() => match caught {
+                Caught::HangUp if args.config.is_some() => {
+                    if let Err(error) = controller.reload().await {
+                        error!("the configuration is not changed: {error:#}");
+                    }
+                }
+                Caught::HangUp | Caught::End => break,
+            },
             _ = follow.tick() => controller.step().await,
             _ = sample.tick() => controller.sample(),
-            Some(Given { order, reply }) = orders.recv() => reply.send(controller.obey(order)),
-            Some(question) = questions.recv() => question.answer(&controller, &args.interfaces),
+            Some(Given { order, reply }) = orders.recv() => reply.send(controller.obey(order).await),
+            Some(question) = questions.recv() => question.answer(&controller, &interfaces),
             _ = show.tick() => match controller.reports() {
                 Ok(reports) => display(&reports, screen.as_mut()),
                 Err(error) => warn!("{error:#}"),
@@ -79,28 +89,46 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
     controller.stop().await
 }
 
-/// What `--service` names, all of it in the mode of `--mode`.
-fn services(args: &Run) -> Result<Services> {
+/// What the file says, or else the command line.
+fn config(args: &Run) -> Result<Config> {
+    if let Some(file) = &args.config {
+        return Config::read(file);
+    }
+    // All services in the mode of `--mode`.
     let mode = args.mode.into();
-    Services::new(args.services.iter().map(|named| Named { mode, ..named.clone() }).collect(), mode)
+    let named = args.services.iter().map(|named| Named { mode, ..named.clone() }).collect();
+    Ok(Config {
+        interfaces: args.interfaces.clone(),
+        attach: args.attach,
+        metrics: args.metrics,
+        keys: Keys {
+            source: args.keys.clone(),
+            rotate: args.rotate,
+            state: args.key_state.clone(),
+            retire_below: args.retire_below,
+            max_age: args.max_age,
+        },
+        maps: Sizes::default(),
+        services: Services::new(named, mode).context("--service")?,
+    })
 }
 
-/// Where `--keys` says that keys come from.
-fn source(args: &Run) -> Result<Source> {
-    if args.keys != KeysFrom::Kernel {
+/// Where `keys` says that they come from.
+fn source(keys: &Keys) -> Result<Source> {
+    if keys.source != KeysFrom::Kernel {
         // Whatever the source, keys change neither faster nor more slowly than a fleet's may.
-        Schedule::new(args.rotate)?;
+        Schedule::new(keys.rotate)?;
     }
-    if args.max_age.is_some_and(|age| age.is_zero()) {
+    if keys.max_age.is_some_and(|age| age.is_zero()) {
         bail!("--max-age takes at least 1s");
     }
-    match &args.keys {
+    match &keys.source {
         KeysFrom::Kernel => Ok(Source::Kernel),
         KeysFrom::Secret(file) => {
-            Ok(Source::Secret { secret: Secret::read(file)?, schedule: Schedule::new(args.rotate)? })
+            Ok(Source::Secret { secret: Secret::read(file)?, schedule: Schedule::new(keys.rotate)? })
         }
         KeysFrom::Random => {
-            let path = args.key_state.clone();
+            let path = keys.state.clone();
             if let Some(dir) = path.parent() {
                 let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
                 made.with_context(|| format!("cannot make {}, where keys are to be kept", dir.display()))?;
@@ -115,7 +143,7 @@ fn source(args: &Run) -> Result<Source> {
                     state
                 }
             };
-            Ok(Source::Random { state, path, lock, rotate: args.rotate })
+            Ok(Source::Random { state, path, lock, rotate: keys.rotate })
         }
     }
 }
@@ -131,7 +159,10 @@ fn lock(path: &Path) -> Result<Flock<File>> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),
         Err((_, Errno::EWOULDBLOCK)) => {
-            bail!("another tfo keeps its keys in {}: give this one its own (--key-state)", path.display())
+            bail!(
+                "another tfo keeps its keys in {}: give this one its own (--key-state; state of [keys] in a configuration)",
+                path.display()
+            )
         }
         Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", beside.display())),
     }

@@ -1,0 +1,92 @@
+//! Any bytes as a configuration: all that is wrong is told with a line that is there, and what is right keeps its promises.
+
+use std::{collections::HashMap, time::Duration};
+
+use tfo_common::{service::NAME_LEN, verdict::Mode};
+use tfo_userspace::config::Config;
+
+/// Checks one file.
+pub fn check(data: &[u8]) {
+    let lines = data.iter().filter(|byte| **byte == b'\n').count() + 1;
+    match Config::parse(data) {
+        Ok(config) => understood(&config),
+        Err(faults) => {
+            assert!(!faults.is_empty());
+            assert!(faults.is_sorted_by_key(|fault| fault.line));
+            for fault in &faults {
+                assert!((1..=lines).contains(&fault.line) && !fault.what.is_empty(), "{fault:?} of {lines}");
+            }
+            // Behind another line it is the same. (Nothing may stand before a byte order mark.)
+            if !data.starts_with(b"\xef\xbb\xbf") {
+                let below = Config::parse(&[b"#\n", data].concat()).expect_err("it is wrong there, too");
+                assert_eq!(below.len(), faults.len());
+                for (below, fault) in below.iter().zip(&faults) {
+                    // What is nowhere is missing in the first line.
+                    let is_missing = fault.line == 1 && fault.what.starts_with("interfaces is missing");
+                    let is_below = below.line == fault.line + 1 || is_missing && below.line == 1;
+                    assert!(is_below, "{below:?} {fault:?}");
+                }
+            }
+        }
+    }
+}
+
+/// The example, with what is off and without, and what it does not have.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let example = include_str!("../../../dist/tfo.toml");
+    // Text is behind `# `, what is off behind `#`.
+    let on =
+        |line: &'static str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line);
+    let on: Vec<_> = example.lines().map(on).collect();
+    let on = on.join("\n");
+    let more = "interfaces = []\nkeys.source = 'secret:F'\nmaps = { sources = 0x1000 }\n[[service]]\nname = 'a'\n\
+                ports = [1]\nhide = { dry_run = true }\n[[service]]\nname = 'b'\nports = [1]\naddresses = ['::/0']\n\
+                mode = 'shield'\nonce = true\nclamp = false\n[service.shed]\nper_source = '1/min'\n";
+    [example, &on, more].map(|text| text.as_bytes().to_vec()).to_vec()
+}
+
+fn understood(config: &Config) {
+    assert!(!config.interfaces.is_empty() && config.fixed(config).is_empty());
+    let Config { keys, maps, services, .. } = config;
+    assert!((10..=7 * 86400).contains(&keys.rotate.as_secs()) && keys.max_age != Some(Duration::ZERO));
+    assert!([maps.sources, maps.replays].iter().all(|size| (1024..=16 << 20).contains(size)));
+    assert_eq!(services.other(), Mode::Observe);
+    assert!(!services.summary().is_empty());
+    // No port belongs to two services at the same addresses: looked up one by one.
+    let mut owners = HashMap::new();
+    for (index, service) in services.named().iter().enumerate() {
+        assert!((1..=NAME_LEN).contains(&service.name.len()) && service.name != "other");
+        assert_eq!(services.named().iter().filter(|other| other.name == service.name).count(), 1);
+        assert!(!service.ports.is_empty());
+        let addresses: Vec<_> = match service.addresses.as_slice() {
+            [] => vec![None],
+            addresses => addresses.iter().copied().map(Some).collect(),
+        };
+        for address in addresses {
+            assert!(address.is_none_or(|address| address == address.trunc()));
+            // Two to an entry are enough: what overlaps does so at an end of one of them.
+            for range in &service.ports {
+                for other in services.named().iter().flat_map(|service| &service.ports) {
+                    for port in [*other.start(), *other.end()].into_iter().filter(|port| range.contains(port))
+                    {
+                        let owner = *owners.entry((address, port)).or_insert(index);
+                        assert_eq!(owner, index, "port {port} at {address:?}");
+                    }
+                }
+            }
+        }
+        let guards = &service.guards;
+        let limits = [guards.fair.map(|fair| fair.limit), guards.shed.and_then(|shed| shed.limit)];
+        let limits = limits.into_iter().chain([guards.shed.and_then(|shed| shed.per_source)]);
+        for limit in limits.flatten() {
+            assert!(limit.count > 0 && limit.burst > 0 && [1, 60, 3600].contains(&limit.per.as_secs()));
+        }
+        assert!(guards.shed.is_none_or(|shed| shed.limit.or(shed.per_source).is_some()));
+        assert!(guards.clamp.is_none_or(|clamp| (1..=100).contains(&clamp.factor)));
+        assert!(guards.once.is_none_or(|once| (1..=3600).contains(&once.remember.as_secs())));
+        let lengths = [guards.fair.map(|fair| fair.source), guards.shed.map(|shed| shed.source)];
+        for length in lengths.into_iter().flatten() {
+            assert!((8..=32).contains(&length.v4) && (16..=128).contains(&length.v6));
+        }
+    }
+}

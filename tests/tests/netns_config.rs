@@ -1,0 +1,296 @@
+//! A configuration file: what it says is done, and what is wrong with it changes nothing.
+
+#![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
+
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicU16, Ordering},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use tfo_common::segment::Family;
+use tfo_tests::{
+    netns::{
+        Counts, IFACE, Running, assert_clean, eventually, failure, ip, sandbox, server_and_client, tfo,
+        tfo_as_nobody,
+    },
+    scrape::Samples,
+};
+use tfo_userspace::lab::{
+    client::Syn,
+    net::{Namespace, server, source},
+};
+
+/// A file in a folder of its own.
+struct File(TempDir);
+
+impl File {
+    /// Begins with `interfaces`, in line 1.
+    fn new(more: &str) -> Self {
+        let file = Self(tempfile::tempdir().unwrap());
+        file.write(more);
+        file
+    }
+
+    fn path(&self) -> String {
+        self.0.path().join("tfo.toml").to_str().unwrap().to_owned()
+    }
+
+    /// In one step, as it should be.
+    fn write(&self, more: &str) {
+        let new = self.0.path().join("new");
+        fs::write(&new, format!("interfaces = [\"{IFACE}\"]\n{more}")).unwrap();
+        fs::rename(new, self.path()).unwrap();
+    }
+
+    /// Runs with it.
+    fn run(&self) -> Running {
+        let running = Running::spawn(&["--config", &self.path()]);
+        eventually("tfo run is up", || tfo(&["status", "-i", IFACE]).status.success());
+        running
+    }
+}
+
+/// A service of the file.
+fn on_ports(name: &str, ports: &str) -> String {
+    format!("[[service]]\nname = \"{name}\"\nports = [{ports}]\n")
+}
+
+/// Sends a SYN to `port`, and waits until it is counted: none may be lost on the way.
+fn send(client: &Namespace, port: u16) {
+    static FROM: AtomicU16 = AtomicU16::new(4000);
+    let from = FROM.fetch_add(1, Ordering::Relaxed);
+    let before = Counts::of(IFACE).total();
+    let [source, server] = [source(Family::Ipv4, 1), server(Family::Ipv4).ip()];
+    client.run(|| Syn::new(from, port, 1).send(source, server)).unwrap();
+    eventually("it is counted", || Counts::of(IFACE).total() == before + 1);
+}
+
+/// The SYNs of each service, in the order in which they stand.
+fn by_service() -> Vec<(String, u64)> {
+    let counts = Counts::of(IFACE);
+    let services = counts.field("services").as_array().unwrap();
+    let packets = |service: &Value| {
+        service["syn"].as_array().unwrap().iter().map(|row| row["packets"].as_u64().unwrap()).sum()
+    };
+    services.iter().map(|service| (service["name"].as_str().unwrap().to_owned(), packets(service))).collect()
+}
+
+fn assert_by_service(expected: &[(&str, u64)]) {
+    let expected: Vec<_> = expected.iter().map(|(name, packets)| ((*name).to_owned(), *packets)).collect();
+    assert_eq!(by_service(), expected);
+}
+
+#[test]
+fn a_file_says_everything() {
+    server_and_client(|client| {
+        ip("link set lo up");
+        let more = "attach = \"generic\"\nmetrics = \"127.0.0.1:9434\"\n[keys]\nsource = \"random\"\nrotate = \"10m\"\n";
+        let file = File::new("");
+        let state = file.0.path().join("keys.json");
+        file.write(&format!("{more}state = {state:?}\n{}", on_ports("web", "80, \"8000-8010\"")));
+        let tfo_run = file.run();
+        for port in [80, 8000, 8010, 8011, 443] {
+            send(&client, port);
+        }
+        assert_by_service(&[("other", 2), ("web", 3)]);
+        assert_eq!(Counts::of(IFACE).field("attach"), "generic");
+        assert_eq!(Counts::of(IFACE).field("mode"), "observe");
+        let keys = tfo_tests::netns::keys_status(IFACE);
+        assert_eq!((&keys["source"], &keys["rotate"]), (&"random".into(), &600.into()), "{keys}");
+        assert!(state.exists());
+        let attached = format!("tfo_xdp_attached{{interface=\"{IFACE}\",mode=\"generic\"}}");
+        assert_eq!(Samples::now().get(&attached), "1");
+        tfo_run.end(Signal::SIGTERM);
+        assert_clean(IFACE);
+    });
+}
+
+/// By order and by signal. What was counted stays, and is counted on.
+#[test]
+fn services_change_while_it_runs() {
+    server_and_client(|client| {
+        let (web, dns, mail) = (on_ports("web", "80"), on_ports("dns", "53"), on_ports("mail", "25"));
+        let file = File::new(&web);
+        let tfo_run = file.run();
+        [80, 80, 53].into_iter().for_each(|port| send(&client, port));
+        assert_by_service(&[("other", 1), ("web", 2)]);
+
+        file.write(&format!("{web}{dns}"));
+        let reload = tfo(&["reload"]);
+        let said = format!("{IFACE}: {}: 2 services on 2 ports; no protections\n", file.path());
+        assert_eq!(String::from_utf8_lossy(&reload.stdout), said, "{:?}", failure(&reload));
+        [80, 53].into_iter().for_each(|port| send(&client, port));
+        assert_by_service(&[("other", 1), ("web", 3), ("dns", 1)]);
+
+        file.write(&format!("{mail}{dns}"));
+        tfo_run.signal(Signal::SIGHUP);
+        eventually("it is read again", || by_service().iter().any(|(name, _)| name == "mail"));
+        [80, 53, 25, 25].into_iter().for_each(|port| send(&client, port));
+        assert_by_service(&[("other", 2), ("mail", 2), ("dns", 2)]);
+
+        let log = tfo_run.end(Signal::SIGTERM);
+        assert_eq!(log.matches("read again").count(), 2, "{log}");
+        assert_clean(IFACE);
+    });
+}
+
+#[test]
+fn an_interface_that_comes_back_has_what_was_read_last() {
+    sandbox(|| {
+        let add = format!("link add {IFACE} type veth peer name v1");
+        ip(&add);
+        let (web, dns) = (on_ports("web", "80"), on_ports("dns", "53"));
+        let file = File::new(&web);
+        let _tfo = file.run();
+        file.write(&dns);
+        assert!(tfo(&["reload", "-i", IFACE]).status.success());
+        ip(&format!("link del {IFACE}"));
+        eventually("it is seen to be gone", || !tfo(&["status"]).status.success());
+        ip(&add);
+        eventually("it is back", || tfo(&["status"]).status.success());
+        assert_by_service(&[("other", 0), ("dns", 0)]);
+    });
+}
+
+/// The last good one stays, whichever way it is to be read again.
+#[test]
+fn a_file_that_is_wrong_changes_nothing() {
+    server_and_client(|client| {
+        let web = on_ports("web", "80");
+        let file = File::new(&web);
+        let tfo_run = file.run();
+        send(&client, 80);
+
+        let path = file.path();
+        let both = on_ports("dns", "53") + &on_ports("web", "0,\n53");
+        let none = "cannot read the configuration";
+        let running = "while tfo runs, these can't be changed: attach, keys.rotate";
+        for (content, expected) in [
+            (
+                Some(both.as_str()),
+                vec![format!("{path}:7: service.ports: 0 is"), format!("{path}:8: port 53 ")],
+            ),
+            (Some("[[service]"), vec![format!("{path}:2: ")]),
+            (Some("attach = \"generic\"\nkeys.rotate = \"10m\""), vec![format!("{path}: {running}")]),
+            (None, vec![format!("{none} {path}: No such file")]),
+        ] {
+            match content {
+                Some(content) => file.write(content),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            let (code, error) = failure(&tfo(&["reload"]));
+            assert_eq!(code, Some(1), "{error}");
+            for line in &expected {
+                assert!(error.contains(line), "{line}: {error}");
+            }
+            assert_eq!(error.lines().count(), expected.len(), "{error}");
+            assert_by_service(&[("other", 0), ("web", 1)]);
+        }
+        file.write(&both);
+        tfo_run.signal(Signal::SIGHUP);
+        // Orders are taken one after the other, and so are signals.
+        assert_eq!(tfo(&["reload"]).status.code(), Some(1));
+        send(&client, 80);
+        send(&client, 53);
+        assert_by_service(&[("other", 1), ("web", 2)]);
+
+        // And once it is right again, it is taken.
+        file.write(&on_ports("web", "80, 53"));
+        assert!(tfo(&["reload"]).status.success());
+        send(&client, 53);
+        assert_by_service(&[("other", 1), ("web", 3)]);
+        let log = tfo_run.end(Signal::SIGTERM);
+        assert!(
+            log.contains("the configuration is not changed: ") && log.contains(&format!("{path}:8: ")),
+            "{log}"
+        );
+    });
+}
+
+#[test]
+fn a_start_with_a_file_that_is_wrong_touches_nothing() {
+    sandbox(|| {
+        ip(&format!("link add {IFACE} type veth peer name v1"));
+        let file = File::new("prot = 1\n[[service]]");
+        let path = file.path();
+        let (code, error) = failure(&tfo(&["run", "--config", &path]));
+        assert_eq!(code, Some(1));
+        let lines: Vec<_> = error.lines().collect();
+        let expected = [format!("error: {path}:2: "), format!("{path}:3: "), format!("{path}:3: ")];
+        assert!(
+            lines.len() == 3 && lines.iter().zip(expected).all(|(it, start)| it.starts_with(&start)),
+            "{error}"
+        );
+        assert_clean(IFACE);
+    });
+}
+
+#[test]
+fn what_takes_a_file_or_a_mode() {
+    sandbox(|| {
+        for args in [&["reload"] as &[&str], &["hide", "--all"], &["hide", "--list"], &["show", "--all"]] {
+            assert_eq!(tfo(args).status.code(), Some(3), "nothing runs: {args:?}");
+        }
+        ip(&format!("link add {IFACE} type veth peer name v1"));
+        let refused = |args: &[&str], expected: &str| {
+            let (code, error) = failure(&tfo(args));
+            assert_eq!(code, Some(1), "{args:?}: {error}");
+            assert!(error.contains(expected), "{args:?}: {error}");
+        };
+        let tfo_run = Running::start(&["-i", IFACE, "--service", "web=80", "--mode", "accelerate"]);
+        refused(&["reload"], "this tfo runs without --config");
+        let mode =
+            "hiding changes packets and tfo runs in mode accelerate here: give a service mode = \"shield\"";
+        refused(&["hide", "--all"], mode);
+        refused(&["hide", "--source", "192.0.2.0/24", "-i", IFACE], mode);
+        refused(
+            &["hide", "--service", "web"],
+            "hiding changes packets and service web runs in mode accelerate",
+        );
+        refused(&["hide", "--service", "dns"], "there is no service dns: there are web, other");
+        refused(&["show", "--service", "dns"], "there is no service dns: there are web, other");
+        tfo_run.end(Signal::SIGTERM);
+    });
+}
+
+/// Anybody may look: nothing of the host is read.
+#[test]
+fn a_file_is_checked() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist/tfo.toml");
+    let check = tfo(&["check", "--config", example.to_str().unwrap()]);
+    assert!(check.status.success(), "{:?}", failure(&check));
+
+    let dir = tempfile::tempdir_in("/tmp").unwrap();
+    fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = dir.path().join("tfo.toml").to_str().unwrap().to_owned();
+    let check = |content: &str, more: &[&str]| {
+        fs::write(&path, format!("interfaces = [\"{IFACE}\"]\n{content}")).unwrap();
+        let output = tfo_as_nobody(&[&["check", "--config", &path], more].concat());
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let web = on_ports("web", "80, 443, \"8000-8010\"");
+    let right = format!("{web}mode = \"shield\"\nonce = true\nhide = {{ dry_run = true }}\nclamp = true\n");
+    let right = format!("{right}{}{}fair = {{ limit = \"1/s\" }}\n", on_ports("a", "1"), on_ports("b", "2"));
+    let summary = "3 services on 15 ports; 2 protections act, 2 dry runs";
+    assert_eq!(check(&right, &[]), (Some(0), format!("{path}: ok: {summary}\n")));
+    let (code, json) = check(&right, &["--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (code, &json),
+        (Some(0), &serde_json::json!({"file": path, "faults": [], "summary": summary}))
+    );
+
+    let wrong = format!("attach = 1\n{web}{web}");
+    let (code, text) = check(&wrong, &[]);
+    assert_eq!(code, Some(1));
+    let lines: Vec<_> = text.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(lines, [2, 7, 8, 8, 8].map(|line| format!("{path}:{line}:")), "{text}");
+    let (code, json) = check(&wrong, &["--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, &json["faults"][0]["line"], &json["summary"]), (Some(1), &2.into(), &Value::Null));
+}

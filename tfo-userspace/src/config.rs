@@ -1,0 +1,676 @@
+//! The configuration file: read as a whole, with the line of all that is wrong with it.
+
+mod table;
+
+use std::{
+    fmt,
+    fs::File,
+    io::Read as _,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    str::Utf8Error,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+use serde::Serialize;
+use table::{Faults, Table, flag, number, text, wrong_type};
+use tfo_common::verdict::Mode;
+use toml::de::{DeTable, DeValue};
+
+use crate::{
+    cli::{AttachMode, KeysFrom, ProgramMode, parse_share},
+    guards::{Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
+    keys::schedule::{Schedule, parse_duration},
+    services::{Conflict, Conflicts, Named, Place, Services, parse_name, parse_ports, parse_prefix},
+};
+
+/// The longest file, in bytes: a pipe or a device is not read for ever.
+const LONGEST: u64 = 4 << 20;
+
+/// What `tfo run` is to do, whether a file or the command line says so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The interfaces to attach to.
+    pub interfaces: Vec<String>,
+    /// Where in the receive path.
+    pub attach: AttachMode,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+    /// Where keys come from.
+    pub keys: Keys,
+    /// How much is remembered.
+    pub maps: Sizes,
+    /// By what is counted, and what is done to whose packets.
+    pub services: Services,
+}
+
+/// Where keys come from, and when they go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Keys {
+    /// Who makes them.
+    pub source: KeysFrom,
+    /// How often they change.
+    pub rotate: Duration,
+    /// Where keys of our own are kept over a restart.
+    pub state: PathBuf,
+    /// At a rotation, retired keys whose share of all valid cookies is below this are given up.
+    pub retire_below: Option<f64>,
+    /// The age at which retired keys are given up.
+    pub max_age: Option<Duration>,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self {
+            source: KeysFrom::Kernel,
+            rotate: Duration::from_secs(4 * 60 * 60),
+            state: "/var/lib/tfo/keys.json".into(),
+            retire_below: None,
+            max_age: None,
+        }
+    }
+}
+
+/// How many entries the maps of the protections have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Sources whose share is known.
+    pub sources: u32,
+    /// SYNs that are not served twice.
+    pub replays: u32,
+}
+
+impl Sizes {
+    /// What they may be.
+    const RANGE: RangeInclusive<u32> = 1024..=16 << 20;
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { sources: 1 << 16, replays: 1 << 16 }
+    }
+}
+
+/// What is wrong in a line of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// Which line, from 1 on.
+    pub line: usize,
+    /// What is wrong, and what to do.
+    pub what: String,
+}
+
+/// All that is wrong with a file.
+#[derive(Debug)]
+pub struct Invalid {
+    /// Its path.
+    pub file: PathBuf,
+    /// In the order of its lines; at least one.
+    pub faults: Vec<Fault>,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.display();
+        let lines: Vec<_> =
+            self.faults.iter().map(|Fault { line, what }| format!("{file}:{line}: {what}")).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+impl Config {
+    /// Reads and validates a file. What is wrong in it is an [`Invalid`].
+    pub fn read(file: &Path) -> Result<Self> {
+        let mut content = Vec::new();
+        let read = File::open(file).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut content));
+        read.with_context(|| format!("cannot read the configuration {}", file.display()))?;
+        Self::parse(&content).map_err(|faults| Invalid { file: file.to_owned(), faults }.into())
+    }
+
+    /// Validates the content of a file. Where it is not even TOML, the first fault; else all.
+    pub fn parse(content: &[u8]) -> Result<Self, Vec<Fault>> {
+        let faults = Faults::of(content);
+        let config = Self::noting(content, &faults);
+        let found = faults.all();
+        config.filter(|_| found.is_empty()).ok_or(found)
+    }
+
+    /// The same, with what is wrong in `faults`; where there are any, what has come of it is of no use.
+    fn noting(content: &[u8], faults: &Faults) -> Option<Self> {
+        if content.len() as u64 > LONGEST {
+            faults.add(0, format!("this is longer than {LONGEST} bytes; is it the right file?"));
+            return None;
+        }
+        let not_utf8 =
+            |error: Utf8Error| faults.add(error.valid_up_to(), "this is not UTF-8; TOML is".to_owned());
+        let text = str::from_utf8(content).map_err(not_utf8).ok()?;
+        let not_toml = |error: toml::de::Error| {
+            let at = error.span().map_or(content.len(), |span| span.start);
+            faults.add(at, format!("{}; https://toml.io tells the form", error.message()));
+        };
+        let root = DeTable::parse(text).map_err(not_toml).ok()?;
+        Some(Table::root(root, faults, config))
+    }
+
+    /// The keys of the file whose values `other` has changed, and that can't be changed in a running tfo.
+    pub fn fixed(&self, other: &Self) -> Vec<&'static str> {
+        let (keys, others) = (&self.keys, &other.keys);
+        [
+            ("interfaces", self.interfaces == other.interfaces),
+            ("attach", self.attach == other.attach),
+            ("metrics", self.metrics == other.metrics),
+            ("keys.source", keys.source == others.source),
+            ("keys.rotate", keys.rotate == others.rotate),
+            ("keys.state", keys.state == others.state),
+            ("keys.retire_below", keys.retire_below == others.retire_below),
+            ("keys.max_age", keys.max_age == others.max_age),
+            ("maps.sources", self.maps.sources == other.maps.sources),
+            ("maps.replays", self.maps.replays == other.maps.replays),
+        ]
+        .into_iter()
+        .filter_map(|(name, is_same)| (!is_same).then_some(name))
+        .collect()
+    }
+}
+
+// Below, what is wrong is noted and something else taken instead: the rest is to be looked at, too.
+
+fn config(root: &mut Table) -> Config {
+    root.need("interfaces", "[\"eth0\"]");
+    Config {
+        interfaces: root.list("interfaces", text(not_empty)).into_iter().map(|(_, name)| name).collect(),
+        attach: root.get("attach", choice).unwrap_or_default(),
+        metrics: root.get("metrics", text(address)),
+        keys: root.table("keys", keys).unwrap_or_default(),
+        maps: root.table("maps", sizes).unwrap_or_default(),
+        services: services(root),
+    }
+}
+
+fn keys(table: &mut Table) -> Keys {
+    let default = Keys::default();
+    Keys {
+        source: table.get("source", text(KeysFrom::parse)).unwrap_or(default.source),
+        rotate: table.get("rotate", text(interval)).unwrap_or(default.rotate),
+        state: table.get("state", text(not_empty)).map_or(default.state, PathBuf::from),
+        retire_below: table.get("retire_below", text(parse_share)),
+        max_age: table.get("max_age", text(age)),
+    }
+}
+
+fn sizes(table: &mut Table) -> Sizes {
+    let default = Sizes::default();
+    Sizes {
+        sources: table.get("sources", number(Sizes::RANGE)).unwrap_or(default.sources),
+        replays: table.get("replays", number(Sizes::RANGE)).unwrap_or(default.replays),
+    }
+}
+
+/// Where the name of a service stands, and each of its ports.
+type Offsets = (usize, Vec<usize>);
+
+fn services(root: &mut Table) -> Services {
+    let (named, offsets): (Vec<_>, Vec<Offsets>) = root.tables("service", service).into_iter().unzip();
+    // What no service names is only looked at.
+    let services = Services::new(named, Mode::Observe);
+    services.unwrap_or_else(|Conflicts(conflicts)| {
+        let offset = |(service, ports): Place| match ports {
+            Some(ports) => offsets[service].1[ports],
+            None => offsets[service].0,
+        };
+        for Conflict { at, earlier, what, advice } in conflicts {
+            let earlier = earlier.map(|earlier| format!(" (line {})", root.faults.line(offset(earlier))));
+            root.faults.add(offset(at), format!("{what}{}; {advice}", earlier.unwrap_or_default()));
+        }
+        Services::default()
+    })
+}
+
+fn service(table: &mut Table) -> (Named, Offsets) {
+    table.need("name", "\"web\"");
+    table.need("ports", "[80, 443, \"8000-8010\"]");
+    let offset = table.place("name");
+    // What stands in for a name can't be one.
+    let line = table.faults.line(table.at);
+    let name = table.get("name", text(parse_name)).unwrap_or_else(|| format!("on line {line}"));
+    let (offsets, ports) = table.list("ports", ports).into_iter().unzip();
+    let named = Named {
+        name,
+        ports,
+        addresses: table
+            .list("addresses", text(parse_prefix))
+            .into_iter()
+            .map(|(_, prefix)| prefix)
+            .collect(),
+        mode: table.get("mode", choice::<ProgramMode>).unwrap_or_default().into(),
+        guards: Guards {
+            hide: table.switch("hide", |table| Some(Hide { dry_run: dry_run(table) })),
+            once: table.switch("once", once),
+            fair: table.switch("fair", fair),
+            clamp: table.switch("clamp", clamp),
+            shed: table.switch("shed", shed),
+        },
+    };
+    (named, (offset, offsets))
+}
+
+fn dry_run(table: &mut Table) -> bool {
+    table.get("dry_run", flag).unwrap_or(false)
+}
+
+fn once(table: &mut Table) -> Option<Once> {
+    let remember = table.get("remember", text(remember)).unwrap_or(Once::DEFAULT_REMEMBER);
+    Some(Once { remember, dry_run: dry_run(table) })
+}
+
+fn fair(table: &mut Table) -> Option<Fair> {
+    table.need("limit", "\"10/s\"");
+    let limit = limit(table, "limit", "burst");
+    let (source, dry_run) = (source(table), dry_run(table));
+    Some(Fair { limit: limit?, source, dry_run })
+}
+
+fn clamp(table: &mut Table) -> Option<Clamp> {
+    let factor = table.get("factor", number(1..=100)).unwrap_or(Clamp::DEFAULT_FACTOR);
+    Some(Clamp { factor, dry_run: dry_run(table) })
+}
+
+fn shed(table: &mut Table) -> Option<Shed> {
+    if !table.has("per_source") {
+        table.need("limit", "\"1000/s\" (or a limit per_source)");
+    }
+    Some(Shed {
+        limit: limit(table, "limit", "burst"),
+        per_source: limit(table, "per_source", "per_source_burst"),
+        source: source(table),
+        drop: table.get("drop", flag).unwrap_or(false),
+        dry_run: dry_run(table),
+    })
+}
+
+/// The limit that stands in `limit`, with the burst in `burst`.
+fn limit(table: &mut Table, limit: &'static str, burst: &'static str) -> Option<Limit> {
+    if !table.has(limit) && table.has(burst) {
+        let what = format!("there is {burst} without {limit}; add that, or leave it out");
+        table.faults.add(table.place(burst), what);
+    }
+    let (count_per, burst) = (table.get(limit, text(rate)), table.get(burst, number(1..=u32::MAX)));
+    let (count, per) = count_per?;
+    Some(Limit { count, per, burst: burst.unwrap_or(count) })
+}
+
+fn source(table: &mut Table) -> SourceLen {
+    let default = SourceLen::default();
+    SourceLen {
+        v4: table.get("source_v4", number(8..=32)).unwrap_or(default.v4),
+        v6: table.get("source_v6", number(16..=128)).unwrap_or(default.v6),
+    }
+}
+
+fn ports(value: &DeValue) -> Result<RangeInclusive<u16>, String> {
+    match value {
+        DeValue::Integer(_) => number(1..=u16::MAX)(value).map(|port| port..=port),
+        DeValue::String(range) => parse_ports(range),
+        other => Err(wrong_type(other, "ports such as 80 and \"8000-8010\"")),
+    }
+}
+
+fn choice<T: ValueEnum>(value: &DeValue) -> Result<T, String> {
+    let names = || T::value_variants().iter().filter_map(T::to_possible_value);
+    let names = || names().map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(", ");
+    text(|name| T::from_str(name, false).map_err(|_| format!("`{name}` is none of {}", names())))(value)
+}
+
+fn not_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        Err("this is empty; leave it out, or fill it".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("`{text}` is no address with a port; it is such as 127.0.0.1:9434"))
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    Schedule::new(parse_duration(text)?)
+        .map(|schedule| schedule.interval())
+        .map_err(|error| error.to_string())
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .and_then(|age| if age.is_zero() { Err("it takes at least 1s".to_owned()) } else { Ok(age) })
+}
+
+fn remember(text: &str) -> Result<Duration, String> {
+    let is_fit = |time: &Duration| (1..=60 * 60).contains(&time.as_secs());
+    Some(parse_duration(text)?)
+        .filter(is_fit)
+        .ok_or_else(|| format!("{text} is out of range; it takes 1s to 1h"))
+}
+
+/// How many, and in what time.
+fn rate(text: &str) -> Result<(u32, Duration), String> {
+    let form =
+        || format!("`{text}` is no limit; it is a number and its time, s, min or h: 10/s, 600/min, 36000/h");
+    let (count, unit) = text.split_once('/').ok_or_else(form)?;
+    let seconds = match unit {
+        "s" => 1,
+        "min" => 60,
+        "h" => 60 * 60,
+        _ => return Err(form()),
+    };
+    let is_number = count.bytes().all(|byte| byte.is_ascii_digit());
+    let count = count.parse().ok().filter(|count| is_number && *count > 0).ok_or_else(form)?;
+    Ok((count, Duration::from_secs(seconds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: &str = r#"
+interfaces = ["eth0", "eth1"]
+attach = "native"
+metrics = "[::1]:9434"
+[keys]
+source = "secret:FILE"
+rotate = "10m"
+state = "keys"
+retire_below = "0.1%"
+max_age = "1d"
+[maps]
+sources = 1024
+replays = 16_777_216
+[[service]]
+name = "web"
+ports = [80, 0x1bb, "8000-8010"]
+addresses = ["192.0.2.0/24", "2001:db8::1"]
+mode = "shield"
+hide = true
+once = { remember = "1h", dry_run = true }
+fair = { limit = "10/min", burst = 20, source_v4 = 24, source_v6 = 56, dry_run = true }
+clamp = { factor = 100 }
+[service.shed]
+limit = "1000/s"
+per_source = "36000/h"
+per_source_burst = 1
+drop = true
+[[service]]
+name = "dns"
+ports = [53]
+mode = "accelerate"
+once = true
+clamp = true
+hide = { dry_run = true }
+shed = false
+fair = { limit = "7/s" }
+"#;
+
+    fn parse(text: &str) -> Config {
+        Config::parse(text.as_bytes()).unwrap_or_else(|faults| panic!("{faults:#?}"))
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let limit = |count, seconds, burst| Limit { count, per: Duration::from_secs(seconds), burst };
+        let expected = Config {
+            interfaces: ["eth0", "eth1"].map(str::to_owned).to_vec(),
+            attach: AttachMode::Native,
+            metrics: Some("[::1]:9434".parse().unwrap()),
+            keys: Keys {
+                source: KeysFrom::Secret("FILE".to_owned()),
+                rotate: Duration::from_secs(600),
+                state: "keys".into(),
+                retire_below: Some(0.001),
+                max_age: Some(Duration::from_secs(86400)),
+            },
+            maps: Sizes { sources: 1024, replays: 1 << 24 },
+            services: Services::new(
+                vec![
+                    Named {
+                        name: "web".to_owned(),
+                        ports: vec![80..=80, 443..=443, 8000..=8010],
+                        addresses: ["192.0.2.0/24", "2001:db8::1/128"]
+                            .map(|net| net.parse().unwrap())
+                            .to_vec(),
+                        mode: Mode::Shield,
+                        guards: Guards {
+                            hide: Some(Hide { dry_run: false }),
+                            once: Some(Once { remember: Duration::from_secs(3600), dry_run: true }),
+                            fair: Some(Fair {
+                                limit: limit(10, 60, 20),
+                                source: SourceLen { v4: 24, v6: 56 },
+                                dry_run: true,
+                            }),
+                            clamp: Some(Clamp { factor: 100, dry_run: false }),
+                            shed: Some(Shed {
+                                limit: Some(limit(1000, 1, 1000)),
+                                per_source: Some(limit(36000, 3600, 1)),
+                                source: SourceLen::default(),
+                                drop: true,
+                                dry_run: false,
+                            }),
+                        },
+                    },
+                    Named {
+                        name: "dns".to_owned(),
+                        ports: vec![53..=53],
+                        addresses: Vec::new(),
+                        mode: Mode::Accelerate,
+                        guards: Guards {
+                            hide: Some(Hide { dry_run: true }),
+                            once: Some(Once { remember: Duration::from_secs(60), dry_run: false }),
+                            fair: Some(Fair {
+                                limit: limit(7, 1, 7),
+                                source: SourceLen { v4: 32, v6: 64 },
+                                dry_run: false,
+                            }),
+                            clamp: Some(Clamp { factor: 3, dry_run: false }),
+                            shed: None,
+                        },
+                    },
+                ],
+                Mode::Observe,
+            )
+            .unwrap(),
+        };
+        assert_eq!(parse(FULL), expected);
+    }
+
+    #[test]
+    fn what_is_left_out_is_as_on_the_command_line() {
+        let expected = Config {
+            interfaces: vec!["v0".to_owned()],
+            attach: AttachMode::Auto,
+            metrics: None,
+            keys: Keys::default(),
+            maps: Sizes { sources: 65_536, replays: 65_536 },
+            services: Services::default(),
+        };
+        assert_eq!(parse("interfaces = ['v0']"), expected);
+    }
+
+    #[test]
+    fn the_example_is_right_and_complete() {
+        let example = include_str!("../../dist/tfo.toml");
+        assert_eq!(parse(example), parse("interfaces = ['eth0']"));
+        // Text is behind `# `, what is off behind `#`.
+        let on =
+            |line: &'static str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line);
+        let on: Vec<_> = example.lines().map(on).collect();
+        let config = parse(&on.join("\n"));
+        assert_eq!((config.attach, config.maps), (AttachMode::Auto, Sizes::default()));
+        let Keys { retire_below, max_age, .. } = config.keys;
+        assert_eq!(config.keys, Keys { retire_below, max_age, ..Keys::default() }, "they are the defaults");
+        assert!(config.metrics.is_some() && retire_below.is_some() && max_age.is_some());
+        let [web] = config.services.named() else { panic!("one service") };
+        assert_eq!(web.guards.dry_runs().count(), 5);
+        assert!(!web.addresses.is_empty());
+    }
+
+    /// Behind `interfaces`, in line 1; and what is to be found wrong: line and part of the text.
+    const WRONG: &[(&str, &[(usize, &str)])] = &[
+        ("attach = 'x'", &[(2, "attach: `x` is none of auto, native, generic")]),
+        ("attach = 1", &[(2, "this is of type integer; it takes a string")]),
+        ("attach = 'auto", &[(2, "https://toml.io")]),
+        ("attach = 'auto'\nattach = 'auto'\nx = 1", &[(3, "duplicate key")]),
+        ("metrics = 'localhost'", &[(2, "no address with a port")]),
+        (
+            "interface = 1\n[keys]\nfrom = 1",
+            &[(2, "no key interface; there are interfaces, "), (4, "no key keys.from; there are source, ")],
+        ),
+        ("keys = 1", &[(2, "keys: this is of type integer; it takes a table")]),
+        (
+            "[keys]\nsource = 'x'\nrotate = '11s'\nstate = ''\nretire_below = '1'\nmax_age = '0s'",
+            &[
+                (3, "it is kernel, random or secret:FILE"),
+                (4, "no half"),
+                (5, "empty"),
+                (6, "percentage"),
+                (7, "at least 1s"),
+            ],
+        ),
+        (
+            "maps = { sources = 1023, replays = 16777217 }",
+            &[
+                (2, "maps.sources: 1023 is out of range; it takes a whole number from 1024 to 16777216"),
+                (2, "maps.replays: 16777217 is out of range"),
+            ],
+        ),
+        ("[maps]\nsources = -1\nreplays = 1e6", &[(3, "-1 is out of range"), (4, "type float")]),
+        (
+            "[service]\nname = 'a'",
+            &[(2, "service: this is of type table; it takes tables, each as [[service]]")],
+        ),
+        ("service = [1]", &[(2, "service: this is of type integer")]),
+        ("\n[[service]]", &[(3, "service.name is missing"), (3, "service.ports is missing")]),
+        ("[[service]]\nname = 'a'\nports = []", &[(4, "service.ports is missing")]),
+        ("[[service]]\nname = 'other'\nports = 80", &[(3, "other is the name of"), (4, "it takes a list")]),
+        (
+            "[[service]]\nname = 'a b'\nports = [0, 65536,\n'2-1', '', true,\n 80]",
+            &[
+                (3, "1 to 32 letters"),
+                (4, "0 is out of range; it takes a whole number from 1 to 65535"),
+                (4, "65536 is out of range"),
+                (5, "`2-1` is no port and no range"),
+                (5, "`` is no port"),
+                (5, "it takes ports such as"),
+            ],
+        ),
+        (
+            "[[service]]\nname = 'a'\nports = [1]\naddresses = ['x',\n'192.0.2.1/24', '::/129', 1]",
+            &[
+                (5, "`x` is no address and no prefix"),
+                (6, "write 192.0.2.1 or 192.0.2.0/24"),
+                (6, "`::/129` is no address"),
+                (6, "it takes a string"),
+            ],
+        ),
+        (
+            "[[service]]\nname = 'a'\nports = [1]\nmode = 'drop'\nhide = 1\nonce = { remember = '61m' }\nclamp.factor = 0",
+            &[
+                (5, "`drop` is none of observe, accelerate, shield"),
+                (6, "hide: this is of type integer; it takes true, false, or a table"),
+                (7, "service.once.remember: 61m is out of range"),
+                (8, "service.clamp.factor: 0 is out of range; it takes a whole number from 1 to 100"),
+            ],
+        ),
+        (
+            "[[service]]\nname = 'a'\nports = [1]\nfair = true\nshed = true",
+            &[(5, "service.fair.limit is missing"), (6, "service.shed.limit is missing")],
+        ),
+        (
+            "[[service]]\nname = 'a'\nports = [1]\n[service.fair]\nlimit = '1/m'\nsource_v4 = 7\nsource_v6 = 129\ndry_run = 1\ndrop = true",
+            &[
+                (6, "`1/m` is no limit"),
+                (7, "from 8 to 32"),
+                (8, "from 16 to 128"),
+                (9, "it takes true or false"),
+                (10, "no key service.fair.drop; there are limit, burst, source_v4, source_v6, dry_run"),
+            ],
+        ),
+        (
+            "[[service]]\nname = 'a'\nports = [1]\n[service.shed]\nlimit = '0/s'\nper_source = '+1/s'\nburst = 0",
+            &[(6, "`0/s` is no limit"), (7, "`+1/s` is no limit"), (8, "from 1 to 4294967295")],
+        ),
+        (
+            "[[service]]\nname = 'a'\nports = [1]\n[service.shed]\nlimit = '1/s'\nper_source_burst = 1",
+            &[(7, "there is per_source_burst without per_source")],
+        ),
+        (
+            "[[service]]\nname = 'a'\nports = [1, 80]\n[[service]]\nname = 'a'\nports = [2,\n80, 80, 3,\n3]",
+            &[
+                (6, "there are two services a (line 3); give"),
+                (8, "port 80 of service a is one of service a already (line 4); take"),
+                (9, "service a has port 3 twice (line 8); leave"),
+            ],
+        ),
+        // With what else is wrong; the first name is in nobody's way.
+        (
+            "[[service]]\nname = ''\nports = [80]\n[[service]]\nports = ['79-80']\n[[service]]\nname = 'c'\nports = [80]",
+            &[
+                (3, "1 to 32 letters"),
+                (5, "service.name is missing"),
+                (6, "port 80 of service on line 5 is one of service on line 2 already (line 4)"),
+                (9, "port 80 of service c is one of service on line 5 already (line 6)"),
+            ],
+        ),
+        (
+            "[[service]]\nname = 'a'\nports = [80]\naddresses = ['::1']\n[[service]]\nname = 'b'\nports = [80]\naddresses = ['::1/128']",
+            &[(8, "already at ::1/128 (line 4)")],
+        ),
+    ];
+
+    #[test]
+    fn all_that_is_wrong_is_told_with_its_line() {
+        for (text, expected) in WRONG {
+            let faults = Config::parse(format!("interfaces = ['v0']\n{text}").as_bytes()).expect_err(text);
+            let is_expected = |(fault, (line, what)): (&Fault, &(usize, &str))| {
+                fault.line == *line && fault.what.contains(what)
+            };
+            let all = faults.len() == expected.len() && faults.iter().zip(*expected).all(is_expected);
+            assert!(all, "{text}\n{faults:#?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_of_ours() {
+        let faults = |content: &[u8]| Config::parse(content).expect_err("a fault");
+        for missing in ["", "interfaces = []"] {
+            let [fault] = &faults(missing.as_bytes())[..] else { panic!("{missing}") };
+            assert_eq!(fault.what, "interfaces is missing; write, for example, interfaces = [\"eth0\"]");
+        }
+        let [fault] = &faults(b"interfaces = [\n'\xff']")[..] else { panic!() };
+        assert_eq!((fault.line, fault.what.as_str()), (2, "this is not UTF-8; TOML is"));
+        let [fault] = &faults(&vec![b'\n'; LONGEST as usize + 1])[..] else { panic!() };
+        assert!(fault.what.contains("longer"), "{fault:?}");
+        let error = Config::read(Path::new("/nonexistent/x")).unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            "cannot read the configuration /nonexistent/x: No such file or directory (os error 2)"
+        );
+        assert!(Config::read(Path::new("/dev/zero")).unwrap_err().is::<Invalid>());
+    }
+
+    #[test]
+    fn what_a_running_tfo_cannot_change() {
+        let full = parse(FULL);
+        assert_eq!(full.fixed(&full), [""; 0]);
+        let other = Config { services: Services::default(), ..full.clone() };
+        assert_eq!(full.fixed(&other), [""; 0]);
+        let other = parse("interfaces = ['v0']");
+        let all = full.fixed(&other);
+        assert_eq!(all.len(), 10);
+        assert_eq!(other.fixed(&full), all);
+        let other = Config { maps: Sizes { replays: 2048, ..full.maps }, ..full.clone() };
+        assert_eq!(full.fixed(&other), ["maps.replays"]);
+    }
+}
