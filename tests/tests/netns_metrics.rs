@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
 use std::{
+    collections::HashSet,
     fs,
     io::{Read as _, Write as _},
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
     thread,
+    time::Duration,
 };
 
 use nix::sys::signal::Signal;
@@ -15,18 +17,23 @@ use tfo_common::{
     class::Class,
     cookie,
     keyring::Role,
-    parse::{Malformed, Unsupported},
+    observed::PREFIXES,
+    parse::{LinkLayer, Malformed, Unsupported},
     segment::Family,
     verdict::Verdict,
 };
 use tfo_tests::{
+    cases::SERVER_V4,
     netns::{
-        Counts, IFACE, assert_clean, eventually, failure, ip, key, sandbox, server_and_client, set_keys,
-        status, tfo,
+        BPFFS, Counts, IFACE, assert_clean, eventually, failure, ip, key, sandbox, server_and_client,
+        set_keys, status, tfo,
     },
+    packet::{Carry as _, eth},
     scrape::{self, METRICS, Samples, get, run},
+    tap::Tap,
 };
 use tfo_userspace::{
+    datapath::Pinned,
     kernel::KeySysctl,
     keys::{addresses, fingerprint, key_text},
     lab::{
@@ -34,6 +41,7 @@ use tfo_userspace::{
         net::{SERVERS, server, source},
         server::Listeners,
     },
+    pins::Bpffs,
 };
 
 /// A namespace with an interface `v0`, and a loopback that carries metrics.
@@ -155,6 +163,38 @@ fn a_scrape_says_what_tfo_and_the_kernel_have_counted() {
             assert_eq!(samples.get(&of_interface("tfo_prefixes_evicted_total", "")), "0");
         });
     }
+}
+
+/// More prefixes come than are remembered: the newest are, and how many had to make room is told.
+#[test]
+fn prefixes_that_made_room_are_told() {
+    const ALL: u32 = PREFIXES as u32 + 4096;
+    const NEWEST: u32 = 1000;
+    let source = |n: u32| Ipv4Addr::from((10 << 24) + (n << 8) + 1);
+    sandbox(|| {
+        ip("link set lo up");
+        let mut tap = Tap::new("t0", LinkLayer::Ethernet);
+        let _tfo = run("t0", &[]);
+        for n in 0..ALL {
+            tap.receive(&eth().ipv4(source(n), SERVER_V4).syn().request().build()).unwrap();
+            // Slowly enough for each to be looked at: so many in a jiffy are, which is 1 to 10 ms.
+            if n.is_multiple_of(16) {
+                thread::sleep(Duration::from_millis(4));
+            }
+        }
+        let pinned = Pinned::open(&Bpffs::new(BPFFS.as_ref()).pins("t0")).unwrap();
+        let remembered: HashSet<_> = pinned.prefixes().iter().map(|(prefix, _)| prefix.bytes).collect();
+        for n in ALL - NEWEST..ALL {
+            let [a, b, c, _] = source(n).octets();
+            assert!(remembered.contains(&u64::from_le_bytes([a, b, c, 0, 0, 0, 0, 0])), "{}", source(n));
+        }
+        assert!(remembered.len() <= PREFIXES);
+
+        let samples = Samples::now();
+        let entries = samples.number("tfo_map_entries{interface=\"t0\",map=\"prefixes\"}");
+        let evicted = samples.number("tfo_prefixes_evicted_total{interface=\"t0\"}");
+        assert_eq!((entries, entries + evicted), (remembered.len() as u64, u64::from(ALL)));
+    });
 }
 
 /// What `counts` say of a service.
