@@ -350,7 +350,17 @@ impl Datapath {
     /// The same as users see it.
     pub fn report(&self) -> Result<Report> {
         let outcomes = self.pins.has_outcomes()?;
-        Ok(Report::new(&self.interface.name, &self.info, &self.object.by_service()?, outcomes))
+        Ok(Report::new(&self.interface.name, &self.info, &self.by_service()?, outcomes))
+    }
+
+    /// Every service with what was counted for it; first what no service names.
+    pub fn by_service(&self) -> Result<Vec<ServiceCounters>> {
+        self.object.by_service()
+    }
+
+    /// What the commands are told of the program.
+    pub const fn info(&self) -> &Info {
+        &self.info
     }
 
     /// Takes the events that have come, and explains them.

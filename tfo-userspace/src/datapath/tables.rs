@@ -127,10 +127,12 @@ impl Tables {
 
     /// Every service with what was counted for it, [`OTHER`] first.
     pub(super) fn by_service(&self) -> Result<Vec<ServiceCounters>> {
-        let mut places: Vec<Option<ServiceCounters>> = Vec::with_capacity(self.capacity() as usize);
+        let mut places = Vec::with_capacity(self.capacity() as usize);
+        let mut named = Vec::with_capacity(self.capacity() as usize);
         let place = |index, service: &[Shared<Service>]| {
             let name = service.first().and_then(|Shared(service)| name_of(index, service));
-            places.push(name.map(|name| ServiceCounters {
+            places.push(name.map(|_| named.len()));
+            named.extend(name.map(|name| ServiceCounters {
                 name: name.to_owned(),
                 counters: Counters::EMPTY,
                 outcomes: Outcomes::default(),
@@ -138,18 +140,18 @@ impl Tables {
         };
         self.all_services.each(place).context("cannot read the map of services")?;
         let add = |index, cells: &[Shared<Cell>]| {
-            if let Some(service) = &mut places[index as usize] {
-                cells.iter().for_each(|Shared(cell)| service.counters.add_cell(cell));
+            if let Some(place) = places[index as usize] {
+                cells.iter().for_each(|Shared(cell)| named[place].counters.add_cell(cell));
             }
         };
         self.all_cells.each(add).context("cannot read the counters")?;
         let set = |index, outcomes: &[Shared<Outcomes>]| {
-            if let (Some(service), [Shared(outcomes)]) = (&mut places[index as usize], outcomes) {
-                service.outcomes = *outcomes;
+            if let (Some(place), [Shared(outcomes)]) = (places[index as usize], outcomes) {
+                named[place].outcomes = *outcomes;
             }
         };
         self.all_outcomes.each(set).context("cannot read the outcomes")?;
-        Ok(places.into_iter().flatten().collect())
+        Ok(named)
     }
 
     /// What was observed, summed over all CPUs, with the refusals that were not told; the budget is no sum and left out.

@@ -14,11 +14,22 @@ pub(super) struct Labels(String);
 impl Labels {
     /// Those names and values, in that order.
     pub(super) fn new(pairs: &[(&str, &str)]) -> Self {
-        let written = pairs.iter().map(|(name, value)| {
-            let value = value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
-            format!("{name}=\"{value}\"")
-        });
-        Self(written.collect::<Vec<_>>().join(","))
+        let mut labels = String::new();
+        for (name, value) in pairs {
+            if !labels.is_empty() {
+                labels.push(',');
+            }
+            labels.extend([name, "=\""]);
+            for letter in value.chars() {
+                match letter {
+                    '\n' => labels.push_str(r"\n"),
+                    '\\' | '"' => labels.extend(['\\', letter]),
+                    _ => labels.push(letter),
+                }
+            }
+            labels.push('"');
+        }
+        Self(labels)
     }
 }
 

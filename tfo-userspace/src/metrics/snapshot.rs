@@ -2,14 +2,14 @@
 
 use anyhow::{Context as _, Result};
 use tfo_common::{
+    info::Info,
     keyring::{KeyRing, Role, SLOTS},
     observed::Watch,
 };
 
 use crate::{
     controller::Controller,
-    counters::Report,
-    datapath::{Datapath, Entries, Pinned, unix_seconds},
+    datapath::{Datapath, Entries, Pinned, ServiceCounters, unix_seconds},
     kernel::TcpExt,
     pins::Pins,
     secrecy::leaving_no_trace,
@@ -40,8 +40,12 @@ pub struct OnInterface {
 /// The program on one interface.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// What it has counted.
-    pub report: Report,
+    /// What its controller says of it.
+    pub info: Info,
+    /// What it has counted, by service.
+    pub services: Vec<ServiceCounters>,
+    /// Whether it is known what becomes of connections.
+    pub knows_outcomes: bool,
     /// What it has observed besides.
     pub watch: Watch,
     /// For how many packets there was an event that this controller could not keep.
@@ -89,8 +93,17 @@ impl Program {
             let (ring, attestation) = datapath.keys()?;
             anyhow::Ok((roles(&ring, unix_seconds()), attestation.in_step()))
         })?;
-        let (report, watch, pins) = (datapath.report()?, datapath.watch()?, datapath.pins().clone());
-        Ok(Self { report, watch, dropped_events: datapath.dropped_events(), keys, in_step, pins })
+        let pins = datapath.pins().clone();
+        Ok(Self {
+            info: *datapath.info(),
+            services: datapath.by_service()?,
+            knows_outcomes: pins.has_outcomes()?,
+            watch: datapath.watch()?,
+            dropped_events: datapath.dropped_events(),
+            keys,
+            in_step,
+            pins,
+        })
     }
 
     /// How many entries its maps have, now. They are counted one by one: not on the controller's thread. `None` where the maps

@@ -13,7 +13,9 @@ use prometheus_client::{
 };
 use tfo_common::{
     class::Class,
+    counters::{Counters, Tally},
     info::Attach,
+    observed::{RTT_BUCKETS, RttBucket},
     parse::{Malformed, Unsupported},
     policy::{Policy, Unguarded, decide},
     segment::Family,
@@ -21,22 +23,19 @@ use tfo_common::{
 };
 
 use super::{Format, Program, Snapshot, labels::Labels};
-use crate::{
-    counters::{ReasonRow, Report, SynRow},
-    datapath::Entries,
-    saved::RttSaved,
-};
+use crate::datapath::{Entries, ServiceCounters};
 
 /// Bytes for a service that has all rows.
 const OF_A_SERVICE: usize = 6 * 1024;
 /// The powers of two of microseconds that bound the buckets of round trips: 128 us to 8.4 s. Shorter ones are in the first,
 /// longer ones beyond the last.
-const ROUND_TRIPS: RangeInclusive<u32> = 7..=23;
+const ROUND_TRIPS: RangeInclusive<usize> = 7..=23;
+const BUCKETS: usize = *ROUND_TRIPS.end() - *ROUND_TRIPS.start() + 2;
 
 impl Snapshot {
     /// All of it, as text.
     pub fn text(self, format: Format) -> String {
-        let services: usize = self.programs().map(|(_, program)| program.report.services.len()).sum();
+        let services: usize = self.programs().map(|(_, program)| program.services.len()).sum();
         // A text that grows is copied.
         let mut text = String::with_capacity(OF_A_SERVICE * (services + 4));
         let mut registry = Registry::default();
@@ -50,49 +49,50 @@ impl Snapshot {
         self.interfaces.iter().filter_map(|on| Some((on.name.as_str(), on.program.as_ref()?)))
     }
 
+    /// SYNs by interface, service and kind: those that the program can count, and those that it did, in another mode.
     fn encode_syns(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let tables: Vec<_> = self.programs().map(|(name, program)| SynTable::of(name, program)).collect();
+        let rows = || tables.iter().flat_map(SynTable::rows);
         let mut syns = counter(encoder, "tfo_syn", "SYNs, by what they are and what was done", None)?;
-        each_syn(self.programs(), |labels, row| add(&mut syns, labels, row.map_or(0, |row| row.packets)))?;
+        for (labels, tally, _) in rows().filter(|(_, tally, is_possible)| *is_possible || tally.packets > 0) {
+            add(&mut syns, &labels, tally.packets)?;
+        }
         let help = "Bytes of data in SYNs; no row is zero";
         let mut bytes = counter(encoder, "tfo_syn_data", help, Some(&Unit::Bytes))?;
-        each_syn(self.programs(), |labels, row| match row {
-            Some(row) if row.data_bytes > 0 => add(&mut bytes, labels, row.data_bytes),
-            _ => Ok(()),
-        })
+        for (labels, tally, _) in rows().filter(|(_, tally, _)| tally.data_bytes > 0) {
+            add(&mut bytes, &labels, tally.data_bytes)?;
+        }
+        Ok(())
     }
 
     /// What became of connections, where that is known. Each interface's program sees those of the whole network namespace, but
     /// began to count at another time: so that no counter ever goes back, they are the first one's, or none. A SYN that was
     /// refused is known where it came in.
     fn encode_outcomes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let knows = |program: &&Program| program.report.outcomes;
+        let knows = |program: &&Program| program.knows_outcomes;
         let first = self.interfaces.first().and_then(|on| on.program.as_ref()).filter(knows);
-        let services = || first.iter().flat_map(|program| &program.report.services);
+        let services = || first.iter().flat_map(|program| &program.services);
 
         let help = "Connections that the kernel made of a SYN at once";
         let mut accepted = counter(encoder, "tfo_accepted", help, None)?;
         for service in services() {
-            add(&mut accepted, &[("service", service.name.as_str())], service.accepted)?;
+            add(&mut accepted, &[("service", service.name.as_str())], service.outcomes.accepted)?;
         }
         let help = "SYNs with a good cookie that the kernel answered with an ordinary handshake";
         let mut refused = counter(encoder, "tfo_refused", help, None)?;
         for (name, program) in self.programs().filter(|(_, program)| knows(program)) {
-            for service in &program.report.services {
-                add(&mut refused, &[("interface", name), ("service", &service.name)], service.refused)?;
+            for ServiceCounters { name: service, outcomes, .. } in &program.services {
+                add(&mut refused, &[("interface", name), ("service", service)], outcomes.refused)?;
             }
         }
         let help = "Round trips that accepted connections did not wait for";
         let mut saved =
             encoder.encode_descriptor("tfo_rtt_saved", help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        for service in services().filter(|service| service.accepted > 0) {
-            let RttSaved { connections, seconds, .. } = service.rtt_saved;
-            let labels = Labels::new(&[("service", &service.name)]);
-            saved.encode_family(&[&labels])?.encode_histogram::<NoLabelSet>(
-                seconds,
-                connections,
-                &buckets(&service.rtt_saved),
-                None,
-            )?;
+        for ServiceCounters { name, outcomes, .. } in services() {
+            if outcomes.accepted > 0 {
+                let labels = Labels::new(&[("service", name)]);
+                encode_round_trips(&mut saved.encode_family(&[&labels])?, &outcomes.rtt_saved)?;
+            }
         }
         Ok(())
     }
@@ -102,7 +102,8 @@ impl Snapshot {
         let mut malformed = counter(encoder, "tfo_malformed", help, None)?;
         for (name, program) in self.programs() {
             for reason in Malformed::ALL {
-                let packets = reason_packets(&program.report.malformed, reason.name());
+                let of = |service: &ServiceCounters| service.counters.malformed[reason.index()];
+                let packets = program.services.iter().map(of).sum();
                 add(&mut malformed, &[("interface", name), ("reason", reason.name())], packets)?;
             }
         }
@@ -110,7 +111,8 @@ impl Snapshot {
         let mut unsupported = counter(encoder, "tfo_unsupported", help, None)?;
         for (name, program) in self.programs() {
             for reason in Unsupported::ALL {
-                let packets = reason_packets(&program.report.unsupported, reason.name());
+                let of = |service: &ServiceCounters| service.counters.unsupported[reason.index()];
+                let packets = program.services.iter().map(of).sum();
                 add(&mut unsupported, &[("interface", name), ("reason", reason.name())], packets)?;
             }
         }
@@ -218,7 +220,7 @@ impl Collector for Snapshot {
         let mut attached = gauge(encoder, "tfo_xdp_attached", help, None)?;
         for on in &self.interfaces {
             for mode in Attach::ALL {
-                let is_so = on.program.as_ref().is_some_and(|program| program.report.attach == mode.name());
+                let is_so = on.program.as_ref().is_some_and(|program| program.info.attach == *mode as u32);
                 set(
                     &mut attached,
                     &[("interface", on.name.as_str()), ("mode", mode.name())],
@@ -263,18 +265,44 @@ fn set(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64)
     family.encode_family(labels)?.encode_gauge(&value)
 }
 
+/// The SYNs that one program counts.
+struct SynTable<'a> {
+    kinds: Vec<SynKind>,
+    services: Vec<(Labels, &'a Counters)>,
+}
+
 /// A kind of SYN.
 struct SynKind {
-    /// Family, class and verdict.
-    names: (&'static str, &'static str, &'static str),
+    family: Family,
+    class: Class,
+    verdict: Verdict,
     labels: Labels,
     /// Whether it may be reached, but for guards.
     is_possible: bool,
 }
 
-/// Every kind of SYN, in the order of rows in a report.
-fn kinds(report: &Report) -> Vec<SynKind> {
-    let mode = Mode::ALL.iter().find(|known| known.name() == report.mode).copied();
+impl<'a> SynTable<'a> {
+    fn of(interface: &str, Program { info, services, .. }: &'a Program) -> Self {
+        let labels = |service: &str| Labels::new(&[("interface", interface), ("service", service)]);
+        Self {
+            kinds: kinds(Mode::ALL.get(info.mode as usize).copied()),
+            services: services.iter().map(|service| (labels(&service.name), &service.counters)).collect(),
+        }
+    }
+
+    /// All kinds of each service, with their labels, and whether they are possible.
+    fn rows(&self) -> impl Iterator<Item = ([&Labels; 2], &Tally, bool)> {
+        self.services.iter().flat_map(|(of_service, counters)| {
+            self.kinds.iter().map(move |SynKind { family, class, verdict, labels, is_possible }| {
+                let tally = &counters.syn[family.index()][class.index()][verdict.index()];
+                ([of_service, labels], tally, *is_possible)
+            })
+        })
+    }
+}
+
+/// Every kind of SYN, in `mode`.
+fn kinds(mode: Option<Mode>) -> Vec<SynKind> {
     let is_possible = |class: Class, verdict: Verdict| {
         mode.is_some_and(|mode| {
             let policy = Policy::of_mode(mode);
@@ -282,69 +310,48 @@ fn kinds(report: &Report) -> Vec<SynKind> {
         })
     };
     let mut kinds = Vec::new();
-    for family in Family::ALL {
-        for class in Class::ALL {
-            for verdict in Verdict::ALL {
-                let names = (family.name(), class.name(), verdict.name());
-                let labels = Labels::new(&[("family", names.0), ("class", names.1), ("verdict", names.2)]);
-                kinds.push(SynKind { names, labels, is_possible: is_possible(*class, *verdict) });
+    for &family in Family::ALL {
+        for &class in Class::ALL {
+            for &verdict in Verdict::ALL {
+                let names = [("family", family.name()), ("class", class.name()), ("verdict", verdict.name())];
+                let (labels, is_possible) = (Labels::new(&names), is_possible(class, verdict));
+                kinds.push(SynKind { family, class, verdict, labels, is_possible });
             }
         }
     }
     kinds
 }
 
-/// Shows `see` all SYNs by interface, service and kind, by their labels: those that the program can count, with `None` where it
-/// has not, and those that it did, in another mode.
-fn each_syn<'a>(
-    programs: impl Iterator<Item = (&'a str, &'a Program)>,
-    mut see: impl FnMut(&[&Labels; 2], Option<&SynRow>) -> fmt::Result,
-) -> fmt::Result {
-    for (interface, Program { report, .. }) in programs {
-        let kinds = kinds(report);
-        for service in &report.services {
-            let of_service = Labels::new(&[("interface", interface), ("service", &service.name)]);
-            // Both are in the same order.
-            let mut counted = service.syn.iter().peekable();
-            for kind in &kinds {
-                let row = counted.next_if(|row| (row.family, row.class, row.verdict) == kind.names);
-                if row.is_some() || kind.is_possible {
-                    see(&[&of_service, &kind.labels], row)?;
-                }
-            }
-            debug_assert_eq!(counted.next(), None);
-        }
-    }
-    Ok(())
+/// A histogram of `saved`, in seconds.
+fn encode_round_trips(family: &mut MetricEncoder<'_>, saved: &[RttBucket; RTT_BUCKETS]) -> fmt::Result {
+    let connections = saved.iter().map(|bucket| bucket.connections).sum();
+    let us: u64 = saved.iter().map(|bucket| bucket.us).sum();
+    family.encode_histogram::<NoLabelSet>(us as f64 / 1e6, connections, &buckets(saved), None)
 }
 
-/// The histogram of `saved`: by the upper bound of each bucket, in seconds, how many round trips are in it alone.
-fn buckets(saved: &RttSaved) -> Vec<(f64, u64)> {
-    let bounds = ROUND_TRIPS.map(|power| 1_u64 << power);
-    let mut buckets: Vec<_> =
-        bounds.clone().map(|us| (us as f64 / 1e6, 0)).chain([(f64::INFINITY, 0)]).collect();
-    for bucket in &saved.buckets {
-        let place = bounds.clone().take_while(|us| *us < bucket.below_us).count();
-        buckets[place].1 += bucket.connections;
+/// By the upper bound of each bucket of the histogram, in seconds, how many round trips are in it alone.
+fn buckets(saved: &[RttBucket; RTT_BUCKETS]) -> [(f64, u64); BUCKETS] {
+    let mut buckets = [(f64::INFINITY, 0); BUCKETS];
+    for (bucket, power) in buckets.iter_mut().zip(ROUND_TRIPS) {
+        bucket.0 = (1_u64 << power) as f64 / 1e6;
+    }
+    for (power, bucket) in saved.iter().enumerate() {
+        buckets[power.clamp(*ROUND_TRIPS.start(), ROUND_TRIPS.end() + 1) - ROUND_TRIPS.start()].1 +=
+            bucket.connections;
     }
     buckets
-}
-
-fn reason_packets(rows: &[ReasonRow], reason: &str) -> u64 {
-    rows.iter().find(|row| row.reason == reason).map_or(0, |row| row.packets)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::saved::Bucket;
 
     #[test]
     fn a_round_trip_is_in_the_first_bucket_that_covers_it() {
-        let bucket = |power: u32, connections| Bucket { below_us: 1 << power, connections, seconds: 0.0 };
-        let all =
-            vec![bucket(0, 1), bucket(7, 2), bucket(8, 4), bucket(23, 8), bucket(24, 16), bucket(31, 32)];
-        let saved = RttSaved { connections: 63, seconds: 0.0, buckets: all };
+        let mut saved = [RttBucket::default(); RTT_BUCKETS];
+        for (power, connections) in [(0, 1), (7, 2), (8, 4), (23, 8), (24, 16), (31, 32)] {
+            saved[power].connections = connections;
+        }
         let filled: Vec<_> =
             buckets(&saved).into_iter().filter(|(_, connections)| *connections > 0).collect();
         assert_eq!(filled, [(0.000_128, 3), (0.000_256, 4), (8.388_608, 8), (f64::INFINITY, 48)]);
