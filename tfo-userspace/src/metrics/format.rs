@@ -24,7 +24,7 @@ impl Format {
         }
     }
 
-    /// What OpenMetrics says in `text`, in this format.
+    /// What OpenMetrics says in `text`, whole metrics without the end, in this format.
     pub(super) fn of_open_metrics(self, text: String) -> String {
         match self {
             Self::OpenMetrics => text,
@@ -37,7 +37,6 @@ impl Format {
 /// counter's family is called as its samples are, there are no units, and what is an info is a gauge.
 fn older(text: &str) -> String {
     let mut older = String::with_capacity(text.len());
-    let text = text.strip_suffix("# EOF\n").unwrap_or(text);
     // A line feed in a label is written as `\n`, so this is the beginning of a line.
     for metric in text.strip_prefix("# HELP ").unwrap_or(text).split("\n# HELP ") {
         let (help, rest) = metric.split_once('\n').unwrap_or((metric, ""));
@@ -68,7 +67,7 @@ mod tests {
         let open_metrics = "# HELP a_bytes What\n# TYPE a_bytes counter\n# UNIT a_bytes bytes\na_bytes_total{b=\"# HELP \"} 1\n\
             # HELP none Nothing yet\n# TYPE none histogram\n# UNIT none seconds\n\
             # HELP c This tfo\n# TYPE c info\nc_info{d=\"e\"} 1\n\
-            # HELP f g\n# TYPE f gauge\nf 2\nf 3\n# EOF\n";
+            # HELP f g\n# TYPE f gauge\nf 2\nf 3\n";
         let prometheus = "# HELP a_bytes_total What\n# TYPE a_bytes_total counter\na_bytes_total{b=\"# HELP \"} 1\n\
             # HELP none Nothing yet\n# TYPE none histogram\n\
             # HELP c_info This tfo\n# TYPE c_info gauge\nc_info{d=\"e\"} 1\n\
