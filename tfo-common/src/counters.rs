@@ -77,6 +77,25 @@ impl Cell {
         guards: [Guarded { acted: 0, would: 0 }; GUARD_SLOTS],
     };
 
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        let pairs = self.syn.as_flattened_mut().as_flattened_mut().iter_mut();
+        for (sum, sampled) in pairs.zip(other.syn.as_flattened().as_flattened()) {
+            sum.count.add(&sampled.count);
+        }
+        let reasons = self.malformed.iter_mut().zip(&other.malformed);
+        for (sum, sampled) in reasons.chain(self.unsupported.iter_mut().zip(&other.unsupported)) {
+            sum.count += sampled.count;
+        }
+        for (sum, count) in self.hits.iter_mut().zip(other.hits) {
+            *sum += count;
+        }
+        for (sum, count) in self.guards.iter_mut().zip(other.guards) {
+            sum.acted += count.acted;
+            sum.would += count.would;
+        }
+    }
+
     /// What is counted here.
     pub fn counters(&self) -> Counters {
         let mut counters = Counters::EMPTY;

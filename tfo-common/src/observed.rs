@@ -40,6 +40,18 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
+    /// Adds what became of other connections.
+    pub fn add(&mut self, other: &Self) {
+        self.accepted += other.accepted;
+        self.refused += other.refused;
+        self.untold += other.untold;
+        self.replays_forgotten += other.replays_forgotten;
+        for (sum, bucket) in self.rtt_saved.iter_mut().zip(&other.rtt_saved) {
+            sum.connections += bucket.connections;
+            sum.us += bucket.us;
+        }
+    }
+
     /// Whether there may be one more event in this jiffy; if so, it is counted. Where two CPUs ask at once, both may get the
     /// same answer.
     #[inline(always)]

@@ -83,8 +83,11 @@ impl Policy {
     const COUNTS: u32 = 8;
     /// Cookies may be translated.
     pub const TRANSLATES: u64 = 1 << 16;
-    /// Hidden by order of `tfo hide`: whatever else is configured.
-    pub const HIDDEN: u64 = 1 << 17;
+    /// The service is hidden by order of `tfo hide`, whatever else is configured.
+    pub const HIDDEN_SERVICE: u64 = 1 << 17;
+    /// All are.
+    pub const HIDDEN_ALL: u64 = 1 << 22;
+    const HIDDEN: u64 = Self::HIDDEN_SERVICE | Self::HIDDEN_ALL;
     /// Some sources are hidden by such an order.
     pub const HIDES_SOURCES: u64 = 1 << 18;
     /// What is shed is dropped.
@@ -121,7 +124,7 @@ impl Policy {
         self
     }
 
-    /// Whether `flag` is set.
+    /// Whether `flag`, or any of several, is set.
     #[inline(always)]
     pub const fn has(&self, flag: u64) -> bool {
         self.flags & flag != 0

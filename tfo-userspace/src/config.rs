@@ -22,6 +22,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::{
     cli::{AttachMode, KeysFrom, ProgramMode, parse_share},
+    datapath::Sizes,
     guards::{Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
     keys::schedule::{Schedule, parse_duration},
     services::{Conflict, Conflicts, Named, Place, Services, parse_name, parse_ports, parse_prefix},
@@ -74,25 +75,8 @@ impl Default for Keys {
     }
 }
 
-/// How many entries the maps of the protections have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// Sources whose share is known.
-    pub sources: u32,
-    /// SYNs that are not served twice.
-    pub replays: u32,
-}
-
-impl Sizes {
-    /// What they may be.
-    const RANGE: RangeInclusive<u32> = 1024..=16 << 20;
-}
-
-impl Default for Sizes {
-    fn default() -> Self {
-        Self { sources: 1 << 16, replays: 1 << 16 }
-    }
-}
+/// What [`Sizes`] may be.
+const SIZES: RangeInclusive<u32> = 1024..=16 << 20;
 
 /// What is wrong in a line of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -206,8 +190,8 @@ fn keys(table: &mut Table) -> Keys {
 fn sizes(table: &mut Table) -> Sizes {
     let default = Sizes::default();
     Sizes {
-        sources: table.get("sources", number(Sizes::RANGE)).unwrap_or(default.sources),
-        replays: table.get("replays", number(Sizes::RANGE)).unwrap_or(default.replays),
+        sources: table.get("sources", number(SIZES)).unwrap_or(default.sources),
+        replays: table.get("replays", number(SIZES)).unwrap_or(default.replays),
     }
 }
 

@@ -15,7 +15,9 @@ use crate::{
     config::Config,
     control::Order,
     counters::Report,
-    datapath::{Datapath, How, KeyInfo, OTHER_NAME, Object, Presence, preflight, unix_seconds, unload},
+    datapath::{
+        Datapath, How, KeyInfo, OTHER_NAME, Object, Presence, Sizes, preflight, unix_seconds, unload,
+    },
     guards::Hidden,
     history::History,
     interface::Interface,
@@ -112,6 +114,7 @@ impl Controller {
         }
         // aya numbers levels as log does: 0 is off, and the program's rare events are at debug.
         let log_level = if log_level >= LevelFilter::Debug { log_level as u8 } else { 0 };
+        let sizes = file.as_ref().map_or_else(Sizes::default, |file| file.config.maps);
         let mut controller = Self {
             _mount: bpffs.mount()?,
             datapaths: Vec::new(),
@@ -119,7 +122,7 @@ impl Controller {
             keeper: Keeper::new(source),
             retire,
             bpffs: bpffs.clone(),
-            how: How { attach, program_mode: services.mode(), log_level, services },
+            how: How { attach, log_level, services, sizes },
             file,
             history: History::default(),
         };
@@ -268,7 +271,7 @@ impl Controller {
                 fixed.join(", ")
             );
         }
-        self.serve(&new.services).await?;
+        self.serve(&new.services)?;
         let said = format!("{}: {}", path.display(), new.services.summary());
         info!("read again {said}");
         self.file = Some(FromFile { path, config: new });
@@ -276,18 +279,17 @@ impl Controller {
     }
 
     /// Has every interface serve `services`, or none.
-    async fn serve(&mut self, services: &Services) -> Result<()> {
+    fn serve(&mut self, services: &Services) -> Result<()> {
         for served in 0..self.datapaths.len() {
-            let Err(error) = self.datapaths[served].serve(services).await else { continue };
+            let Err(error) = self.datapaths[served].serve(services, &self.how.services) else { continue };
             for datapath in &mut self.datapaths[..served] {
-                if let Err(error) = datapath.serve(&self.how.services).await {
+                if let Err(error) = datapath.serve(&self.how.services, services) {
                     warn!("{}: cannot go back to the services before: {error:#}", datapath.interface.name);
                 }
             }
             return Err(error);
         }
         // An interface that comes back is to have them, too.
-        self.how.program_mode = services.mode();
         self.how.services = services.clone();
         Ok(())
     }

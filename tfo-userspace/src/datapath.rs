@@ -2,6 +2,8 @@
 
 mod object;
 mod outcomes;
+mod plan;
+mod serve;
 mod tables;
 mod whole;
 
@@ -25,7 +27,7 @@ use log::{Log, debug, info, warn};
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 pub use object::{LoadOptions, Object, OtherVersion, Pinned, Sizes};
 use tables::Shared;
-pub use tables::{Entries, OTHER_NAME, ServiceCounters};
+pub use tables::{Entries, OTHER_NAME, REMOVED_NAME, ServiceCounters};
 use tfo_common::{
     counters::Counters,
     info::{Attach, Info, KeySource, LAYOUT_VERSION},
@@ -129,6 +131,7 @@ pub struct Datapath {
     pub interface: Interface,
     pins: Locked,
     object: Object,
+    options: LoadOptions,
     info: Info,
     logger: Option<EbpfLogger<&'static dyn Log>>,
     taken_over: bool,
@@ -157,12 +160,12 @@ pub struct KeyInfo {
 pub struct How {
     /// Where in the receive path.
     pub attach: AttachMode,
-    /// What it may do.
-    pub program_mode: Mode,
     /// Up to which of aya's levels it logs its own events: 0 for none.
     pub log_level: u8,
-    /// By which services it counts.
+    /// Which services it counts for, and protects.
     pub services: Services,
+    /// How much it remembers.
+    pub sizes: Sizes,
 }
 
 /// What has become of an attached program.
@@ -199,14 +202,15 @@ impl Datapath {
         });
         let options = LoadOptions {
             link: interface.link_layer,
-            mode: how.program_mode,
+            mode: how.services.program(),
             log_level: how.log_level,
             services: how.services.len(),
             netns_cookie,
-            sizes: Sizes::default(),
+            sizes: how.sizes,
             seed: 0,
         };
         let known = Known::of(&pins, &options)?;
+        let options = LoadOptions { seed: known.seed()?, ..options };
         let aside = match known {
             Known::Other => Some(pins.set_maps_aside()?),
             Known::Nothing | Known::Ours { .. } => None,
@@ -215,21 +219,19 @@ impl Datapath {
         let mut object = Object::load(&options, Some(&pins))?;
         leaving_no_trace(|| fill(&mut object))?;
         object.serve(&how.services)?;
-        let logger = match how.log_level {
-            0 => None,
-            _ => Some(EbpfLogger::init(&mut object.ebpf).context("cannot read the program's own log")?),
-        };
+        let logger = logger(&mut object, how.log_level)?;
         let (attach, new_link) = match left_behind {
             Some(attach) => (attach, None),
             None => object.attach_new(&interface, how.attach).map(|(attach, link)| (attach, Some(link)))?,
         };
         let info = Info {
             layout_version: LAYOUT_VERSION,
-            mode: how.program_mode as u32,
+            mode: how.services.mode() as u32,
             attach: attach as u32,
             ifindex: interface.index,
             netns: kernel::netns()?,
             since_unix_ns: known.since(),
+            seed: options.seed,
             ..Info::default()
         };
         // Before the link: whoever finds that finds the rest complete.
@@ -274,6 +276,7 @@ impl Datapath {
             interface,
             pins,
             object,
+            options,
             info,
             logger,
             taken_over,
@@ -440,22 +443,47 @@ impl Datapath {
         if xdp.is_ok_and(|xdp| xdp.is_none_or(is_not_ours)) { Presence::Detached } else { Presence::Attached }
     }
 
-    // lead replaces
-    /// Makes `services` those that are counted for; where that fails, all stays as it is.
-    pub async fn serve(&mut self, services: &Services) -> Result<()> {
-        self.object.serve(services)
+    /// Makes `services` those that are served, as [`Object::serve`] does; where that fails, all stays as it is. Where it takes
+    /// another program, that takes the place of this one in one step.
+    pub fn serve(&mut self, services: &Services, former: &Services) -> Result<()> {
+        // An order outlives the mode in which it was given.
+        let program = if self.object.hidden()?.is_empty() { services.program() } else { Mode::Shield };
+        let options = LoadOptions { mode: program, services: services.len(), ..self.options };
+        let mut next = if options.is_same_program(&self.options) {
+            None
+        } else {
+            Some(Object::load(&options, Some(&self.pins))?)
+        };
+        let object = next.as_mut().unwrap_or(&mut self.object);
+        let served = object.serve(services).and_then(|()| match &mut next {
+            Some(object) => object.take_over(&self.pins),
+            None => Ok(()),
+        });
+        if let Err(error) = served {
+            if let Err(error) = self.object.reread().and_then(|()| self.object.serve(former)) {
+                warn!("{}: cannot go back to the services before: {error:#}", self.interface.name);
+            }
+            return Err(error);
+        }
+        if let Some(object) = next {
+            self.object = object;
+            self.logger = logger(&mut self.object, options.log_level)?;
+        }
+        self.options = options;
+        let info = Info { mode: services.mode() as u32, ..self.info };
+        self.object.info.set(0, Shared(info), 0).context("cannot write the info map")?;
+        self.info = info;
+        Ok(())
     }
 
-    // lead replaces
     /// Hides Fast Open from the stack, or hides it no longer.
-    pub fn hide(&mut self, _what: &Hidden, _on: bool) -> Result<()> {
-        bail!("not yet")
+    pub fn hide(&mut self, what: &Hidden, on: bool) -> Result<()> {
+        self.object.hide(what, on)
     }
 
-    // lead replaces
     /// What is hidden.
     pub fn hidden(&self) -> Result<Vec<Hidden>> {
-        bail!("not yet")
+        self.object.hidden()
     }
 
     /// Undoes [`attach`](Self::attach): what was taken over is left to run on, what is new is detached.
@@ -470,6 +498,14 @@ impl Datapath {
         self.pins.remove()?;
         info!("{}: detached", self.interface.name);
         Ok(())
+    }
+}
+
+/// What passes the program's own log on, where there is one.
+fn logger(object: &mut Object, level: u8) -> Result<Option<EbpfLogger<&'static dyn Log>>> {
+    match level {
+        0 => Ok(None),
+        _ => EbpfLogger::init(&mut object.ebpf).context("cannot read the program's own log").map(Some),
     }
 }
 
@@ -575,7 +611,7 @@ enum Known {
     /// None.
     Nothing,
     /// Maps of our layout, which count since then.
-    Ours { since_unix_ns: u64 },
+    Ours { since_unix_ns: u64, seed: u64 },
     /// Maps of another layout, or not all of them.
     Other,
 }
@@ -590,10 +626,16 @@ impl Known {
             format!("some of the maps in {} are missing", pins.dir().display())
         } else {
             match Pinned::open(pins) {
-                Ok(pinned) if pinned.capacity() <= options.services as u32 => {
+                Ok(pinned) if (pinned.capacity() as usize) < options.services + 2 => {
                     format!("the maps in {} have room for fewer services", pins.dir().display())
                 }
-                Ok(pinned) => return Ok(Self::Ours { since_unix_ns: pinned.info().since_unix_ns }),
+                Ok(_) if !options.sizes.are_those_of(pins)? => {
+                    format!("the maps in {} have another size", pins.dir().display())
+                }
+                Ok(pinned) => {
+                    let Info { since_unix_ns, seed, .. } = *pinned.info();
+                    return Ok(Self::Ours { since_unix_ns, seed });
+                }
                 Err(error) if error.is::<OtherVersion>() => error.to_string(),
                 Err(error) => return Err(error),
             }
@@ -605,8 +647,18 @@ impl Known {
     /// Since when is counted, in nanoseconds since 1970.
     fn since(self) -> u64 {
         match self {
-            Self::Ours { since_unix_ns } => since_unix_ns,
+            Self::Ours { since_unix_ns, .. } => since_unix_ns,
             Self::Nothing | Self::Other => Timestamp::now().as_nanosecond().try_into().unwrap_or(0),
+        }
+    }
+}
+
+impl Known {
+    /// What tags are made with: nobody who sends packets is to know it.
+    fn seed(self) -> Result<u64> {
+        match self {
+            Self::Ours { seed, .. } => Ok(seed),
+            Self::Nothing | Self::Other => getrandom::u64().context("no random number"),
         }
     }
 }

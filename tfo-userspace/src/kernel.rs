@@ -9,7 +9,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nix::{errno::Errno, getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
+use nix::{
+    errno::Errno,
+    getsockopt_impl, sockopt_impl,
+    sys::socket::getsockopt,
+    time::{ClockId, clock_getres},
+};
 use procfs::process::Process;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
@@ -57,6 +62,16 @@ impl KeySysctl {
         }
         self.0.write_all_at(text.as_bytes(), 0).with_context(|| format!("cannot write {KEY}"))
     }
+}
+
+/// How many jiffies there are in a second. No file says it; the coarse clocks tick with them (`posix_get_coarse_res`).
+pub fn jiffies_per_second() -> Result<u64> {
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("cannot ask how long a jiffy is")?;
+    let nanoseconds = tick.tv_sec() * 1_000_000_000 + tick.tv_nsec();
+    u64::try_from(nanoseconds)
+        .ok()
+        .and_then(|tick| 1_000_000_000_u64.checked_div(tick))
+        .context("a jiffy of no time")
 }
 
 /// Bit of `net.ipv4.tcp_fastopen`: connections from here may use Fast Open.

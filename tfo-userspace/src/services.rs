@@ -9,12 +9,12 @@ use std::{
 };
 
 use ipnet::IpNet;
-use tfo_common::{
-    service::{NAME_LEN, OTHER, PORTS, Service},
-    verdict::Mode,
-};
+use tfo_common::{service::NAME_LEN, verdict::Mode};
 
-use crate::{datapath::OTHER_NAME, guards::Guards};
+use crate::{
+    datapath::{OTHER_NAME, REMOVED_NAME},
+    guards::Guards,
+};
 
 /// How many services there may be: the program counts for each on every CPU.
 pub const MOST: usize = 4095;
@@ -60,6 +60,9 @@ pub fn parse_name(name: &str) -> Result<String, String> {
     }
     if name == OTHER_NAME {
         return Err(format!("{OTHER_NAME} is the name of what no service names"));
+    }
+    if name == REMOVED_NAME {
+        return Err(format!("{REMOVED_NAME} is the name of what services have counted that are no more"));
     }
     Ok(name.to_owned())
 }
@@ -127,6 +130,13 @@ impl Services {
         self.named.iter().map(|named| named.mode).fold(self.other, Mode::max)
     }
 
+    /// The mode of the program that carries it out: the one that protects where services differ in what may be done to their
+    /// packets, or have protections, of which some may only be counted.
+    pub(crate) fn program(&self) -> Mode {
+        let is_plain = |named: &Named| named.mode == self.other && named.guards == Guards::default();
+        if self.named.iter().all(is_plain) { self.other } else { Mode::Shield }
+    }
+
     /// What may be done to the packets of the service called `name`; `None` where there is none such.
     pub fn mode_of(&self, name: &str) -> Option<Mode> {
         let named = self.named.iter().find(|named| named.name == name).map(|named| named.mode);
@@ -154,40 +164,6 @@ impl Services {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.named.is_empty()
-    }
-
-    /// Where each is to stand, so that those which were there `before` keep their place and their counters; the rest take
-    /// what is free, from the first on. There must be room.
-    pub(crate) fn place(&self, before: &[Option<String>]) -> Vec<Option<Service>> {
-        let mut places = vec![None; before.len()];
-        let is_at = |named: &Named, place: &Option<String>| place.as_ref() == Some(&named.name);
-        for named in &self.named {
-            if let Some(index) = before.iter().position(|place| is_at(named, place)) {
-                places[index] = Service::new(&named.name);
-            }
-        }
-        let mut free = OTHER as usize + 1;
-        for named in self.named.iter().filter(|named| !before.iter().any(|place| is_at(named, place))) {
-            while places[free].is_some() {
-                free += 1;
-            }
-            places[free] = Service::new(&named.name);
-        }
-        places
-    }
-
-    /// The service of each port, as the index that `places` gives it.
-    pub(crate) fn ports(&self, places: &[Option<Service>]) -> Vec<u32> {
-        let mut ports = vec![OTHER; PORTS];
-        for Named { name, ports: ranges, .. } in &self.named {
-            let index = places
-                .iter()
-                .position(|place| place.and_then(|place| Some(place.name()? == name)) == Some(true));
-            for port in ranges.iter().cloned().flatten() {
-                ports[usize::from(port)] = index.map_or(OTHER, |index| index as u32);
-            }
-        }
-        ports
     }
 }
 
@@ -390,18 +366,5 @@ mod tests {
             summary(vec![shield, observe], Mode::Observe),
             "2 services on 4 ports; 1 protection acts, 3 dry runs"
         );
-    }
-
-    #[test]
-    fn a_service_that_stays_keeps_its_place() {
-        let before = ["", "a", "b", ""].map(|name| Some(name.to_owned()).filter(|name| !name.is_empty()));
-        let services =
-            Services::new(vec![named("c=3"), named("b=2"), named("d=4")], Mode::Observe).expect("services");
-        let places = services.place(&before);
-        let names: Vec<_> =
-            places.iter().map(|place| place.as_ref().and_then(|place| place.name())).collect();
-        assert_eq!(names, [None, Some("c"), Some("b"), Some("d")]);
-        let ports = services.ports(&places);
-        assert_eq!([ports[1], ports[2], ports[3], ports[4]], [OTHER, 2, 1, 3]);
     }
 }

@@ -16,11 +16,11 @@ use nix::{
 
 use crate::{
     cli::{KeysFrom, Run},
-    config::{Config, Keys, Sizes},
+    config::{Config, Keys},
     control::{Given, listen},
     controller::{Controller, FOLLOW_EVERY, FromFile, Options, Retire, every},
     counters::Report,
-    datapath::unix_seconds,
+    datapath::{Sizes, unix_seconds},
     history,
     keys::{keeper::Source, schedule::Schedule, secret::Secret, state::State},
     metrics,

@@ -5,22 +5,20 @@ use std::{fmt, path::PathBuf, thread, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf},
+    maps::{Array, Map, MapData, PerCpuArray, RingBuf, lpm_trie::LpmTrie},
     programs::{SockOps, Xdp},
-    util::nr_cpus,
 };
 use log::{info, trace};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tfo_common::{
-    counters::{Cell, Counters},
+    counters::Counters,
     info::{Info, LAYOUT_VERSION},
     keyring::{Held, Key, KeyRing, KeyStore, Moment},
     names,
-    observed::{Event, Outcomes, Prefix, PrefixTally, Watch},
+    observed::{Event, Prefix, PrefixTally, Watch},
     parse::LinkLayer,
     policy::{Policy, SEATS},
     sample::Samplers,
-    service::OTHER,
     verdict::Mode,
 };
 
@@ -31,7 +29,6 @@ use super::{
 use crate::{
     keys::{describe, keeper::Publish, state::Made},
     pins::{MAPS, Pins},
-    services::Services,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tfo-ebpf"));
@@ -73,8 +70,22 @@ impl Default for Sizes {
 impl Sizes {
     const DEFAULT: Self = Self { sources: 1 << 16, replays: 1 << 16 };
 
+    /// Whether the maps under `pins` are as large.
+    pub(super) fn are_those_of(self, pins: &Pins) -> Result<bool> {
+        let [sources, replays] = self.rows();
+        for (name, rows) in [(names::SOURCES, sources), (names::FORGERS, sources), (names::REPLAYS, replays)]
+        {
+            let map =
+                MapData::from_pin(pins.map(name)).with_context(|| format!("cannot open the map {name}"))?;
+            if map.info().context("cannot ask for the size of a map")?.max_entries() != rows {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The rows of either table.
-    fn rows(&self) -> [u32; 2] {
+    fn rows(self) -> [u32; 2] {
         [self.sources, self.replays].map(|entries| entries.div_ceil(SEATS as u32).next_power_of_two())
     }
 }
@@ -95,10 +106,16 @@ impl LoadOptions {
         Self { link, mode, ..Self::DEFAULT }
     }
 
-    /// For how many services there is to be room: some more than there are, so that more can be added to the same maps.
+    /// Whether both take the same program, once it is loaded.
+    pub(super) fn is_same_program(&self, other: &Self) -> bool {
+        self.mode == other.mode && (self.services > 0) == (other.services > 0)
+    }
+
+    /// For how many services there is to be room: some more than there are, so that more can be
+    /// added to the same maps, and one for what was counted for those that are no more.
     pub(super) fn capacity(&self) -> u32 {
         const LEAST: usize = 16;
-        (self.services + 1).next_power_of_two().max(LEAST) as u32
+        (self.services + 2).next_power_of_two().max(LEAST) as u32
     }
 }
 
@@ -106,10 +123,15 @@ impl LoadOptions {
 pub struct Object {
     pub(super) ebpf: Ebpf,
     mode: Mode,
-    tables: Tables,
-    ports: Array<MapData, u32>,
-    policies: Array<MapData, Shared<Policy>>,
-    samplers: PerCpuArray<MapData, Shared<Samplers>>,
+    pub(super) tables: Tables,
+    pub(super) ports: Array<MapData, u32>,
+    /// What is in it.
+    pub(super) routes: Vec<u32>,
+    pub(super) policies: Array<MapData, Shared<Policy>>,
+    pub(super) addresses: LpmTrie<MapData, [u32; 5], u32>,
+    pub(super) hidden: LpmTrie<MapData, [u32; 4], u32>,
+    pub(super) unknown: Array<MapData, u64>,
+    pub(super) samplers: PerCpuArray<MapData, Shared<Samplers>>,
     events: RingBuf<MapData>,
     pub(super) info: Array<MapData, Shared<Info>>,
 }
@@ -164,8 +186,13 @@ impl Object {
         }
         let mut ebpf = loader.load(OBJECT).context("cannot create the maps of the XDP program")?;
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("the program has no map {name}"));
+        let ports: Array<_, u32> = take(names::PORTS)?.try_into()?;
         Ok(Self {
-            ports: take(names::PORTS)?.try_into()?,
+            routes: ports.iter().collect::<Result<_, _>>().context("cannot read the map of ports")?,
+            ports,
+            addresses: take(names::ADDRESSES)?.try_into()?,
+            hidden: take(names::HIDDEN)?.try_into()?,
+            unknown: take(names::UNKNOWN)?.try_into()?,
             policies: take(names::POLICIES)?.try_into()?,
             samplers: take(names::SAMPLERS)?.try_into()?,
             events: take(names::EVENTS)?.try_into()?,
@@ -240,45 +267,10 @@ impl Object {
         Some(unsafe { item.as_ptr().cast::<Event>().read_unaligned() })
     }
 
-    /// Makes `services` those that are counted for. One that was there before keeps its counters.
-    pub fn serve(&mut self, services: &Services) -> Result<()> {
-        let tables = &mut self.tables;
-        let before: Vec<_> =
-            (0..tables.capacity()).map(|index| tables.service(index)).collect::<Result<_>>()?;
-        if services.is_empty() && before.iter().skip(1).all(Option::is_none) {
-            return Ok(());
-        }
-        let places = services.place(&before);
-        let none = |index: &usize| *index != OTHER as usize;
-        // Ports first: nothing is counted any more where another name is to stand.
-        for (port, service) in (0..).zip(services.ports(&places)) {
-            if self.ports.get(&port, 0).context("cannot read the map of ports")? != service {
-                self.ports.set(port, service, 0).context("cannot write the map of ports")?;
-            }
-        }
-        for index in (0..places.len()).filter(none) {
-            let name = places[index].and_then(|service| service.name().map(str::to_owned));
-            if name == before[index] {
-                continue;
-            }
-            let at = index as u32;
-            if name.is_some() {
-                let cpus = nr_cpus().map_err(|(_, error)| error)?;
-                let cells = PerCpuValues::try_from(vec![Shared(Cell::EMPTY); cpus])?;
-                let samplers = PerCpuValues::try_from(vec![Shared(Samplers::NEW); cpus])?;
-                tables.cells.set(at, cells, 0).context("cannot clear counters")?;
-                self.samplers.set(at, samplers, 0).context("cannot clear samplers")?;
-                tables.outcomes.set(at, Shared(Outcomes::default()), 0).context("cannot clear outcomes")?;
-            }
-            let service = Shared(places[index].unwrap_or_default());
-            tables.services.set(at, service, 0).context("cannot write the map of services")?;
-        }
+    /// Asks the map of ports what is in it: somebody else may have written there.
+    pub(super) fn reread(&mut self) -> Result<()> {
+        self.routes = self.ports.iter().collect::<Result<_, _>>().context("cannot read the map of ports")?;
         Ok(())
-    }
-
-    /// Makes `policy` that of the service at `index`.
-    pub fn set_policy(&mut self, index: u32, policy: &Policy) -> Result<()> {
-        self.policies.set(index, Shared(*policy), 0).context("cannot write the map of policies")
     }
 
     /// Puts `ring` in force for every packet from now on, whole.
@@ -316,7 +308,7 @@ fn in_between(kernel: Held, wanted: Held) -> Held {
 }
 
 /// Waits until every XDP program that now runs has ended, and orders our writes before what comes after.
-fn wait_for_running_programs() {
+pub(super) fn wait_for_running_programs() {
     // Programs run inside an RCU read-side section, and MEMBARRIER_CMD_GLOBAL is synchronize_rcu (on one CPU it does
     // nothing: there, no program is under way while we run).
     // SAFETY: this command takes no pointer and changes nothing in the process.

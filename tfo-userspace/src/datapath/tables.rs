@@ -77,6 +77,8 @@ pub struct ServiceCounters {
 
 /// The name of what no service names.
 pub const OTHER_NAME: &str = "other";
+/// The name under which is kept what services have counted that are no more.
+pub const REMOVED_NAME: &str = "removed";
 
 /// How many entries the maps of remembered things have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,219 @@
+//! Services, their policies, and what is hidden by order: carried into the maps while the program runs.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{PerCpuValues, lpm_trie::Key};
+use tfo_common::{
+    counters::Cell,
+    observed::Outcomes,
+    policy::{HIDDEN, Policy},
+    sample::Samplers,
+    service::{OTHER, Service},
+};
+
+use super::{
+    Object,
+    object::wait_for_running_programs,
+    plan::{Plan, prefix, words},
+    tables::{OTHER_NAME, REMOVED_NAME, Shared},
+};
+use crate::{guards::Hidden, kernel, services::Services};
+
+/// The value of an entry that says no more than that it is there.
+const THERE: u32 = 1;
+
+impl Object {
+    /// Makes `services` those that are served and counted for. One that was there before keeps its counters; what one has
+    /// counted that is no more goes to [`REMOVED_NAME`]. What is hidden by order stays hidden.
+    ///
+    /// Nothing is changed where they don't fit into the maps.
+    pub fn serve(&mut self, services: &Services) -> Result<()> {
+        let capacity = self.tables.capacity();
+        let before: Vec<_> = (0..capacity).map(|index| self.tables.service(index)).collect::<Result<_>>()?;
+        let plan = Plan::new(services, &before, kernel::jiffies_per_second()?)?;
+        let stays = |index: u32| {
+            let name = plan.places[index as usize].and_then(|service| service.name().map(str::to_owned));
+            index == OTHER || name.is_some() && name == before[index as usize]
+        };
+        // First nothing is counted any more where another name is to stand, or none.
+        let rests = |entry: u32| if stays(entry & !FLAGS) { entry } else { OTHER | entry & FLAGS };
+        self.route(plan.ports.iter().map(|entry| rests(*entry)), &plan.addresses, &rests)?;
+        let inner = || OTHER + 1..capacity - 1;
+        let gone: Vec<_> =
+            inner().filter(|index| before[*index as usize].is_some() && !stays(*index)).collect();
+        if !gone.is_empty() {
+            wait_for_running_programs();
+            for index in gone {
+                self.retire(index, capacity - 1)?;
+            }
+        }
+        let ordered =
+            self.policies.get(&OTHER, 0).context("cannot read the map of policies")?.0.flags & ORDERS_FOR_ALL;
+        for (index, policy) in (0..).zip(&plan.policies) {
+            let Shared(former) = self.policies.get(&index, 0).context("cannot read the map of policies")?;
+            let own = if stays(index) { former.flags & Policy::HIDDEN_SERVICE } else { 0 };
+            let policy = Policy { flags: policy.flags | ordered | own, ..*policy };
+            if policy != former {
+                self.set_policy(index, &policy)?;
+            }
+        }
+        for index in inner().filter(|index| !stays(*index)) {
+            let service = plan.places[index as usize];
+            if service.is_some() {
+                self.clear(index)?;
+            }
+            if service.is_some() || before[index as usize].is_some() {
+                self.name(index, service.unwrap_or_default())?;
+            }
+        }
+        // All is there: now they may come.
+        self.route(plan.ports.iter().copied(), &plan.addresses, &|entry| entry)
+    }
+
+    /// Has ports, and addresses where they decide, lead to services: to those of `ports` and `addresses`, as `leads` says. A port
+    /// never leads to the service of an address that is not there yet.
+    fn route(
+        &mut self,
+        ports: impl Iterator<Item = u32>,
+        addresses: &BTreeMap<(u32, [u32; 5]), u32>,
+        leads: &impl Fn(u32) -> u32,
+    ) -> Result<()> {
+        for ((bits, key), service) in addresses {
+            let (key, service) = (Key::new(*bits, *key), leads(*service));
+            if self.addresses.get(&key, 0).ok() != Some(service) {
+                self.addresses.insert(&key, service, 0).context("cannot write the map of addresses")?;
+            }
+        }
+        for (port, entry) in (0_u32..).zip(ports) {
+            let now = &mut self.routes[port as usize];
+            if *now != entry {
+                self.ports.set(port, entry, 0).context("cannot write the map of ports")?;
+                *now = entry;
+            }
+        }
+        let known: Vec<_> =
+            self.addresses.keys().collect::<Result<_, _>>().context("cannot read the map of addresses")?;
+        for key in known {
+            if !addresses.contains_key(&(key.prefix_len(), key.data())) {
+                self.addresses.remove(&key).context("cannot write the map of addresses")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what was counted at `index`, where nobody counts any more, to what stands at `to`, where nobody ever does.
+    fn retire(&mut self, index: u32, to: u32) -> Result<()> {
+        let tables = &mut self.tables;
+        let cells = tables.cells.get(&index, 0).context("cannot read counters")?;
+        let sums = tables.cells.get(&to, 0).context("cannot read counters")?;
+        let sums: Vec<_> = sums
+            .iter()
+            .zip(cells.iter())
+            .map(|(Shared(sum), Shared(cell))| {
+                let mut sum = *sum;
+                sum.add(cell);
+                Shared(sum)
+            })
+            .collect();
+        tables.cells.set(to, PerCpuValues::try_from(sums)?, 0).context("cannot write counters")?;
+        let [mut sum, outcomes] =
+            [to, index].map(|index| tables.outcomes.get(&index, 0).map(|Shared(it)| it));
+        if let (Ok(sum), Ok(outcomes)) = (&mut sum, outcomes) {
+            sum.add(&outcomes);
+            tables.outcomes.set(to, Shared(*sum), 0).context("cannot write outcomes")?;
+        }
+        // Counted in one place only, whenever somebody looks.
+        self.clear(index)?;
+        self.name(index, Service::default())?;
+        self.name(to, Service::new(REMOVED_NAME).unwrap_or_default())
+    }
+
+    /// Begins anew to count at `index`.
+    fn clear(&mut self, index: u32) -> Result<()> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        let cells = PerCpuValues::try_from(vec![Shared(Cell::EMPTY); cpus])?;
+        let samplers = PerCpuValues::try_from(vec![Shared(Samplers::NEW); cpus])?;
+        self.tables.cells.set(index, cells, 0).context("cannot clear counters")?;
+        self.samplers.set(index, samplers, 0).context("cannot clear samplers")?;
+        self.tables.outcomes.set(index, Shared(Outcomes::default()), 0).context("cannot clear outcomes")?;
+        self.unknown.set(index, 0, 0).context("cannot clear a limit")
+    }
+
+    fn name(&mut self, index: u32, service: Service) -> Result<()> {
+        self.tables.services.set(index, Shared(service), 0).context("cannot write the map of services")
+    }
+
+    /// Makes `policy` that of the service at `index`.
+    pub fn set_policy(&mut self, index: u32, policy: &Policy) -> Result<()> {
+        self.policies.set(index, Shared(*policy), 0).context("cannot write the map of policies")
+    }
+
+    /// Hides Fast Open from the stack, or hides it no longer.
+    pub(super) fn hide(&mut self, what: &Hidden, on: bool) -> Result<()> {
+        match what {
+            Hidden::All => self.order(0..self.tables.capacity(), Policy::HIDDEN_ALL, on),
+            Hidden::Service(name) => {
+                let mut places = 0..self.tables.capacity();
+                let index = places.find(|index| {
+                    self.tables.service(*index).is_ok_and(|service| service.as_ref() == Some(name))
+                });
+                let index = index.with_context(|| format!("there is no service {name}"))?;
+                self.order(index..index + 1, Policy::HIDDEN_SERVICE, on)
+            }
+            Hidden::Source(source) => {
+                let (len, address) = words(*source);
+                let key = Key::new(len, address);
+                let count = self.hidden.keys().count();
+                if !on {
+                    if self.hidden.remove(&key).is_err() {
+                        bail!("{source} is not hidden: `tfo hide --list` shows what is");
+                    }
+                } else if count < HIDDEN {
+                    self.hidden.insert(&key, THERE, 0).context("cannot write the map of hidden sources")?;
+                } else {
+                    bail!("{HIDDEN} sources are hidden, and there may be no more: hide a shorter prefix");
+                }
+                let is_any = self.hidden.keys().next().is_some();
+                self.order(0..self.tables.capacity(), Policy::HIDES_SOURCES, is_any)
+            }
+        }
+    }
+
+    /// Sets `flag` in the policies at `places`, or clears it.
+    fn order(&mut self, places: std::ops::Range<u32>, flag: u64, on: bool) -> Result<()> {
+        for index in places {
+            let Shared(mut policy) =
+                self.policies.get(&index, 0).context("cannot read the map of policies")?;
+            policy.flags = if on { policy.flags | flag } else { policy.flags & !flag };
+            self.set_policy(index, &policy)?;
+        }
+        Ok(())
+    }
+
+    /// What is hidden by order.
+    pub(super) fn hidden(&self) -> Result<Vec<Hidden>> {
+        let mut all = Vec::new();
+        for index in 0..self.tables.capacity() {
+            let Shared(policy) = self.policies.get(&index, 0).context("cannot read the map of policies")?;
+            if index == OTHER && policy.has(Policy::HIDDEN_ALL) {
+                all.push(Hidden::All);
+            }
+            if policy.has(Policy::HIDDEN_SERVICE) {
+                all.push(Hidden::Service(
+                    self.tables.service(index)?.unwrap_or_else(|| OTHER_NAME.to_owned()),
+                ));
+            }
+        }
+        for key in self.hidden.keys() {
+            let key = key.context("cannot read the map of hidden sources")?;
+            all.extend(prefix(key.prefix_len(), key.data()).map(Hidden::Source));
+        }
+        Ok(all)
+    }
+}
+
+/// What is in the entry of a port besides a service.
+const FLAGS: u32 = tfo_common::service::BY_ADDRESS;
+/// What is ordered for every service.
+const ORDERS_FOR_ALL: u64 = Policy::HIDDEN_ALL | Policy::HIDES_SOURCES;
