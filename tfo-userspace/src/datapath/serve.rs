@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{PerCpuValues, lpm_trie::Key};
 use tfo_common::{
-    counters::Cell,
+    counters::{Cell, Counters},
     observed::Outcomes,
     policy::{HIDDEN, Policy},
     sample::Samplers,
@@ -123,10 +123,10 @@ impl Object {
             sum.add(&outcomes);
             tables.outcomes.set(to, Shared(*sum), 0).context("cannot write outcomes")?;
         }
-        // Counted in one place only, whenever somebody looks.
         self.clear(index)?;
         self.name(index, Service::default())?;
-        self.name(to, Service::new(REMOVED_NAME).unwrap_or_default())
+        let has_counted = cells.iter().any(|Shared(cell)| cell.counters() != Counters::EMPTY);
+        if has_counted { self.name(to, Service::new(REMOVED_NAME).unwrap_or_default()) } else { Ok(()) }
     }
 
     /// Begins anew to count at `index`.
