@@ -270,7 +270,11 @@ impl Datapath {
         }
         pins.keep();
         if let Err(error) = object.follow_connections(&pins) {
-            warn!("{name}: what becomes of connections will not be known: {error:#}");
+            let replays = match how.services.named().iter().any(|named| named.guards.once.is_some()) {
+                true => ", and `once` protects nothing",
+                false => "",
+            };
+            warn!("{name}: what becomes of connections will not be known{replays}: {error:#}");
         }
         Ok(Self {
             interface,
