@@ -25,7 +25,9 @@ use tfo_common::{
     counters::{Cell, Counters},
     keyring::{BACKUP, CURRENT, KeyRing, SLOTS},
     parse::{LinkLayer, Malformed, Unsupported},
+    policy::{Guard, Policy},
     segment::Family,
+    service::OTHER,
     verdict::{Mode, Verdict},
 };
 
@@ -51,7 +53,7 @@ const NAME: &str = "nic0";
 /// How long, and which frames.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How many frames, over both link layers and both modes; those that the interface refuses come on top.
+    /// How many frames, over both link layers and all modes; those that the interface refuses come on top.
     pub frames: u64,
     /// Which ones: the same seed makes the same frames, and more frames begin with the same.
     pub seed: u64,
@@ -98,6 +100,15 @@ impl Seen {
             }
             let rewritten = self.counters.syn[family.index()][Class::CookieRetired.index()];
             need(rewritten[Verdict::Rewrite.index()].packets, format!("{family} rewritten"));
+            for class in &Class::ALL[Class::CookieRequest.index()..] {
+                let hidden = self.counters.syn[family.index()][class.index()][Verdict::Hide.index()];
+                need(hidden.packets, format!("{family} {class} hidden"));
+            }
+        }
+        for guard in [Guard::Hide, Guard::Clamp] {
+            let count = self.counters.guards[guard.index()];
+            need(count.acted, format!("{guard}, acting"));
+            need(count.would, format!("{guard}, as a dry run"));
         }
         for reason in Malformed::ALL {
             need(self.counters.malformed[reason.index()], format!("malformed: {reason}"));
@@ -117,6 +128,7 @@ impl Seen {
 pub struct Disagreement {
     link: LinkLayer,
     mode: Mode,
+    policy: Policy,
     ring: usize,
     frame: Vec<u8>,
     what: String,
@@ -124,10 +136,10 @@ pub struct Disagreement {
 
 impl Display for Disagreement {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self { link, mode, ring, frame, what } = self;
+        let Self { link, mode, policy, ring, frame, what } = self;
         writeln!(
             f,
-            "kernel and host disagree: link layer {link}, mode {mode}, ring {ring}, {} bytes",
+            "kernel and host disagree: link layer {link}, mode {mode}, {policy:x?}, ring {ring}, {} bytes",
             frame.len()
         )?;
         writeln!(f, "{what}")?;
@@ -146,17 +158,39 @@ fn rings() -> [KeyRing; 5] {
     [ring(), ring_without_next(), without(&[BACKUP]), without(&[CURRENT, BACKUP]), KeyRing::EMPTY]
 }
 
+/// The policies under which they are seen: those of `shield` with the guards that remember nothing.
+fn policies(mode: Mode) -> Vec<Policy> {
+    let mut policy = Policy::of_mode(mode);
+    if mode != Mode::Shield {
+        return vec![policy];
+    }
+    policy.clamp = 3;
+    let hidden = Policy { flags: policy.flags | Policy::HIDDEN, ..policy };
+    vec![
+        policy,
+        policy.with(Guard::Hide, true),
+        policy.with(Guard::Hide, false),
+        policy.with(Guard::Clamp, true),
+        policy.with(Guard::Clamp, false),
+        hidden,
+        hidden.with(Guard::Hide, false).with(Guard::Clamp, true),
+        Policy { clamp: 0, ..policy }.with(Guard::Hide, false).with(Guard::Clamp, true),
+    ]
+}
+
 /// Compares as many frames as `options` say, or fails at the first on which kernel and host disagree. Needs root.
 ///
-/// Each link layer in each mode gets a quarter, in a namespace of its own.
+/// Each link layer in each mode gets the same share, in a namespace of its own.
 pub fn run(options: &Options) -> Result<Seen, Box<Disagreement>> {
     let end = options.time.map(|time| Instant::now() + time);
     let run = Run { end, stop: AtomicBool::new(false), done: AtomicU64::new(0) };
     let lanes = [
         (LinkLayer::Ethernet, Mode::Observe),
         (LinkLayer::Ethernet, Mode::Accelerate),
+        (LinkLayer::Ethernet, Mode::Shield),
         (LinkLayer::Ip, Mode::Observe),
         (LinkLayer::Ip, Mode::Accelerate),
+        (LinkLayer::Ip, Mode::Shield),
     ];
     let result = Mutex::new(Ok(Seen::default()));
     thread::scope(|scope| {
@@ -212,6 +246,8 @@ struct Lane {
     rings: [KeyRing; 5],
     /// Which of them is in force.
     ring: usize,
+    policies: Vec<Policy>,
+    policy: Policy,
     /// Sees what the program has let on.
     behind: OwnedFd,
     buffer: Vec<u8>,
@@ -239,7 +275,22 @@ impl Lane {
         kernel.attach(NAME, link);
         let counters = kernel.counters();
         let (frames, buffer, seen) = (Frames::new(link, seed), vec![0; 1 << 16], Seen::default());
-        Self { link, mode, tap, kernel, rings, ring: 0, behind, buffer, frames, counters, seen }
+        let (policies, policy) = (policies(mode), Policy::of_mode(mode));
+        Self {
+            link,
+            mode,
+            tap,
+            kernel,
+            rings,
+            ring: 0,
+            policies,
+            policy,
+            behind,
+            buffer,
+            frames,
+            counters,
+            seen,
+        }
     }
 
     fn run(mut self, share: u64, run: &Run) -> Result<Seen, Box<Disagreement>> {
@@ -253,6 +304,8 @@ impl Lane {
                 self.ring = (number / BATCHES_A_RING) as usize % self.rings.len();
                 self.kernel.publish(&self.rings[self.ring]);
             }
+            self.policy = self.policies[number as usize % self.policies.len()];
+            self.kernel.set_policy(OTHER, &self.policy);
             batch.clear();
             batch.extend((0..left.min(BATCH)).map(|_| self.frames.next()));
             self.compare(&batch).inspect_err(|_| run.stop.store(true, Relaxed))?;
@@ -279,7 +332,7 @@ impl Lane {
     }
 
     fn count_on_host(&self, cell: &mut Cell, frame: &[u8]) {
-        host::count_in(cell, frame, self.link, self.mode, &self.rings[self.ring]);
+        host::count_in(cell, frame, self.link, &self.policy, &self.rings[self.ring]);
     }
 
     /// Has the interface receive `frame`, and checks what comes out behind the program; false where it refuses it.
@@ -310,7 +363,7 @@ impl Lane {
                 if is_tagged {
                     out.splice(tag.start..tag.start, frame[tag].iter().copied());
                 }
-                match host::check(frame, &out, self.link, self.mode, &self.rings[self.ring]) {
+                match host::check(frame, &out, self.link, &self.policy, &self.rings[self.ring]) {
                     Ok(_) => {
                         self.seen.compared += 1;
                         return Ok(true);
@@ -343,6 +396,7 @@ impl Lane {
     /// Sends `frame` once more, through a program that has not counted anything yet.
     fn only(&mut self, frame: &[u8], host: &Counters) -> Box<Disagreement> {
         self.kernel = Kernel::load(self.link, self.mode, &self.rings[self.ring]);
+        self.kernel.set_policy(OTHER, &self.policy);
         self.kernel.attach(NAME, self.link);
         if let Err(disagreement) = self.receive(frame) {
             return disagreement;
@@ -352,7 +406,7 @@ impl Lane {
     }
 
     fn disagreement(&self, frame: &[u8], what: String) -> Box<Disagreement> {
-        let Self { link, mode, ring, .. } = *self;
-        Box::new(Disagreement { link, mode, ring, frame: frame.to_vec(), what })
+        let Self { link, mode, policy, ring, .. } = *self;
+        Box::new(Disagreement { link, mode, policy, ring, frame: frame.to_vec(), what })
     }
 }

@@ -18,9 +18,10 @@ use std::{
 
 use tfo_common::{
     class::Class,
-    counters::{Counters, Tally},
+    counters::{Counters, Guarded, Tally},
     keyring::{KeyRing, SLOTS},
     parse::{LinkLayer, Malformed, Unsupported},
+    policy::Guard,
     segment::Family,
     verdict::Verdict,
 };
@@ -316,6 +317,11 @@ pub fn rows(counters: &Counters) -> Vec<String> {
     for (kind, counts) in others {
         for (index, count) in counts.iter().enumerate().filter(|(_, count)| **count != 0) {
             rows.push(format!("{kind} {index}: {count}"));
+        }
+    }
+    for (guard, count) in Guard::ALL.iter().zip(counters.guards) {
+        if count != Guarded::default() {
+            rows.push(format!("{guard}: {count:?}"));
         }
     }
     rows

@@ -7,28 +7,33 @@ use tfo_common::{
     counters::{Cell, Counters},
     keyring::KeyRing,
     parse::{LinkLayer, parse},
-    policy::{Policy, Unguarded, decide},
-    segment::{Addresses, Family, FastOpen},
-    verdict::{Mode, Verdict},
+    policy::{Facts, Guard, Policy, decide},
+    rewrite,
+    segment::{Addresses, Family, FastOpen, Segment},
+    verdict::Verdict,
 };
 
 use crate::{keys::TestKey, packet::checksum};
 
-/// What the program counts for `frame` in `mode`, without the program.
-pub fn count(frame: &[u8], link: LinkLayer, mode: Mode, ring: &KeyRing) -> Counters {
+/// What the program counts for `frame` under `policy`, without the program. The policy's guards are among those that remember
+/// nothing.
+pub fn count(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) -> Counters {
     let mut cell = Cell::EMPTY;
-    count_in(&mut cell, frame, link, mode, ring);
+    count_in(&mut cell, frame, link, policy, ring);
     cell.counters()
 }
 
 /// The same, counted in `cell`.
-pub fn count_in(cell: &mut Cell, frame: &[u8], link: LinkLayer, mode: Mode, ring: &KeyRing) {
+pub fn count_in(cell: &mut Cell, frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) {
     match parse(frame, link) {
         Ok(Some(segment)) => {
             let found = classify(&segment, ring);
-            let policy = Policy::of_mode(mode);
-            let verdict = decide(&policy, found.class, Unguarded(ring.translation().is_some())).verdict();
-            cell.count_syn(&segment, found, verdict, ring);
+            let decision = decide(policy, found.class, Looks { frame, segment, policy, ring });
+            cell.count_syn(&segment, found, decision.verdict(), ring);
+            for (place, guard) in Guard::ALL.iter().enumerate() {
+                cell.guards[place].acted += u64::from(decision.guard() == Some(*guard));
+                cell.guards[place].would += u64::from(decision.would() >> place & 1);
+            }
         }
         Ok(None) => {}
         Err(fault) => {
@@ -37,42 +42,134 @@ pub fn count_in(cell: &mut Cell, frame: &[u8], link: LinkLayer, mode: Mode, ring
     }
 }
 
-/// Whether `out` is what must have become of `frame`: the cookie of a key that the kernel does not hold is that of
-/// another, made by the harness, under a checksum that is as right or as wrong as it was; all else came out as it came.
-/// Says what is not so.
+/// What guards that remember nothing look at.
+struct Looks<'a> {
+    frame: &'a [u8],
+    segment: Segment,
+    policy: &'a Policy,
+    ring: &'a KeyRing,
+}
+
+impl Facts for Looks<'_> {
+    fn has_translation(&self) -> bool {
+        self.ring.translation().is_some()
+    }
+
+    fn trips(&mut self, guard: Guard) -> bool {
+        match guard {
+            Guard::Hide => false,
+            Guard::Clamp => {
+                let most = self.policy.clamp * u64::from(self.segment.data_len);
+                u64::from(window(&self.frame[self.segment.tcp as usize..])) > most
+            }
+            Guard::Once | Guard::Fair | Guard::Shed => panic!("{guard} remembers: that is not known here"),
+        }
+    }
+}
+
+/// What comes out of the program for `frame`, by the code that it is made of. What that is to be, [`check`] knows.
+pub fn carry_out(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) -> Vec<u8> {
+    let mut out = frame.to_vec();
+    let Ok(Some(segment)) = parse(frame, link) else { return out };
+    let class = classify(&segment, ring).class;
+    let decision = decide(policy, class, Looks { frame, segment, policy, ring });
+    let tcp = segment.tcp as usize;
+    if decision.clamps() {
+        rewrite::clamp(&mut out[..], tcp, policy.most(segment.data_len));
+    }
+    match (decision.verdict(), ring.translation()) {
+        (Verdict::Rewrite, Some(key)) => {
+            rewrite::translate(&mut out[..], &segment, key.cookie(&segment.addresses));
+        }
+        (Verdict::Hide, _) => rewrite::hide(&mut out[..], tcp),
+        (Verdict::Pass | Verdict::Rewrite | Verdict::Drop, _) => {}
+    }
+    out
+}
+
+/// The window of a TCP header.
+fn window(tcp: &[u8]) -> u16 {
+    u16::from_be_bytes([tcp[14], tcp[15]])
+}
+
+/// Whether `out` is what must have become of `frame` under `policy`, whose guards remember nothing: the cookie of a key that the
+/// kernel does not hold is that of another, or no Fast Open option is left, and the window is what it may be; all made by the
+/// harness, under a checksum that is as right or as wrong as it was; all else came out as it came. Says what is not so.
 pub fn check(
     frame: &[u8],
     out: &[u8],
     link: LinkLayer,
-    mode: Mode,
+    policy: &Policy,
     ring: &KeyRing,
 ) -> Result<Verdict, String> {
-    let unchanged = || if out == frame { Ok(Verdict::Pass) } else { Err("the frame was changed".to_owned()) };
-    let segment = parse(frame, link).ok().flatten();
-    let retired = segment.filter(|segment| classify(segment, ring).class == Class::CookieRetired);
-    let (Mode::Accelerate | Mode::Shield, Some(segment), Some(key)) = (mode, retired, ring.translation())
-    else {
-        return unchanged();
+    let unchanged =
+        |verdict| if out == frame { Ok(verdict) } else { Err("the frame was changed".to_owned()) };
+    let Ok(Some(segment)) = parse(frame, link) else { return unchanged(Verdict::Pass) };
+    let class = classify(&segment, ring).class;
+    let acts = |guard| policy.with(guard, true) == *policy;
+    let translates = class == Class::CookieRetired && policy.has(Policy::TRANSLATES);
+    let key = ring.translation().filter(|_| translates);
+    let is_good = matches!(class, Class::CookieCurrent | Class::CookieBackup) || key.is_some();
+    let is_hidden = (acts(Guard::Hide) || policy.has(Policy::HIDDEN))
+        && !matches!(class, Class::PlainSyn | Class::OptionIgnored);
+
+    let mut expected = frame.to_vec();
+    let tcp = segment.tcp as usize;
+    let verdict = match (segment.fast_open, key) {
+        _ if is_hidden => {
+            hide(&mut expected[tcp..]);
+            Verdict::Hide
+        }
+        (FastOpen::Cookie(cookie), Some(key)) => {
+            let new = cookie_of(TestKey(key.key().to_words()), &segment.addresses);
+            expected[tcp + cookie.offset as usize..][..8].copy_from_slice(&new);
+            Verdict::Rewrite
+        }
+        (_, Some(_)) => return Err("no cookie, but a retired one".into()),
+        (_, None) => Verdict::Pass,
     };
-    let FastOpen::Cookie(cookie) = segment.fast_open else {
-        return Err("no cookie, but a retired one".into());
-    };
+    if !is_hidden && is_good && acts(Guard::Clamp) {
+        let most = policy.clamp * u64::from(segment.data_len);
+        let window = u64::from(window(&frame[tcp..])).min(most) as u16;
+        expected[tcp + 14..tcp + 16].copy_from_slice(&window.to_be_bytes());
+    }
+    if expected == frame {
+        return unchanged(verdict);
+    }
     if out.len() != frame.len() {
         return Err(format!("{} bytes have become {}", frame.len(), out.len()));
     }
-    let tcp = segment.tcp as usize;
-    let (place, sum) = (tcp + cookie.offset as usize, tcp + 16);
-    let mut expected = frame.to_vec();
-    expected[place..place + 8].copy_from_slice(&cookie_of(TestKey(key.key().to_words()), &segment.addresses));
-    expected[sum..sum + 2].copy_from_slice(&out[sum..sum + 2]);
+    let sum = tcp + 16..tcp + 18;
+    expected[sum.clone()].copy_from_slice(&out[sum]);
     if out != expected {
-        return Err("not the cookie, or not only the cookie, was changed".into());
+        return Err("not what was to be changed, or not only that, was changed".into());
     }
     // In full, and not by the difference; zero may be written in two ways.
     if checksum(&out[tcp..]) % 0xffff != checksum(&frame[tcp..]) % 0xffff {
-        return Err("the checksum does not go with the new cookie".into());
+        return Err("the checksum does not go with what was changed".into());
     }
-    Ok(Verdict::Rewrite)
+    Ok(verdict)
+}
+
+/// Puts no-operations in the place of each Fast Open option to which the kernel's walk through this TCP header comes; the
+/// checksum stays.
+pub fn hide(tcp: &mut [u8]) {
+    let area = 20..usize::from(tcp[12] >> 4) * 4;
+    let mut rest = &mut tcp[area];
+    loop {
+        let len = match &*rest {
+            [1, ..] => 1,
+            [kind, len, ..] if *kind != 0 && *len >= 2 && usize::from(*len) <= rest.len() => {
+                usize::from(*len)
+            }
+            _ => break,
+        };
+        let (option, behind) = rest.split_at_mut(len);
+        if let [34, ..] | [254, _, 0xf9, 0x89, ..] = option {
+            option.fill(1);
+        }
+        rest = behind;
+    }
 }
 
 /// The cookie that `key` makes for `addresses`, by the harness.

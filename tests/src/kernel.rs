@@ -1,7 +1,10 @@
 //! The real program: run on one frame by BPF_PROG_TEST_RUN (tier 2), or attached. Needs root.
 
 use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
-use tfo_common::{counters::Counters, keyring::KeyRing, parse::LinkLayer, policy::Policy, verdict::Mode};
+use tfo_common::{
+    counters::Counters, keyring::KeyRing, observed::Watch, parse::LinkLayer, policy::Policy, service::OTHER,
+    verdict::Mode,
+};
 use tfo_userspace::{
     datapath::{LoadOptions, Object},
     pins::Pins,
@@ -9,7 +12,8 @@ use tfo_userspace::{
 
 use crate::packet::ETHERNET;
 
-/// What the program returns for whatever it lets on.
+/// What the program returns for what it does not let on, and for whatever it does.
+const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
 /// Whether the kernel takes `frame` for a test run: an Ethernet header at least, whatever the program expects, and no
@@ -29,9 +33,14 @@ impl Kernel {
         kernel
     }
 
-    /// A program with these options, on the maps under `pins`, if given.
+    /// A program with these options, on the maps under `pins`, if given. In mode `shield` it has no guards yet.
     pub fn with(options: &LoadOptions, pins: Option<&Pins>) -> Self {
-        Self(Object::load(options, pins).expect("the program loads (is this root?)"))
+        let mut kernel = Self(Object::load(options, pins).expect("the program loads (is this root?)"));
+        // Where there are no policies, the map has none that knows the mode.
+        if options.mode == Mode::Shield {
+            kernel.set_policy(OTHER, &Policy::of_mode(options.mode));
+        }
+        kernel
     }
 
     /// The program.
@@ -71,6 +80,11 @@ impl Kernel {
         self.0.counters().expect("the counters can be read")
     }
 
+    /// What was observed besides.
+    pub fn watch(&self) -> Watch {
+        self.0.watch().expect("the state of observing can be read")
+    }
+
     /// BPF_PROG_TEST_RUN, whatever it says.
     pub fn test_run(&mut self, options: TestRunOptions<'_>) -> Result<TestRunResult, ProgramError> {
         self.program().test_run(options)
@@ -79,13 +93,21 @@ impl Kernel {
     /// Sends `frame` through the program `repeat` times, each time as the last left it, asserts that it was passed on,
     /// and returns what has become of it.
     pub fn run(&mut self, name: &str, frame: &[u8], repeat: u32) -> Vec<u8> {
+        self.run_or_drop(name, frame, repeat).unwrap_or_else(|| panic!("{name}: it was dropped"))
+    }
+
+    /// The same; `None` where it was dropped.
+    pub fn run_or_drop(&mut self, name: &str, frame: &[u8], repeat: u32) -> Option<Vec<u8>> {
         let mut out = vec![0x55; frame.len() + 64];
         let (data_in, data_out) = (Some(frame), Some(out.as_mut_slice()));
         let result = self.test_run(TestRunOptions { data_in, data_out, repeat, ..TestRunOptions::new() });
         let result = result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        if result.return_value == XDP_DROP {
+            return None;
+        }
         assert_eq!(result.return_value, XDP_PASS, "{name}");
         out.truncate(result.data_size_out as usize);
-        out
+        Some(out)
     }
 
     /// [`run`](Self::run), where the frame must come out as it came; returns what is counted by then.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use tfo_common::verdict::Mode;
+use tfo_common::{policy::Policy, verdict::Mode};
 use tfo_tests::{
     cases::{all, rows, uncovered},
     host,
@@ -12,7 +12,7 @@ use tfo_tests::{
 fn every_case_is_counted_as_expected() {
     let mut wrong = Vec::new();
     for case in all() {
-        let counted = host::count(&case.frame, case.link, Mode::Observe, &case.keys.ring());
+        let counted = host::count(&case.frame, case.link, &Policy::of_mode(Mode::Observe), &case.keys.ring());
         let expected = case.expected.counters();
         if counted != expected {
             let (counted, expected) = (rows(&counted), rows(&expected));

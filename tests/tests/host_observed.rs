@@ -5,8 +5,10 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 use tfo_common::{
     class::Class,
-    observed::{Hint, Kind, Outcomes, RTT_BUCKETS, rtt_bucket},
+    handed::Hint,
+    observed::{Kind, Outcomes, RTT_BUCKETS, rtt_bucket},
     parse::{Fault, Malformed, Unsupported},
+    policy::Decision,
     sample::{BUDGET, Budget, EVENT_BUDGET, FIRSTS, SPARSEST, Sampler, Samplers},
     segment::{Addresses, FastOpen, Segment},
     verdict::Verdict,
@@ -124,6 +126,11 @@ fn refusals_that_are_told() {
     }
 }
 
+/// `verdict`, by no guard.
+fn decision(verdict: Verdict) -> Decision {
+    Decision::from_word(verdict as u64)
+}
+
 /// What is put into a hint comes out again.
 #[test]
 fn hints() {
@@ -131,14 +138,14 @@ fn hints() {
         for class in Class::ALL {
             for verdict in Verdict::ALL {
                 for (source, tcp, service) in
-                    [(0, 0, 0), (26, 34, 1), (0x7fff, 0x7ffe, 4095), (12, 0xffff, 0xffff)]
+                    [(0, 0, 0), (26, 34, 1), (0x3fff, 0x3ffe, 4095), (12, 0x3fff, 0x1fff)]
                 {
                     let segment =
                         Segment { addresses, fast_open: FastOpen::Absent, source, tcp, data_len: 0 };
-                    let hint = Hint::syn(&segment, *class, *verdict, service);
+                    let hint = Hint::syn(&segment, *class, decision(*verdict), service);
                     assert_eq!((hint.kind(), hint.detail()), (Kind::Syn as u32, *class as u32));
-                    assert_eq!((hint.verdict(), hint.service()), (*verdict as u32, service));
-                    assert_eq!(hint.family(), addresses.family);
+                    assert_eq!((hint.verdict(), hint.service()), (*verdict as u16, service));
+                    assert_eq!((hint.family(), hint.guard()), (addresses.family, 0));
                     assert_eq!((hint.source(), hint.tcp()), (source as usize, tcp as usize));
                 }
             }
@@ -161,7 +168,9 @@ fn each_kind_has_its_own_sampler() {
     for addresses in [Addresses::from_ipv4([1; 8]), Addresses::from_ipv6([1; 32])] {
         let segment = Segment { addresses, fast_open: FastOpen::Absent, source: 26, tcp: 34, data_len: 0 };
         for class in Class::ALL {
-            hints.extend(Verdict::ALL.iter().map(|verdict| Hint::syn(&segment, *class, *verdict, 1)));
+            hints.extend(
+                Verdict::ALL.iter().map(|verdict| Hint::syn(&segment, *class, decision(*verdict), 1)),
+            );
         }
     }
     hints.extend(Malformed::ALL.iter().map(|reason| Hint::fault(Fault::Malformed(*reason))));

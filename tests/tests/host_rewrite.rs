@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use proptest::{collection::vec, prelude::*, sample::Index};
 use tfo_common::{
     class::Class,
-    policy::{Decision, Policy, decide},
+    policy::{Policy, Unguarded, decide},
     rewrite,
     verdict::{Mode, Verdict},
 };
@@ -18,9 +18,9 @@ fn only_what_the_kernel_refuses_is_translated_and_only_on_request() {
             for has_translation in [false, true] {
                 let rewrites = *mode != Mode::Observe && *class == Class::CookieRetired;
                 let expected = if rewrites && has_translation { Verdict::Rewrite } else { Verdict::Pass };
-                let decision = decide(&Policy::of_mode(*mode), *class, has_translation, |_| true);
-                let expected = Decision { verdict: expected, clamps: false, guard: None, would: 0 };
-                assert_eq!(decision, expected, "{mode}, {class}, {has_translation}");
+                let decision = decide(&Policy::of_mode(*mode), *class, Unguarded(has_translation));
+                assert_eq!(decision.verdict(), expected, "{mode}, {class}, {has_translation}");
+                assert!(decision.is_silent() && !decision.clamps(), "{mode}, {class}, {has_translation}");
             }
         }
     }

@@ -13,6 +13,7 @@ use tfo_common::{
     counters::Counters,
     keyring::{Held, Key, KeyRing, Moment},
     parse::LinkLayer,
+    policy::Policy,
     segment::Family,
     verdict::{Mode, Verdict},
 };
@@ -137,7 +138,7 @@ fn every_log_level_loads() {
         for (mode, log_level) in Mode::ALL.iter().flat_map(|mode| (0..=5).map(move |level| (*mode, level))) {
             let mut kernel = Kernel::with(&LoadOptions { log_level, ..LoadOptions::new(*link, mode) }, None);
             let counted = kernel.pass("log", &frame, 1);
-            let expected = host::count(&frame, *link, mode, &KeyRing::EMPTY);
+            let expected = host::count(&frame, *link, &Policy::of_mode(mode), &KeyRing::EMPTY);
             assert!(counted == expected, "{link}, {mode}, level {log_level}");
         }
     }
@@ -145,6 +146,7 @@ fn every_log_level_loads() {
 
 /// The very code that the host tests prove is what runs in the kernel, compiled for another machine.
 fn check_random(frames: impl Strategy<Value = Vec<u8>>) {
+    let policy = Policy::of_mode(Mode::Observe);
     let kernel = RefCell::new(Kernel::load(LinkLayer::Ethernet, Mode::Observe, &ring()));
     let before = RefCell::new(Counters::default());
     let default = Config::default();
@@ -156,7 +158,7 @@ fn check_random(frames: impl Strategy<Value = Vec<u8>>) {
         }
         let after = kernel.borrow_mut().pass("a random frame", &frame, 1);
         let before = before.replace(after);
-        let expected = sum(&before, &host::count(&frame, LinkLayer::Ethernet, Mode::Observe, &ring()));
+        let expected = sum(&before, &host::count(&frame, LinkLayer::Ethernet, &policy, &ring()));
         prop_assert_eq!(rows(&after), rows(&expected));
         Ok::<(), TestCaseError>(())
     });

@@ -17,6 +17,7 @@ use tfo_common::{
     counters::Counters,
     keyring::{KeyRing, SLOTS},
     parse::LinkLayer,
+    policy::Policy,
     segment::Family,
     verdict::{Mode, Verdict},
 };
@@ -297,7 +298,7 @@ fn a_wrong_checksum_stays_wrong() {
 /// On any frame at all: either it comes out as it came, or the cookie of a key that the kernel does not hold has become
 /// the backup key's, and the sum over the segment is what it was.
 fn check_random(frames: impl Strategy<Value = Vec<u8>>) {
-    let ring = keys::ring();
+    let (ring, policy) = (keys::ring(), Policy::of_mode(Mode::Accelerate));
     let kernel = RefCell::new(Kernel::load(LinkLayer::Ethernet, Mode::Accelerate, &ring));
     let before = RefCell::new(Counters::default());
     let default = Config::default();
@@ -311,11 +312,11 @@ fn check_random(frames: impl Strategy<Value = Vec<u8>>) {
         let mut kernel = kernel.borrow_mut();
         let out = kernel.run("a random frame", &frame, 1);
         let after = kernel.counters();
-        let counted = host::count(&frame, LinkLayer::Ethernet, Mode::Accelerate, &ring);
+        let counted = host::count(&frame, LinkLayer::Ethernet, &policy, &ring);
         let expected = sum(&before.replace(after), &counted);
         equal("the counters", rows(&after), rows(&expected))?;
 
-        let verdict = host::check(&frame, &out, LinkLayer::Ethernet, Mode::Accelerate, &ring);
+        let verdict = host::check(&frame, &out, LinkLayer::Ethernet, &policy, &ring);
         let verdict = verdict.map_err(|wrong| TestCaseError::fail(format!("{wrong}: {out:02x?}")))?;
         *rewritten.borrow_mut() += u32::from(verdict == Verdict::Rewrite);
         Ok(())

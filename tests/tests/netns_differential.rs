@@ -19,7 +19,9 @@ use tfo_common::{
     class::{Class, classify},
     keyring::KeyRing,
     parse::{LinkLayer, parse},
-    verdict::{Mode, Verdict, decide},
+    policy::{Guard, Policy, Unguarded, decide},
+    service::OTHER,
+    verdict::{Mode, Verdict},
 };
 use tfo_tests::{
     cases::{SERVER_V4, SERVER_V6, rows},
@@ -43,29 +45,42 @@ const SERVERS: [SocketAddr; 2] =
 
 #[test]
 fn ethernet_observed() {
-    check(LinkLayer::Ethernet, Mode::Observe);
+    check(LinkLayer::Ethernet, Mode::Observe, None);
 }
 
 #[test]
 fn ethernet_accelerated() {
-    check(LinkLayer::Ethernet, Mode::Accelerate);
+    check(LinkLayer::Ethernet, Mode::Accelerate, None);
 }
 
 #[test]
 fn ip_observed() {
-    check(LinkLayer::Ip, Mode::Observe);
+    check(LinkLayer::Ip, Mode::Observe, None);
 }
 
 #[test]
 fn ip_accelerated() {
-    check(LinkLayer::Ip, Mode::Accelerate);
+    check(LinkLayer::Ip, Mode::Accelerate, None);
 }
 
-fn check(link: LinkLayer, mode: Mode) {
+/// Whatever a client offers, the kernel sees an ordinary SYN, and answers it as one.
+#[test]
+fn ethernet_hidden() {
+    check(LinkLayer::Ethernet, Mode::Shield, Some(Guard::Hide));
+}
+
+#[test]
+fn ip_hidden() {
+    check(LinkLayer::Ip, Mode::Shield, Some(Guard::Hide));
+}
+
+fn check(link: LinkLayer, mode: Mode, guard: Option<Guard>) {
     // 768 SYNs, or 30,720.
     let mut runner = random::runner(&format!("random SYNs, {link}, {mode}"), 3, 120);
+    let policy = Policy::of_mode(mode);
+    let policy = guard.map_or(policy, |guard| policy.with(guard, true));
     sandbox(|| {
-        let bench = RefCell::new(Bench::new(link, mode));
+        let bench = RefCell::new(Bench::new(link, mode, policy));
         let syns = random::syn(link, SERVER_V4, SERVER_V6)
             .prop_filter("the listener has no key for it", |frame| !is_signed(frame, link));
         let result = runner.run(&syns, |frame| bench.borrow_mut().check(&frame).map_err(TestCaseError::fail));
@@ -88,7 +103,7 @@ fn check(link: LinkLayer, mode: Mode) {
 /// A listener behind the program, and the wire in front of it.
 struct Bench {
     link: LinkLayer,
-    mode: Mode,
+    policy: Policy,
     ring: KeyRing,
     nic: Tap,
     kernel: Kernel,
@@ -140,7 +155,7 @@ struct Cookie {
 }
 
 impl Bench {
-    fn new(link: LinkLayer, mode: Mode) -> Self {
+    fn new(link: LinkLayer, mode: Mode, policy: Policy) -> Self {
         let nic = Tap::new(NAME, link);
         ip("link set lo up");
         ip(&format!("addr add {SERVER_V4}/24 dev {NAME}"));
@@ -161,9 +176,10 @@ impl Bench {
 
         let ring = keys::ring();
         let mut kernel = Kernel::load(link, mode, &ring);
+        kernel.set_policy(OTHER, &policy);
         kernel.attach(NAME, link);
         let (checked_from, seen) = (usize::MAX, BTreeMap::new());
-        let mut bench = Self { link, mode, ring, nic, kernel, listeners, checked_from, seen };
+        let mut bench = Self { link, policy, ring, nic, kernel, listeners, checked_from, seen };
         bench.checked_from = bench.ask_what_is_checked();
         bench
     }
@@ -203,7 +219,7 @@ impl Bench {
             return Err(format!("{class}: predicted\n{predicted:#?}\nbut the kernel did\n{outcome:#?}"));
         }
         let counters = self.kernel.counters();
-        let expected = sum(&before.0, &host::count(frame, self.link, self.mode, &self.ring));
+        let expected = sum(&before.0, &host::count(frame, self.link, &self.policy, &self.ring));
         if counters != expected {
             return Err(format!(
                 "{class}: the program has counted\n{:#?}\ninstead of\n{:#?}",
@@ -224,10 +240,11 @@ impl Bench {
             Ok(None) => panic!("no SYN was generated"),
         };
         let class = classify(&segment, &self.ring).class;
-        let verdict = decide(self.mode, class, self.ring.translation().is_some());
+        let verdict = decide(&self.policy, class, Unguarded(self.ring.translation().is_some())).verdict();
         let none = TcpExt::default();
         let (takes_data, gives_cookie, counted) = match (class, verdict) {
-            (Class::PlainSyn | Class::OptionIgnored, _) => (false, false, none),
+            (Class::PlainSyn | Class::OptionIgnored, _) | (_, Verdict::Hide) => (false, false, none),
+            (_, Verdict::Drop) => return (class.name(), Outcome::silence()),
             (Class::CookieRequest, _) => (false, true, TcpExt { cookie_reqd: 1, ..none }),
             (Class::CookieCurrent, _) => (true, false, TcpExt { passive: 1, ..none }),
             (Class::CookieBackup, _) | (_, Verdict::Rewrite) => {

@@ -54,7 +54,7 @@ impl Handed {
             FastOpen::Cookie(cookie) => u64::from(cookie.offset) & 0x3f,
             _ => 0,
         };
-        let track = found.slot.map_or(0, |slot| u64::from(ring.track(slot)) + 1 & 0x1f);
+        let track = found.slot.map_or(0, |slot| (u64::from(ring.track(slot)) + 1) & 0x1f);
         let places = (u64::from(segment.source) & 0x3fff) << 32 | (u64::from(segment.tcp) & 0x3fff) << 46;
         let kind = (found.class as u64) << 60 | (segment.addresses.family as u64) << 63;
         Self(u64::from(segment.data_len) & 0x1_ffff | cookie << 17 | track << 23 | places | kind | Self::SYN)

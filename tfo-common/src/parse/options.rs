@@ -93,7 +93,7 @@ pub fn fast_open_places<B: Bytes + ?Sized>(frame: &B, start: usize, area: usize)
         let position = (walk >> POSITION & 0x3f) as usize;
         let Some((len, fast_open)) = option(frame, start, area, position) else { break };
         if fast_open.is_some() {
-            walk |= (1_u64 << (len & 0x3f)) - 1 << position & PLACES;
+            walk |= ((1_u64 << (len & 0x3f)) - 1) << position & PLACES;
         }
         walk += (len as u64) << POSITION;
     }

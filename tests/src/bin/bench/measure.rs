@@ -13,7 +13,7 @@ use nix::{
     time::{ClockId, clock_gettime},
     unistd::Pid,
 };
-use tfo_common::{counters::Counters, keyring::Key, parse::LinkLayer};
+use tfo_common::{counters::Counters, keyring::Key, parse::LinkLayer, policy::Policy};
 use tfo_tests::{
     cases::{CLIENT_V6, SERVER_V4, SERVER_V6},
     host,
@@ -179,7 +179,7 @@ fn counted(
     let before = packets(&kernel.counters());
     let time = measure(kernel)?;
     let after = packets(&kernel.counters());
-    let one = packets(&host::count(frame, LinkLayer::Ethernet, setup.mode, &setup.ring()));
+    let one = packets(&host::count(frame, LinkLayer::Ethernet, &Policy::of_mode(setup.mode), &setup.ring()));
     let is_counted = before.iter().zip(&one).map(|(before, one)| before + one * u64::from(repeat)).eq(after);
     ensure!(is_counted, "the program did not count what it was given");
     Ok(time)
