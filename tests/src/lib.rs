@@ -6,6 +6,7 @@
 //! | [`keys`] | the tests' keys, and an independent maker of cookies |
 //! | [`cases`] | the one table of packets and what is to become of each |
 //! | [`oracle`] | other parsers, against which ours is held |
+//! | [`guards`] | what guards are to decide, written down a second time |
 //! | [`fuzz`] | what the fuzz targets check, and the replay of their corpus |
 //! | [`random`] | generators of random frames |
 //! | [`host`] | the packet's journey without the kernel |
@@ -27,6 +28,7 @@ pub mod agree;
 pub mod cases;
 pub mod fault;
 pub mod fuzz;
+pub mod guards;
 pub mod host;
 pub mod kernel;
 pub mod keys;

@@ -1,0 +1,468 @@
+//! What may be done to a SYN, and what is remembered for it: decisions, limits, tables, and the words in which they are handed on.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use proptest::{collection::vec, prelude::*};
+use tfo_common::{
+    class::{Class, Classified, classify},
+    counters::{Cell, Counters, Guarded},
+    handed::{Found, Handed, Hint},
+    keyring::{KeyRing, SLOTS},
+    observed::Told,
+    parse::{Fault, Malformed, Unsupported, parse},
+    policy::{
+        Decision, Facts, Guard, Limit, Policy, Remembered, Row, SEATS, SourceMask, Spent, TICKS, Tag, decide,
+        syn_tag,
+    },
+    segment::{Addresses, Cookie, Family, FastOpen, Segment},
+    verdict::Verdict,
+};
+use tfo_tests::{
+    cases::{all, rows},
+    guards::{Expected, Setting, Wanted},
+    keys,
+};
+
+/// What guards look at: some trip, and all are seen being asked.
+struct Looks<'a> {
+    has_translation: bool,
+    trips: u8,
+    asked: &'a mut u8,
+}
+
+impl Facts for Looks<'_> {
+    fn has_translation(&self) -> bool {
+        self.has_translation
+    }
+
+    fn trips(&mut self, guard: Guard) -> bool {
+        let bit = 1 << guard.index();
+        assert_eq!(*self.asked >> guard.index(), 0, "{guard} is asked late, or once more");
+        *self.asked |= bit;
+        self.trips & bit != 0
+    }
+}
+
+fn decided(policy: &Policy, class: Class, has_translation: bool, trips: u8) -> (Decision, Expected) {
+    let mut asked = 0;
+    let decision = decide(policy, class, Looks { has_translation, trips, asked: &mut asked });
+    let (verdict, clamps, would) = (decision.verdict(), decision.clamps(), decision.would());
+    (decision, Expected { verdict, clamps, guard: decision.guard(), would, asked })
+}
+
+/// Each way in which five guards can be set.
+fn settings() -> impl Iterator<Item = [Setting; Guard::COUNT]> {
+    let each = [Setting::Off, Setting::Dry, Setting::Acts];
+    (0..3_usize.pow(Guard::COUNT as u32))
+        .map(move |n| std::array::from_fn(|guard| each[n / 3_usize.pow(guard as u32) % 3]))
+}
+
+/// Every guard acting, dry or off, with and without a reason, on every class, whatever else is wanted.
+#[test]
+fn every_decision() {
+    let mut outcomes = HashSet::new();
+    for guards in settings() {
+        for flags in 0..16 {
+            let has = |bit: u32| flags >> bit & 1 == 1;
+            let wanted =
+                Wanted { guards, translates: has(0), hidden: has(1), hides_sources: has(2), drops: has(3) };
+            let policy = wanted.policy();
+            for trips in 0..1 << Guard::COUNT {
+                for (class, known) in Class::ALL.iter().flat_map(|class| [(*class, false), (*class, true)]) {
+                    let (decision, got) = decided(&policy, class, known, trips);
+                    let expected = wanted.expected(class, known, |guard| trips >> guard.index() & 1 == 1);
+                    assert_eq!(got, expected, "{wanted:?}, {class}, translation: {known}, trips {trips:05b}");
+                    let changes = got.verdict != Verdict::Pass || got.clamps;
+                    assert_eq!(decision.changes_nothing(), !changes);
+                    assert_eq!(decision.is_silent(), got.guard.is_none() && got.would == 0);
+                    outcomes.insert(decision.word());
+                }
+            }
+        }
+    }
+    assert!(outcomes.len() > 30, "{} decisions", outcomes.len());
+    for word in outcomes {
+        check_words(Decision::from_word(word));
+    }
+}
+
+/// What is counted of a decision, and what is told of it, is what it says.
+fn check_words(decision: Decision) {
+    assert_eq!(Decision::from_word(decision.word()), decision);
+    assert_eq!(decision.verdict_place(), decision.verdict() as u64);
+    assert_eq!(decision.guard_place(), decision.guard().map_or(0, |guard| guard.index() + 1));
+    let first = Guard::ALL.iter().find(|guard| decision.would() >> guard.index() & 1 == 1);
+    let told = decision.guard().map(|guard| (guard, true)).or(first.map(|guard| (*guard, false)));
+    assert_eq!(Told::from_word(Told::of(decision).word()), told, "{decision:?}");
+
+    let segment = Segment {
+        addresses: Addresses::from_ipv6([7; 32]),
+        fast_open: FastOpen::Request,
+        source: 22,
+        tcp: 54,
+        data_len: 9,
+    };
+    let found = Classified { class: Class::CookieBackup, slot: Some(1) };
+    let (ring, service) = (keys::ring(), 4095);
+    let handed = Handed::syn(&segment, found, &ring);
+    let hint = handed.hint(decision, service);
+    assert_eq!(hint, Hint::syn(&segment, found.class, decision, service));
+    assert_eq!(Told::from_word(hint.guard()), told);
+    assert_eq!((hint.verdict(), hint.service()), (decision.verdict() as u16, service));
+
+    // Counted alike, whether by its parts or as it is handed on.
+    let mut cells = [Cell::EMPTY; 2];
+    cells[0].count_syn(&segment, found, decision.verdict(), &ring);
+    cells[1].count_handed(handed, hint, decision);
+    let [mut expected, counted] = cells.map(|cell| cell.counters());
+    for guard in Guard::ALL {
+        expected.guards[guard.index()] = Guarded {
+            acted: u64::from(decision.guard() == Some(*guard)),
+            would: u64::from(decision.would() >> guard.index() & 1),
+        };
+    }
+    assert!(counted == expected, "{:#?}, expected {:#?}", rows(&counted), rows(&expected));
+}
+
+/// Who has nothing to hide, and the mode that nobody asked for, changes nothing.
+#[test]
+fn the_empty_policy_passes_everything() {
+    for class in Class::ALL {
+        let (decision, _) = decided(&Policy::default(), *class, true, u8::MAX);
+        assert_eq!(decision, Decision::PASS);
+    }
+}
+
+/// A window is never more than is asked for, and never more than a window can be.
+#[test]
+fn windows() {
+    for (clamp, data_len, most) in [
+        (3, 0, 0),
+        (3, 1, 3),
+        (3, 1460, 4380),
+        (0, 1460, 0),
+        (3, 21_845, 65_535),
+        (3, 21_846, 65_535),
+        (1 << 32, 1 << 16, 65_535),
+    ] {
+        let policy = Policy { clamp, ..Policy::default() };
+        assert_eq!(policy.most(data_len), most, "{clamp} times {data_len}");
+    }
+}
+
+/// What was handed on of every case is what was found in it.
+#[test]
+fn what_is_handed_on_comes_out_again() {
+    let mut cookies = 0;
+    for case in all() {
+        let (frame, ring) = (case.frame.as_slice(), case.keys.ring());
+        let segment = match parse(frame, case.link) {
+            Ok(Some(segment)) => segment,
+            Ok(None) => continue,
+            Err(fault) => {
+                assert_eq!(Handed::fault(fault).found(), Found::Fault(fault), "{}", case.name);
+                continue;
+            }
+        };
+        let found = classify(&segment, &ring);
+        let handed = Handed::syn(&segment, found, &ring);
+        assert_eq!(Handed::from_word(handed.word()), handed);
+        assert_eq!(handed.found(), Found::Syn(handed), "{}", case.name);
+        assert_eq!(handed.class(), found.class as u64, "{}", case.name);
+        assert_eq!(handed.data_len(), segment.data_len, "{}", case.name);
+        let track = found.slot.map_or(0, |slot| usize::from(ring.tracks[slot]) + 1);
+        assert_eq!(handed.track(), track, "{}", case.name);
+        assert_eq!(handed.addresses(frame), Some(segment.addresses), "{}", case.name);
+        if let FastOpen::Cookie(_) = segment.fast_open {
+            assert_eq!(handed.read(frame), Some(segment), "{}", case.name);
+            cookies += 1;
+        }
+    }
+    assert!(cookies > 100, "{cookies} cases have a cookie");
+}
+
+/// The same of all that can be, at the ends of their ranges.
+#[test]
+fn what_is_handed_on_has_room() {
+    for addresses in [Addresses::from_ipv4([1; 8]), Addresses::from_ipv6([1; 32])] {
+        for class in Class::ALL {
+            for slot in (0..SLOTS).map(Some).chain([None]) {
+                for (source, tcp, data_len, offset) in
+                    [(0, 0, 0, 22), (0x3fff, 0x3ffe, 0x1_ffff, 52), (26, 0x3fff, 1, 24)]
+                {
+                    let fast_open = FastOpen::Cookie(Cookie { value: 0, offset });
+                    let segment = Segment { addresses, fast_open, source, tcp, data_len };
+                    let handed = Handed::syn(&segment, Classified { class: *class, slot }, &keys::ring());
+                    assert_eq!(handed.found(), Found::Syn(handed));
+                    assert_eq!((handed.class(), handed.family()), (*class as u64, addresses.family));
+                    assert_eq!((handed.source(), handed.tcp()), (source as usize, tcp as usize));
+                    assert_eq!((handed.data_len(), handed.cookie()), (data_len, offset));
+                    assert_eq!(handed.track(), slot.map_or(0, |slot| slot + 1));
+                }
+            }
+        }
+    }
+    let malformed = Malformed::ALL.iter().map(|reason| Fault::Malformed(*reason));
+    for fault in malformed.chain(Unsupported::ALL.iter().map(|reason| Fault::Unsupported(*reason))) {
+        assert_eq!(Handed::fault(fault).found(), Found::Fault(fault));
+    }
+    assert_eq!(Handed::NOTHING.found(), Found::Nothing);
+}
+
+/// What a guard has done adds up over CPUs and services.
+#[test]
+fn counts_of_guards_add_up() {
+    let mut cells = [Cell::EMPTY; 2];
+    for (cpu, cell) in (1..).zip(&mut cells) {
+        for (place, count) in (1..).zip(&mut cell.guards) {
+            *count = Guarded { acted: cpu * place, would: 100 * cpu * place };
+        }
+    }
+    let mut counters = Counters::default();
+    cells.iter().for_each(|cell| counters.add_cell(cell));
+    let mut twice = counters;
+    twice.add(&counters);
+    for (place, (once, twice)) in (1..).zip(counters.guards.iter().zip(twice.guards)) {
+        assert_eq!((once.acted, once.would), (3 * place, 300 * place));
+        assert_eq!((twice.acted, twice.would), (6 * place, 600 * place));
+    }
+}
+
+/// A bucket from which each takes a share: what a [`Limit`] is to be, in other words.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    share: u64,
+    room: u64,
+    level: u64,
+    at: u64,
+}
+
+impl Bucket {
+    fn full(limit: &Limit, at: u64) -> Self {
+        let room = limit.tolerance + limit.interval;
+        Self { share: limit.interval, room, level: room, at }
+    }
+
+    fn take(&mut self, now: u64) -> bool {
+        self.level = (self.level + (now - self.at)).min(self.room);
+        self.at = now;
+        let is_granted = self.level >= self.share;
+        self.level -= if is_granted { self.share } else { 0 };
+        is_granted
+    }
+}
+
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig { cases: default.cases * 4, failure_persistence: None, ..default }
+}
+
+fn any_limit() -> impl Strategy<Value = (u64, u64, u64)> {
+    (1..100_000_u64, 1..1_000_000_u64, 1..50_u64)
+}
+
+/// Jiffies between one and the next: mostly few.
+fn gaps(about: u64) -> impl Strategy<Value = Vec<u64>> {
+    vec(prop_oneof![2 => Just(0), 4 => 0..3_u64, 2 => 0..=about, 1 => 0..=50 * about], 1..300)
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn a_limit_is_as_asked_for((count, jiffies, burst) in any_limit()) {
+        let limit = Limit::new(count, jiffies, burst);
+        // Up to a part in as many as one interval has.
+        prop_assert!(limit.interval * count <= jiffies * TICKS && jiffies * TICKS < (limit.interval + 1) * count
+            || limit.interval == 1 && count > jiffies * TICKS);
+        prop_assert_eq!(limit.tolerance, limit.interval * (burst - 1));
+    }
+
+    /// In no time does anybody get more than what may come at once and what the time is worth; and nobody is denied what there is.
+    #[test]
+    fn a_limit_holds(
+        (limit, gaps) in any_limit().prop_flat_map(|(count, jiffies, burst)| {
+            (Just(Limit::new(count, jiffies, burst)), gaps(jiffies / count + 1))
+        }),
+    ) {
+        let mut now = 4_294_900_000 * TICKS;
+        let mut bucket = Bucket::full(&limit, now);
+        let until = std::cell::Cell::new(0);
+        let mut granted = Vec::new();
+        for gap in gaps {
+            now += gap * TICKS;
+            let is_granted = limit.spend(&until, now);
+            prop_assert_eq!(is_granted, bucket.take(now));
+            if is_granted {
+                granted.push(now);
+            }
+        }
+        let burst = limit.tolerance / limit.interval + 1;
+        for (first, from) in granted.iter().enumerate() {
+            for (last, to) in granted.iter().enumerate().skip(first) {
+                prop_assert!((last - first + 1) as u64 <= burst + (to - from) / limit.interval);
+            }
+        }
+    }
+
+    /// As many as there are seats have each what they would have alone. Who has to make room is the one that has least left to
+    /// pay, and that something was forgotten is said exactly where it was.
+    #[test]
+    fn a_row_remembers(
+        (limit, gaps) in any_limit().prop_flat_map(|(count, jiffies, burst)| {
+            (Just(Limit::new(count, jiffies, burst)), gaps(jiffies / count + 1))
+        }),
+        who in vec(0..4_u64, 300),
+        crowd in 1..=4_u64,
+    ) {
+        let row = Row::default();
+        let mut now = 4_294_900_000 * TICKS;
+        let mut seats: [Option<(u64, Bucket)>; SEATS] = [None; SEATS];
+        // Until when somebody has had his share: when his bucket is full again.
+        let until = |seat: &Option<(u64, Bucket)>| seat.map_or(0, |(_, bucket)| bucket.at + bucket.room - bucket.level);
+        let mut alone: HashMap<u64, Bucket> = HashMap::new();
+        for (gap, who) in gaps.into_iter().zip(who) {
+            now += gap * TICKS;
+            let who = who % crowd;
+            let tag = Tag::new(77).and(who);
+            let known = seats.iter_mut().flatten().find(|(tenant, _)| *tenant == who);
+            prop_assert_eq!(row.find(tag).is_some(), known.is_some());
+            let spent = row.spend(tag, &limit, now);
+            let by_himself = alone.entry(who).or_insert_with(|| Bucket::full(&limit, now)).take(now);
+            if crowd <= SEATS as u64 {
+                prop_assert_eq!(spent, if by_himself { Spent::Granted } else { Spent::Denied });
+            }
+            let expected = match known {
+                Some((_, bucket)) => {
+                    if bucket.take(now) { Spent::Granted } else { Spent::Denied }
+                }
+                None => {
+                    let mut bucket = Bucket::full(&limit, now);
+                    bucket.take(now);
+                    let least = seats.iter_mut().min_by_key(|seat| until(seat)).expect("there are seats");
+                    let forgets = until(least) > now;
+                    *least = Some((who, bucket));
+                    if forgets { Spent::GrantedForgetting } else { Spent::Granted }
+                }
+            };
+            prop_assert_eq!(spent, expected);
+            let has_all = seats.iter().flatten().all(|(who, _)| row.find(Tag::new(77).and(*who)).is_some());
+            prop_assert!(has_all, "who has a seat is found");
+        }
+    }
+
+    /// Sources are one where the first bits of their addresses are, whomever they address; and never at another service.
+    #[test]
+    fn sources_are_told_apart(
+        (one, other) in (any::<u128>(), any::<u128>()),
+        same in 0..=128_u32,
+        to in any::<[u128; 2]>(),
+        (v4, v6) in (0..=32_u8, 0..=128_u8),
+        seed: u64,
+    ) {
+        let first = |address: u128, len: u32| if len == 0 { 0 } else { address >> (128 - len) };
+        // Alike in as many bits as not.
+        let keep = if same == 0 { 0 } else { u128::MAX << (128 - same) };
+        let other = one & keep | other & !keep;
+        let mask = SourceMask::new(v4, v6);
+
+        let tags = [one, other].map(|source| {
+            to.map(|to| mask.tag(&of_v6(source.into(), to.into()), 5, seed))
+        });
+        prop_assert_eq!(tags[0][0], tags[0][1], "the destination does not matter");
+        let is_same = first(one, v6.into()) == first(other, v6.into());
+        prop_assert_eq!(tags[0][0] == tags[1][0], is_same, "/{}", v6);
+        prop_assert_ne!(tags[0][0], mask.tag(&of_v6(one.into(), to[0].into()), 6, seed));
+        prop_assert_ne!(tags[0][0], mask.tag(&of_v6(one.into(), to[0].into()), 5, !seed));
+
+        let [one4, other4] = [one, other].map(|address| Ipv4Addr::from((address >> 96) as u32));
+        let tags = [one4, other4].map(|source| {
+            to.map(|to| mask.tag(&of_v4(source, (to as u32).into()), 5, seed))
+        });
+        prop_assert_eq!(tags[0][0], tags[0][1], "the destination does not matter");
+        let is_same = first(one, v4.into()) == first(other, v4.into());
+        prop_assert_eq!(tags[0][0] == tags[1][0], is_same, "/{}", v4);
+        prop_assert_ne!(tags[0][0], mask.tag(&of_v4(one4, (to[0] as u32).into()), 6, seed));
+    }
+
+    /// Only the very SYN has the tag of a SYN: not another port, sequence number or address.
+    #[test]
+    fn syns_are_told_apart(addresses: [u8; 32], ports: [u8; 4], isn: u32, seed: u64, byte in 0..40_usize, bit in 0..8_u32) {
+        let change = |bytes: &mut [u8]| {
+            if let Some(byte) = bytes.get_mut(byte) {
+                *byte ^= 1 << bit;
+            }
+        };
+        let tag = |changed: bool| {
+            let mut bytes = [&addresses[..], &ports, &isn.to_be_bytes()].concat();
+            if changed {
+                change(&mut bytes);
+            }
+            let (addresses, rest) = bytes.split_first_chunk::<32>().expect("there are 40");
+            let (ports, isn) = rest.split_first_chunk::<4>().expect("there are eight");
+            let isn = u32::from_be_bytes(isn.try_into().expect("there are four"));
+            let (v4, _) = addresses.split_first_chunk::<8>().expect("there are 32");
+            [Addresses::from_ipv4(*v4), Addresses::from_ipv6(*addresses)].map(|addresses| syn_tag(&addresses, *ports, isn, seed))
+        };
+        let (was, is) = (tag(false), tag(true));
+        // Of the last bytes of an IPv6 address, IPv4 has none.
+        prop_assert_eq!(was[0] == is[0], (8..32).contains(&byte));
+        prop_assert_ne!(was[1], is[1]);
+        prop_assert_ne!(was[0], was[1]);
+    }
+
+    /// A replay is the SYN of a connection that is over, for as long as that is remembered.
+    #[test]
+    fn replays(then in 0..1_u64 << 40, later in prop_oneof![0..10_u64, 0..1_u64 << 20], kept in prop_oneof![0..10_u64, 0..1_u64 << 20]) {
+        for is_over in [false, true] {
+            let remembered = Remembered::new(then, is_over);
+            prop_assert_eq!(Remembered::from_word(remembered.word()), remembered);
+            prop_assert_eq!(remembered.is_replay(then + later, kept), is_over && later < kept);
+            // What is forgotten is missed while it could still come back: of a connection that lives, at any time.
+            let is_missed = remembered.is_missed(then + later, kept);
+            prop_assert_eq!(is_missed, remembered.word() != 0 && (!is_over || later < kept));
+        }
+        prop_assert!(!Remembered::from_word(0).is_missed(then, kept));
+    }
+}
+
+fn of_v4(source: Ipv4Addr, destination: Ipv4Addr) -> Addresses {
+    Addresses::from_ipv4([source.octets(), destination.octets()].concat().try_into().expect("eight bytes"))
+}
+
+fn of_v6(source: Ipv6Addr, destination: Ipv6Addr) -> Addresses {
+    Addresses::from_ipv6([source.octets(), destination.octets()].concat().try_into().expect("32 bytes"))
+}
+
+/// Sources that follow each other, as those of a provider do, are spread over all rows.
+#[test]
+fn rows_are_used_evenly() {
+    const ROWS: u32 = 1 << 10;
+    let mask = SourceMask::new(32, 64);
+    for family in Family::ALL {
+        let mut used = vec![0; ROWS as usize];
+        for n in 0..ROWS * 32 {
+            let addresses = match family {
+                Family::Ipv4 => of_v4((0x0a00_0000 + n).into(), [192, 0, 2, 1].into()),
+                Family::Ipv6 => of_v6((u128::from(n) << 64 | 0x2001_0db8 << 96).into(), 1.into()),
+            };
+            used[mask.tag(&addresses, 1, 0x1234_5678).row(ROWS) as usize] += 1;
+        }
+        // Were they thrown at random, one in a billion rows would have more, or less.
+        assert!(used.iter().all(|used| (5..80).contains(used)), "{family}: {:?}", used.iter().max());
+    }
+}
+
+/// An empty ring, or one without a key of the kernel's, has nothing to translate into: then no guard for good cookies is asked.
+#[test]
+fn a_cookie_that_stays_refused_costs_nobody_his_share() {
+    assert!(KeyRing::EMPTY.translation().is_none());
+    let mut guards = [Setting::Acts; Guard::COUNT];
+    guards[Guard::Hide.index()] = Setting::Off;
+    let wanted = Wanted { guards, translates: true, hidden: false, hides_sources: false, drops: true };
+    let (_, got) = decided(&wanted.policy(), Class::CookieRetired, false, u8::MAX);
+    assert_eq!((got.verdict, got.asked), (Verdict::Pass, 0));
+}
