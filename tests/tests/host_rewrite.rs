@@ -1,15 +1,23 @@
-//! A cookie is translated: what decides it, and the checksum that goes with it.
+//! A cookie is translated, options are hidden, a window is cut: what decides it, and the checksum that goes with it.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 use tfo_common::{
     class::Class,
-    policy::{Policy, Unguarded, decide},
+    keyring::KeyRing,
+    parse::{LinkLayer, parse},
+    policy::{Guard, Policy, Unguarded, decide},
     rewrite,
+    segment::FastOpen,
     verdict::{Mode, Verdict},
 };
-use tfo_tests::packet::{Carry, Ip, Tcp, checksum, eth};
+use tfo_tests::{
+    cases::all,
+    host, keys,
+    packet::{Carry, Ip, Tcp, checksum, eth},
+    random,
+};
 
 #[test]
 fn only_what_the_kernel_refuses_is_translated_and_only_on_request() {
@@ -95,8 +103,161 @@ fn config() -> ProptestConfig {
     ProptestConfig { cases: default.cases * 16, failure_persistence: None, ..default }
 }
 
+/// Something in the option area.
+#[derive(Clone, Debug)]
+enum Piece {
+    /// A Fast Open option.
+    FastOpen(Kind, Vec<u8>),
+    /// Bytes of something else. Where the kernel's walk ends with them, all that follows is nothing to it.
+    Other(Vec<u8>, bool),
+}
+
+impl Piece {
+    fn len(&self) -> usize {
+        match self {
+            Self::FastOpen(Kind::FastOpen, cookie) => 2 + cookie.len(),
+            Self::FastOpen(Kind::Experimental, cookie) => 4 + cookie.len(),
+            Self::Other(bytes, _) => bytes.len(),
+        }
+    }
+
+    fn add_to(&self, tcp: Tcp) -> Tcp {
+        match self {
+            Self::FastOpen(Kind::FastOpen, cookie) => tcp.fast_open(cookie),
+            Self::FastOpen(Kind::Experimental, cookie) => tcp.experimental(Tcp::MAGIC, cookie),
+            Self::Other(bytes, _) => tcp.option_bytes(bytes),
+        }
+    }
+}
+
+/// As many as there is room for.
+fn any_pieces() -> impl Strategy<Value = Vec<Piece>> {
+    let other = |bytes: &[u8]| Just(Piece::Other(bytes.to_vec(), false));
+    let last = |bytes: &[u8]| Just(Piece::Other(bytes.to_vec(), true));
+    let fast_open =
+        (any_kind(), vec(any::<u8>(), 0..19)).prop_map(|(kind, cookie)| Piece::FastOpen(kind, cookie));
+    let usual = (any_kind(), any_cookie()).prop_map(|(kind, cookie)| Piece::FastOpen(kind, cookie.to_vec()));
+    let piece = prop_oneof![
+        6 => fast_open,
+        4 => usual,
+        3 => other(&[1]),
+        1 => other(&[2, 4, 5, 0xb4]),
+        1 => other(&[4, 2]),
+        1 => other(&[3, 3, 7]),
+        1 => other(&[8, 10, 34, 10, 34, 2, 0, 0, 0, 0]),
+        1 => other(&[254, 6, 0xf9, 0x88, 34, 2]),
+        1 => other(&[254, 3, 0xf9]),
+        1 => last(&[0]),
+        1 => last(&[34, 0]),
+        1 => last(&[34, 1]),
+        1 => last(&[34, 200]),
+        1 => last(&[254, 41, 0xf9, 0x89]),
+    ];
+    vec(piece, 0..12).prop_map(|pieces| {
+        let mut room = 40;
+        let fits = |piece: &Piece| {
+            let fits = piece.len() <= room;
+            room -= if fits { piece.len() } else { 0 };
+            fits
+        };
+        pieces.into_iter().filter(fits).collect()
+    })
+}
+
+/// A SYN with these options; `hidden` with no-operations in the place of those of Fast Open, as far as the kernel's walk comes.
+fn with_options(ip: &Ip, pieces: &[Piece], hidden: bool) -> Tcp {
+    let mut is_over = false;
+    pieces.iter().fold(ip.clone().syn(), |tcp, piece| {
+        let tcp = match piece {
+            Piece::FastOpen(..) if hidden && !is_over => tcp.nops(piece.len()),
+            _ => piece.add_to(tcp),
+        };
+        is_over |= matches!(piece, Piece::Other(_, true));
+        tcp
+    })
+}
+
+fn any_tagged_ip() -> impl Strategy<Value = Ip> {
+    (any::<[u128; 2]>(), any::<[bool; 3]>()).prop_map(|([from, to], [is_v4, is_tagged, is_twice])| {
+        let link = if is_tagged { eth().vlan(5) } else { eth() };
+        let link = if is_twice { link.service_vlan(6) } else { link };
+        if is_v4 {
+            link.ipv4(Ipv4Addr::from(from as u32), Ipv4Addr::from(to as u32)).into()
+        } else {
+            link.ipv6(Ipv6Addr::from(from), Ipv6Addr::from(to)).into()
+        }
+    })
+}
+
+fn tcp_of(frame: &[u8]) -> usize {
+    parse(frame, LinkLayer::Ethernet).expect("it is whole").expect("it is a SYN").tcp as usize
+}
+
+/// Each policy that changes a packet, on any frame.
+fn check_all(frame: &[u8], link: LinkLayer, ring: &KeyRing) -> Result<[u32; 4], String> {
+    let mut seen = [0; 4];
+    let policy = Policy { clamp: 2, ..Policy::of_mode(Mode::Shield) };
+    for policy in [
+        policy,
+        policy.with(Guard::Hide, true),
+        policy.with(Guard::Clamp, true),
+        Policy { flags: policy.flags | Policy::HIDDEN, ..policy }.with(Guard::Clamp, true),
+    ] {
+        let out = host::carry_out(frame, link, &policy, ring);
+        let verdict = host::check(frame, &out, link, &policy, ring)
+            .map_err(|wrong| format!("{wrong}: {policy:?}\n{frame:02x?}\n{out:02x?}"))?;
+        seen[verdict.index()] += 1;
+        if verdict == Verdict::Hide {
+            let hidden = parse(&out[..], link).ok().flatten().map(|segment| segment.fast_open);
+            assert_eq!(hidden, Some(FastOpen::Absent));
+        }
+    }
+    Ok(seen)
+}
+
+/// Every case of the table, under each policy that changes a packet.
+#[test]
+fn what_is_done_to_every_case() {
+    let mut seen = [0; 4];
+    for case in all() {
+        let of_case = check_all(&case.frame, case.link, &case.keys.ring());
+        let of_case = of_case.unwrap_or_else(|wrong| panic!("{}: {wrong}", case.name));
+        seen.iter_mut().zip(of_case).for_each(|(sum, more)| *sum += more);
+    }
+    assert!(seen[Verdict::Rewrite.index()] > 20 && seen[Verdict::Hide.index()] > 200, "{seen:?}");
+}
+
 proptest! {
     #![proptest_config(config())]
+
+    /// The very bytes that a client would have sent that knows nothing of Fast Open.
+    #[test]
+    fn what_is_hidden_was_never_there(ip in any_tagged_ip(), pieces in any_pieces(), data in vec(any::<u8>(), 0..70)) {
+        let mut frame = with_options(&ip, &pieces, false).data(&data).build();
+        let expected = with_options(&ip, &pieces, true).data(&data).build();
+        let tcp = tcp_of(&frame);
+        rewrite::hide(&mut frame[..], tcp);
+        prop_assert_eq!(&frame, &expected);
+        let segment = parse(&frame[..], LinkLayer::Ethernet).expect("it is whole").expect("it is a SYN");
+        prop_assert_eq!(segment.fast_open, FastOpen::Absent);
+    }
+
+    /// The very bytes that a client with that window would have sent.
+    #[test]
+    fn a_window_is_cut(ip in any_tagged_ip(), pieces in any_pieces(), window: u16, most: u16, data in vec(any::<u8>(), 0..70)) {
+        let syn = |window| with_options(&ip, &pieces, false).window(window).data(&data).build();
+        let mut frame = syn(window);
+        let tcp = tcp_of(&frame);
+        prop_assert_eq!(rewrite::window(&frame[..], tcp), Some(window));
+        rewrite::clamp(&mut frame[..], tcp, most);
+        prop_assert_eq!(&frame, &syn(most));
+    }
+
+    /// Frames of all sorts, with headers of all sorts, right or spoilt.
+    #[test]
+    fn what_is_done_to_any_frame(frame in prop_oneof![random::frame().boxed(), random::spoilt_frame().boxed()]) {
+        prop_assert_eq!(check_all(&frame, LinkLayer::Ethernet, &keys::ring()).err(), None);
+    }
 
     /// The very bytes that a sender with the new cookie would have sent.
     #[test]

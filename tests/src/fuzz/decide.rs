@@ -1,18 +1,22 @@
-//! Any SYN under any keys, in either mode: its class, the verdict, and what is counted.
+//! Any SYN under any keys and any policy: its class, what is decided, and what is counted.
 
 use std::net::IpAddr;
 
 use arbitrary::{Arbitrary, Unstructured};
 use tfo_common::{
     class::{Class, classify},
-    counters::Cell,
+    counters::{Cell, Guarded},
+    handed::Handed,
     keyring::{KeyRing, SLOTS},
-    policy::{Policy, Unguarded, decide},
+    policy::{Facts, Guard, decide},
     segment::{Addresses, Cookie, FastOpen, Segment},
-    verdict::{Mode, Verdict},
 };
 
-use crate::{cases::Expected, keys::TestKey};
+use crate::{
+    cases::Expected,
+    guards::{Setting, Wanted},
+    keys::TestKey,
+};
 
 /// Keys with a number below this are held.
 const KEYS: u8 = 14;
@@ -26,6 +30,29 @@ struct Input {
     option: Option_,
     tcp: u16,
     data_len: u32,
+    /// Of each guard whether it is off, only counted or acts.
+    guards: [u8; Guard::COUNT],
+    /// By [`Guard`] index, who has a reason.
+    trips: u8,
+    hidden: bool,
+    hides_sources: bool,
+    drops: bool,
+}
+
+/// What the guards of an input look at.
+struct Looks {
+    has_translation: bool,
+    trips: u8,
+}
+
+impl Facts for Looks {
+    fn has_translation(&self) -> bool {
+        self.has_translation
+    }
+
+    fn trips(&mut self, guard: Guard) -> bool {
+        self.trips >> guard.index() & 1 == 1
+    }
 }
 
 #[derive(Arbitrary)]
@@ -99,18 +126,44 @@ pub fn check(data: &[u8]) {
     let found = classify(&segment, &ring);
     assert_eq!((found.class, found.slot), (class, slot));
 
-    let mode = if input.accelerates { Mode::Accelerate } else { Mode::Observe };
-    let policy = Policy::of_mode(mode);
-    let verdict = decide(&policy, found.class, Unguarded(ring.translation().is_some())).verdict();
     let kernels = held[1].or(held[0]);
-    let rewrites = input.accelerates && class == Class::CookieRetired && kernels.is_some();
-    assert_eq!(verdict, if rewrites { Verdict::Rewrite } else { Verdict::Pass });
+    let wanted = Wanted {
+        guards: input.guards.map(|setting| match setting % 3 {
+            0 => Setting::Off,
+            1 => Setting::Dry,
+            _ => Setting::Acts,
+        }),
+        translates: input.accelerates,
+        hidden: input.hidden,
+        hides_sources: input.hides_sources,
+        drops: input.drops,
+    };
+    let looks = Looks { has_translation: ring.translation().is_some(), trips: input.trips };
+    let expected = wanted.expected(class, kernels.is_some(), |guard| input.trips >> guard.index() & 1 == 1);
+    let decision = decide(&wanted.policy(), found.class, looks);
+    let verdict = decision.verdict();
+    assert_eq!((verdict, decision.clamps()), (expected.verdict, expected.clamps));
+    assert_eq!((decision.guard(), decision.would()), (expected.guard, expected.would));
 
+    // Counted alike with what is handed on in a word, as far as there is room in that.
     let mut cell = Cell::EMPTY;
     cell.count_syn(&segment, found, verdict, &ring);
-    let expected =
+    let counted =
         Expected::Syn { family: addresses.family, class, slot, data_len: segment.data_len as usize };
-    assert_eq!(cell.counters(), expected.counted(verdict, &ring));
+    let mut counted = counted.counted(verdict, &ring);
+    assert_eq!(cell.counters(), counted);
+    if segment.data_len < 1 << 17 {
+        let mut cell = Cell::EMPTY;
+        let handed = Handed::syn(&segment, found, &ring);
+        cell.count_handed(handed, handed.hint(decision, 1), decision);
+        for guard in Guard::ALL {
+            counted.guards[guard.index()] = Guarded {
+                acted: u64::from(expected.guard == Some(*guard)),
+                would: u64::from(expected.would >> guard.index() & 1),
+            };
+        }
+        assert_eq!(cell.counters(), counted);
+    }
 
     // A translated cookie is one that the kernel takes, of its backup key where it has one.
     let made = ring.translation().map(|key| key.cookie(&addresses));

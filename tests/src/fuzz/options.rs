@@ -1,9 +1,14 @@
-//! Any option area: its Fast Open option is the one that the kernel finds.
+//! Any option area: its Fast Open option is the one that the kernel finds, and none is left once they are hidden.
 
-use tfo_common::parse::{LinkLayer, parse};
+use tfo_common::{
+    parse::{LinkLayer, parse},
+    rewrite,
+    segment::FastOpen,
+};
 
 use crate::{
     cases::{self, CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6},
+    host,
     oracle::kernel_walk,
     packet::{Carry, Ip, eth},
 };
@@ -18,11 +23,21 @@ pub fn check(data: &[u8]) {
     let mut area = data[..data.len().min(ROOM)].to_vec();
     area.resize(area.len().next_multiple_of(4), 0);
     for ip in both() {
-        let frame = ip.syn().option_bytes(&area).data(&BEHIND).build();
+        let frame = ip.clone().syn().option_bytes(&area).data(&BEHIND).build();
         let segment =
             parse(frame.as_slice(), LinkLayer::Ethernet).expect("it is whole").expect("it is a SYN");
         assert_eq!(segment.fast_open, kernel_walk(&area));
         assert_eq!(segment.data_len as usize, BEHIND.len());
+
+        // What a client would have sent that has no-operations where the options were.
+        let mut hidden = frame.clone();
+        rewrite::hide(&mut hidden[..], segment.tcp as usize);
+        let mut without = frame.clone();
+        host::hide(&mut without[segment.tcp as usize..]);
+        let options = segment.tcp as usize + 20;
+        let area = &without[options..options + area.len()];
+        assert_eq!(kernel_walk(area), FastOpen::Absent);
+        assert_eq!(hidden, ip.syn().option_bytes(area).data(&BEHIND).build());
     }
 }
 

@@ -1,8 +1,9 @@
-//! Any segment in which eight bytes become others: its checksum is what a sum over all of it makes.
+//! Any segment in which eight bytes become others, or its window, or from which Fast Open is taken: its checksum is what a sum over
+//! all of it makes.
 
-use tfo_common::rewrite;
+use tfo_common::{parse, rewrite, segment::FastOpen};
 
-use crate::packet::checksum;
+use crate::{host, oracle::kernel_walk, packet::checksum};
 
 /// Where a TCP header has its checksum.
 const CHECKSUM: std::ops::Range<usize> = 16..18;
@@ -17,6 +18,8 @@ pub fn check(data: &[u8]) {
     if segment.len() < HEADER + COOKIE {
         return;
     }
+    check_hidden(segment);
+    check_clamped(segment, u16::from_be_bytes([new[0], new[1]]));
     let place = HEADER + usize::from(*place) % (segment.len() - HEADER - COOKIE + 1);
     // A wrong checksum stays wrong by as much, for the kernel to drop: the sum over all is what it was.
     let changed = translated(segment, place, *new);
@@ -30,6 +33,41 @@ pub fn check(data: &[u8]) {
     segment[place..place + COOKIE].copy_from_slice(new);
     sum_up(&mut segment);
     assert_eq!(changed, segment, "at {place}");
+}
+
+/// Without its Fast Open options a segment is one that the kernel takes for an ordinary one, and nothing else of it has changed.
+fn check_hidden(segment: &[u8]) {
+    let mut hidden = segment.to_vec();
+    rewrite::hide(&mut hidden[..], 0);
+    let end = usize::from(segment[12] >> 4) * 4;
+    if !(HEADER..=segment.len()).contains(&end) {
+        // No header that the parser lets through.
+        return;
+    }
+    assert_eq!(kernel_walk(&hidden[HEADER..end]), FastOpen::Absent);
+    assert_eq!(checksum(&hidden) % 0xffff, checksum(segment) % 0xffff);
+    let mut expected = segment.to_vec();
+    host::hide(&mut expected);
+    let places = parse::fast_open_places(segment, HEADER, end - HEADER);
+    for at in 0..end - HEADER {
+        let is_option = places >> at & 1 == 1;
+        assert!(is_option || segment[HEADER + at] == expected[HEADER + at], "at {at}");
+        assert!(!is_option || expected[HEADER + at] == 1, "at {at}");
+    }
+    expected[CHECKSUM].copy_from_slice(&hidden[CHECKSUM]);
+    assert_eq!(hidden, expected);
+}
+
+/// With another window it has just that.
+fn check_clamped(segment: &[u8], most: u16) {
+    let mut clamped = segment.to_vec();
+    rewrite::clamp(&mut clamped[..], 0, most);
+    assert_eq!(rewrite::window(&clamped[..], 0), Some(most));
+    assert_eq!(checksum(&clamped) % 0xffff, checksum(segment) % 0xffff);
+    let mut expected = segment.to_vec();
+    expected[14..16].copy_from_slice(&most.to_be_bytes());
+    expected[CHECKSUM].copy_from_slice(&clamped[CHECKSUM]);
+    assert_eq!(clamped, expected);
 }
 
 /// `segment` with `new` at `place` and the checksum corrected, not computed.
