@@ -1,0 +1,410 @@
+//! Mode `shield` inside the kernel: the real program, run by BPF_PROG_TEST_RUN, does what the guards of a policy say, and nothing
+//! else. Needs root.
+
+use std::{thread, time::Duration};
+
+use tfo_common::{
+    class::Class,
+    counters::Counters,
+    keyring::KeyRing,
+    parse::LinkLayer,
+    policy::{Guard, Limit, Policy, SourceMask},
+    segment::Family,
+    service::OTHER,
+    verdict::{Mode, Verdict},
+};
+use tfo_tests::{
+    cases::{CLIENT_V4, CLIENT_V6, Expected, Keys, SERVER_V4, SERVER_V6, all, rows},
+    host,
+    kernel::{Kernel, fits, sum},
+    keys::{self, BACKUP, CURRENT, RETIRED, STRANGER},
+    packet::{Carry as _, Ip, Tcp, eth},
+};
+use tfo_userspace::datapath::{LoadOptions, Sizes};
+
+/// More jiffies than any of these tests takes.
+const FOREVER: u64 = 1 << 30;
+
+fn shield() -> Policy {
+    Policy::of_mode(Mode::Shield)
+}
+
+/// A program in mode `shield`, with one policy for all.
+struct Shield {
+    kernel: Kernel,
+    counters: Counters,
+}
+
+impl Shield {
+    fn with(link: LinkLayer, policy: &Policy) -> Self {
+        let mut kernel = Kernel::load(link, Mode::Shield, &keys::ring());
+        kernel.set_policy(OTHER, policy);
+        Self { kernel, counters: Counters::default() }
+    }
+
+    /// What comes out for `frame`, and what is counted for it alone.
+    fn run(&mut self, name: &str, frame: &[u8]) -> (Option<Vec<u8>>, Counted) {
+        let out = self.kernel.run_or_drop(name, frame, 1);
+        let before = std::mem::replace(&mut self.counters, self.kernel.counters());
+        (out, Counted { before, after: self.counters })
+    }
+
+    /// Sends `syn`, of which `verdict` and `guard` are to be counted, and that must come out as `expected`.
+    fn expect(
+        &mut self,
+        name: &str,
+        syn: &Syn,
+        verdict: Verdict,
+        guard: Option<Guard>,
+        expected: Option<&[u8]>,
+    ) {
+        let (out, counted) = self.run(name, &syn.frame);
+        assert_eq!(out.as_deref(), expected, "{name}");
+        let mut more = syn.counted.counted(verdict, &keys::ring());
+        if let Some(guard) = guard {
+            more.guards[guard.index()].acted = 1;
+        }
+        counted.assert(name, &more);
+    }
+}
+
+/// What is counted before and after a frame.
+struct Counted {
+    before: Counters,
+    after: Counters,
+}
+
+impl Counted {
+    fn assert(&self, name: &str, more: &Counters) {
+        let expected = sum(&self.before, more);
+        assert!(self.after == expected, "{name}: {:#?}, expected {:#?}", rows(&self.after), rows(&expected));
+    }
+}
+
+/// A SYN, and as what it is counted.
+struct Syn {
+    frame: Vec<u8>,
+    /// The same without Fast Open.
+    hidden: Vec<u8>,
+    counted: Expected,
+}
+
+/// What stands in the place of the Fast Open option.
+#[derive(Clone, Copy)]
+enum Option_ {
+    Request,
+    Of(keys::TestKey),
+    BadLength,
+}
+
+impl Syn {
+    fn new(ip: &Ip, port: u16, option: Option_) -> Self {
+        const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+        let syn = |add: &dyn Fn(Tcp) -> Tcp| {
+            add(ip.clone().syn().ports(port, 80).linux_options()).nops(2).data(DATA).build()
+        };
+        let family = match ip {
+            Ip::V4(_) => Family::Ipv4,
+            Ip::V6(_) => Family::Ipv6,
+        };
+        let of_class = |class| Expected::of_class(family, class, DATA.len());
+        let (frame, len, counted) = match option {
+            Option_::Request => (syn(&Tcp::request), 2, of_class(Class::CookieRequest)),
+            Option_::BadLength => (syn(&|tcp| tcp.fast_open(&[7; 6])), 8, of_class(Class::CookieBadLength)),
+            Option_::Of(key) => {
+                let slot = keys::all().iter().position(|known| *known == key);
+                let unknown = || of_class(Class::CookieUnknown);
+                let counted = slot.map_or_else(unknown, |slot| Expected::of_key(family, slot, DATA.len()));
+                (syn(&|tcp| tcp.cookie_of(key)), 10, counted)
+            }
+        };
+        Self { frame, hidden: syn(&|tcp| tcp.nops(len)), counted }
+    }
+}
+
+fn v4(last: u8) -> Ip {
+    eth().ipv4([192, 0, 2, last].into(), SERVER_V4).into()
+}
+
+fn v6(last: u16) -> Ip {
+    eth().ipv6([0x2001, 0xdb8, 0, last, 0, 0, 0, 1].into(), SERVER_V6).into()
+}
+
+/// The cases of a link layer that the kernel takes, each with the keys in force for it.
+fn check_cases(
+    link: LinkLayer,
+    policy: &Policy,
+    mut check: impl FnMut(&str, &[u8], &[u8], &Counted, &KeyRing),
+) {
+    let mut shield = Shield::with(link, policy);
+    let mut keys = None;
+    for case in all().into_iter().filter(|case| case.link == link && fits(&case.frame)) {
+        let ring = case.keys.ring();
+        if keys.replace(case.keys) != Some(case.keys) {
+            shield.kernel.publish(&ring);
+        }
+        let (out, counted) = shield.run(&case.name, &case.frame);
+        let out = out.unwrap_or_else(|| panic!("{}: it was dropped", case.name));
+        check(&case.name, &case.frame, &out, &counted, &ring);
+    }
+}
+
+/// The same bytes and the same counts as mode `accelerate` makes.
+#[test]
+fn without_guards_it_accelerates() {
+    for link in LinkLayer::ALL {
+        let mut accelerate = Kernel::load(*link, Mode::Accelerate, &Keys::Known.ring());
+        let mut before = Counters::default();
+        check_cases(*link, &shield(), |name, frame, out, counted, ring| {
+            if accelerate.key_ring().present != ring.present {
+                accelerate.publish(ring);
+            }
+            assert_eq!(accelerate.run(name, frame, 1), out, "{name}");
+            let after = accelerate.counters();
+            let before = std::mem::replace(&mut before, after);
+            assert!(
+                before == counted.before && after == counted.after,
+                "{name}: {:#?}",
+                rows(&counted.after)
+            );
+        });
+    }
+}
+
+/// The policies whose guards remember nothing, on every case of the table: what comes out is what the host makes of it, byte by
+/// byte, that is what it should be, and it is counted.
+#[test]
+fn every_case_under_every_policy_that_remembers_nothing() {
+    let policy = Policy { clamp: 3, ..shield() };
+    for (policy, acts) in [
+        (policy.with(Guard::Hide, true), Some(Guard::Hide)),
+        (Policy { flags: policy.flags | Policy::HIDDEN, ..policy }, Some(Guard::Hide)),
+        (policy.with(Guard::Hide, false), None),
+        (policy.with(Guard::Clamp, true), Some(Guard::Clamp)),
+        (Policy { clamp: 0, ..policy }.with(Guard::Clamp, true), Some(Guard::Clamp)),
+        (policy.with(Guard::Clamp, false), None),
+    ] {
+        for link in LinkLayer::ALL {
+            let (mut acted, mut would) = (0, 0);
+            check_cases(*link, &policy, |name, frame, out, counted, ring| {
+                assert_eq!(out, host::carry_out(frame, *link, &policy, ring), "{name}");
+                let checked = host::check(frame, out, *link, &policy, ring);
+                checked.unwrap_or_else(|wrong| panic!("{name}: {wrong}: {out:02x?}"));
+                let more = host::count(frame, *link, &policy, ring);
+                counted.assert(name, &more);
+                acted += more.guards.iter().map(|guard| guard.acted).sum::<u64>();
+                would += more.guards.iter().map(|guard| guard.would).sum::<u64>();
+            });
+            assert_eq!((acted > 50, would > 50), (acts.is_some(), acts.is_none()), "{policy:?}");
+        }
+    }
+}
+
+/// Beginnings of packets, with what is in front of the TCP header.
+fn packets() -> Vec<Ip> {
+    vec![
+        eth().ipv4(CLIENT_V4, SERVER_V4).into(),
+        eth().ipv6(CLIENT_V6, SERVER_V6).into(),
+        eth().ipv4(CLIENT_V4, SERVER_V4).options(&[1; 40]).into(),
+        eth().ipv6(CLIENT_V6, SERVER_V6).hop_by_hop().routing(0).destination_options().into(),
+        eth().vlan(5).ipv4(CLIENT_V4, SERVER_V4).into(),
+        eth().vlan(5).ipv6(CLIENT_V6, SERVER_V6).into(),
+        eth().service_vlan(5).vlan(6).ipv4(CLIENT_V4, SERVER_V4).options(&[1; 4]).into(),
+        eth().service_vlan(5).vlan(6).ipv6(CLIENT_V6, SERVER_V6).atomic_fragment().into(),
+    ]
+}
+
+/// What must come out is what the packet builder makes without the option, or with another window.
+#[test]
+fn the_bytes_of_a_client_without_fast_open() {
+    let mut hides = Shield::with(LinkLayer::Ethernet, &shield().with(Guard::Hide, true));
+    let mut clamps =
+        Shield::with(LinkLayer::Ethernet, &Policy { clamp: 3, ..shield() }.with(Guard::Clamp, true));
+    for ip in packets() {
+        let keys = [CURRENT, BACKUP, RETIRED[3], STRANGER].map(Option_::Of);
+        for option in keys.into_iter().chain([Option_::Request, Option_::BadLength]) {
+            let syn = Syn::new(&ip, 40_000, option);
+            hides.expect(&format!("{ip:?}"), &syn, Verdict::Hide, Some(Guard::Hide), Some(&syn.hidden));
+        }
+        for (key, into, verdict) in [
+            (CURRENT, CURRENT, Verdict::Pass),
+            (BACKUP, BACKUP, Verdict::Pass),
+            (RETIRED[3], BACKUP, Verdict::Rewrite),
+        ] {
+            for (data, window, most) in [(100, 0xfaf0, 300), (100, 300, 300), (100, 301, 300), (0, 9, 0)] {
+                let syn = |key, window| {
+                    let syn = ip.clone().syn().nop().cookie_of(key).window(window);
+                    syn.data(&vec![0xa5; data]).build()
+                };
+                let (out, counted) = clamps.run("clamp", &syn(key, window));
+                assert_eq!(out, Some(syn(into, most)), "{ip:?}, {window} of {data} bytes");
+                let slot = keys::all().iter().position(|known| *known == key).unwrap_or_default();
+                let family = if matches!(ip, Ip::V4(_)) { Family::Ipv4 } else { Family::Ipv6 };
+                let mut more = Expected::of_key(family, slot, data).counted(verdict, &keys::ring());
+                more.guards[Guard::Clamp.index()].acted = u64::from(window > most);
+                counted.assert("clamp", &more);
+            }
+        }
+    }
+}
+
+/// As many good cookies of a source as may come at once pass, the next is hidden; what others send is not its affair.
+#[test]
+fn fair_is_for_each_source() {
+    const BURST: u16 = 3;
+    let policy = Policy {
+        fair: Limit::new(1, FOREVER, BURST.into()),
+        fair_source: SourceMask::new(24, 56),
+        ..shield()
+    };
+    let mut shield = Shield::with(LinkLayer::Ethernet, &policy.with(Guard::Fair, true));
+    let fair = Some(Guard::Fair);
+    for (mine, neighbour, other) in
+        [(v4(1), v4(2), eth().ipv4([198, 51, 100, 1].into(), SERVER_V4).into()), (v6(1), v6(0xff), v6(0x100))]
+    {
+        // What is not served from the listener's queue costs nothing.
+        for option in [Option_::Request, Option_::Of(STRANGER), Option_::BadLength] {
+            for port in 0..2 * BURST {
+                let syn = Syn::new(&mine, port, option);
+                shield.expect("free", &syn, Verdict::Pass, None, Some(&syn.frame));
+            }
+        }
+        let served = [CURRENT, BACKUP, CURRENT];
+        for (port, key) in (0..).zip(served) {
+            let syn = Syn::new(if port == 1 { &neighbour } else { &mine }, port, Option_::Of(key));
+            shield.expect("served", &syn, Verdict::Pass, None, Some(&syn.frame));
+        }
+        for (source, key) in [(&mine, CURRENT), (&neighbour, BACKUP), (&mine, RETIRED[0])] {
+            let syn = Syn::new(source, BURST, Option_::Of(key));
+            shield.expect("too many", &syn, Verdict::Hide, fair, Some(&syn.hidden));
+        }
+        for port in 0..BURST {
+            let syn = Syn::new(&other, port, Option_::Of(CURRENT));
+            shield.expect("another", &syn, Verdict::Pass, None, Some(&syn.frame));
+        }
+        let syn = Syn::new(&other, BURST, Option_::Of(CURRENT));
+        shield.expect("the other, too many", &syn, Verdict::Hide, fair, Some(&syn.hidden));
+    }
+}
+
+/// What has been used up comes back with time.
+#[test]
+fn a_share_grows_again() {
+    // Some hundredths of a second.
+    let policy = Policy { fair: Limit::new(1, 10, 1), fair_source: SourceMask::new(32, 64), ..shield() };
+    let mut shield = Shield::with(LinkLayer::Ethernet, &policy.with(Guard::Fair, true));
+    let syn = Syn::new(&v4(1), 1, Option_::Of(CURRENT));
+    let mut verdicts: Vec<bool> = Vec::new();
+    while verdicts.iter().filter(|is_hidden| !**is_hidden).count() < 3 {
+        assert!(verdicts.len() < 100_000, "nothing comes back");
+        let (out, _) = shield.run("again", &syn.frame);
+        verdicts.push(out == Some(syn.hidden.clone()));
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(!verdicts[0] && verdicts.contains(&true), "{verdicts:?}");
+}
+
+/// Sources that find no room push out others, and it is said where that mattered.
+#[test]
+fn sources_that_are_forgotten_are_counted() {
+    let sizes = Sizes { sources: 2, ..Sizes::default() };
+    let options = LoadOptions { sizes, ..LoadOptions::new(LinkLayer::Ethernet, Mode::Shield) };
+    let mut kernel = Kernel::with(&options, None);
+    kernel.publish(&keys::ring());
+    let policy = Policy { fair: Limit::new(1, FOREVER, 1), fair_source: SourceMask::new(32, 64), ..shield() };
+    kernel.set_policy(OTHER, &policy.with(Guard::Fair, true));
+    for (last, forgotten) in [(1, 0), (2, 0), (1, 0), (3, 1), (3, 1), (4, 2)] {
+        kernel.run("a source", &Syn::new(&v4(last), 1, Option_::Of(CURRENT)).frame, 1);
+        assert_eq!(kernel.watch().sources_forgotten, forgotten, "source {last}");
+    }
+}
+
+fn sheds(policy: &Policy, drops: bool) {
+    let flags = policy.flags | if drops { Policy::DROPS } else { 0 };
+    let policy = Policy {
+        flags,
+        shed: Limit::new(1, FOREVER, 5),
+        shed_per_source: Limit::new(1, FOREVER, 3),
+        shed_source: SourceMask::new(32, 64),
+        ..*policy
+    };
+    let mut shield = Shield::with(LinkLayer::Ethernet, &policy.with(Guard::Shed, true));
+    let (in_all, of_sources) = (policy.has(Policy::SHEDS_ALL), policy.has(Policy::SHEDS_SOURCES));
+    let (mut all, mut of_source) = (0, [0; 3]);
+    for (port, source) in (0..).zip([0, 0, 0, 0, 1, 0, 1, 1, 1, 2, 2]) {
+        let ip = if source == 2 { v6(1) } else { v4(source) };
+        let option = if port % 2 == 0 { Option_::Of(STRANGER) } else { Option_::BadLength };
+        let syn = Syn::new(&ip, port, option);
+        let own = &mut of_source[usize::from(source)];
+        // Of what a source may not have, nothing is taken from what there is for all.
+        let (is_mine, is_ours) = (of_sources && *own >= 3, in_all && all >= 5);
+        *own += u32::from(!is_mine);
+        all += u32::from(!is_mine && !is_ours);
+        let name = format!("{source}, {port}, {policy:?}");
+        if is_mine || is_ours {
+            let verdict = if drops { Verdict::Drop } else { Verdict::Hide };
+            let out = (!drops).then_some(&syn.hidden[..]);
+            shield.expect(&name, &syn, verdict, Some(Guard::Shed), out);
+        } else {
+            shield.expect(&name, &syn, Verdict::Pass, None, Some(&syn.frame));
+        }
+        // Whoever has a good cookie, or asks for one, is let through all the time.
+        for option in [Option_::Request, Option_::Of(CURRENT), Option_::Of(BACKUP)] {
+            let syn = Syn::new(&ip, port, option);
+            shield.expect(&name, &syn, Verdict::Pass, None, Some(&syn.frame));
+        }
+    }
+    assert!(shield.counters.guards[Guard::Shed.index()].acted > 0);
+}
+
+#[test]
+fn unknown_cookies_are_shed() {
+    let [all, sources] = [Policy::SHEDS_ALL, Policy::SHEDS_SOURCES]
+        .map(|flag| Policy { flags: shield().flags | flag, ..shield() });
+    let both = Policy { flags: all.flags | sources.flags, ..shield() };
+    for policy in [all, sources, both] {
+        sheds(&policy, false);
+        sheds(&policy, true);
+    }
+}
+
+/// A SYN that nobody has seen before is no replay; nor is one whose connection never came.
+#[test]
+fn what_was_not_served_is_no_replay() {
+    let policy = Policy { once: FOREVER, ..shield() }.with(Guard::Once, true);
+    let mut shield = Shield::with(LinkLayer::Ethernet, &policy);
+    let syn = Syn::new(&v4(1), 1, Option_::Of(CURRENT));
+    for _ in 0..3 {
+        shield.expect("the same", &syn, Verdict::Pass, None, Some(&syn.frame));
+    }
+}
+
+/// All guards at once, none of which may act: every SYN comes out as in mode `accelerate`, and those are counted that would have been
+/// hidden, dropped or cut. What a source has used counts in a dry run, too.
+#[test]
+fn a_dry_run_changes_nothing() {
+    const ONE: Limit = Limit::new(1, FOREVER, 1);
+    let flags = shield().flags | Policy::DROPS | Policy::SHEDS_ALL | Policy::SHEDS_SOURCES;
+    let policy = Policy { flags, fair: ONE, shed: ONE, shed_per_source: ONE, ..shield() };
+    let policy = Guard::ALL.iter().fold(policy, |policy, guard| policy.with(*guard, false));
+    let mut shield = Shield::with(LinkLayer::Ethernet, &policy);
+    for ip in [v4(1), v6(1)] {
+        for (option, would) in [
+            (Option_::Request, [Guard::Hide].as_slice()),
+            (Option_::Of(CURRENT), &[Guard::Hide, Guard::Fair, Guard::Clamp]),
+            (Option_::Of(RETIRED[0]), &[Guard::Hide, Guard::Fair, Guard::Clamp]),
+            (Option_::Of(STRANGER), &[Guard::Hide, Guard::Shed]),
+            (Option_::BadLength, &[Guard::Hide, Guard::Shed]),
+        ] {
+            let syn = Syn::new(&ip, 1, option);
+            shield.run("the one that there may be", &syn.frame);
+            let (out, counted) = shield.run("one too many", &syn.frame);
+            let ring = keys::ring();
+            let expected = host::carry_out(&syn.frame, LinkLayer::Ethernet, &self::shield(), &ring);
+            assert_eq!(out, Some(expected));
+            let mut more = host::count(&syn.frame, LinkLayer::Ethernet, &self::shield(), &ring);
+            would.iter().for_each(|guard| more.guards[guard.index()].would = 1);
+            counted.assert("a dry run", &more);
+        }
+    }
+}
