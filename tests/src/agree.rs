@@ -165,7 +165,7 @@ fn policies(mode: Mode) -> Vec<Policy> {
         return vec![policy];
     }
     policy.clamp = 3;
-    let hidden = Policy { flags: policy.flags | Policy::HIDDEN, ..policy };
+    let hidden = Policy { flags: policy.flags | Policy::HIDDEN_ALL, ..policy };
     vec![
         policy,
         policy.with(Guard::Hide, true),

@@ -24,8 +24,10 @@ pub struct Wanted {
     pub guards: [Setting; Guard::COUNT],
     /// Cookies may be translated.
     pub translates: bool,
-    /// All is hidden by order.
+    /// The service is hidden by order.
     pub hidden: bool,
+    /// All are.
+    pub all_hidden: bool,
     /// Some sources are.
     pub hides_sources: bool,
     /// What is shed is dropped.
@@ -45,7 +47,8 @@ impl Wanted {
         }
         for (flag, is_set) in [
             (Policy::TRANSLATES, self.translates),
-            (Policy::HIDDEN, self.hidden),
+            (Policy::HIDDEN_SERVICE, self.hidden),
+            (Policy::HIDDEN_ALL, self.all_hidden),
             (Policy::HIDES_SOURCES, self.hides_sources),
             (Policy::DROPS, self.drops),
         ] {
@@ -76,7 +79,7 @@ impl Wanted {
         for guard in concerned {
             let setting = self.guards[guard.index()];
             let (needs_reason, has_to) = match guard {
-                Guard::Hide if setting == Setting::Acts || self.hidden => (false, true),
+                Guard::Hide if setting == Setting::Acts || self.hidden || self.all_hidden => (false, true),
                 Guard::Hide => (self.hides_sources, self.hides_sources && trips(*guard)),
                 _ => (setting != Setting::Off, setting == Setting::Acts && trips(*guard)),
             };

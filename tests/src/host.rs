@@ -110,7 +110,7 @@ pub fn check(
     let translates = class == Class::CookieRetired && policy.has(Policy::TRANSLATES);
     let key = ring.translation().filter(|_| translates);
     let is_good = matches!(class, Class::CookieCurrent | Class::CookieBackup) || key.is_some();
-    let is_hidden = (acts(Guard::Hide) || policy.has(Policy::HIDDEN))
+    let is_hidden = (acts(Guard::Hide) || policy.has(Policy::HIDDEN_SERVICE | Policy::HIDDEN_ALL))
         && !matches!(class, Class::PlainSyn | Class::OptionIgnored);
 
     let mut expected = frame.to_vec();

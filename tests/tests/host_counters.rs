@@ -4,14 +4,19 @@ use std::collections::HashSet;
 
 use tfo_common::{
     class::Class,
-    counters::Counters,
+    counters::{Cell, Counters},
     info::Attach,
     keyring::{SLOTS, TRACKS},
+    observed::{Outcomes, RttBucket},
     parse::{LinkLayer, Malformed, Unsupported},
+    policy::{Guard, Policy},
     segment::Family,
     verdict::{Mode, Verdict},
 };
-use tfo_tests::cases::{Expected, all};
+use tfo_tests::{
+    cases::{Expected, all},
+    host,
+};
 
 #[test]
 fn counters_of_two_cpus_add_up() {
@@ -48,6 +53,35 @@ fn counters_of_two_cpus_add_up() {
     }
     assert_eq!(sum.malformed_total(), count(&|expected| matches!(expected, Expected::Malformed(_))));
     assert_eq!(sum.unsupported_total(), count(&|expected| matches!(expected, Expected::Unsupported(_))));
+}
+
+/// What services have counted that are no more is kept as one.
+#[test]
+fn cells_add_up() {
+    let policy = Policy::of_mode(Mode::Shield).with(Guard::Hide, true).with(Guard::Clamp, false);
+    let policies = [Policy::of_mode(Mode::Accelerate), policy];
+    let mut cells = [Cell::EMPTY; 2];
+    for case in all() {
+        for (cell, policy) in cells.iter_mut().zip(&policies) {
+            host::count_in(cell, &case.frame, case.link, policy, &case.keys.ring());
+        }
+    }
+    let [mut cell, other] = cells;
+    let mut sum = cell.counters();
+    sum.add(&other.counters());
+    assert!(sum.guards[Guard::Hide.index()].acted > 0);
+    cell.add(&other);
+    assert_eq!(cell.counters(), sum);
+
+    let mut outcomes =
+        Outcomes { accepted: 1, refused: 2, untold: 3, replays_forgotten: 4, ..Outcomes::default() };
+    outcomes.rtt_saved[5] = RttBucket { connections: 6, us: 7 };
+    let mut twice = outcomes;
+    twice.add(&outcomes);
+    let mut expected =
+        Outcomes { accepted: 2, refused: 4, untold: 6, replays_forgotten: 8, ..Outcomes::default() };
+    expected.rtt_saved[5] = RttBucket { connections: 12, us: 14 };
+    assert_eq!(twice, expected);
 }
 
 fn data_len(expected: Expected, class: Class) -> Option<u64> {
@@ -88,6 +122,7 @@ fn names_are_unique_and_lower_case() {
     check(Class::ALL.iter().map(|class| class.name()));
     check(Family::ALL.iter().map(|family| family.name()));
     check(Verdict::ALL.iter().map(|verdict| verdict.name()));
+    check(Guard::ALL.iter().map(|guard| guard.name()));
     check(Mode::ALL.iter().map(|mode| mode.name()));
     check(LinkLayer::ALL.iter().map(|link| link.name()));
     check(Attach::ALL.iter().map(|attach| attach.name()));

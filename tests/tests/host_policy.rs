@@ -65,10 +65,16 @@ fn settings() -> impl Iterator<Item = [Setting; Guard::COUNT]> {
 fn every_decision() {
     let mut outcomes = HashSet::new();
     for guards in settings() {
-        for flags in 0..16 {
+        for flags in 0..32 {
             let has = |bit: u32| flags >> bit & 1 == 1;
-            let wanted =
-                Wanted { guards, translates: has(0), hidden: has(1), hides_sources: has(2), drops: has(3) };
+            let wanted = Wanted {
+                guards,
+                translates: has(0),
+                hidden: has(1),
+                hides_sources: has(2),
+                drops: has(3),
+                all_hidden: has(4),
+            };
             let policy = wanted.policy();
             for trips in 0..1 << Guard::COUNT {
                 for (class, known) in Class::ALL.iter().flat_map(|class| [(*class, false), (*class, true)]) {
@@ -462,7 +468,14 @@ fn a_cookie_that_stays_refused_costs_nobody_his_share() {
     assert!(KeyRing::EMPTY.translation().is_none());
     let mut guards = [Setting::Acts; Guard::COUNT];
     guards[Guard::Hide.index()] = Setting::Off;
-    let wanted = Wanted { guards, translates: true, hidden: false, hides_sources: false, drops: true };
+    let wanted = Wanted {
+        guards,
+        translates: true,
+        hidden: false,
+        all_hidden: false,
+        hides_sources: false,
+        drops: true,
+    };
     let (_, got) = decided(&wanted.policy(), Class::CookieRetired, false, u8::MAX);
     assert_eq!((got.verdict, got.asked), (Verdict::Pass, 0));
 }

@@ -201,7 +201,7 @@ fn check_all(frame: &[u8], link: LinkLayer, ring: &KeyRing) -> Result<[u32; 4], 
         policy,
         policy.with(Guard::Hide, true),
         policy.with(Guard::Clamp, true),
-        Policy { flags: policy.flags | Policy::HIDDEN, ..policy }.with(Guard::Clamp, true),
+        Policy { flags: policy.flags | Policy::HIDDEN_SERVICE, ..policy }.with(Guard::Clamp, true),
     ] {
         let out = host::carry_out(frame, link, &policy, ring);
         let verdict = host::check(frame, &out, link, &policy, ring)

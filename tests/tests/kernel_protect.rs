@@ -178,7 +178,8 @@ fn every_case_under_every_policy_that_remembers_nothing() {
     let policy = Policy { clamp: 3, ..shield() };
     for (policy, acts) in [
         (policy.with(Guard::Hide, true), Some(Guard::Hide)),
-        (Policy { flags: policy.flags | Policy::HIDDEN, ..policy }, Some(Guard::Hide)),
+        (Policy { flags: policy.flags | Policy::HIDDEN_SERVICE, ..policy }, Some(Guard::Hide)),
+        (Policy { flags: policy.flags | Policy::HIDDEN_ALL, ..policy }, Some(Guard::Hide)),
         (policy.with(Guard::Hide, false), None),
         (policy.with(Guard::Clamp, true), Some(Guard::Clamp)),
         (Policy { clamp: 0, ..policy }.with(Guard::Clamp, true), Some(Guard::Clamp)),

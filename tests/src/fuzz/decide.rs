@@ -37,6 +37,7 @@ struct Input {
     hidden: bool,
     hides_sources: bool,
     drops: bool,
+    all_hidden: bool,
 }
 
 /// What the guards of an input look at.
@@ -135,6 +136,7 @@ pub fn check(data: &[u8]) {
         }),
         translates: input.accelerates,
         hidden: input.hidden,
+        all_hidden: input.all_hidden,
         hides_sources: input.hides_sources,
         drops: input.drops,
     };
