@@ -332,7 +332,11 @@ impl Counts {
         use Class::{
             CookieBackup, CookieBadLength, CookieCurrent, CookieRequest, CookieRetired, CookieUnknown,
         };
-        let sum = |classes: &[Class]| classes.iter().map(|class| self.class(*class)).sum::<u64>();
+        // What is hidden it takes for an ordinary SYN, and what is dropped it does not see.
+        let of_class = |class: Class| {
+            [Verdict::Pass, Verdict::Rewrite].map(|verdict| self.verdict(class, verdict)).iter().sum::<u64>()
+        };
+        let sum = |classes: &[Class]| classes.iter().map(|class| of_class(*class)).sum::<u64>();
         // The kernel sees the cookie of its backup key instead.
         let translated = self.verdict(CookieRetired, Verdict::Rewrite);
         TcpExt {

@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 use tfo_common::segment::Family;
 use tfo_tests::{
-    netns::{IFACE, eventually, ip, server_and_client},
+    netns::{IFACE, Running, eventually, ip, server_and_client, tfo},
     scrape::{self, Samples, get, run},
 };
 use tfo_userspace::lab::{
@@ -73,15 +73,24 @@ fn scrape_of_everything() -> String {
     server_and_client(|client| {
         let _listeners = Listeners::start(&SERVERS).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("keys.json");
-        let _tfo = run(IFACE, &["--keys", "random", "--key-state", state.to_str().unwrap()]);
-        eventually("keys are in step", || get("/healthz").status == 200);
+        let (state, config) = (dir.path().join("keys.json"), dir.path().join("tfo.toml"));
+        let service = "name = \"echo\"\nports = [7413]\nmode = \"shield\"\nhide = { dry_run = true }";
+        let keys = format!("source = \"random\"\nstate = {state:?}");
+        let text_of_config = format!(
+            "interfaces = [\"{IFACE}\"]\nmetrics = \"{}\"\n[keys]\n{keys}\n[[service]]\n{service}\n",
+            scrape::ADDRESS
+        );
+        fs::write(&config, text_of_config).unwrap();
+        let _tfo = Running::spawn(&["--config", config.to_str().unwrap()]);
+        eventually("keys are in step", || {
+            tfo(&["status", "-i", IFACE]).status.success() && get("/healthz").status == 200
+        });
         // A cookie, and a connection that begins with data.
         let connect = || fast_open(source(Family::Ipv4, 1), server(Family::Ipv4), b"some data");
         client.run(|| connect().and_then(|_| connect())).unwrap();
         eventually("the connection is counted", || {
             text = get("/metrics").body;
-            text.contains("\ntfo_accepted_total{service=\"other\"} 1\n")
+            text.contains("\ntfo_accepted_total{service=\"echo\"} 1\n")
         });
     });
     text

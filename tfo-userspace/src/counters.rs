@@ -11,9 +11,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tfo_common::{
     class::Class,
-    counters::Counters,
+    counters::{Counters, Guarded},
     info::{Attach, Info},
     parse::{Malformed, Unsupported},
+    policy::Guard,
     segment::Family,
     verdict::{Mode, Verdict},
 };
@@ -85,6 +86,19 @@ pub struct ServiceReport {
     pub refused: u64,
     /// What accepted connections did not wait for.
     pub rtt_saved: RttSaved,
+    /// What protected it, without the rows that are zero.
+    pub guards: Vec<GuardRow>,
+}
+
+/// What one protection did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GuardRow {
+    /// The protection.
+    pub guard: &'static str,
+    /// SYNs on which it acted.
+    pub acted: u64,
+    /// SYNs on which it would have, if it were no dry run.
+    pub would: u64,
 }
 
 impl Report {
@@ -113,6 +127,7 @@ impl Report {
                     accepted: outcomes.accepted,
                     refused: outcomes.refused,
                     rtt_saved: RttSaved::new(outcomes),
+                    guards: guard_rows(counters),
                 })
                 .collect(),
         }
@@ -186,6 +201,9 @@ impl Report {
         if services.len() > 1 {
             text.push_str(&service_table(services));
         }
+        if services.iter().any(|service| !service.guards.is_empty()) {
+            text.push_str(&guard_table(services));
+        }
         text.push_str(&if *outcomes { self.sentence() } else { UNKNOWN.to_owned() });
         text.push('\n');
         text
@@ -240,6 +258,20 @@ fn service_table(services: &[ServiceReport]) -> String {
         ("waiting saved", Right),
     ];
     table(&columns, rows)
+}
+
+fn guard_table(services: &[ServiceReport]) -> String {
+    let rows = services.iter().flat_map(|service| {
+        service.guards.iter().map(|GuardRow { guard, acted, would }| {
+            [(*guard).to_owned(), service.name.clone(), acted.to_string(), would.to_string()]
+        })
+    });
+    table(&[("protections", Left), ("service", Left), ("acted", Right), ("would have", Right)], rows)
+}
+
+fn guard_rows(counters: &Counters) -> Vec<GuardRow> {
+    let counted = Guard::ALL.iter().zip(counters.guards).filter(|(_, count)| *count != Guarded::default());
+    counted.map(|(guard, Guarded { acted, would })| GuardRow { guard: guard.name(), acted, would }).collect()
 }
 
 fn syn_rows(counters: &Counters) -> Vec<SynRow> {

@@ -15,6 +15,7 @@ pub use explain::Explainer;
 use jiff::Timestamp;
 pub use refused::Host;
 use serde::{Deserialize, Serialize};
+use tfo_common::{policy::Guard, verdict::Verdict};
 
 /// How many are kept of each class or reason, so that a flood of one does not push the others out.
 const KEPT: usize = 500;
@@ -50,15 +51,23 @@ pub struct Event {
     pub destination_port: Option<u16>,
     /// Whether the option is of the experimental kind, 254.
     pub experimental: bool,
+    /// The protection that acted on it, or would have; `None` where none had anything to say.
+    pub guard: Option<String>,
+    /// Whether that one only would have.
+    pub dry_run: bool,
     /// The explanation.
     #[serde(flatten)]
     pub why: Why,
 }
 
-/// Why a SYN got no data through, as far as can be told from outside.
+/// What is to be said of a SYN's cookie, or why it got no data through, as far as can be told from outside.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "why", rename_all = "snake_case")]
 pub enum Why {
+    /// The cookie is one that the kernel takes.
+    GoodCookie,
+    /// There is none: one is asked for.
+    Request,
     /// The cookie is of a key that the kernel does not hold any more.
     RetiredKey {
         /// 1 for the one that it held last.
@@ -132,20 +141,45 @@ impl Event {
         if self.packets > 1 {
             say(format_args!(" (one of {})", self.packets));
         }
+        if let Some(guarded) = self.guarded() {
+            say(format_args!(": {guarded}"));
+        }
         say(format_args!(": {}", self.why.text()));
         if self.experimental {
             say(format_args!(" (experimental option, kind 254)"));
         }
-        if self.verdict != "pass" {
+        // Whatever else is done, a protection does.
+        if self.verdict == Verdict::Rewrite.name() {
             say(format_args!(" [{}]", self.verdict));
         }
         line
+    }
+
+    /// What a protection did to it, or would have done.
+    fn guarded(&self) -> Option<String> {
+        let guard = self.guard.as_deref()?;
+        let done = if self.dry_run {
+            match guard {
+                _ if guard == Guard::Clamp.name() => "its window would be cut by",
+                _ if guard == Guard::Shed.name() => "would be hidden or dropped by",
+                _ => "would be hidden by",
+            }
+        } else {
+            match &self.verdict {
+                verdict if verdict == Verdict::Hide.name() => "hidden by",
+                verdict if verdict == Verdict::Drop.name() => "dropped by",
+                _ => "its window cut by",
+            }
+        };
+        Some(format!("{done} {guard}"))
     }
 }
 
 impl Why {
     fn text(&self) -> String {
         match self {
+            Self::GoodCookie => "a good cookie".to_owned(),
+            Self::Request => "a request for a cookie".to_owned(),
             Self::RetiredKey { generation: 1 } => "a cookie of the key before the last change".to_owned(),
             Self::RetiredKey { generation } => format!("a cookie of the key {generation} changes ago"),
             Self::NextKey => "a cookie of the next key: another host of the fleet is ahead".to_owned(),

@@ -25,6 +25,10 @@ pub struct Totals {
     pub syn: [[u64; Class::COUNT]; Family::COUNT],
     /// Those of them whose cookie was translated.
     pub rewritten: u64,
+    /// Those whose cookie the kernel holds no key for any more, and which went on with it.
+    pub outdated: u64,
+    /// Those on which a protection acted.
+    pub guarded: u64,
     /// Frames passed because they are malformed.
     pub malformed: u64,
     /// Frames passed because they use what is not supported.
@@ -74,8 +78,11 @@ impl Totals {
             }
             if row.verdict == Verdict::Rewrite.name() {
                 totals.rewritten += row.packets;
+            } else if row.verdict == Verdict::Pass.name() && row.class == Class::CookieRetired.name() {
+                totals.outdated += row.packets;
             }
         }
+        totals.guarded = services().flat_map(|service| &service.guards).map(|row| row.acted).sum();
         if report.outcomes {
             let mut outcomes = Outcomes::default();
             for service in services() {
@@ -173,7 +180,7 @@ mod tests {
     use super::*;
     use crate::{
         control::LONGEST_ACCOUNT,
-        counters::{ServiceReport, SynRow},
+        counters::{GuardRow, ServiceReport, SynRow},
         saved::RttSaved,
     };
 
@@ -225,6 +232,8 @@ mod tests {
         let totals = Totals {
             syn: [[most; Class::COUNT]; Family::COUNT],
             rewritten: most,
+            outdated: most,
+            guarded: most,
             malformed: most,
             unsupported: most,
             outcomes: Some(outcomes),
@@ -254,15 +263,36 @@ mod tests {
             accepted: packets,
             refused: 1,
             rtt_saved: RttSaved { connections: 2, seconds: 0.5, buckets: Vec::new() },
+            guards: vec![GuardRow { guard: "fair", acted: 3, would: 40 }],
         });
         let mut report = Report { services: vec![web, dns], outcomes: true, ..report(8) };
         assert_eq!(Totals::from(&report).class(Class::CookieCurrent), 2 * 8);
+        assert_eq!((Totals::from(&report).guarded, Totals::of(&report, Some("web")).guarded), (6, 3));
         let expected = Outcomes { accepted: 8, refused: 2, measured: 4, saved_us: 1_000_000 };
         assert_eq!(Totals::from(&report).outcomes, Some(expected));
         let dns = Totals::of(&report, Some("dns"));
         assert_eq!((dns.class(Class::CookieCurrent), dns.outcomes.unwrap().accepted), (2 * 5, 5));
         report.outcomes = false;
         assert_eq!(Totals::from(&report).outcomes, None);
+    }
+
+    #[test]
+    fn only_old_cookies_that_went_on_are_outdated() {
+        let mut report = report(0);
+        report.syn = Verdict::ALL
+            .iter()
+            .zip([1, 2, 4, 8])
+            .map(|(verdict, packets)| SynRow {
+                family: Family::Ipv4.name(),
+                class: Class::CookieRetired.name(),
+                verdict: verdict.name(),
+                packets,
+                with_data: 0,
+                data_bytes: 0,
+            })
+            .collect();
+        let totals = Totals::from(&report);
+        assert_eq!((totals.class(Class::CookieRetired), totals.outdated, totals.rewritten), (15, 1, 2));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tfo_common::{
     bytes::Bytes,
     class::Class,
     keyring::{KeyRing, NEWEST, Role, SLOTS},
-    observed::{self, Connection, Kind, Prefix},
+    observed::{self, Connection, Kind, Prefix, Told},
     parse::{LinkLayer, Malformed, Unsupported, parse},
     segment::{Addresses, Cookie, Family, FastOpen},
     verdict::Verdict,
@@ -49,6 +49,7 @@ impl Explainer<'_> {
                 (name(Class::ALL, detail, Class::name), why, experimental)
             }
         };
+        let guard = Told::from_word(subject.guard);
         let is_parsed = matches!(kind, Some(Kind::Syn | Kind::Refused));
         let ends = if is_parsed { ends(&subject.connection) } else { self.ends_of(head.0) };
         Event {
@@ -64,19 +65,25 @@ impl Explainer<'_> {
             destination: ends.map(|[_, destination]| destination),
             destination_port: is_parsed.then(|| subject.connection.ports()[1]),
             experimental,
+            guard: guard.map(|(guard, _)| guard.name().to_owned()),
+            dry_run: guard.is_some_and(|(_, acted)| !acted),
             why,
         }
     }
 
     fn syn(&self, connection: &Connection, class: usize, head: &Head<'_>) -> (Why, bool) {
         let why = match Class::ALL.get(class) {
+            // These are no events but by what a protection has to say of them.
+            Some(Class::CookieCurrent | Class::CookieBackup) => Why::GoodCookie,
+            Some(Class::CookieRequest) => Why::Request,
             Some(Class::OptionIgnored) => Why::IgnoredOption,
             Some(Class::CookieBadLength) => Why::WrongLength,
             _ => Why::Forged,
         };
         let Ok(Some(segment)) = parse(head, self.link) else { return (why, false) };
         let FastOpen::Cookie(cookie) = segment.fast_open else { return (why, false) };
-        (self.cookie(connection, cookie), is_experimental(head, segment.tcp, cookie))
+        let why = if why == Why::GoodCookie { why } else { self.cookie(connection, cookie) };
+        (why, is_experimental(head, segment.tcp, cookie))
     }
 
     /// Why the kernel did not take `cookie`.

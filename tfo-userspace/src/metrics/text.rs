@@ -13,11 +13,11 @@ use prometheus_client::{
 };
 use tfo_common::{
     class::Class,
-    counters::{Counters, Tally},
+    counters::{Counters, Guarded, Tally},
     info::Attach,
     observed::{RTT_BUCKETS, RttBucket},
     parse::{Malformed, Unsupported},
-    policy::{Policy, Unguarded, decide},
+    policy::{Guard, Policy, Unguarded, decide},
     segment::Family,
     verdict::{Mode, Verdict},
 };
@@ -26,7 +26,7 @@ use super::{Format, Program, Snapshot, labels::Labels};
 use crate::datapath::{Entries, ServiceCounters};
 
 /// Bytes for a service that has all rows. A page that is not written to takes no memory.
-const OF_A_SERVICE: usize = 6 * 1024;
+const OF_A_SERVICE: usize = 10 * 1024;
 /// The powers of two of microseconds that bound the buckets of round trips: 128 us to 8.4 s. Shorter ones are in the first,
 /// longer ones beyond the last.
 const ROUND_TRIPS: RangeInclusive<usize> = 7..=23;
@@ -91,6 +91,31 @@ impl Snapshot {
         Ok(())
     }
 
+    /// What protections did, or would have done; no row is zero.
+    fn encode_guards(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "SYNs on which a protection acted, or would have; no row is zero";
+        let mut guards = counter(encoder, "tfo_guard", help, None)?;
+        for (name, program) in self.programs() {
+            for ServiceCounters { name: service, counters, .. } in &program.services {
+                for (guard, Guarded { acted, would }) in Guard::ALL.iter().zip(counters.guards) {
+                    for (effect, packets) in [("acted", acted), ("would", would)] {
+                        if packets > 0 {
+                            let of_guard = [("guard", guard.name()), ("effect", effect)];
+                            let of_service = [("interface", name), ("service", service.as_str())];
+                            add(&mut guards, &[of_service, of_guard].concat(), packets)?;
+                        }
+                    }
+                }
+            }
+        }
+        let help = "Sources of which it was forgotten how much they had used, to make room for others";
+        let mut sources = counter(encoder, "tfo_sources_forgotten", help, None)?;
+        for (name, program) in self.programs() {
+            add(&mut sources, &[("interface", name)], program.watch.sources_forgotten)?;
+        }
+        Ok(())
+    }
+
     /// What became of connections, where that is known. Each interface's program sees those of the whole network namespace, but
     /// began to count at another time: so that no counter ever goes back, they are the first one's, or none. A SYN that was
     /// refused is known where it came in.
@@ -110,6 +135,13 @@ impl Snapshot {
             for ServiceCounters { name: service, outcomes, .. } in &program.services {
                 add(&mut refused, &[("interface", name), ("service", service)], outcomes.refused)?;
             }
+        }
+        let help = "SYNs that the guard against replays forgot before their time, to make room for others";
+        let mut forgotten = counter(encoder, "tfo_replays_forgotten", help, None)?;
+        for service in first.iter().filter(|program| is_shield(program)).flat_map(|program| &program.services)
+        {
+            let replays = service.outcomes.replays_forgotten;
+            add(&mut forgotten, &[("service", service.name.as_str())], replays)?;
         }
         let help = "Round trips that accepted connections did not wait for";
         let mut saved =
@@ -247,7 +279,8 @@ impl Collector for Syns {
         let mut build = encoder.encode_descriptor("tfo_build", "This tfo", None, MetricType::Info)?;
         build.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])?;
         self.0.encode_attached(encoder)?;
-        self.0.encode_syns(encoder)
+        self.0.encode_syns(encoder)?;
+        self.0.encode_guards(encoder)
     }
 }
 
@@ -282,6 +315,11 @@ fn gauge<'a>(
     unit: Option<&'a Unit>,
 ) -> Result<MetricEncoder<'a>, fmt::Error> {
     encoder.encode_descriptor(name, help, unit, MetricType::Gauge)
+}
+
+/// Whether its services may be protected.
+fn is_shield(program: &Program) -> bool {
+    program.info.mode == Mode::Shield as u32
 }
 
 /// A row of a counter.

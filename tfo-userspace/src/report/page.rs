@@ -13,7 +13,7 @@ use super::{
     plot::{Line, svg},
 };
 use crate::{
-    counters::{ReasonRow, Report, ServiceReport},
+    counters::{GuardRow, ReasonRow, Report, ServiceReport},
     history::{Outcomes, Sample},
     kernel::TcpExt,
     keys::listing::{Generation, Listing},
@@ -103,6 +103,9 @@ fn section(section: &Section) -> Result<Markup> {
             div.card { h3 { "SYNs since counting began" } (classes_table(report)) }
             div.card { h3 { "Keys" } (keys_table(keys)) }
             @if report.services.len() > 1 { div.card { h3 { "Services" } (services_table(report)) } }
+            @if report.services.iter().any(|service| !service.guards.is_empty()) {
+                div.card { h3 { "Protections" } (guards_table(report)) }
+            }
             div.card {
                 h3 { "Passed unclassified" }
                 (reasons("malformed", &report.malformed)) (reasons("unsupported", &report.unsupported))
@@ -182,7 +185,7 @@ fn summary(Section { report, hour, .. }: &Section) -> Vec<String> {
         sentences.push(format!("The kernel refused {}.", count(refused, &format!("{good}cookie"))));
     }
     let rewritten = hour.gain(|sample| Some(sample.totals.rewritten));
-    let lost = class(Class::CookieRetired).saturating_sub(rewritten);
+    let lost = hour.gain(|sample| Some(sample.totals.outdated));
     if rewritten > 0 {
         sentences.push(format!(
             "{} of keys that the kernel no longer holds were translated for it.",
@@ -193,6 +196,10 @@ fn summary(Section { report, hour, .. }: &Section) -> Vec<String> {
         let remedy =
             if report.mode == Mode::Observe.name() { ": --mode accelerate would save them" } else { "" };
         sentences.push(format!("{} lost to rotations of keys{remedy}.", count(lost, "round trip")));
+    }
+    let guarded = hour.gain(|sample| Some(sample.totals.guarded));
+    if guarded > 0 {
+        sentences.push(format!("Protections acted on {}.", count(guarded, "SYN")));
     }
     sentences
 }
@@ -215,6 +222,15 @@ fn services_table(report: &Report) -> Markup {
         vec![service.name.clone(), number(syns), known(service.accepted), known(service.refused)]
     };
     table(&["service", "SYNs", "accepted", "refused"], report.services.iter().map(row).collect())
+}
+
+fn guards_table(report: &Report) -> Markup {
+    let rows = report.services.iter().flat_map(|service| {
+        service.guards.iter().map(|GuardRow { guard, acted, would }| {
+            vec![(*guard).to_owned(), service.name.clone(), number(*acted), number(*would)]
+        })
+    });
+    table(&["protection", "service", "acted", "would have"], rows.collect())
 }
 
 fn keys_table(keys: &Listing) -> Markup {

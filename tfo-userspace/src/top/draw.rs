@@ -162,6 +162,7 @@ fn draw_outcomes(frame: &mut Frame<'_>, model: &Model, area: Rect) {
         row("refused", rates.and_then(|r| r.refused), both.map(|[_, refused]| refused), Color::Red),
         row("queue full", None, look.kernel.map(|kernel| kernel.listen_overflow), Color::Reset),
         row("translated", rates.map(|r| r.rewritten), Some(totals.rewritten), Color::Reset),
+        row("protected", rates.map(|r| r.guarded), Some(totals.guarded), Color::Reset),
         row("malformed", rates.map(|r| r.malformed), Some(totals.malformed), Color::Reset),
         row("unsupported", rates.map(|r| r.unsupported), Some(totals.unsupported), Color::Reset),
     ];
@@ -315,7 +316,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        counters::{GuardRow, ServiceReport},
         keys::listing::Generation,
+        saved::RttSaved,
         top::model::{Prefix, tests::look},
     };
 
@@ -398,6 +401,34 @@ mod tests {
         }
         assert!(picture(&model, 60, 20).contains("too small: 60 × 20"));
         assert!(picture(&model, 80, 24).contains("the next interface"));
+    }
+
+    /// On how many SYNs protections acted, of all services or of one.
+    #[test]
+    fn what_protections_did_is_shown() {
+        let (mut model, start) = (Model::new("v0"), Instant::now());
+        for second in 0..2 {
+            let mut look = look(start, second, Class::PlainSyn, 0);
+            look.report.services = [("web", 700), ("dns", 20)]
+                .map(|(name, acted)| ServiceReport {
+                    name: name.to_owned(),
+                    syn: Vec::new(),
+                    accepted: 0,
+                    refused: 0,
+                    rtt_saved: RttSaved::default(),
+                    guards: vec![GuardRow { guard: "fair", acted: acted + second, would: 1_000_000 }],
+                })
+                .into();
+            model.see(look);
+        }
+        let protected = |model: &Model| {
+            let line = line(&picture(model, 100, 24), "protected");
+            let (_, words) = line.split_once("protected").unwrap();
+            words.split_whitespace().take(2).map(|word| word.replace('│', "")).collect::<Vec<_>>()
+        };
+        assert_eq!(protected(&model), ["2.0", "722"]);
+        model.next_service();
+        assert_eq!(protected(&model)[1], "701");
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub struct Rates {
     pub families: [f64; Family::COUNT],
     /// Cookies that were translated.
     pub rewritten: f64,
+    /// SYNs on which a protection acted.
+    pub guarded: f64,
     /// Malformed frames.
     pub malformed: f64,
     /// Frames that are not supported.
@@ -94,6 +96,7 @@ impl Rates {
         let of = |count: &dyn Fn(&Totals) -> u64| rate(count(&before), count(&after), elapsed);
         let mut rates = Self {
             rewritten: of(&|totals| totals.rewritten)?,
+            guarded: of(&|totals| totals.guarded)?,
             malformed: of(&|totals| totals.malformed)?,
             unsupported: of(&|totals| totals.unsupported)?,
             ..Self::default()
@@ -319,6 +322,7 @@ pub(crate) mod tests {
                     accepted: 0,
                     refused: 0,
                     rtt_saved: RttSaved::default(),
+                    guards: Vec::new(),
                 })
                 .into();
             look
