@@ -424,7 +424,7 @@ mod tests {
         let protected = |model: &Model| {
             let line = line(&picture(model, 100, 24), "protected");
             let (_, words) = line.split_once("protected").unwrap();
-            words.split_whitespace().take(2).map(|word| word.replace('│', "")).collect::<Vec<_>>()
+            words.split_whitespace().take(2).map(|word| word.replace(['│', '"'], "")).collect::<Vec<_>>()
         };
         assert_eq!(protected(&model), ["2.0", "722"]);
         model.next_service();
