@@ -12,11 +12,14 @@
 //! | [`host`] | the packet's journey without the kernel |
 //! | [`kernel`] | the program inside the kernel, fed by BPF_PROG_TEST_RUN |
 //! | [`netns`] | namespaces, and the real `tfo` in them |
+//! | [`config`] | configuration files, and what the protections in them have done |
 //! | [`listener`] | listening sockets, as other processes hold them |
+//! | [`server`] | a server that keeps what it was told |
 //! | [`scrape`] | clients of its metrics |
 //! | [`fault`] | system calls that fail, or kill who makes them |
 //! | [`steps`] | the real `tfo`, killed between two steps of what it does |
 //! | [`tap`] | an interface whose wire is a test |
+//! | [`wire`] | frames past the kernel's stack |
 //! | [`agree`] | kernel and host on millions of frames |
 //! | [`verifier`] | what the program costs the kernel's verifier |
 //!
@@ -26,6 +29,7 @@
 
 pub mod agree;
 pub mod cases;
+pub mod config;
 pub mod fault;
 pub mod fuzz;
 pub mod guards;
@@ -38,6 +42,8 @@ pub mod oracle;
 pub mod packet;
 pub mod random;
 pub mod scrape;
+pub mod server;
 pub mod steps;
 pub mod tap;
 pub mod verifier;
+pub mod wire;
