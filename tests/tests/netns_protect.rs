@@ -1,0 +1,630 @@
+//! What the protections are for: attacks on a real listener, without them and with them. Each test prints what came of it:
+//! `cargo xtask test netns_protect -- --nocapture`.
+
+#![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
+
+use std::{
+    fs,
+    io::Read as _,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use socket2::{Domain, Socket, Type};
+use tfo_common::{
+    class::Class, cookie, counters::Guarded, parse::LinkLayer, policy::Guard, segment::Family,
+    verdict::Verdict,
+};
+use tfo_tests::{
+    config::{Config, guarded},
+    listener::Listener,
+    netns::{Counts, IFACE, Running, StopOnDrop, eventually, ip, key, sandbox, server_and_client},
+    packet::{Carry as _, Tcp, eth, eth_between, flag},
+    server::Server,
+    tap::Tap,
+    wire::{Seen, Wire},
+};
+use tfo_userspace::{
+    kernel::{KeySysctl, TcpExt, write_mode},
+    keys::addresses,
+    lab::{
+        client::{Syn, fast_open},
+        net::{Namespace, server, source},
+    },
+};
+
+const PORT: u16 = 7413;
+const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+/// The client's end of the veth pair.
+const CLIENT: &str = "tfo-client";
+const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// A service with `guards`, in mode shield.
+fn shielded(guards: &str) -> String {
+    format!("[[service]]\nname = \"web\"\nports = [{PORT}]\nmode = \"shield\"\n{guards}\n")
+}
+
+/// Runs `tfo` with them, if at all.
+fn protected(interface: &str, guards: Option<&str>) -> Option<(Config, Running)> {
+    let config = Config::new(interface, &shielded(guards?));
+    let running = config.run();
+    Some((config, running))
+}
+
+/// [`server_and_client`], with a network of the attacker's behind the client, which lets packets to there vanish; and with a
+/// network of the server's, since a client's kernel remembers the cookies of a handful of its addresses for each of the
+/// server's only (TCP_METRICS_RECLAIM_DEPTH).
+fn with_attacker(test: impl FnOnce(Namespace) + Send) {
+    server_and_client(|client| {
+        KeySysctl::open().unwrap().write(key(1), None).unwrap();
+        ip("route add local 198.18.128.0/24 dev lo");
+        ip("route add 198.20.0.0/16 via 198.18.0.2");
+        client
+            .run(|| {
+                fs::write("/proc/sys/net/ipv4/ip_forward", "0")?;
+                ip("route add 198.18.128.0/24 via 198.18.0.1");
+                Ok(())
+            })
+            .unwrap();
+        test(client);
+    });
+}
+
+/// An address of the attacker's.
+fn attacker(number: u16) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(198, 20, 0, 0).to_bits() | u32::from(number))
+}
+
+/// The first of the server's addresses that [`with_attacker`] adds, and so on.
+fn another_server(number: u8) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::new(198, 18, 128, number).into(), PORT)
+}
+
+fn good_cookie(from: IpAddr, to: IpAddr) -> [u8; 8] {
+    cookie::make(&key(1), &addresses(from, to).unwrap()).to_le_bytes()
+}
+
+/// A SYN of the attacker's to the server, across the veth pair.
+fn attack(from: Ipv4Addr, port: u16, cookie: &[u8]) -> Tcp {
+    let IpAddr::V4(to) = server(Family::Ipv4).ip() else { unreachable!("it is IPv4's") };
+    eth_between(CLIENT_MAC, SERVER_MAC)
+        .ipv4(from, to)
+        .syn()
+        .ports(port, PORT)
+        .mss(1460)
+        .fast_open(cookie)
+        .data(DATA)
+}
+
+/// The sequence number of the attacker's SYNs: what the builder has of itself.
+const ISN: u32 = 0x0102_0304;
+
+/// Whether the data of the SYN from `client` was taken, as the answer says.
+fn is_taken(wire: &Wire, client: SocketAddr, data: &[u8]) -> bool {
+    let mut answer = None;
+    eventually("the SYN is answered", || {
+        answer = std::iter::from_fn(|| wire.seen())
+            .filter_map(|frame| Seen::of(&frame))
+            .find(|seen| seen.to == client && seen.is_syn_ack());
+        answer.is_some()
+    });
+    answer.unwrap().acknowledged == ISN + 1 + data.len() as u32
+}
+
+/// How many connections from there have had the data of their SYN taken.
+fn taken_from(client: &Namespace) -> u64 {
+    client.run(TcpExt::read).unwrap().active
+}
+
+/// How many there were, and how many of them were served with Fast Open.
+#[derive(Clone, Copy, Debug)]
+struct Served {
+    connections: u64,
+    with_fast_open: u64,
+    kernel: TcpExt,
+}
+
+impl Served {
+    fn percent(self) -> f64 {
+        self.with_fast_open as f64 * 100.0 / self.connections as f64
+    }
+}
+
+/// A listener with a queue of 16, and a hostile source with a good cookie: each time its SYN is taken it waits until the
+/// connection is accepted and resets it, for which the kernel keeps the place in the queue taken for a minute. Besides, 120
+/// clients connect.
+fn beside_a_hostile_source(guards: Option<&str>) -> (Served, Option<[u64; 2]>) {
+    const CLIENTS: u8 = 120;
+    const ATTACKS: u16 = 48;
+    let mut result = None;
+    with_attacker(|client| {
+        let server_at = Server::echo(Listener::on(&format!("0.0.0.0:{PORT}")).fast_open(16).listen());
+        let _tfo = protected(IFACE, guards);
+        let connect = |number: u8| {
+            let from = source(Family::Ipv4, number.into());
+            client.run(|| fast_open(from, another_server(number), DATA)).unwrap();
+        };
+        // Each gets a cookie.
+        (1..=CLIENTS).for_each(connect);
+        let (wire, hostile) = client.run(|| Ok((Wire::at(CLIENT), attacker(1)))).unwrap();
+        let cookie = good_cookie(hostile.into(), server(Family::Ipv4).ip());
+        let before = TcpExt::read().unwrap();
+        let already = taken_from(&client);
+        let mut taken = 0;
+        for port in 5000..5000 + ATTACKS {
+            let from = SocketAddr::new(hostile.into(), port);
+            wire.send(&attack(hostile, port, &cookie).build());
+            if is_taken(&wire, from, DATA) {
+                taken += 1;
+                eventually("it is accepted", || server_at.knows(from));
+                let IpAddr::V4(to) = server(Family::Ipv4).ip() else { unreachable!("it is IPv4's") };
+                let reset = eth_between(CLIENT_MAC, SERVER_MAC).ipv4(hostile, to).tcp(flag::RST);
+                wire.send(&reset.ports(port, PORT).sequence(ISN + 1 + DATA.len() as u32).build());
+            }
+        }
+        (1..=CLIENTS).for_each(connect);
+        let with_fast_open = taken_from(&client) - already;
+        let kernel = TcpExt::read().unwrap() - before;
+        assert_eq!(kernel.passive, taken + with_fast_open, "what was taken, on either side");
+        let acted = guards.map(|_| {
+            let hidden = Counts::of(IFACE).verdict(Class::CookieCurrent, Verdict::Hide);
+            assert_eq!(hidden, u64::from(ATTACKS) - taken);
+            [guarded(IFACE, Guard::Fair).acted, hidden]
+        });
+        result = Some((Served { connections: CLIENTS.into(), with_fast_open, kernel }, acted));
+    });
+    result.unwrap()
+}
+
+/// RFC 7413, 5.1: resource exhaustion.
+#[test]
+fn fair_keeps_the_queue_for_the_others() {
+    let (without, _) = beside_a_hostile_source(None);
+    println!("fair: off: {:.1} % of others' connections with Fast Open; {without:?}", without.percent());
+    assert_eq!(without.with_fast_open, 0, "{without:?}");
+    assert!(without.kernel.listen_overflow >= without.connections, "{without:?}");
+
+    let (with, acted) = beside_a_hostile_source(Some("fair = { limit = \"6/min\", burst = 4 }"));
+    println!("fair: on: {:.1} % of others' connections with Fast Open; {with:?}", with.percent());
+    assert!(with.percent() >= 99.0, "{with:?}");
+    assert_eq!(with.kernel.listen_overflow, 0, "{with:?}");
+    let [acted, hidden] = acted.unwrap();
+    assert_eq!(acted, hidden);
+    assert!(acted >= 40, "{acted}");
+}
+
+/// SYNs with random cookies from random sources, as fast as they can be sent, while clients connect one after the other.
+/// `reached` is how many of the forged SYNs the kernel's TCP has judged.
+struct Flood {
+    served: Served,
+    sent: u64,
+    lasted: Duration,
+}
+
+fn under_a_flood(connections: u64, guards: Option<&str>, look: impl FnOnce(&Flood) + Send) {
+    const FORGED: usize = 20_000;
+    with_attacker(|client| {
+        let _server =
+            Server::echo(Listener::on(&format!("0.0.0.0:{PORT}")).fast_open(256).backlog(1024).listen());
+        let _tfo = protected(IFACE, guards);
+        let connect = |n: u64| {
+            let from = source(Family::Ipv4, (n % 4) as u16);
+            client.run(|| fast_open(from, server(Family::Ipv4), DATA)).unwrap();
+        };
+        (0..4).for_each(connect);
+        let mut random = fastrand::Rng::with_seed(7413);
+        let forged: Vec<_> = (0..FORGED)
+            .map(|_| {
+                attack(attacker(random.u16(..)), random.u16(1024..), &random.u64(..).to_le_bytes()).build()
+            })
+            .collect();
+        let before = TcpExt::read().unwrap();
+        let already = taken_from(&client);
+        let start = Instant::now();
+        let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+        let flood = || {
+            let wire = Wire::blind(CLIENT);
+            for frame in forged.iter().cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
+                wire.send(frame);
+                sent.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| client.run(&flood));
+            let _stop = StopOnDrop(&stop);
+            eventually("it is a flood", || sent.load(Ordering::Relaxed) > FORGED as u64);
+            (0..connections).for_each(connect);
+        });
+        let lasted = start.elapsed();
+        let with_fast_open = taken_from(&client) - already;
+        let kernel = TcpExt::read().unwrap() - before;
+        let served = Served { connections, with_fast_open, kernel };
+        look(&Flood { served, sent: sent.into_inner(), lasted });
+    });
+}
+
+/// RFC 7413, 5.1: a flood of forged cookies.
+#[test]
+fn shed_serves_clients_under_a_flood() {
+    under_a_flood(100, None, |flood| {
+        let served = flood.served;
+        println!("shed: off: {:.2} % with Fast Open; {} forged; {served:?}", served.percent(), flood.sent);
+        assert!(served.percent() < 10.0, "{served:?}");
+    });
+    under_a_flood(2000, Some("shed = { limit = \"50/s\", burst = 50, drop = true }"), |flood| {
+        let (Flood { served, sent, lasted }, counts) = (flood, Counts::of(IFACE));
+        let [passed, dropped] =
+            [Verdict::Pass, Verdict::Drop].map(|verdict| counts.verdict(Class::CookieUnknown, verdict));
+        println!(
+            "shed: on: {:.2} % with Fast Open; {sent} forged in {lasted:.1?}, {dropped} dropped, {passed} passed; {served:?}",
+            served.percent()
+        );
+        assert!(served.percent() >= 99.9, "{served:?}");
+        let most = 50 + 50 * (lasted.as_secs() + 1);
+        assert!(passed <= most, "{passed} passed, of at most {most}");
+        // A SYN that is forged once more while the kernel still answers the first is none to it.
+        assert!(served.kernel.passive_fail <= passed, "{served:?}");
+        assert_eq!(guarded(IFACE, Guard::Shed).acted, dropped);
+        assert!(dropped > 10_000, "{dropped}");
+    });
+}
+
+/// What the server's application answers, however little it was asked.
+const ANSWER: usize = 100_000;
+
+fn answer(_: &[u8]) -> Vec<u8> {
+    (0..ANSWER).map(|at| (at % 251) as u8).collect()
+}
+
+/// What is sent to a client that shows a good cookie and never says anything again: it may be somebody else's name.
+#[derive(Clone, Copy, Debug, Default)]
+struct Amplified {
+    /// The length of the SYN, from its IP header on.
+    received: usize,
+    /// That of the first SYN-ACK, and of all data behind it.
+    sent: usize,
+    /// Of those, the data.
+    data: usize,
+    /// SYN-ACKs that came again, all bytes of them.
+    repeated: usize,
+}
+
+impl Amplified {
+    fn factor(self) -> f64 {
+        self.sent as f64 / self.received as f64
+    }
+}
+
+fn amplified(guards: Option<&str>, request: &[u8]) -> Amplified {
+    /// SYN-ACKs are repeated after 1 s and after 3 s: after these, whatever was to be sent at once has been.
+    const REPEATED: usize = 2;
+    let mut result = Amplified::default();
+    sandbox(|| {
+        write_mode(3).unwrap();
+        KeySysctl::open().unwrap().write(key(1), None).unwrap();
+        let mut nic = Tap::new("nic0", LinkLayer::Ethernet);
+        ip("address add 10.9.0.1/24 dev nic0");
+        let (victim, at) = (Ipv4Addr::new(10, 9, 0, 2), Ipv4Addr::new(10, 9, 0, 1));
+        ip("neighbour add 10.9.0.2 lladdr 02:00:00:00:00:01 dev nic0 nud permanent");
+        let server_at = Server::start(Listener::on(&format!("{at}:{PORT}")).fast_open(16).listen(), answer);
+        let _tfo = protected("nic0", guards);
+        let cookie = good_cookie(victim.into(), at.into());
+        let syn = eth().ipv4(victim, at).syn().ports(5000, PORT).mss(1460).fast_open(&cookie).data(request);
+        let syn = syn.build();
+        nic.receive(&syn).unwrap();
+        let mut syn_acks = 0;
+        eventually("its SYN-ACK is repeated", || {
+            while let Some(frame) = nic.sent() {
+                let Some(seen) = Seen::of(&frame).filter(|seen| seen.to.ip() == victim) else { continue };
+                if seen.is_syn_ack() {
+                    syn_acks += 1;
+                    if syn_acks > 1 {
+                        result.repeated += seen.ip_len;
+                        continue;
+                    }
+                }
+                result.sent += seen.ip_len;
+                result.data += seen.data.len();
+            }
+            syn_acks == 1 + REPEATED
+        });
+        result.received = Seen::of(&syn).unwrap().ip_len;
+        // It was asked, and has much more to say.
+        assert_eq!(server_at.times(request), usize::from(!request.is_empty()));
+        if guards.is_some() {
+            assert_eq!(guarded("nic0", Guard::Clamp).acted, 1);
+        }
+    });
+    result
+}
+
+/// RFC 7413, 5.2: amplified reflection.
+#[test]
+fn clamp_bounds_what_an_unproved_source_is_sent() {
+    let request = [b'x'; 400];
+    let without = amplified(None, &request);
+    println!("clamp: off: {:.1} times the SYN; {without:?}", without.factor());
+    assert!(without.sent >= 14_000, "{without:?}");
+    let with = amplified(Some("clamp = true"), &request);
+    println!("clamp: on: {:.2} times the SYN; {with:?}", with.factor());
+    assert_eq!(with.data, 3 * request.len());
+    assert!(with.factor() <= 3.0, "{with:?}");
+    let with = amplified(Some("clamp = { factor = 1 }"), &request);
+    println!("clamp: factor 1: {:.2} times the SYN; {with:?}", with.factor());
+    assert_eq!(with.data, request.len());
+}
+
+/// A connection with Fast Open to `to`, which says `data`; what it is answered, to the end.
+fn ask(to: SocketAddr, data: &[u8], len: usize) -> anyhow::Result<Vec<u8>> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.send_to_with_flags(data, &to.into(), libc::MSG_FASTOPEN)?;
+    let mut connection = TcpStream::from(socket);
+    connection.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut answer = vec![0; len];
+    connection.read_exact(&mut answer)?;
+    Ok(answer)
+}
+
+#[test]
+fn clamp_leaves_a_real_client_its_answer() {
+    server_and_client(|client| {
+        let to = server(Family::Ipv4);
+        let _server = Server::start(Listener::on(&to.to_string()).fast_open(16).listen(), answer);
+        let _tfo = protected(IFACE, Some("clamp = true"));
+        for connection in 0..8 {
+            let start = Instant::now();
+            assert_eq!(client.run(|| ask(to, DATA, ANSWER)).unwrap(), answer(&[]));
+            println!(
+                "clamp: {ANSWER} bytes to a real client, connection {connection}: {:?}",
+                start.elapsed()
+            );
+        }
+        // The first has no cookie yet.
+        assert_eq!(taken_from(&client), 7);
+        assert_eq!(guarded(IFACE, Guard::Clamp).acted, 7);
+        assert_eq!(Counts::of(IFACE).verdict(Class::CookieCurrent, Verdict::Pass), 7);
+    });
+}
+
+/// Two kernels, and between them a wire that is the test.
+struct Between {
+    near: Tap,
+    far: Tap,
+    client: Namespace,
+}
+
+const NEAR: &str = "10.9.0.1:7413";
+
+impl Between {
+    fn new() -> Self {
+        write_mode(3).unwrap();
+        KeySysctl::open().unwrap().write(key(1), None).unwrap();
+        let client = Namespace::new().unwrap();
+        let far = client
+            .run(|| {
+                write_mode(3)?;
+                let far = Tap::new("far", LinkLayer::Ethernet);
+                ip("link set far address 02:00:00:00:00:03");
+                ip("address add 10.9.0.2/24 dev far");
+                Ok(far)
+            })
+            .unwrap();
+        let near = Tap::new("near", LinkLayer::Ethernet);
+        ip("address add 10.9.0.1/24 dev near");
+        Self { near, far, client }
+    }
+
+    /// A client in the far namespace connects, says `data` and is answered, while the wire delivers each segment as many times
+    /// as `copies` says.
+    fn connect(&mut self, data: &[u8], mut copies: impl FnMut(&Seen, &[u8]) -> usize) {
+        let done = AtomicBool::new(false);
+        let Self { near, far, client } = self;
+        let to: SocketAddr = NEAR.parse().unwrap();
+        thread::scope(|scope| {
+            let connection = scope.spawn(|| {
+                let _done = StopOnDrop(&done);
+                client.run(|| fast_open("10.9.0.2".parse()?, to, data))
+            });
+            let mut carry = || {
+                let mut carried = 0;
+                for is_answer in [false, true] {
+                    let (from, to) =
+                        if is_answer { (&mut *near, &mut *far) } else { (&mut *far, &mut *near) };
+                    while let Some(frame) = from.sent() {
+                        carried += 1;
+                        for _ in 0..Seen::of(&frame).map_or(1, |seen| copies(&seen, &frame)) {
+                            to.receive(&frame).unwrap();
+                        }
+                    }
+                }
+                if carried == 0 {
+                    thread::sleep(Duration::from_micros(200));
+                }
+            };
+            while !done.load(Ordering::Relaxed) {
+                carry();
+            }
+            connection.join().unwrap().unwrap();
+            eventually("the server has closed, too", || {
+                carry();
+                is_idle()
+            });
+        });
+    }
+
+    /// Sends `frame` to the server, and sees how it answers; which nobody else does.
+    fn replay(&mut self, frame: &[u8]) -> Seen {
+        while self.near.sent().is_some() {}
+        self.near.receive(frame).unwrap();
+        let mut answer = None;
+        eventually("it is answered", || {
+            answer = self.near.sent().and_then(|frame| Seen::of(&frame)).filter(Seen::is_syn_ack);
+            answer.is_some()
+        });
+        answer.unwrap()
+    }
+}
+
+/// Whether the calling thread's namespace has no TCP connection over IPv4.
+fn is_idle() -> bool {
+    let sockets = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    const LISTEN: &str = "0A";
+    sockets.lines().skip(1).all(|line| line.split_whitespace().nth(3) == Some(LISTEN))
+}
+
+/// What a replayed SYN's data does: how often the application gets it, and what `once` has done.
+fn replayed(guards: Option<&str>) -> usize {
+    let mut times = 0;
+    sandbox(|| {
+        let mut between = Between::new();
+        let server_at = Server::echo(Listener::on(NEAR).fast_open(16).listen());
+        let _tfo = protected("near", guards);
+        between.connect(b"a cookie, please", |_, _| 1);
+        let order = b"order one";
+        let mut syn = None;
+        between.connect(order, |seen, frame| {
+            if seen.data == order && seen.syn {
+                syn = Some((seen.clone(), frame.to_vec()));
+            }
+            1
+        });
+        let (seen, frame) = syn.expect("the order went with the SYN");
+        assert_eq!(server_at.times(order), 1);
+        let answer = between.replay(&frame);
+        // Where the answer says so, the application has got it, or will.
+        if answer.acknowledged == seen.sequence + 1 + order.len() as u32 {
+            eventually("it is served again", || server_at.times(order) == 2);
+        } else {
+            assert_eq!(answer.acknowledged, seen.sequence + 1);
+        }
+        times = server_at.times(order);
+        if guards.is_some() {
+            assert_eq!(guarded("near", Guard::Once).acted, 1);
+            // The same client goes on as before, with Fast Open.
+            let before = TcpExt::read().unwrap().passive;
+            between.connect(b"order two", |_, _| 1);
+            assert_eq!(TcpExt::read().unwrap().passive, before + 1);
+            assert_eq!((server_at.times(b"order two"), guarded("near", Guard::Once).acted), (1, 1));
+        }
+    });
+    times
+}
+
+/// RFC 7413, 2.1 and 6.1: data that comes again.
+#[test]
+fn once_serves_a_replay_no_second_time() {
+    let without = replayed(None);
+    let with = replayed(Some("once = true"));
+    println!("once: a SYN and its replay are served {without} times without it, {with} times with it");
+    assert_eq!((without, with), (2, 1));
+}
+
+/// A SYN-ACK gets lost, and the client's kernel sends the SYN again, without option and data. A network may also deliver the
+/// first one twice. Neither is a replay, while the connection lives.
+#[test]
+fn once_knows_a_retransmission() {
+    sandbox(|| {
+        let mut between = Between::new();
+        let server_at = Server::echo(Listener::on(NEAR).fast_open(16).listen());
+        let _tfo = protected("near", Some("once = true"));
+        between.connect(b"a cookie, please", |_, _| 1);
+        let order = b"order one";
+        let mut syns: Vec<(Seen, Vec<u8>)> = Vec::new();
+        let mut lost = 0;
+        between.connect(order, |seen, frame| {
+            if seen.syn && !seen.ack {
+                syns.push((seen.clone(), frame.to_vec()));
+            }
+            // Nothing comes back until the SYN was sent again.
+            let is_lost = seen.is_syn_ack() && syns.len() == 1;
+            lost += usize::from(is_lost);
+            usize::from(!is_lost)
+        });
+        assert!(lost > 0);
+        let [(first, frame), (second, _)] = &syns[..] else { panic!("{} SYNs", syns.len()) };
+        assert!(first.has_fast_open() && first.data == order);
+        assert!(!second.has_fast_open() && second.data.is_empty());
+        assert_eq!((server_at.times(order), guarded("near", Guard::Once).acted), (1, 0));
+        // Now it is over, and the same once more is a replay.
+        let answer = between.replay(frame);
+        assert_eq!(answer.acknowledged, first.sequence + 1);
+        assert_eq!((server_at.times(order), guarded("near", Guard::Once).acted), (1, 1));
+    });
+}
+
+/// The very same SYN, twice at once: the kernel knows that it is one connection.
+#[test]
+fn once_lets_a_duplicate_be() {
+    sandbox(|| {
+        let mut between = Between::new();
+        let server_at = Server::echo(Listener::on(NEAR).fast_open(16).listen());
+        let _tfo = protected("near", Some("once = true"));
+        between.connect(b"a cookie, please", |_, _| 1);
+        let order = b"order one";
+        let before = TcpExt::read().unwrap().passive;
+        between.connect(order, |seen, _| if seen.syn && seen.data == order { 2 } else { 1 });
+        assert_eq!(TcpExt::read().unwrap().passive, before + 1);
+        assert_eq!((server_at.times(order), guarded("near", Guard::Once).acted), (1, 0));
+        assert_eq!(Counts::of("near").verdict(Class::CookieCurrent, Verdict::Pass), 2);
+    });
+}
+
+/// Everything that there is to trip over, under `policy`; nothing is done to any of it.
+fn only_counted(service: &str) {
+    server_and_client(|client| {
+        KeySysctl::open().unwrap().write(key(1), None).unwrap();
+        let _server = Server::echo(Listener::on(&format!("0.0.0.0:{PORT}")).fast_open(64).listen());
+        let config = Config::new(IFACE, &format!("[[service]]\nname = \"web\"\nports = [{PORT}]\n{service}"));
+        let _tfo = config.run();
+        let before = TcpExt::read().unwrap();
+        let (from, to) = (source(Family::Ipv4, 1), server(Family::Ipv4).ip());
+        let mut sent = 0;
+        let mut send = |port, cookie: &[u8]| {
+            let syn = Syn::new(port, PORT, 1).fast_open(cookie).data(DATA);
+            client.run(|| syn.send(from, to)).unwrap();
+            sent += 1;
+            eventually("it is counted", || Counts::of(IFACE).total() == sent);
+            // Its client answers with a reset.
+            eventually("the connection is over", is_idle);
+        };
+        let good = good_cookie(from, to);
+        send(3000, &good);
+        // The same SYN again, and more than one an hour.
+        send(3000, &good);
+        send(3001, &[7; 8]);
+        send(3002, &[8; 8]);
+        send(3003, &[]);
+        let kernel = TcpExt::read().unwrap() - before;
+        let expected = TcpExt { passive: 2, passive_fail: 2, cookie_reqd: 1, ..TcpExt::default() };
+        assert_eq!(kernel, expected, "the kernel got all of them as they were");
+        let counts = Counts::of(IFACE);
+        for class in [Class::CookieCurrent, Class::CookieUnknown, Class::CookieRequest] {
+            assert_eq!(counts.verdict(class, Verdict::Pass), counts.class(class), "{class}");
+        }
+        let would =
+            [(Guard::Hide, 5), (Guard::Once, 1), (Guard::Fair, 1), (Guard::Clamp, 2), (Guard::Shed, 1)];
+        for (guard, would) in would {
+            assert_eq!(guarded(IFACE, guard), Guarded { acted: 0, would }, "{guard}");
+        }
+    });
+}
+
+const DRY: &str = "{ dry_run = true }";
+
+#[test]
+fn dry_runs_are_only_counted() {
+    let limits =
+        "fair = { limit = \"1/h\", dry_run = true }\nshed = { limit = \"1/h\", drop = true, dry_run = true }";
+    only_counted(&format!("mode = \"shield\"\nhide = {DRY}\nonce = {DRY}\nclamp = {DRY}\n{limits}"));
+}
+
+/// In the other modes, every protection is a dry run.
+#[test]
+fn observers_only_count() {
+    let limits = "fair = { limit = \"1/h\" }\nshed = { limit = \"1/h\", drop = true }";
+    only_counted(&format!("mode = \"observe\"\nhide = true\nonce = true\nclamp = true\n{limits}"));
+}
