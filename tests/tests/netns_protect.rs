@@ -196,14 +196,14 @@ fn fair_keeps_the_queue_for_the_others() {
     assert!(acted >= 40, "{acted}");
 }
 
-/// SYNs with random cookies from random sources, as fast as they can be sent, while clients connect one after the other.
-/// `reached` is how many of the forged SYNs the kernel's TCP has judged.
+/// What came of a flood.
 struct Flood {
     served: Served,
     sent: u64,
     lasted: Duration,
 }
 
+/// SYNs with random cookies from random sources, as fast as they can be sent, while clients connect one after the other.
 fn under_a_flood(connections: u64, guards: Option<&str>, look: impl FnOnce(&Flood) + Send) {
     const FORGED: usize = 20_000;
     with_attacker(|client| {
@@ -247,7 +247,7 @@ fn under_a_flood(connections: u64, guards: Option<&str>, look: impl FnOnce(&Floo
     });
 }
 
-/// RFC 7413, 5.1: a flood of forged cookies.
+/// RFC 7413, 5: a flood of forged cookies.
 #[test]
 fn shed_serves_clients_under_a_flood() {
     under_a_flood(100, None, |flood| {
