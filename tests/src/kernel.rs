@@ -8,6 +8,7 @@ use tfo_common::{
 use tfo_userspace::{
     datapath::{LoadOptions, Object},
     pins::Pins,
+    services::Services,
 };
 
 use crate::packet::ETHERNET;
@@ -63,6 +64,11 @@ impl Kernel {
     /// Puts `ring` in force.
     pub fn publish(&mut self, ring: &KeyRing) {
         self.0.publish(ring).expect("keys are published");
+    }
+
+    /// Makes `services` those that are served.
+    pub fn serve(&mut self, services: &Services) {
+        self.0.serve(services).expect("the services are carried into the maps");
     }
 
     /// Makes `policy` that of the service at `index`.

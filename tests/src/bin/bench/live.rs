@@ -29,6 +29,7 @@ use nix::unistd::Pid;
 use tfo_common::{
     class::Class,
     counters::Counters,
+    policy::{Guard, Limit, Policy},
     verdict::{Mode, Verdict},
 };
 use tfo_tests::{
@@ -94,15 +95,18 @@ enum Program {
     Yardstick(&'static str),
     Observe,
     Accelerate,
+    /// Drops unknown cookies, but for the very first.
+    Shed,
 }
 
 const DROP: Program = Program::Yardstick("drop");
 const PASS: Program = Program::Yardstick("pass");
 const OBSERVE: Program = Program::Observe;
 const ACCELERATE: Program = Program::Accelerate;
+const SHED: Program = Program::Shed;
 
 /// Where there is no tfo there is still a program: without one, a veth interface takes no redirected frames.
-const ROUTES: [Route; 8] = [
+const ROUTES: [Route; 9] = [
     Route { name: "XDP_DROP", program: DROP, behind: Behind::Nothing },
     Route { name: "XDP_PASS, then dropped", program: PASS, behind: Behind::Nothing },
     Route { name: "tfo observe, then dropped", program: OBSERVE, behind: Behind::Nothing },
@@ -110,6 +114,7 @@ const ROUTES: [Route; 8] = [
     Route { name: "XDP_PASS, then the stack", program: PASS, behind: Behind::Listener },
     Route { name: "tfo observe, then the stack", program: OBSERVE, behind: Behind::Listener },
     Route { name: "tfo accelerate, then the stack", program: ACCELERATE, behind: Behind::Listener },
+    Route { name: "tfo shedding, then the stack", program: SHED, behind: Behind::Listener },
     Route { name: "XDP_PASS, then SYN cookies", program: PASS, behind: Behind::SynCookies },
 ];
 
@@ -146,7 +151,7 @@ struct Sample {
 impl Route {
     /// Whether it differs from `other` by tfo's own work alone. In front of the stack it may change what that does.
     fn is_beyond(&self, other: &Self) -> bool {
-        matches!(self.program, Program::Observe | Program::Accelerate)
+        matches!(self.program, Program::Observe | Program::Accelerate | Program::Shed)
             && other.program == PASS
             && [self, other].iter().all(|it| it.behind == Behind::Nothing)
     }
@@ -185,6 +190,7 @@ struct Wire {
     yardsticks: Ebpf,
     observe: Kernel,
     accelerate: Kernel,
+    shed: Kernel,
     /// By [`FLOODS`].
     floods: Vec<Ebpf>,
     receiver: Interface,
@@ -251,7 +257,10 @@ impl Wire {
         let floods = floods.collect::<Result<_>>()?;
         let tfo = |mode| Setup { mode, ..ALL_KEYS }.load();
         let (observe, accelerate) = (tfo(Mode::Observe), tfo(Mode::Accelerate));
-        Ok(Self { yardsticks, observe, accelerate, floods, receiver, link, _interfaces: interfaces })
+        let flags = Policy::DROPS | Policy::SHEDS_ALL;
+        let none = Policy { flags, shed: Limit::new(1, 1 << 40, 1), ..Policy::of_mode(Mode::Observe) };
+        let shed = Setup { mode: Mode::Shield, policy: none.with(Guard::Shed, true), ..ALL_KEYS }.load();
+        Ok(Self { yardsticks, observe, accelerate, shed, floods, receiver, link, _interfaces: interfaces })
     }
 
     /// Takes one sample of each in turn, round by round.
@@ -301,14 +310,17 @@ impl Wire {
         let cpu = self.receiver.cpu_time()? - cpu;
 
         ensure!(received > 0, "none of {sent} SYNs was received");
+        let mut dropped = 0;
         if let (Some(before), Some(after)) = (count, self.counters(route.program)) {
             flood.check(&before, &after, received, route.program)?;
+            let drops = |counters: &Counters| counters.verdict(Class::CookieUnknown, Verdict::Drop);
+            dropped = drops(&after) - drops(&before);
         }
         let mut sample = Sample { sent, sending, receiving, received, cpu, stack: self::stack()? };
         for (count, before) in sample.stack.iter_mut().zip(stack) {
             *count -= before;
         }
-        let expected = if listener.is_some() { received } else { 0 };
+        let expected = if listener.is_some() { received - dropped } else { 0 };
         ensure!(
             sample.stack.iter().sum::<u64>() == expected,
             "of {received} SYNs, the stack was to see {expected}, but accounts for {:?}",
@@ -333,6 +345,7 @@ impl Wire {
             Program::Yardstick(name) => program(&mut self.yardsticks, name),
             Program::Observe => Ok(self.observe.program()),
             Program::Accelerate => Ok(self.accelerate.program()),
+            Program::Shed => Ok(self.shed.program()),
         }
     }
 
@@ -341,6 +354,7 @@ impl Wire {
             Program::Yardstick(_) => None,
             Program::Observe => Some(self.observe.counters()),
             Program::Accelerate => Some(self.accelerate.counters()),
+            Program::Shed => Some(self.shed.counters()),
         }
     }
 }

@@ -14,6 +14,7 @@ use tfo_tests::{
     keys::{BACKUP, CURRENT, RETIRED, STRANGER, TestKey},
     packet::{Carry as _, Eth, Ip, Tcp, eth, ether_type, flag, protocol},
 };
+use tfo_userspace::{datapath::LoadOptions, services::Services};
 
 /// One line of the table.
 pub(crate) struct Scenario {
@@ -41,13 +42,28 @@ pub(crate) struct Setup {
     pub(crate) keys: usize,
     /// Of all packets, in [`Mode::Shield`].
     pub(crate) policy: Policy,
+    /// Among how many all ports are divided.
+    pub(crate) services: u16,
 }
 
 impl Setup {
     pub(crate) fn load(self) -> Kernel {
-        let mut kernel = Kernel::load(LinkLayer::Ethernet, self.mode, &self.ring());
+        let options = LoadOptions::new(LinkLayer::Ethernet, self.mode);
+        let mut kernel = Kernel::with(&LoadOptions { services: self.services.into(), ..options }, None);
+        kernel.publish(&self.ring());
+        kernel.serve(&self.services());
         kernel.set_policy(OTHER, &self.policy);
         kernel
+    }
+
+    fn services(self) -> Services {
+        let ports = |number: u16| {
+            let each = u16::MAX / self.services;
+            let service = format!("s{number}={}-{}", number * each + 1, (number + 1) * each);
+            service.parse().expect("a service")
+        };
+        let named = (0..self.services).map(ports).collect();
+        Services::new(named, Mode::Observe).expect("the services have no port in common")
     }
 
     /// The kernel's keys, then retired ones.
@@ -64,7 +80,7 @@ impl Setup {
 
 /// As many keys as a ring can hold where the next one is not known.
 pub(crate) const ALL_KEYS: Setup =
-    Setup { mode: Mode::Observe, keys: 10, policy: Policy::of_mode(Mode::Observe) };
+    Setup { mode: Mode::Observe, keys: 10, policy: Policy::of_mode(Mode::Observe), services: 0 };
 
 pub(crate) fn all() -> Vec<Scenario> {
     let mut table = Table::default();
@@ -73,6 +89,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     table.cookies();
     table.layouts();
     table.sources();
+    table.services();
     table.guards();
     table.0
 }
@@ -168,6 +185,14 @@ impl Table {
             ] {
                 self.tfo(format!("{family}: current, {name}"), ALL_KEYS, tcp.data(DATA).build());
             }
+        }
+    }
+
+    /// Whether it matters how many services there are.
+    fn services(&mut self) {
+        for services in [1, 1000] {
+            let setup = Setup { services, ..ALL_KEYS };
+            self.tfo(format!("ipv4: current, {services} services"), setup, linux(syn(Family::Ipv4), CURRENT));
         }
     }
 
