@@ -234,7 +234,7 @@ fn under_a_flood(connections: u64, guards: Option<&str>, look: impl FnOnce(&Floo
             Ok(())
         };
         thread::scope(|scope| {
-            scope.spawn(|| client.run(&flood));
+            scope.spawn(|| client.run(flood));
             let _stop = StopOnDrop(&stop);
             eventually("it is a flood", || sent.load(Ordering::Relaxed) > FORGED as u64);
             (0..connections).for_each(connect);
