@@ -32,7 +32,6 @@ use tfo_common::{
     policy::{Policy, Unguarded, decide},
     segment::Segment,
     service::OTHER,
-    verdict::Mode,
 };
 
 use crate::frame::Frame;

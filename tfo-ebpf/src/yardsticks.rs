@@ -9,6 +9,7 @@
     reason = "the kernel calls in by section name; nothing here is Rust API"
 )]
 
+#[expect(dead_code, reason = "what only the program needs")]
 mod frame;
 
 use aya_ebpf::{
