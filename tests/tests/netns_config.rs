@@ -49,7 +49,8 @@ impl File {
     /// Runs with it.
     fn run(&self) -> Running {
         let running = Running::spawn(&["--config", &self.path()]);
-        eventually("tfo run is up", || tfo(&["status", "-i", IFACE]).status.success());
+        // It is attached before it takes orders.
+        eventually("tfo run takes orders", || tfo(&["hide", "--list", "-i", IFACE]).status.success());
         running
     }
 }
@@ -242,6 +243,8 @@ fn what_takes_a_file_or_a_mode() {
             assert!(error.contains(expected), "{args:?}: {error}");
         };
         let tfo_run = Running::start(&["-i", IFACE, "--service", "web=80", "--mode", "accelerate"]);
+        // It is attached before it takes orders.
+        eventually("it takes orders", || tfo(&["hide", "--list"]).status.success());
         refused(&["reload"], "this tfo runs without --config");
         let mode =
             "hiding changes packets and tfo runs in mode accelerate here: give a service mode = \"shield\"";
