@@ -29,47 +29,57 @@ pub(super) fn fast_open<B: Bytes + ?Sized>(frame: &B, start: usize, end: usize) 
     for _ in 0..MAX {
         walk = walk.opaque(frame);
         let position = walk.position();
-        let Some((len, fast_open)) = option(frame, start, area, position) else { break };
-        if let Some(header) = fast_open {
-            walk = walk.found(position + header, len - header);
+        match option(frame, start, area, position) {
+            Item::End => break,
+            // Nearly all turns of a long walk: the shortest way through one.
+            Item::NoOperation => walk = walk.advance(1),
+            Item::Other { len } => walk = walk.advance(len),
+            Item::FastOpen { len, header } => {
+                walk = walk.found(position + header, len - header).advance(len);
+            }
         }
-        walk = walk.advance(len);
     }
     walk.fast_open(frame, start)
 }
 
-/// The length of the option at `position` in the area and, where it is one for Fast Open, how many bytes of it stand before the
-/// cookie; `None` where the kernel goes no further.
+/// What stands at a place in the option area.
+enum Item {
+    /// Nothing more that the kernel reads.
+    End,
+    /// One byte.
+    NoOperation,
+    /// An option of `len` bytes.
+    Other { len: usize },
+    /// One for Fast Open, of which `header` bytes stand before the cookie.
+    FastOpen { len: usize, header: usize },
+}
+
+/// What stands at `position` in the area.
 #[inline(always)]
-fn option<B: Bytes + ?Sized>(
-    frame: &B,
-    start: usize,
-    area: usize,
-    position: usize,
-) -> Option<(usize, Option<usize>)> {
+fn option<B: Bytes + ?Sized>(frame: &B, start: usize, area: usize, position: usize) -> Item {
     // A lone last byte can only be an end, a no-operation or a broken option: it says nothing. So kind and length are read
     // together, which also keeps the verifier's view of both in one bounds check.
     if position + 2 > area {
-        return None;
+        return Item::End;
     }
-    let [kind, len] = frame.read(start + position)?;
+    let Some([kind, len]) = frame.read(start + position) else { return Item::End };
     if kind == END_OF_LIST {
-        return None;
+        return Item::End;
     }
     if kind == NO_OPERATION {
-        return Some((1, None));
+        return Item::NoOperation;
     }
     let len = usize::from(len);
     if len < 2 || position + len > area {
-        return None;
+        return Item::End;
     }
-    let is_experiment = || frame.read(start + position + 2) == Some(EXPERIMENT_FAST_OPEN);
-    let fast_open = match kind {
-        FAST_OPEN => Some(2),
-        EXPERIMENTAL if len >= 4 && is_experiment() => Some(4),
-        _ => None,
-    };
-    Some((len, fast_open))
+    if kind == FAST_OPEN {
+        return Item::FastOpen { len, header: 2 };
+    }
+    if kind == EXPERIMENTAL && len >= 4 && frame.read(start + position + 2) == Some(EXPERIMENT_FAST_OPEN) {
+        return Item::FastOpen { len, header: 4 };
+    }
+    Item::Other { len }
 }
 
 /// The length of the option area of the TCP header at `tcp`.
@@ -91,10 +101,15 @@ pub fn fast_open_places<B: Bytes + ?Sized>(frame: &B, start: usize, area: usize)
     for _ in 0..MAX {
         walk = frame.opaque(walk);
         let position = (walk >> POSITION & 0x3f) as usize;
-        let Some((len, fast_open)) = option(frame, start, area, position) else { break };
-        if fast_open.is_some() {
-            walk |= ((1_u64 << (len & 0x3f)) - 1) << position & PLACES;
-        }
+        let len = match option(frame, start, area, position) {
+            Item::End => break,
+            Item::NoOperation => 1,
+            Item::Other { len } => len,
+            Item::FastOpen { len, .. } => {
+                walk |= ((1_u64 << (len & 0x3f)) - 1) << position & PLACES;
+                len
+            }
+        };
         walk += (len as u64) << POSITION;
     }
     walk & PLACES
