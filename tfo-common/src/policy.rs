@@ -32,7 +32,7 @@ named! {
 pub const GUARD_SLOTS: usize = 8;
 /// The prefixes of sources that can be hidden by order.
 pub const HIDDEN: usize = 1 << 12;
-/// Seats in a [`Row`]: one cache line.
+/// Seats in a [`Row`]: half a cache line.
 pub const SEATS: usize = 2;
 
 impl Guard {
