@@ -7,7 +7,7 @@ use crate::bytes::Bytes;
 
 /// The byte with the data offset, and the byte with the flags.
 pub(super) const DATA_OFFSET: usize = 12;
-const FLAGS: usize = 13;
+pub(super) const FLAGS: usize = 13;
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;

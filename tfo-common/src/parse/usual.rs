@@ -22,7 +22,6 @@ const TCP_V4: usize = IP + Ipv4Hdr::LEN;
 const TCP_V6: usize = IP + Ipv6Hdr::LEN;
 
 // network-types keeps EtherTypes as they stand in memory.
-const IPV4: u16 = EtherType::Ipv4 as u16;
 const IPV6: u16 = EtherType::Ipv6 as u16;
 
 const TCP: u8 = IpProto::Tcp as u8;
@@ -31,28 +30,34 @@ const UDP: u8 = IpProto::Udp as u8;
 /// Which of [`ipv4`] and [`ipv6`] to ask.
 #[inline(always)]
 pub(super) fn family<B: Bytes + ?Sized>(frame: &B) -> Option<Family> {
+    /// EtherType, version and header length.
+    const MASK: u32 = u32::from_le_bytes([0xff, 0xff, 0xff, 0]);
+    const WITHOUT_OPTIONS: u32 = u32::from_le_bytes([0x08, 0x00, 0x45, 0]);
+
     // One bounds check for all that follows; the others are folded into it.
     let _: [u8; TCP_V4 + TcpHdr::LEN] = frame.read(0)?;
-    match word(frame, IP - size_of::<EtherType>())? {
-        IPV4 => Some(Family::Ipv4),
-        IPV6 => Some(Family::Ipv6),
-        _ => None,
+    let first = u32::from_le_bytes(frame.read(IP - size_of::<EtherType>())?);
+    if first & MASK == WITHOUT_OPTIONS {
+        Some(Family::Ipv4)
+    } else if first as u16 == u16::from_le(IPV6) {
+        Some(Family::Ipv6)
+    } else {
+        None
     }
 }
 
 /// `None`: ask the walk. `Some(None)`: not a SYN.
 #[inline(always)]
 pub(super) fn ipv4<B: Bytes + ?Sized>(frame: &B) -> Option<Option<Segment>> {
-    /// The first two words: version and header length, and of the fragment field all but "don't fragment".
-    const MASK: u64 = u64::from_le_bytes([0xff, 0, 0, 0, 0, 0, 0x3f, 0xff]);
-    const VALUE: u64 = u64::from_le_bytes([0x45, 0, 0, 0, 0, 0, 0, 0]);
+    /// Where the fragment field stands, then the time to live and the protocol.
+    const FRAGMENT: usize = IP + offset_of!(Ipv4Hdr, frags);
+    /// All of the fragment field but "don't fragment", and the protocol.
+    const MASK: u32 = u32::from_le_bytes([0x3f, 0xff, 0, 0xff]);
+    const WHOLE_TCP: u32 = u32::from_le_bytes([0, 0, 0, TCP]);
 
-    let [protocol] = frame.read(IP + offset_of!(Ipv4Hdr, proto))?;
-    if protocol != TCP {
-        return Some(None);
-    }
-    if u64::from_le_bytes(frame.read(IP)?) & MASK != VALUE {
-        return None;
+    if u32::from_le_bytes(frame.read(FRAGMENT)?) & MASK != WHOLE_TCP {
+        let [protocol] = frame.read(IP + offset_of!(Ipv4Hdr, proto))?;
+        return if protocol == TCP { None } else { Some(None) };
     }
     let len = word(frame, IP + offset_of!(Ipv4Hdr, tot_len))?;
     const SOURCE: usize = IP + offset_of!(Ipv4Hdr, src_addr);
@@ -89,14 +94,18 @@ fn transport<const AT: usize, B: Bytes + ?Sized>(
     source: usize,
     addresses: impl Fn() -> Option<Addresses>,
 ) -> Option<Option<Segment>> {
-    let [data_offset, flags] = word(frame, AT + tcp::DATA_OFFSET)?.to_ne_bytes();
+    let [flags] = frame.read(AT + tcp::FLAGS)?;
     if end > frame.len() {
         return None;
     }
-    if !tcp::is_good_syn(flags) {
-        // A SYN that also ends a connection, or a header cut short, is for the walk to name.
-        return if tcp::is_syn(flags) || end < AT + TcpHdr::LEN { None } else { Some(None) };
+    // A header cut short, or a SYN that also ends a connection, is for the walk to name.
+    if !tcp::is_syn(flags) {
+        return if end < AT + TcpHdr::LEN { None } else { Some(None) };
     }
+    if !tcp::is_good_syn(flags) {
+        return None;
+    }
+    let [data_offset] = frame.read(AT + tcp::DATA_OFFSET)?;
     let segment = match data_offset & 0xf0 {
         0x50 => syn::<AT, 0, B>(frame, end, source, addresses),
         0x60 => syn::<AT, 4, B>(frame, end, source, addresses),
