@@ -90,7 +90,7 @@ pub const fn checksum(checksum: u16, old: u64, new: u64, odd: bool) -> u16 {
     Change(if odd { change.swap_bytes() } else { change } as u64).apply(checksum)
 }
 
-/// By how much bytes of a segment have changed.
+/// By how much bytes of a segment have changed: the sum of some 16-bit words, far below 2^32.
 ///
 /// RFC 1624, equation 3. The one's complement sum is the same in either byte order as long as all words are read in one
 /// (RFC 1071, 2 B).
@@ -110,7 +110,7 @@ impl Change {
     /// What becomes of `checksum`.
     #[inline(always)]
     const fn apply(self, checksum: u16) -> u16 {
-        !fold(!checksum as u64 + fold(self.0) as u64)
+        !fold(!checksum as u64 + self.0)
     }
 }
 
