@@ -148,20 +148,25 @@ pub(crate) fn key_ring(segment: &Segment) -> &'static KeyRing {
     static EMPTY: KeyRing = KeyRing::EMPTY;
 
     let FastOpen::Cookie(_) = segment.fast_open else { return &EMPTY };
-    ring().unwrap_or(&EMPTY)
+    // Not by way of `ring`, behind which LLVM would look for the empty one once more.
+    TFO_KEYS.get_ptr(0).map_or(&EMPTY, in_force)
 }
 
 /// The key ring in force.
 #[inline(always)]
 pub(crate) fn ring() -> Option<&'static KeyRing> {
-    let store = TFO_KEYS.get_ptr(0)?;
+    TFO_KEYS.get_ptr(0).map(in_force)
+}
+
+#[inline(always)]
+fn in_force(store: *const KeyStore) -> &'static KeyRing {
     // SAFETY: the entry of an array map lives as long as the program. The controller may flip `active` at any time,
     // hence the volatile read of one aligned word. It gives other bytes only to the ring that no running program can
     // still be reading; the ring behind our reference it at most overwrites with the bytes that are there (see
     // `Object::publish`), so what we read does not change.
     unsafe {
         let active = (&raw const (*store).active).read_volatile();
-        Some(&(&(*store).rings)[KeyStore::index(active)])
+        &(&(*store).rings)[KeyStore::index(active)]
     }
 }
 
