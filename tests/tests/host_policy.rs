@@ -1,6 +1,7 @@
 //! What may be done to a SYN, and what is remembered for it: decisions, limits, tables, and the words in which they are handed on.
 
 use std::{
+    cell::Cell,
     collections::{HashMap, HashSet},
     net::{Ipv4Addr, Ipv6Addr},
 };
@@ -8,14 +9,14 @@ use std::{
 use proptest::{collection::vec, prelude::*};
 use tfo_common::{
     class::{Class, Classified, classify},
-    counters::{Cell, Counters, Guarded},
+    counters::{self, Counters, Guarded},
     handed::{Found, Handed, Hint},
     keyring::{KeyRing, SLOTS},
     observed::Told,
     parse::{Fault, Malformed, Unsupported, parse},
     policy::{
         Decision, Facts, Guard, Limit, Policy, Remembered, Row, SEATS, SourceMask, Spent, TICKS, Tag, decide,
-        syn_tag,
+        decide_good, syn_tag,
     },
     segment::{Addresses, Cookie, Family, FastOpen, Segment},
     verdict::Verdict,
@@ -84,6 +85,9 @@ fn every_decision() {
                     let changes = got.verdict != Verdict::Pass || got.clamps;
                     assert_eq!(decision.changes_nothing(), !changes);
                     assert_eq!(decision.is_silent(), got.guard.is_none() && got.would == 0);
+                    if let Class::CookieCurrent | Class::CookieBackup = class {
+                        check_quick(&policy, trips, decision);
+                    }
                     outcomes.insert(decision.word());
                 }
             }
@@ -92,6 +96,41 @@ fn every_decision() {
     assert!(outcomes.len() > 30, "{} decisions", outcomes.len());
     for word in outcomes {
         check_words(Decision::from_word(word));
+    }
+}
+
+/// A good cookie is decided on quickly just where no guard but the clamp has anything to say of it, and alike; and only then is
+/// anything taken from its source's share.
+fn check_quick(policy: &Policy, trips: u8, decision: Decision) {
+    struct Quick<'a> {
+        trips: u8,
+        spent: &'a Cell<bool>,
+    }
+    impl Facts for Quick<'_> {
+        fn has_translation(&self) -> bool {
+            panic!("a good cookie is not translated")
+        }
+
+        fn trips(&mut self, guard: Guard) -> bool {
+            assert!(matches!(guard, Guard::Once | Guard::Fair | Guard::Clamp), "{guard} is asked");
+            assert!(!self.spent.get(), "{guard} is asked once something has been taken");
+            let trips = self.trips >> guard.index() & 1 == 1;
+            self.spent.set(guard == Guard::Fair && !trips);
+            trips
+        }
+    }
+    let (spent, quick) = (Cell::new(false), Cell::new(None));
+    let is_decided = decide_good(policy, Quick { trips, spent: &spent }, |decision| {
+        assert_eq!(quick.replace(Some(decision)), None, "decided twice");
+    });
+    assert_eq!(is_decided, quick.get().is_some());
+    let only_clamps = [Some(Guard::Clamp), None].contains(&decision.guard())
+        && decision.would() & !(1 << Guard::Clamp.index()) == 0;
+    let asks_hide = policy.has(Policy::HIDDEN_SERVICE | Policy::HIDDEN_ALL | Policy::HIDES_SOURCES)
+        || [true, false].iter().any(|acts| policy.with(Guard::Hide, *acts) == *policy);
+    match quick.get() {
+        Some(quick) => assert_eq!(quick, decision, "{policy:?}, trips {trips:05b}"),
+        None => assert!(!spent.get() && (asks_hide || !only_clamps), "{policy:?}, trips {trips:05b}"),
     }
 }
 
@@ -120,7 +159,7 @@ fn check_words(decision: Decision) {
     assert_eq!((hint.verdict(), hint.service()), (decision.verdict() as u16, service));
 
     // Counted alike, whether by its parts or as it is handed on.
-    let mut cells = [Cell::EMPTY; 2];
+    let mut cells = [counters::Cell::EMPTY; 2];
     cells[0].count_syn(&segment, found, decision.verdict(), &ring);
     cells[1].count_handed(handed, hint, decision);
     let [mut expected, counted] = cells.map(|cell| cell.counters());
@@ -221,7 +260,7 @@ fn what_is_handed_on_has_room() {
 /// What a guard has done adds up over CPUs and services.
 #[test]
 fn counts_of_guards_add_up() {
-    let mut cells = [Cell::EMPTY; 2];
+    let mut cells = [counters::Cell::EMPTY; 2];
     for (cpu, cell) in (1..).zip(&mut cells) {
         for (place, count) in (1..).zip(&mut cell.guards) {
             *count = Guarded { acted: cpu * place, would: 100 * cpu * place };
@@ -333,7 +372,7 @@ proptest! {
         for (gap, who) in gaps.into_iter().zip(who) {
             now += gap * TICKS;
             let who = who % crowd;
-            let tag = Tag::new(77).and(who);
+            let tag = Tag::of(77, [who]);
             let known = seats.iter_mut().flatten().find(|(tenant, _)| *tenant == who);
             prop_assert_eq!(row.find(tag).is_some(), known.is_some());
             let spent = row.spend(tag, &limit, now);
@@ -355,7 +394,7 @@ proptest! {
                 }
             };
             prop_assert_eq!(spent, expected);
-            let has_all = seats.iter().flatten().all(|(who, _)| row.find(Tag::new(77).and(*who)).is_some());
+            let has_all = seats.iter().flatten().all(|(who, _)| row.find(Tag::of(77, [*who])).is_some());
             prop_assert!(has_all, "who has a seat is found");
         }
     }
@@ -396,22 +435,21 @@ proptest! {
 
     /// Only the very SYN has the tag of a SYN: not another port, sequence number or address.
     #[test]
-    fn syns_are_told_apart(addresses: [u8; 32], ports: [u8; 4], isn: u32, seed: u64, byte in 0..40_usize, bit in 0..8_u32) {
+    fn syns_are_told_apart(addresses: [u8; 32], tcp: [u8; 8], seed: u64, byte in 0..40_usize, bit in 0..8_u32) {
         let change = |bytes: &mut [u8]| {
             if let Some(byte) = bytes.get_mut(byte) {
                 *byte ^= 1 << bit;
             }
         };
         let tag = |changed: bool| {
-            let mut bytes = [&addresses[..], &ports, &isn.to_be_bytes()].concat();
+            let mut bytes = [&addresses[..], &tcp].concat();
             if changed {
                 change(&mut bytes);
             }
             let (addresses, rest) = bytes.split_first_chunk::<32>().expect("there are 40");
-            let (ports, isn) = rest.split_first_chunk::<4>().expect("there are eight");
-            let isn = u32::from_be_bytes(isn.try_into().expect("there are four"));
+            let tcp = rest.try_into().expect("there are eight");
             let (v4, _) = addresses.split_first_chunk::<8>().expect("there are 32");
-            [Addresses::from_ipv4(*v4), Addresses::from_ipv6(*addresses)].map(|addresses| syn_tag(&addresses, *ports, isn, seed))
+            [Addresses::from_ipv4(*v4), Addresses::from_ipv6(*addresses)].map(|addresses| syn_tag(&addresses, tcp, seed))
         };
         let (was, is) = (tag(false), tag(true));
         // Of the last bytes of an IPv6 address, IPv4 has none.

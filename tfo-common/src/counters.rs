@@ -135,7 +135,7 @@ impl Cell {
 
     /// Counts what guards did to a SYN, or would have done.
     #[inline(always)]
-    fn count_guards(&mut self, decision: Decision) {
+    pub fn count_guards(&mut self, decision: Decision) {
         if decision.guard_place() != 0 {
             self.guards[(decision.guard_place() - 1) & (GUARD_SLOTS - 1)].acted += 1;
         }

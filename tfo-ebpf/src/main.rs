@@ -50,9 +50,10 @@ pub fn tfo_ingress(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn tfo_shield(ctx: XdpContext) -> u32 {
     let frame = Frame::new(&ctx);
-    let found = match usual(&frame, maps::link_layer(), |_, segment| shield::classified(segment)) {
-        Some(None) => return xdp_action::XDP_PASS,
-        Some(Some(found)) => found,
+    let found = match usual(&frame, maps::link_layer(), |frame, segment| shield::usual(&ctx, frame, segment))
+    {
+        Some(None | Some(None)) => return xdp_action::XDP_PASS,
+        Some(Some(Some(found))) => found,
         None => Handed::from_word(shield::unusual(ctx.ctx)),
     };
     shield::serve(&ctx, found)

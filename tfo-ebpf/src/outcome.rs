@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use tfo_common::{
     observed::{Connection, Kind, Outcomes, Pending, RTT_BUCKETS, RttBucket, Subject, rtt_bucket},
-    policy::{Remembered, syn_tag},
+    policy::{Remembered, Tag, syn_tag},
     segment::{Addresses, Family},
     verdict::Mode,
 };
@@ -91,11 +91,13 @@ fn accepted(ctx: &SockOpsContext, connection: &Connection, service: u32) {
         ctx.set_cb_flags((field!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
 }
 
-/// The client's first sequence number, where `fins` of its FIN, 0 or 1, have been received.
+/// What stands for the SYN that `ctx` is the child of, where `fins` of the client's FIN, 0 or 1, have been received.
 #[inline(always)]
-fn isn(ctx: &SockOpsContext, fins: u32) -> u32 {
+fn syn(ctx: &SockOpsContext, connection: &Connection, fins: u32) -> Tag {
     // tcp_rcv_nxt_update counts every byte of data; SYN and FIN take a number each (RFC 9293, 3.4).
-    field!(ctx, rcv_nxt).wrapping_sub(field!(ctx, bytes_received) as u32).wrapping_sub(1 + fins)
+    let isn = field!(ctx, rcv_nxt).wrapping_sub(field!(ctx, bytes_received) as u32).wrapping_sub(1 + fins);
+    let tcp = u64::from(connection.ports.to_le()) | u64::from(isn.swap_bytes()) << 32;
+    syn_tag(&connection.addresses(), tcp.to_le_bytes(), maps::seed())
 }
 
 /// For how many jiffies the SYNs of `service` are remembered, if they are.
@@ -111,7 +113,7 @@ fn remembers(service: u32) -> Option<u64> {
 #[inline(always)]
 fn remember(ctx: &SockOpsContext, connection: &Connection, service: u32) {
     let Some(jiffies) = remembers(service) else { return };
-    let tag = syn_tag(&connection.addresses(), connection.ports.to_le_bytes(), isn(ctx, 0), maps::seed());
+    let tag = syn(ctx, connection, 0);
     let Some(row) = maps::replays(tag) else { return };
     let now = maps::jiffies();
     if let Some(seat) = row.find(tag) {
@@ -133,8 +135,7 @@ fn closed(ctx: &SockOpsContext, connection: &Connection, service: u32) {
         return;
     }
     for fins in [0, 1] {
-        let tag =
-            syn_tag(&connection.addresses(), connection.ports.to_le_bytes(), isn(ctx, fins), maps::seed());
+        let tag = syn(ctx, connection, fins);
         if let Some(seat) = maps::replays(tag).and_then(|row| row.find(tag)) {
             seat.value.set(Remembered::new(maps::jiffies(), true).word());
         }

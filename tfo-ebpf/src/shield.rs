@@ -7,32 +7,59 @@ use aya_ebpf::{
 };
 use tfo_common::{
     bytes::Bytes as _,
-    class::{Class, classify},
-    handed::{Found, Handed},
+    class::{Class, Classified, classify},
+    handed::{Found, Handed, Hint},
+    keyring::KeyRing,
     parse::walk,
     policy::{
         Decision, Facts, Guard, Limit, Policy, Remembered, Row, SourceMask, Spent, TICKS, Tag, decide,
-        syn_tag,
+        decide_good, syn_tag,
     },
     rewrite,
-    segment::Segment,
+    segment::{Addresses, Segment},
     verdict::Verdict,
 };
 
 use crate::{act::act, count, frame::Frame, maps, unclassified};
 
-/// A SYN, classified.
+/// A SYN in one of the usual frames: what is left to do for it. Nearly always nothing: its cookie is good, and no guard minds.
 #[inline(always)]
-pub(crate) fn classified(segment: &Segment) -> Handed {
+pub(crate) fn usual(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Option<Handed> {
     let ring = maps::key_ring(segment);
-    Handed::syn(segment, classify(segment, ring), ring)
+    let found = classify(segment, ring);
+    let is_done =
+        found.class.constant(|class| passes(ctx, frame, segment, ring, Classified { class, ..found }));
+    if is_done { None } else { Some(Handed::syn(segment, found, ring)) }
+}
+
+/// The rest of its journey, where its cookie is good and no guard keeps it from the kernel. Whether that was so.
+#[inline(always)]
+fn passes(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classified) -> bool {
+    if !matches!(found.class, Class::CookieCurrent | Class::CookieBackup) {
+        return false;
+    }
+    let service = maps::service(frame, segment.tcp as usize, || Some(segment.addresses));
+    let Some(policy) = maps::policy(service) else { return false };
+    decide_good(policy, Usual { frame, segment, policy, service }, |decision| {
+        let hint = Hint::syn(segment, found.class, decision, service);
+        count(ctx.ctx, true, hint, service, |cell| {
+            cell.count_guards(decision);
+            cell.count_syn(segment, found, Verdict::Pass, ring)
+        });
+        if decision.clamps() {
+            rewrite::clamp(&mut { *frame }, segment.tcp as usize, policy.most(segment.data_len));
+        }
+    })
 }
 
 /// What is not one of the usual frames, in a function of its own: the word of a [`Handed`].
 #[inline(never)]
 pub(crate) fn unusual(ctx: *mut xdp_md) -> u64 {
     let found = match walk(&Frame::anew(ctx), maps::link_layer()) {
-        Ok(Some(segment)) => classified(&segment),
+        Ok(Some(segment)) => {
+            let ring = maps::key_ring(&segment);
+            Handed::syn(&segment, classify(&segment, ring), ring)
+        }
         Ok(None) => Handed::NOTHING,
         Err(fault) => Handed::fault(fault),
     };
@@ -82,7 +109,36 @@ fn class(syn: Handed) -> Class {
     }
 }
 
-/// What the guards look at.
+/// What the guards look at in a usual frame.
+struct Usual<'a> {
+    frame: &'a Frame,
+    segment: &'a Segment,
+    policy: &'a Policy,
+    service: u32,
+}
+
+impl Facts for Usual<'_> {
+    #[inline(always)]
+    fn has_translation(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn trips(&mut self, guard: Guard) -> bool {
+        let Self { frame, segment, policy, service } = *self;
+        match guard {
+            Guard::Once => is_replay(frame, segment.tcp as usize, &segment.addresses, policy),
+            Guard::Fair => {
+                is_too_many(&segment.addresses, service, &policy.fair_source, &policy.fair, maps::source)
+            }
+            Guard::Clamp => is_too_wide(frame, segment.tcp as usize, segment.data_len, policy),
+            // Not asked here.
+            Guard::Hide | Guard::Shed => true,
+        }
+    }
+}
+
+/// What they look at in any.
 struct Looks<'a> {
     ctx: &'a XdpContext,
     syn: Handed,
@@ -102,12 +158,13 @@ impl Facts for Looks<'_> {
         let frame = &Frame::anew(ctx.ctx);
         match guard {
             Guard::Hide => tfo_is_hidden(ctx.ctx, syn.word()) != 0,
-            Guard::Once => is_replay(frame, syn, policy),
-            Guard::Fair => is_too_many(frame, syn, service, &policy.fair_source, &policy.fair, maps::source),
-            Guard::Clamp => {
-                let window = rewrite::window(frame, syn.tcp());
-                window.is_some_and(|window| window > policy.most(syn.data_len()))
+            Guard::Once => {
+                syn.addresses(frame).is_some_and(|addresses| is_replay(frame, syn.tcp(), &addresses, policy))
             }
+            Guard::Fair => syn.addresses(frame).is_some_and(|addresses| {
+                is_too_many(&addresses, service, &policy.fair_source, &policy.fair, maps::source)
+            }),
+            Guard::Clamp => is_too_wide(frame, syn.tcp(), syn.data_len(), policy),
             Guard::Shed => tfo_is_flood(ctx.ctx, syn.word(), service) != 0,
         }
     }
@@ -120,13 +177,9 @@ impl Facts for Looks<'_> {
 
 /// Whether it is the SYN of a connection that has ended, and is remembered.
 #[inline(always)]
-fn is_replay(frame: &Frame, syn: Handed, policy: &Policy) -> bool {
-    /// Where a TCP header has the sequence number.
-    const SEQUENCE: usize = 4;
-
-    let ends = (frame.read(syn.tcp()), frame.read(syn.tcp() + SEQUENCE));
-    let (Some(addresses), (Some(ports), Some(isn))) = (syn.addresses(frame), ends) else { return false };
-    let tag = syn_tag(&addresses, ports, u32::from_be_bytes(isn), maps::seed());
+fn is_replay(frame: &Frame, tcp: usize, addresses: &Addresses, policy: &Policy) -> bool {
+    let Some(first) = frame.read(tcp) else { return false };
+    let tag = syn_tag(addresses, first, maps::seed());
     let Some(seat) = maps::replays(tag).and_then(|row| row.find(tag)) else { return false };
     Remembered::from_word(seat.value.get()).is_replay(maps::jiffies(), policy.once)
 }
@@ -134,21 +187,25 @@ fn is_replay(frame: &Frame, syn: Handed, policy: &Policy) -> bool {
 /// Whether its source has had as many as it may.
 #[inline(always)]
 fn is_too_many(
-    frame: &Frame,
-    syn: Handed,
+    addresses: &Addresses,
     service: u32,
     source: &SourceMask,
     limit: &Limit,
     row: impl FnOnce(Tag) -> Option<&'static Row>,
 ) -> bool {
-    let Some(addresses) = syn.addresses(frame) else { return false };
-    let tag = source.tag(&addresses, service, maps::seed());
+    let tag = source.tag(addresses, service, maps::seed());
     let Some(row) = row(tag) else { return false };
     let spent = row.spend(tag, limit, now());
     if spent == Spent::GrantedForgetting {
         maps::watch(|watch| watch.sources_forgotten += 1);
     }
     spent == Spent::Denied
+}
+
+/// Whether its window would let the kernel send more than is allowed.
+#[inline(always)]
+fn is_too_wide(frame: &Frame, tcp: usize, data_len: u32, policy: &Policy) -> bool {
+    rewrite::window(frame, tcp).is_some_and(|window| !policy.allows(window, data_len))
 }
 
 /// In the unit of [`Limit`].
@@ -174,8 +231,11 @@ pub extern "C" fn tfo_is_hidden(ctx: *mut xdp_md, syn: u64) -> u32 {
 pub extern "C" fn tfo_is_flood(ctx: *mut xdp_md, syn: u64, service: u32) -> u32 {
     let (frame, syn) = (Frame::anew(ctx), Handed::from_word(syn));
     let Some(policy) = maps::policy(service) else { return 0 };
-    let from_source =
-        || is_too_many(&frame, syn, service, &policy.shed_source, &policy.shed_per_source, maps::forger);
+    let from_source = || {
+        syn.addresses(&frame).is_some_and(|addresses| {
+            is_too_many(&addresses, service, &policy.shed_source, &policy.shed_per_source, maps::forger)
+        })
+    };
     let in_all = || maps::unknown(service).is_some_and(|until| !policy.shed.spend(until, now()));
     let is_flood =
         policy.has(Policy::SHEDS_SOURCES) && from_source() || policy.has(Policy::SHEDS_ALL) && in_all();
