@@ -251,6 +251,31 @@ fn a_service_or_a_source_is_hidden() {
     });
 }
 
+/// It goes on without the controller that carried it out, and under one that hides nothing by itself, until it is taken back.
+#[test]
+fn an_order_outlives_its_controller() {
+    server_and_client(|client| {
+        let ends = over(Family::Ipv4, 1, 7413);
+        let _servers = servers([ends.1]);
+        let config = Config::new(IFACE, WEB);
+        let tfo_run = config.run();
+        taken(&client, ends);
+        assert_eq!(taken(&client, ends), 2);
+        order(&["hide", "--all"]);
+        assert_eq!(taken(&client, ends), 0);
+        tfo_run.kill();
+        assert_eq!(taken(&client, ends), 0);
+        config.write("");
+        let tfo_run = config.run();
+        assert_eq!(taken(&client, ends), 0);
+        assert!(order(&["hide", "--list"]).contains("hidden: all"));
+        order(&["show", "--all"]);
+        assert_eq!(taken(&client, ends), 2);
+        tfo_run.end(Signal::SIGTERM);
+        assert_clean(IFACE);
+    });
+}
+
 /// As the file says, for one service; and by reading the file again.
 #[test]
 fn a_file_hides_a_service() {

@@ -202,7 +202,7 @@ impl Datapath {
         });
         let options = LoadOptions {
             link: interface.link_layer,
-            mode: how.services.program(),
+            mode: Mode::Observe,
             log_level: how.log_level,
             services: how.services.len(),
             netns_cookie,
@@ -216,7 +216,7 @@ impl Datapath {
             Known::Nothing | Known::Ours { .. } => None,
         };
 
-        let mut object = Object::load(&options, Some(&pins))?;
+        let (mut object, options) = Object::load_for(&how.services, options, &pins)?;
         leaving_no_trace(|| fill(&mut object))?;
         object.serve(&how.services)?;
         let logger = logger(&mut object, how.log_level)?;
@@ -450,9 +450,8 @@ impl Datapath {
     /// Makes `services` those that are served, as [`Object::serve`] does; where that fails, all stays as it is. Where it takes
     /// another program, that takes the place of this one in one step.
     pub fn serve(&mut self, services: &Services, former: &Services) -> Result<()> {
-        // An order outlives the mode in which it was given.
-        let program = if self.object.hidden()?.is_empty() { services.program() } else { Mode::Shield };
-        let options = LoadOptions { mode: program, services: services.len(), ..self.options };
+        let mode = self.object.program_for(services)?;
+        let options = LoadOptions { mode, services: services.len(), ..self.options };
         let mut next = if options.is_same_program(&self.options) {
             None
         } else {

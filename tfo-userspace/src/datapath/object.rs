@@ -29,6 +29,7 @@ use super::{
 use crate::{
     keys::{describe, keeper::Publish, state::Made},
     pins::{MAPS, Pins},
+    services::Services,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tfo-ebpf"));
@@ -140,8 +141,35 @@ impl Object {
     /// Loads the program. With `pins`, maps that are pinned there are used on, and new ones pinned.
     pub fn load(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self> {
         let mut object = Self::prepare(options, pins)?;
-        object.program()?.load().context("the kernel refused the XDP program")?;
+        object.verify()?;
         Ok(object)
+    }
+
+    /// The second half of [`load`](Self::load).
+    fn verify(&mut self) -> Result<()> {
+        self.program()?.load().context("the kernel refused the XDP program")
+    }
+
+    /// As [`load`](Self::load), the program that `services` take; with what has been loaded.
+    pub(super) fn load_for(
+        services: &Services,
+        options: LoadOptions,
+        pins: &Pins,
+    ) -> Result<(Self, LoadOptions)> {
+        let mut options = LoadOptions { mode: services.program(), ..options };
+        let mut object = Self::prepare(&options, Some(pins))?;
+        let mode = object.program_for(services)?;
+        if mode != options.mode {
+            options.mode = mode;
+            object = Self::prepare(&options, Some(pins))?;
+        }
+        object.verify()?;
+        Ok((object, options))
+    }
+
+    /// The mode of the program that `services` take: an order to hide outlives the mode in which it was given.
+    pub(super) fn program_for(&self, services: &Services) -> Result<Mode> {
+        Ok(if self.hidden()?.is_empty() { services.program() } else { Mode::Shield })
     }
 
     /// The first half of [`load`](Self::load): the maps are there, and the verifier has not seen the program yet.
