@@ -145,8 +145,8 @@ fn hints() {
                     let hint = Hint::syn(&segment, *class, decision(*verdict), service);
                     assert_eq!((hint.kind(), hint.detail()), (Kind::Syn as u32, *class as u32));
                     assert_eq!((hint.verdict(), hint.service()), (*verdict as u16, service));
-                    assert_eq!((hint.family(), hint.guard()), (addresses.family, 0));
-                    assert_eq!((hint.source(), hint.tcp()), (source as usize, tcp as usize));
+                    assert_eq!((hint.place().family(), hint.guard()), (addresses.family, 0));
+                    assert_eq!((hint.place().source(), hint.place().tcp()), (source as usize, tcp as usize));
                 }
             }
         }

@@ -216,11 +216,11 @@ fn what_is_handed_on_comes_out_again() {
         let handed = Handed::syn(&segment, found, &ring);
         assert_eq!(Handed::from_word(handed.word()), handed);
         assert_eq!(handed.found(), Found::Syn(handed), "{}", case.name);
-        assert_eq!(handed.class(), found.class as u64, "{}", case.name);
+        assert_eq!(handed.place().class(), found.class as u64, "{}", case.name);
         assert_eq!(handed.data_len(), segment.data_len, "{}", case.name);
         let track = found.slot.map_or(0, |slot| usize::from(ring.tracks[slot]) + 1);
         assert_eq!(handed.track(), track, "{}", case.name);
-        assert_eq!(handed.addresses(frame), Some(segment.addresses), "{}", case.name);
+        assert_eq!(handed.place().addresses(frame), Some(segment.addresses), "{}", case.name);
         if let FastOpen::Cookie(_) = segment.fast_open {
             assert_eq!(handed.read(frame), Some(segment), "{}", case.name);
             cookies += 1;
@@ -242,8 +242,14 @@ fn what_is_handed_on_has_room() {
                     let segment = Segment { addresses, fast_open, source, tcp, data_len };
                     let handed = Handed::syn(&segment, Classified { class: *class, slot }, &keys::ring());
                     assert_eq!(handed.found(), Found::Syn(handed));
-                    assert_eq!((handed.class(), handed.family()), (*class as u64, addresses.family));
-                    assert_eq!((handed.source(), handed.tcp()), (source as usize, tcp as usize));
+                    assert_eq!(
+                        (handed.place().class(), handed.place().family()),
+                        (*class as u64, addresses.family)
+                    );
+                    assert_eq!(
+                        (handed.place().source(), handed.place().tcp()),
+                        (source as usize, tcp as usize)
+                    );
                     assert_eq!((handed.data_len(), handed.cookie()), (data_len, offset));
                     assert_eq!(handed.track(), slot.map_or(0, |slot| slot + 1));
                 }

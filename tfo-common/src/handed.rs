@@ -20,10 +20,7 @@ use crate::{
 /// | 17..23 | where its cookie stands in the TCP header; 0 for none |
 /// | 23..28 | which counter has the hits of its key, and one; 0 for none |
 /// | 28 | set |
-/// | 32..46 | where its source address stands in the frame |
-/// | 46..60 | where its TCP header does |
-/// | 60..63 | [`Class`] index |
-/// | 63 | [`Family`] index |
+/// | 32..64 | [`Place`] |
 ///
 /// Of a frame that can't be parsed, the reason, and a bit for its kind; zero of any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,9 +52,8 @@ impl Handed {
             _ => 0,
         };
         let track = found.slot.map_or(0, |slot| (u64::from(ring.track(slot)) + 1) & 0x1f);
-        let places = (u64::from(segment.source) & 0x3fff) << 32 | (u64::from(segment.tcp) & 0x3fff) << 46;
-        let kind = (found.class as u64) << 60 | (segment.addresses.family as u64) << 63;
-        Self(u64::from(segment.data_len) & 0x1_ffff | cookie << 17 | track << 23 | places | kind | Self::SYN)
+        let place = Place::new(segment, found.class).0;
+        Self(u64::from(segment.data_len) & 0x1_ffff | cookie << 17 | track << 23 | Self::SYN | place)
     }
 
     /// That of a frame that can't be parsed.
@@ -116,6 +112,54 @@ impl Handed {
         (self.0 >> 23 & 0x1f) as usize
     }
 
+    /// Where it stands, and what it is.
+    #[inline(always)]
+    pub const fn place(self) -> Place {
+        Place(self.0 & Place::BITS)
+    }
+
+    /// What is needed of it to act on it.
+    #[inline(always)]
+    pub fn read<B: Bytes + ?Sized>(self, frame: &B) -> Option<Segment> {
+        // Where there is none, of no use to anybody: but the verifier does not follow that it is not used.
+        let value = frame.read(self.place().tcp() + self.cookie() as usize)?;
+        let cookie = Cookie { value: u64::from_le_bytes(value), offset: self.cookie() };
+        Some(Segment {
+            addresses: self.place().addresses(frame)?,
+            fast_open: FastOpen::Cookie(cookie),
+            source: self.place().source() as u32,
+            tcp: self.place().tcp() as u32,
+            data_len: self.data_len(),
+        })
+    }
+
+    /// What the closer look at it is told, with what was decided.
+    #[inline(always)]
+    pub const fn hint(self, decision: Decision, service: u32) -> Hint {
+        Hint(self.place().0 | Hint::decided(decision, service))
+    }
+}
+
+/// Where a SYN stands in the frame, and what it is: half of a word.
+///
+/// | bits | meaning |
+/// |---|---|
+/// | 32..46 | where its source address stands in the frame |
+/// | 46..60 | where its TCP header does |
+/// | 60..63 | [`Class`] index |
+/// | 63 | [`Family`] index |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place(u64);
+
+impl Place {
+    const BITS: u64 = 0xffff_ffff << 32;
+
+    #[inline(always)]
+    const fn new(segment: &Segment, class: Class) -> Self {
+        let places = (segment.source as u64 & 0x3fff) << 32 | (segment.tcp as u64 & 0x3fff) << 46;
+        Self(places | (class as u64) << 60 | (segment.addresses.family as u64) << 63)
+    }
+
     /// [`Segment::source`].
     #[inline(always)]
     pub const fn source(self) -> usize {
@@ -143,36 +187,10 @@ impl Handed {
     /// [`Segment::addresses`], read anew.
     #[inline(always)]
     pub fn addresses<B: Bytes + ?Sized>(self, frame: &B) -> Option<Addresses> {
-        addresses(frame, self.family(), self.source())
-    }
-
-    /// What is needed of it to act on it.
-    #[inline(always)]
-    pub fn read<B: Bytes + ?Sized>(self, frame: &B) -> Option<Segment> {
-        // Where there is none, of no use to anybody: but the verifier does not follow that it is not used.
-        let value = frame.read(self.tcp() + self.cookie() as usize)?;
-        let cookie = Cookie { value: u64::from_le_bytes(value), offset: self.cookie() };
-        Some(Segment {
-            addresses: self.addresses(frame)?,
-            fast_open: FastOpen::Cookie(cookie),
-            source: self.source() as u32,
-            tcp: self.tcp() as u32,
-            data_len: self.data_len(),
-        })
-    }
-
-    /// What the closer look at it is told, with what was decided.
-    #[inline(always)]
-    pub const fn hint(self, decision: Decision, service: u32) -> Hint {
-        Hint(self.0 & Hint::PLACES | Hint::decided(decision, service))
-    }
-}
-
-#[inline(always)]
-fn addresses<B: Bytes + ?Sized>(frame: &B, family: Family, source: usize) -> Option<Addresses> {
-    match family {
-        Family::Ipv4 => frame.read(source).map(Addresses::from_ipv4),
-        Family::Ipv6 => frame.read(source).map(Addresses::from_ipv6),
+        match self.family() {
+            Family::Ipv4 => frame.read(self.source()).map(Addresses::from_ipv4),
+            Family::Ipv6 => frame.read(self.source()).map(Addresses::from_ipv6),
+        }
     }
 }
 
@@ -185,19 +203,15 @@ fn addresses<B: Bytes + ?Sized>(frame: &B, family: Family, source: usize) -> Opt
 /// | 15..19 | [`Told`] |
 /// | 19..21 | [`Kind`] index |
 /// | 21..26 | the index of the reason, where it can't be parsed |
-/// | 32..64 | as in [`Handed`] |
+/// | 32..64 | [`Place`], of a SYN |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hint(u64);
 
 impl Hint {
-    const PLACES: u64 = 0xffff_ffff << 32;
-
     /// Of a SYN.
     #[inline(always)]
     pub const fn syn(segment: &Segment, class: Class, decision: Decision, service: u32) -> Self {
-        let places = (segment.source as u64 & 0x3fff) << 32 | (segment.tcp as u64 & 0x3fff) << 46;
-        let kind = (class as u64) << 60 | (segment.addresses.family as u64) << 63;
-        Self(places | kind | Self::decided(decision, service))
+        Self(Place::new(segment, class).0 | Self::decided(decision, service))
     }
 
     #[inline(always)]
@@ -255,34 +269,16 @@ impl Hint {
     #[inline(always)]
     pub const fn detail(self) -> u32 {
         if self.kind() == Kind::Syn as u32 {
-            (self.0 >> 60 & 0x7) as u32
+            self.place().class() as u32
         } else {
             (self.0 >> 21 & 0x1f) as u32
         }
     }
 
-    /// [`Segment::source`].
+    /// Where it stands, and what it is.
     #[inline(always)]
-    pub const fn source(self) -> usize {
-        (self.0 >> 32 & 0x3fff) as usize
-    }
-
-    /// [`Segment::tcp`].
-    #[inline(always)]
-    pub const fn tcp(self) -> usize {
-        (self.0 >> 46 & 0x3fff) as usize
-    }
-
-    /// The address family.
-    #[inline(always)]
-    pub const fn family(self) -> Family {
-        if self.0 >> 63 == 0 { Family::Ipv4 } else { Family::Ipv6 }
-    }
-
-    /// [`Segment::addresses`], read anew.
-    #[inline(always)]
-    pub fn addresses<B: Bytes + ?Sized>(self, frame: &B) -> Option<Addresses> {
-        addresses(frame, self.family(), self.source())
+    pub const fn place(self) -> Place {
+        Place(self.0 & Place::BITS)
     }
 
     /// The place of a SYN in [`Counters::syn`](crate::counters::Counters::syn), by family, class and verdict. The verifier sees that it

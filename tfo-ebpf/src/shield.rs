@@ -76,7 +76,7 @@ pub(crate) fn serve(ctx: &XdpContext, found: Handed) -> u32 {
         Found::Fault(fault) => return unclassified(ctx, fault),
         Found::Nothing => return xdp_action::XDP_PASS,
     };
-    let service = maps::service(frame, syn.tcp(), || syn.addresses(frame));
+    let service = maps::service(frame, syn.place().tcp(), || syn.place().addresses(frame));
     let Some(policy) = maps::policy(service) else { return xdp_action::XDP_PASS };
     let class = class(syn);
     let decision = decide(policy, class, Looks { ctx, syn, policy, service });
@@ -86,7 +86,7 @@ pub(crate) fn serve(ctx: &XdpContext, found: Handed) -> u32 {
         return xdp_action::XDP_PASS;
     }
     if decision.clamps() {
-        rewrite::clamp(&mut Frame::anew(ctx.ctx), syn.tcp(), policy.most(syn.data_len()));
+        rewrite::clamp(&mut Frame::anew(ctx.ctx), syn.place().tcp(), policy.most(syn.data_len()));
     }
     match decision.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
@@ -97,7 +97,7 @@ pub(crate) fn serve(ctx: &XdpContext, found: Handed) -> u32 {
 /// The class of `syn`: not by a table, which would have to be read.
 #[inline(always)]
 fn class(syn: Handed) -> Class {
-    match syn.class() {
+    match syn.place().class() {
         0 => Class::PlainSyn,
         1 => Class::OptionIgnored,
         2 => Class::CookieRequest,
@@ -158,13 +158,14 @@ impl Facts for Looks<'_> {
         let frame = &Frame::anew(ctx.ctx);
         match guard {
             Guard::Hide => tfo_is_hidden(ctx.ctx, syn.word()) != 0,
-            Guard::Once => {
-                syn.addresses(frame).is_some_and(|addresses| is_replay(frame, syn.tcp(), &addresses, policy))
-            }
-            Guard::Fair => syn.addresses(frame).is_some_and(|addresses| {
+            Guard::Once => syn
+                .place()
+                .addresses(frame)
+                .is_some_and(|addresses| is_replay(frame, syn.place().tcp(), &addresses, policy)),
+            Guard::Fair => syn.place().addresses(frame).is_some_and(|addresses| {
                 is_too_many(&addresses, service, &policy.fair_source, &policy.fair, maps::source)
             }),
-            Guard::Clamp => is_too_wide(frame, syn.tcp(), syn.data_len(), policy),
+            Guard::Clamp => is_too_wide(frame, syn.place().tcp(), syn.data_len(), policy),
             Guard::Shed => tfo_is_flood(ctx.ctx, syn.word(), service) != 0,
         }
     }
@@ -221,7 +222,7 @@ fn now() -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_is_hidden(ctx: *mut xdp_md, syn: u64) -> u32 {
-    let addresses = Handed::from_word(syn).addresses(&Frame::anew(ctx));
+    let addresses = Handed::from_word(syn).place().addresses(&Frame::anew(ctx));
     addresses.is_some_and(|addresses| maps::is_hidden(addresses.source_v6())).into()
 }
 
@@ -232,7 +233,7 @@ pub extern "C" fn tfo_is_flood(ctx: *mut xdp_md, syn: u64, service: u32) -> u32 
     let (frame, syn) = (Frame::anew(ctx), Handed::from_word(syn));
     let Some(policy) = maps::policy(service) else { return 0 };
     let from_source = || {
-        syn.addresses(&frame).is_some_and(|addresses| {
+        syn.place().addresses(&frame).is_some_and(|addresses| {
             is_too_many(&addresses, service, &policy.shed_source, &policy.shed_per_source, maps::forger)
         })
     };

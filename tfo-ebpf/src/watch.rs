@@ -53,7 +53,7 @@ pub(crate) fn look(ctx: *mut xdp_md, due: &mut u64, packets: u64, hint: Hint) {
 /// Read anew.
 #[inline(always)]
 fn connection(frame: &Frame, hint: Hint) -> Connection {
-    match (hint.addresses(frame), frame.read(hint.tcp())) {
+    match (hint.place().addresses(frame), frame.read(hint.place().tcp())) {
         (Some(addresses), Some(ports)) => Connection::new(&addresses, ports),
         _ => Connection::NONE,
     }
