@@ -32,6 +32,7 @@ use tfo_userspace::{
     lab::{
         client::{Syn, fast_open},
         net::{Namespace, server, source},
+        server::listen,
     },
 };
 
@@ -469,11 +470,13 @@ impl Between {
     }
 }
 
-/// Whether the calling thread's namespace has no TCP connection over IPv4.
+/// Whether the calling thread's namespace has no TCP connection.
 fn is_idle() -> bool {
-    let sockets = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
     const LISTEN: &str = "0A";
-    sockets.lines().skip(1).all(|line| line.split_whitespace().nth(3) == Some(LISTEN))
+    ["tcp", "tcp6"].iter().all(|protocol| {
+        let sockets = fs::read_to_string(format!("/proc/thread-self/net/{protocol}")).unwrap();
+        sockets.lines().skip(1).all(|line| line.split_whitespace().nth(3) == Some(LISTEN))
+    })
 }
 
 /// What a replayed SYN's data does: how often the application gets it, and what `once` has done.
@@ -570,6 +573,54 @@ fn once_lets_a_duplicate_be() {
         assert_eq!(TcpExt::read().unwrap().passive, before + 1);
         assert_eq!((server_at.times(order), guarded("near", Guard::Once).acted), (1, 0));
         assert_eq!(Counts::of("near").verdict(Class::CookieCurrent, Verdict::Pass), 2);
+    });
+}
+
+/// Each of those that remember something, over one family after the other, and until it is forgotten.
+#[test]
+fn both_families_are_protected() {
+    server_and_client(|client| {
+        KeySysctl::open().unwrap().write(key(1), None).unwrap();
+        let _servers = Family::ALL.iter().map(|family| Server::echo(listen(server(*family)).unwrap()));
+        let _servers: Vec<_> = _servers.collect();
+        let guards = "once = { remember = \"2s\" }\nfair = { limit = \"1/h\" }\nclamp = true\nshed = { limit = \"2/h\", burst = 2 }";
+        let _tfo = protected(IFACE, Some(guards));
+        let mut sent = 0;
+        for family in Family::ALL {
+            let (from, to) = (source(*family, 1), server(*family).ip());
+            let mut send = |port, cookie: &[u8]| {
+                let before = (TcpExt::read().unwrap(), Guard::ALL.iter().map(|guard| guarded(IFACE, *guard)));
+                let (kernel, acted): (_, Vec<_>) = (before.0, before.1.map(|it| it.acted).collect());
+                client.run(|| Syn::new(port, PORT, 1).fast_open(cookie).data(DATA).send(from, to)).unwrap();
+                sent += 1;
+                eventually("it is counted", || Counts::of(IFACE).total() == sent);
+                // Its client answers with a reset.
+                eventually("the connection is over", is_idle);
+                let kernel = TcpExt::read().unwrap() - kernel;
+                let new = |guard: &Guard| guarded(IFACE, *guard).acted > acted[guard.index()];
+                let acted: Vec<_> = Guard::ALL.iter().copied().filter(new).collect();
+                (kernel, acted)
+            };
+            let ordinary = TcpExt::default();
+            let good = good_cookie(from, to);
+            assert_eq!(
+                send(3000, &good),
+                (TcpExt { passive: 1, ..ordinary }, vec![Guard::Clamp]),
+                "{family}"
+            );
+            let replayed = Instant::now();
+            assert_eq!(send(3000, &good), (ordinary, vec![Guard::Once]), "{family}");
+            assert_eq!(send(3001, &good), (ordinary, vec![Guard::Fair]), "{family}");
+            let refused = TcpExt { passive_fail: 1, ..ordinary };
+            assert_eq!(send(3002, &[7; 8]), (refused, vec![]), "{family}");
+            // Two are let through of both families together.
+            if *family == Family::Ipv6 {
+                assert_eq!(send(3003, &[8; 8]), (ordinary, vec![Guard::Shed]), "{family}");
+            }
+            thread::sleep(Duration::from_secs(3).saturating_sub(replayed.elapsed()));
+            // Forgotten: to `once` it is a SYN like any other.
+            assert_eq!(send(3000, &good), (ordinary, vec![Guard::Fair]), "{family}");
+        }
     });
 }
 
