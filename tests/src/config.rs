@@ -12,35 +12,49 @@ use crate::netns::{BPFFS, Running, eventually, tfo};
 #[derive(Debug)]
 pub struct Config {
     dir: TempDir,
-    interface: String,
+    interfaces: Vec<String>,
 }
 
 impl Config {
-    /// Begins with `interfaces`, in line 1.
+    /// That of one interface.
     pub fn new(interface: &str, more: &str) -> Self {
+        Self::of_several(&[interface], more)
+    }
+
+    /// Begins with `interfaces`, in line 1.
+    pub fn of_several(interfaces: &[&str], more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let config = Self { dir, interface: interface.to_owned() };
+        let interfaces = interfaces.iter().map(|interface| (*interface).to_owned()).collect();
+        let config = Self { dir, interfaces };
         config.write(more);
         config
     }
 
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Where it is.
     pub fn path(&self) -> String {
-        self.dir.path().join("tfo.toml").display().to_string()
+        self.dir().join("tfo.toml").display().to_string()
     }
 
     /// Writes it anew, in one step, as it should be.
     pub fn write(&self, more: &str) {
-        let new = self.dir.path().join("new");
-        fs::write(&new, format!("interfaces = [\"{}\"]\n{more}", self.interface))
-            .expect("the folder is ours");
+        let new = self.dir().join("new");
+        // What Debug makes of names without quotes is TOML, too.
+        fs::write(&new, format!("interfaces = {:?}\n{more}", self.interfaces)).expect("the folder is ours");
         fs::rename(new, self.path()).expect("the folder is ours");
     }
 
     /// Starts `tfo run` with it, and waits until it takes orders: then all is attached, and connections are followed.
     pub fn run(&self) -> Running {
         let running = Running::spawn(&["--config", &self.path()]);
-        eventually("tfo run is up", || tfo(&["hide", "--list", "-i", &self.interface]).status.success());
+        eventually("tfo run is up", || {
+            let takes_orders = |interface| tfo(&["hide", "--list", "-i", interface]).status.success();
+            self.interfaces.iter().all(|interface| takes_orders(interface))
+        });
         running
     }
 }

@@ -10,9 +10,9 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tempfile::TempDir;
 use tfo_common::segment::Family;
 use tfo_tests::{
+    config::Config,
     netns::{
         Counts, IFACE, Running, assert_clean, eventually, failure, ip, sandbox, server_and_client, tfo,
         tfo_as_nobody,
@@ -23,37 +23,6 @@ use tfo_userspace::lab::{
     client::Syn,
     net::{Namespace, server, source},
 };
-
-/// A file in a folder of its own.
-struct File(TempDir);
-
-impl File {
-    /// Begins with `interfaces`, in line 1.
-    fn new(more: &str) -> Self {
-        let file = Self(tempfile::tempdir().unwrap());
-        file.write(more);
-        file
-    }
-
-    fn path(&self) -> String {
-        self.0.path().join("tfo.toml").to_str().unwrap().to_owned()
-    }
-
-    /// In one step, as it should be.
-    fn write(&self, more: &str) {
-        let new = self.0.path().join("new");
-        fs::write(&new, format!("interfaces = [\"{IFACE}\"]\n{more}")).unwrap();
-        fs::rename(new, self.path()).unwrap();
-    }
-
-    /// Runs with it.
-    fn run(&self) -> Running {
-        let running = Running::spawn(&["--config", &self.path()]);
-        // It is attached before it takes orders.
-        eventually("tfo run takes orders", || tfo(&["hide", "--list", "-i", IFACE]).status.success());
-        running
-    }
-}
 
 /// A service of the file.
 fn on_ports(name: &str, ports: &str) -> String {
@@ -90,8 +59,8 @@ fn a_file_says_everything() {
     server_and_client(|client| {
         ip("link set lo up");
         let more = "attach = \"generic\"\nmetrics = \"127.0.0.1:9434\"\n[keys]\nsource = \"random\"\nrotate = \"10m\"\n";
-        let file = File::new("");
-        let state = file.0.path().join("keys.json");
+        let file = Config::new(IFACE, "");
+        let state = file.dir().join("keys.json");
         file.write(&format!("{more}state = {state:?}\n{}", on_ports("web", "80, \"8000-8010\"")));
         let tfo_run = file.run();
         for port in [80, 8000, 8010, 8011, 443] {
@@ -115,7 +84,7 @@ fn a_file_says_everything() {
 fn services_change_while_it_runs() {
     server_and_client(|client| {
         let (web, dns, mail) = (on_ports("web", "80"), on_ports("dns", "53"), on_ports("mail", "25"));
-        let file = File::new(&web);
+        let file = Config::new(IFACE, &web);
         let tfo_run = file.run();
         [80, 80, 53].into_iter().for_each(|port| send(&client, port));
         assert_by_service(&[("other", 1), ("web", 2)]);
@@ -145,7 +114,7 @@ fn an_interface_that_comes_back_has_what_was_read_last() {
         let add = format!("link add {IFACE} type veth peer name v1");
         ip(&add);
         let (web, dns) = (on_ports("web", "80"), on_ports("dns", "53"));
-        let file = File::new(&web);
+        let file = Config::new(IFACE, &web);
         let _tfo = file.run();
         file.write(&dns);
         assert!(tfo(&["reload", "-i", IFACE]).status.success());
@@ -157,12 +126,54 @@ fn an_interface_that_comes_back_has_what_was_read_last() {
     });
 }
 
+/// Two interfaces, of which the second has no room for what is to come: the first goes back, and neither has lost anything.
+#[test]
+fn several_interfaces_change_together_or_not_at_all() {
+    const SECOND: &str = "tfo-second";
+    server_and_client(|client| {
+        ip(&format!("link add {SECOND} type veth peer name v1"));
+        ip(&format!("link set {SECOND} up"));
+        // The first has room for many: the maps of a tfo that had so many services.
+        let many: String = (1..=100).map(|n| on_ports(&format!("s{n}"), &(1000 + n).to_string())).collect();
+        Config::new(IFACE, &many).run().kill();
+
+        let (web, dns) = (on_ports("web", "80"), on_ports("dns", "53"));
+        let config = Config::of_several(&[IFACE, SECOND], &format!("{web}{dns}"));
+        let tfo_run = config.run();
+        [80, 80, 53, 1001].into_iter().for_each(|port| send(&client, port));
+        let before = by_service();
+        config.write(&format!("{}{many}", on_ports("web", "80, 53")));
+        let (code, error) = failure(&tfo(&["reload", "-i", IFACE]));
+        assert_eq!(code, Some(1), "{error}");
+        assert!(error.contains("there is room for 14 services in the maps, and these are 101"), "{error}");
+        assert_eq!(by_service(), before);
+        [80, 53, 1001].into_iter().for_each(|port| send(&client, port));
+        let of = |before: &[(String, u64)], name: &str| {
+            before.iter().find(|(service, _)| service == name).map_or(0, |(_, packets)| *packets)
+        };
+        for name in ["web", "dns", "other"] {
+            assert_eq!(of(&by_service(), name), of(&before, name) + 1, "{name}");
+        }
+
+        // What both have room for is taken.
+        config.write(&dns);
+        assert!(tfo(&["reload", "-i", SECOND]).status.success());
+        for interface in [IFACE, SECOND] {
+            let names = Counts::of(interface);
+            let names = names.field("services").as_array().unwrap().iter().map(|it| it["name"].clone());
+            assert!(names.into_iter().all(|name| name != "web"), "{interface}");
+        }
+        tfo_run.end(Signal::SIGTERM);
+        [IFACE, SECOND].iter().for_each(|interface| assert_clean(interface));
+    });
+}
+
 /// The last good one stays, whichever way it is to be read again.
 #[test]
 fn a_file_that_is_wrong_changes_nothing() {
     server_and_client(|client| {
         let web = on_ports("web", "80");
-        let file = File::new(&web);
+        let file = Config::new(IFACE, &web);
         let tfo_run = file.run();
         send(&client, 80);
 
@@ -216,7 +227,7 @@ fn a_file_that_is_wrong_changes_nothing() {
 fn a_start_with_a_file_that_is_wrong_touches_nothing() {
     sandbox(|| {
         ip(&format!("link add {IFACE} type veth peer name v1"));
-        let file = File::new("prot = 1\n[[service]]");
+        let file = Config::new(IFACE, "prot = 1\n[[service]]");
         let path = file.path();
         let (code, error) = failure(&tfo(&["run", "--config", &path]));
         assert_eq!(code, Some(1));
