@@ -76,9 +76,7 @@ impl Sizes {
         let [sources, replays] = self.rows();
         for (name, rows) in [(names::SOURCES, sources), (names::FORGERS, sources), (names::REPLAYS, replays)]
         {
-            let map =
-                MapData::from_pin(pins.map(name)).with_context(|| format!("cannot open the map {name}"))?;
-            if map.info().context("cannot ask for the size of a map")?.max_entries() != rows {
+            if entries(pins, name)? != rows {
                 return Ok(false);
             }
         }
@@ -89,6 +87,12 @@ impl Sizes {
     fn rows(self) -> [u32; 2] {
         [self.sources, self.replays].map(|entries| entries.div_ceil(SEATS as u32).next_power_of_two())
     }
+}
+
+/// How many entries the map `name` under `pins` has.
+fn entries(pins: &Pins, name: &str) -> Result<u32> {
+    let map = MapData::from_pin(pins.map(name)).with_context(|| format!("cannot open the map {name}"))?;
+    Ok(map.info().context("cannot ask for the size of a map")?.max_entries())
 }
 
 impl LoadOptions {
@@ -200,8 +204,13 @@ impl Object {
             names::POLICIES,
             names::UNKNOWN,
         ];
+        // Maps that are there stay as large as they are, which aya does not ask for.
+        let capacity = match pins.filter(|pins| pins.map(names::SERVICES).exists()) {
+            Some(pins) => entries(pins, names::SERVICES)?,
+            None => options.capacity(),
+        };
         for name in of_services {
-            loader.map_max_entries(name, options.capacity());
+            loader.map_max_entries(name, capacity);
         }
         for name in [names::SOURCES, names::FORGERS] {
             loader.map_max_entries(name, source_rows);
