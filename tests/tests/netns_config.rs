@@ -135,13 +135,17 @@ fn several_interfaces_change_together_or_not_at_all() {
         ip(&format!("link set {SECOND} up"));
         // The first has room for many: the maps of a tfo that had so many services.
         let many: String = (1..=100).map(|n| on_ports(&format!("s{n}"), &(1000 + n).to_string())).collect();
-        Config::new(IFACE, &many).run().kill();
+        let earlier = Config::new(IFACE, &many).run();
+        send(&client, 1100);
+        earlier.kill();
 
         let (web, dns) = (on_ports("web", "80"), on_ports("dns", "53"));
         let config = Config::of_several(&[IFACE, SECOND], &format!("{web}{dns}"));
         let tfo_run = config.run();
         [80, 80, 53, 1001].into_iter().for_each(|port| send(&client, port));
         let before = by_service();
+        let expected = [("other", 1), ("web", 2), ("dns", 1), ("removed", 1)];
+        assert_by_service(&expected);
         config.write(&format!("{}{many}", on_ports("web", "80, 53")));
         let (code, error) = failure(&tfo(&["reload", "-i", IFACE]));
         assert_eq!(code, Some(1), "{error}");

@@ -280,6 +280,8 @@ impl Controller {
 
     /// Has every interface serve `services`, or none.
     fn serve(&mut self, services: &Services) -> Result<()> {
+        // First of all of them: to go back would be to begin anew to count for what was there before.
+        self.datapaths.iter().try_for_each(|datapath| datapath.has_room(services))?;
         for served in 0..self.datapaths.len() {
             let Err(error) = self.datapaths[served].serve(services, &self.how.services) else { continue };
             for datapath in &mut self.datapaths[..served] {

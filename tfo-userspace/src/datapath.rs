@@ -447,6 +447,11 @@ impl Datapath {
         if xdp.is_ok_and(|xdp| xdp.is_none_or(is_not_ours)) { Presence::Detached } else { Presence::Attached }
     }
 
+    /// Whether there is room for `services`.
+    pub fn has_room(&self, services: &Services) -> Result<()> {
+        self.object.plan(services).map(drop)
+    }
+
     /// Makes `services` those that are served, as [`Object::serve`] does; where that fails, all stays as it is. Where it takes
     /// another program, that takes the place of this one in one step.
     pub fn serve(&mut self, services: &Services, former: &Services) -> Result<()> {

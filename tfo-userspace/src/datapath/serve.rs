@@ -29,9 +29,8 @@ impl Object {
     ///
     /// Nothing is changed where they don't fit into the maps.
     pub fn serve(&mut self, services: &Services) -> Result<()> {
+        let (before, plan) = self.plan(services)?;
         let capacity = self.tables.capacity();
-        let before: Vec<_> = (0..capacity).map(|index| self.tables.service(index)).collect::<Result<_>>()?;
-        let plan = Plan::new(services, &before, kernel::jiffies_per_second()?)?;
         let stays = |index: u32| {
             let name = plan.places[index as usize].and_then(|service| service.name().map(str::to_owned));
             index == OTHER || name.is_some() && name == before[index as usize]
@@ -69,6 +68,14 @@ impl Object {
         }
         // All is there: now they may come.
         self.route(plan.ports.iter().copied(), &plan.addresses, &|entry| entry)
+    }
+
+    /// The services that stand in the maps, and what these are to hold for `services`; an error where there is no room.
+    pub(super) fn plan(&self, services: &Services) -> Result<(Vec<Option<String>>, Plan)> {
+        let places = 0..self.tables.capacity();
+        let before: Vec<_> = places.map(|index| self.tables.service(index)).collect::<Result<_>>()?;
+        let plan = Plan::new(services, &before, kernel::jiffies_per_second()?)?;
+        Ok((before, plan))
     }
 
     /// Has ports, and addresses where they decide, lead to services: to those of `ports` and `addresses`, as `leads` says. A port
