@@ -19,11 +19,13 @@ use tfo_common::{
     parse::LinkLayer,
     policy::{Policy, SEATS},
     sample::Samplers,
+    service::PORTS,
     verdict::Mode,
 };
 
 use super::{
     tables::{Entries, ServiceCounters, Shared, Tables, read_info},
+    whole::Whole,
     unix_seconds,
 };
 use crate::{
@@ -89,6 +91,13 @@ impl Sizes {
     }
 }
 
+/// The entry of each port.
+fn routes(ports: &Whole<u32>) -> Result<Vec<u32>> {
+    let mut routes = Vec::with_capacity(PORTS);
+    ports.each(|_, entry| routes.extend_from_slice(entry)).context("cannot read the map of ports")?;
+    Ok(routes)
+}
+
 /// How many entries the map `name` under `pins` has.
 fn entries(pins: &Pins, name: &str) -> Result<u32> {
     let map = MapData::from_pin(pins.map(name)).with_context(|| format!("cannot open the map {name}"))?;
@@ -130,6 +139,7 @@ pub struct Object {
     mode: Mode,
     pub(super) tables: Tables,
     pub(super) ports: Array<MapData, u32>,
+    all_ports: Whole<u32>,
     /// What is in it.
     pub(super) routes: Vec<u32>,
     pub(super) policies: Array<MapData, Shared<Policy>>,
@@ -223,10 +233,12 @@ impl Object {
         }
         let mut ebpf = loader.load(OBJECT).context("cannot create the maps of the XDP program")?;
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("the program has no map {name}"));
-        let ports: Array<_, u32> = take(names::PORTS)?.try_into()?;
+        let ports = take(names::PORTS)?;
+        let all_ports = Whole::of(&ports, 0)?;
         Ok(Self {
-            routes: ports.iter().collect::<Result<_, _>>().context("cannot read the map of ports")?,
-            ports,
+            routes: routes(&all_ports)?,
+            all_ports,
+            ports: ports.try_into()?,
             addresses: take(names::ADDRESSES)?.try_into()?,
             hidden: take(names::HIDDEN)?.try_into()?,
             unknown: take(names::UNKNOWN)?.try_into()?,
@@ -306,7 +318,7 @@ impl Object {
 
     /// Asks the map of ports what is in it: somebody else may have written there.
     pub(super) fn reread(&mut self) -> Result<()> {
-        self.routes = self.ports.iter().collect::<Result<_, _>>().context("cannot read the map of ports")?;
+        self.routes = routes(&self.all_ports)?;
         Ok(())
     }
 

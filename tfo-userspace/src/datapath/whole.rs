@@ -65,7 +65,8 @@ impl<V: Pod> Whole<V> {
         let info = data.info().context("cannot ask for the layout of a map")?;
         let size = info.value_size() as usize;
         // The kernel pads the value of a CPU to eight bytes: here it has nothing to pad.
-        ensure!(size == size_of::<V>() && size.is_multiple_of(8), "a map has values of {size} bytes");
+        let is_padded = width > 1 && !size.is_multiple_of(8);
+        ensure!(size == size_of::<V>() && !is_padded, "a map has values of {size} bytes");
         let map = data.fd().as_fd().try_clone_to_owned().context("cannot duplicate a descriptor")?;
         Ok(Self { map, entries: info.max_entries(), width, empty })
     }
