@@ -25,8 +25,8 @@ use tfo_common::{
 
 use super::{
     tables::{Entries, ServiceCounters, Shared, Tables, read_info},
-    whole::Whole,
     unix_seconds,
+    whole::Whole,
 };
 use crate::{
     keys::{describe, keeper::Publish, state::Made},
