@@ -106,7 +106,8 @@ impl Role {
     }
 }
 
-/// One consistent set of keys.
+/// One consistent set of keys. Its size, like that of [`KeyStore`], is a power of two: SipHash can't begin before the ring is found,
+/// which takes a shift for each instead of a multiplication.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct KeyRing {
@@ -124,6 +125,8 @@ pub struct KeyRing {
     ///
     /// [`Counters::hits`]: crate::counters::Counters::hits
     pub tracks: [u8; TRACKS],
+    /// Zeros.
+    pub reserved: [u64; 58],
 }
 
 impl Default for KeyRing {
@@ -141,6 +144,7 @@ impl KeyRing {
         since: [0; SLOTS],
         base: [0; SLOTS],
         tracks: [0; TRACKS],
+        reserved: [0; 58],
     };
 
     /// [`tracks`](Self::tracks) of `slot`.
@@ -298,13 +302,21 @@ impl KeyRing {
 ///
 /// A writer fills the ring that is not in force, then flips [`active`](Self::active), one aligned word, and waits
 /// until no program can still be reading the old ring before it touches that one again.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub struct KeyStore {
     /// The index of the ring in force: 0 or 1.
     pub active: u64,
+    _rest: [u64; 127],
     /// The two rings.
     pub rings: [KeyRing; 2],
+    _end: [u64; 128],
+}
+
+impl Default for KeyStore {
+    fn default() -> Self {
+        Self { active: 0, _rest: [0; 127], rings: [KeyRing::EMPTY; 2], _end: [0; 128] }
+    }
 }
 
 impl KeyStore {

@@ -21,7 +21,7 @@ use crate::{
 };
 
 const _: () = {
-    assert!(LAYOUT_VERSION == 5);
+    assert!(LAYOUT_VERSION == 6);
 
     assert!(size_of::<ExpandedKey>() == 32);
     assert!(offset_of!(KeyRing, present) == 8);
@@ -29,9 +29,9 @@ const _: () = {
     assert!(offset_of!(KeyRing, since) == 16 + 11 * 32);
     assert!(offset_of!(KeyRing, base) == 16 + 11 * 40);
     assert!(offset_of!(KeyRing, tracks) == 16 + 11 * 48);
-    assert!(size_of::<KeyRing>() == 16 + 11 * 48 + 16);
-    assert!(offset_of!(KeyStore, rings) == 8);
-    assert!(size_of::<KeyStore>() == 8 + 2 * size_of::<KeyRing>());
+    assert!(size_of::<KeyRing>() == 1024);
+    assert!(offset_of!(KeyStore, rings) == 1024);
+    assert!(size_of::<KeyStore>() == 4096);
 
     assert!(size_of::<Limit>() == 16);
     assert!(offset_of!(Policy, fair) == 24);
