@@ -94,41 +94,44 @@ fn transport<const AT: usize, B: Bytes + ?Sized>(
     source: usize,
     addresses: impl Fn() -> Option<Addresses>,
 ) -> Option<Option<Segment>> {
-    let [flags] = frame.read(AT + tcp::FLAGS)?;
-    if end > frame.len() {
+    let options = AT + TcpHdr::LEN;
+    let _: [u8; TcpHdr::LEN] = frame.read(AT)?;
+    // One compare for both: of a packet that ends inside the header, there is as good as no end to what is left.
+    let left = end.wrapping_sub(options);
+    if left > frame.len().wrapping_sub(options) {
         return None;
     }
-    // A header cut short, or a SYN that also ends a connection, is for the walk to name.
+    let [flags] = frame.read(AT + tcp::FLAGS)?;
     if !tcp::is_syn(flags) {
-        return if end < AT + TcpHdr::LEN { None } else { Some(None) };
+        return Some(None);
     }
+    // One that also ends a connection is for the walk to name.
     if !tcp::is_good_syn(flags) {
         return None;
     }
     let [data_offset] = frame.read(AT + tcp::DATA_OFFSET)?;
     let segment = match data_offset & 0xf0 {
-        0x50 => syn::<AT, 0, B>(frame, end, source, addresses),
-        0x60 => syn::<AT, 4, B>(frame, end, source, addresses),
-        0x80 => syn::<AT, 12, B>(frame, end, source, addresses),
-        0x90 => syn::<AT, 16, B>(frame, end, source, addresses),
-        0xa0 => syn::<AT, 20, B>(frame, end, source, addresses),
-        0xb0 => syn::<AT, 24, B>(frame, end, source, addresses),
-        0xd0 => syn::<AT, 32, B>(frame, end, source, addresses),
+        0x50 => syn::<AT, 0, B>(frame, left, source, addresses),
+        0x60 => syn::<AT, 4, B>(frame, left, source, addresses),
+        0x80 => syn::<AT, 12, B>(frame, left, source, addresses),
+        0x90 => syn::<AT, 16, B>(frame, left, source, addresses),
+        0xa0 => syn::<AT, 20, B>(frame, left, source, addresses),
+        0xb0 => syn::<AT, 24, B>(frame, left, source, addresses),
+        0xd0 => syn::<AT, 32, B>(frame, left, source, addresses),
         _ => None,
     };
     segment.map(Some)
 }
 
-/// A SYN with `AREA` bytes of options.
+/// A SYN with `AREA` bytes of options, where `left` bytes follow the TCP header's fixed part.
 #[inline(always)]
 fn syn<const AT: usize, const AREA: usize, B: Bytes + ?Sized>(
     frame: &B,
-    end: usize,
+    left: usize,
     source: usize,
     addresses: impl Fn() -> Option<Addresses>,
 ) -> Option<Segment> {
-    let data = AT + TcpHdr::LEN + AREA;
-    if data > end {
+    if left < AREA {
         return None;
     }
     Some(Segment {
@@ -136,7 +139,7 @@ fn syn<const AT: usize, const AREA: usize, B: Bytes + ?Sized>(
         addresses: addresses()?,
         source: source as u32,
         tcp: AT as u32,
-        data_len: (end - data) as u32,
+        data_len: (left - AREA) as u32,
     })
 }
 
