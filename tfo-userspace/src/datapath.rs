@@ -1,38 +1,36 @@
 //! The program on an interface: attaching, taking over, letting go. [`Object`] is what is loaded, with its maps.
 
+mod earlier;
+mod link;
 mod object;
+mod options;
 mod outcomes;
+mod pinned;
 mod plan;
 mod serve;
 mod tables;
 mod whole;
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use aya::programs::{
-    ProgramError, ProgramType, XdpMode,
-    links::{FdLink, PinnedLink},
-    loaded_programs,
-    xdp::XdpLink,
-};
+use aya::programs::ProgramType;
 use aya_log::EbpfLogger;
+use earlier::{Known, left_behind};
 use jiff::Timestamp;
+use link::detach;
+pub use link::{is_attached, linked_program, unload};
 use log::{Log, debug, info, warn};
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
-pub use object::{LoadOptions, Object, OtherVersion, Pinned, Sizes};
+pub use object::Object;
+pub use options::{LoadOptions, Sizes};
+pub use pinned::{OtherVersion, Pinned};
 use tables::Shared;
 pub use tables::{Entries, OTHER_NAME, REMOVED_NAME, ServiceCounters};
 use tfo_common::{
     counters::Counters,
-    info::{Attach, Info, KeySource, LAYOUT_VERSION},
+    info::{Info, KeySource, LAYOUT_VERSION},
     keyring::{CURRENT, KeyRing, NEWEST, SLOTS, TRACKS},
-    names,
     observed::Watch,
     verdict::Mode,
 };
@@ -45,7 +43,7 @@ use crate::{
     interface::{self, Interface, XdpOnInterface},
     kernel,
     keys::{attestation::Attestation, keeper::Publish},
-    pins::{Bpffs, Locked, MAPS, Pins, remove_if_there},
+    pins::{Bpffs, Locked, Pins, remove_if_there},
     secrecy::leaving_no_trace,
     services::Services,
 };
@@ -66,63 +64,6 @@ pub fn preflight() -> Result<()> {
         Ok(false) => bail!("this kernel has no XDP: it needs CONFIG_BPF_SYSCALL=y and Linux 5.10 or later"),
         Err(error) => Err(error).context("this kernel does not let us load XDP programs"),
     }
-}
-
-/// The kernel's id of the program that the pinned link attaches; `None` where no link is pinned.
-pub fn linked_program(pins: &Pins) -> Result<Option<u32>> {
-    if !pins.has_link()? {
-        return Ok(None);
-    }
-    let path = pins.link();
-    let context = || format!("cannot open the pinned link {}", path.display());
-    let link = PinnedLink::from_pin(&path).with_context(context)?;
-    Ok(Some(FdLink::from(link).info().with_context(context)?.program_id()))
-}
-
-/// Whether the program behind the pinned link is on the interface that it was attached to, which may have been renamed
-/// since. A link attaches nothing any more once its interface is gone. Where the interface is in another network namespace
-/// it can't be asked: `None`.
-pub async fn is_attached(pins: &Pins) -> Result<Option<bool>> {
-    let Some(program) = linked_program(pins)? else { return Ok(Some(false)) };
-    let pinned = Pinned::open(pins)?;
-    if pinned.info().netns != kernel::netns()? {
-        return Ok(None);
-    }
-    Ok(Some(runs_at(pinned.info().ifindex, program).await))
-}
-
-async fn runs_at(index: u32, program: u32) -> bool {
-    interface::xdp_at(index).await.is_ok_and(|xdp| xdp.is_some_and(|xdp| xdp.program_id == program))
-}
-
-/// Detaches the program behind `pins` and removes them. A controller that runs there sees it and lets go.
-pub async fn unload(pins: &Pins) -> Result<()> {
-    detach(pins).await?;
-    let pins = pins.lock(Duration::from_secs(2)).with_context(|| {
-        format!("detached, but the controller does not let go of {}: end it first", pins.dir().display())
-    })?;
-    pins.remove()
-}
-
-/// Removes the link and waits until the program is detached.
-async fn detach(pins: &Pins) -> Result<()> {
-    // What can't be opened can still be removed.
-    let attached = is_attached(pins).await.ok().flatten() == Some(true);
-    let program = linked_program(pins).ok().flatten().filter(|_| attached);
-    let index = Pinned::open(pins).map_or(0, |pinned| pinned.info().ifindex);
-    pins.remove_link()?;
-    // The kernel lets go of an unpinned link in the background (bpf_link_put).
-    let patience = Instant::now() + Duration::from_secs(2);
-    while let Some(program) = program
-        && runs_at(index, program).await
-    {
-        if Instant::now() > patience {
-            warn!("{}: somebody else holds the link and keeps the program attached", pins.interface());
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    Ok(())
 }
 
 /// The program attached to one interface, of which we are the controller.
@@ -515,201 +456,6 @@ fn logger(object: &mut Object, level: u8) -> Result<Option<EbpfLogger<&'static d
         0 => Ok(None),
         _ => EbpfLogger::init(&mut object.ebpf).context("cannot read the program's own log").map(Some),
     }
-}
-
-impl Object {
-    /// Replaces the program behind the pinned link by this one, without a packet in between that sees neither.
-    fn take_over(&mut self, pins: &Pins) -> Result<()> {
-        let link: FdLink = PinnedLink::from_pin(pins.link())?.into();
-        let program = self.program()?;
-        let id = program.attach_to_link(XdpLink::try_from(link)?)?;
-        // The pin keeps it attached; we need no descriptor of it.
-        drop(program.take_link(id)?);
-        Ok(())
-    }
-
-    /// Attaches to `interface`, on which there is nothing yet, for as long as the link lives.
-    fn attach_new(&mut self, interface: &Interface, mode: AttachMode) -> Result<(Attach, FdLink)> {
-        let name = &interface.name;
-        let program = self.program()?;
-        let mut attempt = |attach| {
-            let xdp_mode = match attach {
-                Attach::Native => XdpMode::Driver,
-                Attach::Generic => XdpMode::Skb,
-            };
-            program.attach_to_if_index(interface.index, xdp_mode).map(|link| (attach, link))
-        };
-        let attached = match mode {
-            AttachMode::Native => attempt(Attach::Native),
-            AttachMode::Generic => attempt(Attach::Generic),
-            AttachMode::Auto => match attempt(Attach::Native) {
-                // Not EBUSY and the like: then the other mode would fail as well, and say less.
-                Err(error) if driver_has_none(&error) => {
-                    debug!("{name}: no native mode: {}", cause(&error));
-                    attempt(Attach::Generic)
-                }
-                other => other,
-            },
-        };
-        let (attach, link) = attached.map_err(|error| {
-            let hint = if mode == AttachMode::Native {
-                " (the driver may have none: try --attach auto)"
-            } else {
-                ""
-            };
-            anyhow::anyhow!("cannot attach to {name} in {} mode{hint}: {}", mode.name(), cause(&error))
-        })?;
-        let link = program.take_link(link)?.try_into();
-        let link =
-            link.with_context(|| format!("no XDP link for {name}: this kernel is older than Linux 5.10"))?;
-        Ok((attach, link))
-    }
-}
-
-impl AttachMode {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "native or generic",
-            Self::Native => "native",
-            Self::Generic => "generic",
-        }
-    }
-
-    fn allows(self, attach: Attach) -> bool {
-        match self {
-            Self::Auto => true,
-            Self::Native => attach == Attach::Native,
-            Self::Generic => attach == Attach::Generic,
-        }
-    }
-}
-
-/// Whether an attachment failed because the driver has no XDP, or none for the interface as it is set up (MTU, channels).
-fn driver_has_none(error: &ProgramError) -> bool {
-    let code = match error {
-        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
-        // aya's second try over netlink, after EINVAL.
-        _ => Some(libc::EINVAL),
-    };
-    !matches!(code, Some(libc::EBUSY | libc::EEXIST | libc::EPERM | libc::EACCES | libc::ENODEV))
-}
-
-/// What an attachment failed of, in the kernel's own words.
-fn cause(error: &ProgramError) -> String {
-    match error {
-        ProgramError::SyscallError(error) => error.io_error.to_string(),
-        other => format!("{other:#}"),
-    }
-}
-
-/// Where an earlier controller's program runs on `interface`; `None` where there is no program at all, an error where
-/// there is somebody else's.
-async fn left_behind(interface: &Interface, pins: &Pins) -> Result<Option<Attach>> {
-    match (interface.xdp, linked_program(pins)?) {
-        (Some(xdp), Some(program)) if xdp.program_id == program => Ok(Some(xdp.attach)),
-        (Some(xdp), _) => bail!(refusal(&interface.name, xdp)),
-        (None, Some(program)) => forget_stale_link(pins, program).await.map(|()| None),
-        (None, None) => Ok(None),
-    }
-}
-
-/// The maps that an earlier controller left.
-#[derive(Clone, Copy)]
-enum Known {
-    /// None.
-    Nothing,
-    /// Maps of our layout, which count since then.
-    Ours { since_unix_ns: u64, seed: u64 },
-    /// Maps of another layout, or not all of them.
-    Other,
-}
-
-impl Known {
-    fn of(pins: &Pins, options: &LoadOptions) -> Result<Self> {
-        let maps = pins.maps()?;
-        if maps == 0 {
-            return Ok(Self::Nothing);
-        }
-        let reason = if maps < MAPS.len() {
-            format!("some of the maps in {} are missing", pins.dir().display())
-        } else {
-            match Pinned::open(pins) {
-                Ok(pinned) if (pinned.capacity() as usize) < options.services + 2 => {
-                    format!("the maps in {} have room for fewer services", pins.dir().display())
-                }
-                Ok(_) if !options.sizes.are_those_of(pins)? => {
-                    format!("the maps in {} have another size", pins.dir().display())
-                }
-                Ok(pinned) => {
-                    let Info { since_unix_ns, seed, .. } = *pinned.info();
-                    return Ok(Self::Ours { since_unix_ns, seed });
-                }
-                Err(error) if error.is::<OtherVersion>() => error.to_string(),
-                Err(error) => return Err(error),
-            }
-        };
-        warn!("{}: counting starts anew: {reason}", pins.interface());
-        Ok(Self::Other)
-    }
-
-    /// Since when is counted, in nanoseconds since 1970.
-    fn since(self) -> u64 {
-        match self {
-            Self::Ours { since_unix_ns, .. } => since_unix_ns,
-            Self::Nothing | Self::Other => Timestamp::now().as_nanosecond().try_into().unwrap_or(0),
-        }
-    }
-}
-
-impl Known {
-    /// What tags are made with: nobody who sends packets is to know it.
-    fn seed(self) -> Result<u64> {
-        match self {
-            Self::Ours { seed, .. } => Ok(seed),
-            Self::Nothing | Self::Other => getrandom::u64().context("no random number"),
-        }
-    }
-}
-
-/// Removes a link that attaches nothing any more because its interface is gone; not one whose interface was renamed, nor
-/// one of another namespace, nor one of which that can't be told.
-async fn forget_stale_link(pins: &Pins, program: u32) -> Result<()> {
-    let name = pins.interface();
-    let info = Pinned::open(pins).map(|pinned| *pinned.info()).ok();
-    let Some(info) = info.filter(|info| kernel::netns().is_ok_and(|here| info.netns == here)) else {
-        bail!(
-            "{} seems to belong to an interface {name} of another network namespace: if that is gone, run \
-             `tfo unload -i {name}`; if it isn't, give one of the two a BPF file system of its own (--bpffs)",
-            pins.dir().display()
-        );
-    };
-    let index = info.ifindex;
-    if interface::xdp_at(index).await?.is_some_and(|xdp| xdp.program_id == program) {
-        bail!(
-            "{} belongs to an interface that was called {name} and has been renamed (number {index} in `ip link`): the \
-             program still runs there; to detach it, run `tfo unload -i {name}`",
-            pins.dir().display()
-        );
-    }
-    debug!("{name}: removing the link to an earlier interface of that name");
-    pins.remove_link()
-}
-
-fn refusal(name: &str, xdp: XdpOnInterface) -> String {
-    let XdpOnInterface { program_id, attach } = xdp;
-    let program = loaded_programs().flatten().find(|program| program.id() == program_id);
-    let program = program.as_ref().and_then(|program| program.name_as_str()).unwrap_or("?");
-    let hint = match program {
-        names::PROGRAM | names::SHIELD_PROGRAM => {
-            "a tfo that sees another BPF file system has attached it (--bpffs, or `ip netns exec`): end that tfo; or \
-             the interface was renamed: run `tfo unload -i OLDNAME`"
-        }
-        _ => "have whoever attached it detach it first",
-    };
-    format!(
-        "{name} already has an XDP program: {program} (id {program_id}, {attach} mode). tfo leaves alone what is not \
-         pinned in its own folder: {hint}"
-    )
 }
 
 /// The IP address in `address`, if it is one.

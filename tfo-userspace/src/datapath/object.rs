@@ -1,30 +1,30 @@
 //! The loaded program and its maps: what is in them, and how it is published.
 
-use std::{fmt, path::PathBuf, thread, time::Duration};
+use std::{thread, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, Map, MapData, PerCpuArray, RingBuf, lpm_trie::LpmTrie},
+    maps::{Array, MapData, PerCpuArray, RingBuf, lpm_trie::LpmTrie},
     programs::{SockOps, Xdp},
 };
 use log::{info, trace};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tfo_common::{
     counters::Counters,
-    info::{Info, LAYOUT_VERSION},
+    info::Info,
     keyring::{Held, Key, KeyRing, KeyStore, Moment},
     names,
-    observed::{Event, Prefix, PrefixTally, Watch},
-    parse::LinkLayer,
-    policy::{Policy, SEATS},
+    observed::{Event, Prefix, Watch},
+    policy::Policy,
     sample::Samplers,
     service::PORTS,
     verdict::Mode,
 };
 
 use super::{
-    tables::{Entries, ServiceCounters, Shared, Tables, read_info},
+    options::{LoadOptions, entries},
+    tables::{Entries, ServiceCounters, Shared, Tables},
     unix_seconds,
     whole::Whole,
 };
@@ -36,101 +36,11 @@ use crate::{
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tfo-ebpf"));
 
-/// What is fixed when the program is loaded; the verifier removes what is not needed.
-#[derive(Clone, Copy, Debug)]
-pub struct LoadOptions {
-    /// What frames begin with.
-    pub link: LinkLayer,
-    /// What the program may do.
-    pub mode: Mode,
-    /// Up to which of aya's levels the program logs its own events: 0 for none.
-    pub log_level: u8,
-    /// How many services there are to be counted for.
-    pub services: usize,
-    /// The cookie of the network namespace whose connections are followed.
-    pub netns_cookie: u64,
-    /// How much is remembered.
-    pub sizes: Sizes,
-    /// What the tags of all that is remembered are made with: with another one it is forgotten.
-    pub seed: u64,
-}
-
-/// How many entries the tables of the protections have; what has no room pushes out what was not used for longest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// Sources that have sent good cookies, and as many that have sent unknown ones.
-    pub sources: u32,
-    /// SYNs that have become connections.
-    pub replays: u32,
-}
-
-impl Default for Sizes {
-    fn default() -> Self {
-        Self::DEFAULT
-    }
-}
-
-impl Sizes {
-    const DEFAULT: Self = Self { sources: 1 << 16, replays: 1 << 16 };
-
-    /// Whether the maps under `pins` are as large.
-    pub(super) fn are_those_of(self, pins: &Pins) -> Result<bool> {
-        let [sources, replays] = self.rows();
-        for (name, rows) in [(names::SOURCES, sources), (names::FORGERS, sources), (names::REPLAYS, replays)]
-        {
-            if entries(pins, name)? != rows {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// The rows of either table.
-    fn rows(self) -> [u32; 2] {
-        [self.sources, self.replays].map(|entries| entries.div_ceil(SEATS as u32).next_power_of_two())
-    }
-}
-
 /// The entry of each port.
 fn routes(ports: &Whole<u32>) -> Result<Vec<u32>> {
     let mut routes = Vec::with_capacity(PORTS);
     ports.each(|_, entry| routes.extend_from_slice(entry)).context("cannot read the map of ports")?;
     Ok(routes)
-}
-
-/// How many entries the map `name` under `pins` has.
-fn entries(pins: &Pins, name: &str) -> Result<u32> {
-    let map = MapData::from_pin(pins.map(name)).with_context(|| format!("cannot open the map {name}"))?;
-    Ok(map.info().context("cannot ask for the size of a map")?.max_entries())
-}
-
-impl LoadOptions {
-    const DEFAULT: Self = Self {
-        link: LinkLayer::Ethernet,
-        mode: Mode::Observe,
-        log_level: 0,
-        services: 0,
-        netns_cookie: 0,
-        sizes: Sizes::DEFAULT,
-        seed: 0,
-    };
-
-    /// For frames that begin like `link`, in `mode`, without services.
-    pub const fn new(link: LinkLayer, mode: Mode) -> Self {
-        Self { link, mode, ..Self::DEFAULT }
-    }
-
-    /// Whether both take the same program, once it is loaded.
-    pub(super) fn is_same_program(&self, other: &Self) -> bool {
-        self.mode == other.mode && (self.services > 0) == (other.services > 0)
-    }
-
-    /// For how many services there is to be room: some more than there are, so that more can be
-    /// added to the same maps, and one for what was counted for those that are no more.
-    pub(super) fn capacity(&self) -> u32 {
-        const LEAST: usize = 16;
-        (self.services + 2).next_power_of_two().max(LEAST) as u32
-    }
 }
 
 /// The loaded program and its maps.
@@ -366,86 +276,6 @@ pub(super) fn wait_for_running_programs() {
         // Kernels with nohz_full CPUs don't have it. A program runs for less than a microsecond, unless its virtual CPU
         // is taken away; then it could see a torn ring if two more were published meanwhile.
         thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// The pinned maps are those of a tfo with another layout.
-#[derive(Debug)]
-pub struct OtherVersion(PathBuf);
-
-impl fmt::Display for OtherVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let dir = self.0.display();
-        write!(
-            f,
-            "the maps in {dir} are of another version of tfo: use that one, or start `tfo run` of this one"
-        )
-    }
-}
-
-impl std::error::Error for OtherVersion {}
-
-/// The maps of a program that somebody else attached, opened from their pins.
-pub struct Pinned {
-    tables: Tables,
-    info: Info,
-}
-
-impl Pinned {
-    /// Opens the maps under `pins`; fails with [`OtherVersion`] where they are of another layout.
-    pub fn open(pins: &Pins) -> Result<Self> {
-        let open = |name| {
-            let path = pins.map(name);
-            MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))
-        };
-        let other = || OtherVersion(pins.dir().to_owned());
-        let info = Array::<_, Shared<Info>>::try_from(Map::Array(open(names::INFO)?));
-        let info = read_info(&info.with_context(other)?)?;
-        if info.layout_version != LAYOUT_VERSION {
-            bail!(other());
-        }
-        let tables = Tables::new(|name| Map::from_map_data(open(name)?).with_context(other))?;
-        Ok(Self { tables, info })
-    }
-
-    /// For how many services there is room.
-    pub(super) fn capacity(&self) -> u32 {
-        self.tables.capacity()
-    }
-
-    /// What was counted, summed over all services and CPUs.
-    pub fn counters(&self) -> Result<Counters> {
-        self.tables.counters()
-    }
-
-    /// Every service with what was counted for it; first what no service names.
-    pub fn by_service(&self) -> Result<Vec<ServiceCounters>> {
-        self.tables.by_service()
-    }
-
-    /// What was observed besides counters.
-    pub fn watch(&self) -> Result<Watch> {
-        self.tables.watch()
-    }
-
-    /// How many entries the maps have.
-    pub fn entries(&self) -> Entries {
-        self.tables.entries()
-    }
-
-    /// The prefixes of sources. One that comes or goes meanwhile may be left out.
-    pub fn prefixes(&self) -> Vec<(Prefix, PrefixTally)> {
-        self.tables.prefixes()
-    }
-
-    /// The key ring in force.
-    pub fn key_ring(&self) -> Result<KeyRing> {
-        self.tables.key_ring()
-    }
-
-    /// What its controller said of it.
-    pub fn info(&self) -> &Info {
-        &self.info
     }
 }
 
