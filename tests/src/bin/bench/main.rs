@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 
 use self::{
-    measure::{Bench, Plan},
+    measure::{Bench, Measured, Plan},
     report::Report,
 };
 
@@ -36,6 +36,9 @@ struct Args {
     /// Samples of each scenario, taken in turns; with --scrape, a tenth of the scrapes
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// Load the programs so many times, and share the rounds among these: where they lie in memory makes some difference
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    loads: u32,
     /// Runs of the program in a sample; with --live, the SYNs that are sent
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
@@ -52,7 +55,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let plan = Plan { rounds: args.rounds, repeat: args.repeat };
+    let plan = Plan { rounds: args.rounds, loads: args.loads.min(args.rounds), repeat: args.repeat };
     if args.live {
         let report = live::run(&args.yardsticks, args.filter.as_deref().unwrap_or_default(), &plan)?;
         if args.json {
@@ -78,16 +81,28 @@ fn main() -> Result<()> {
     });
     let earlier = earlier.transpose()?;
 
-    let mut scenarios = scenarios::all();
-    scenarios
-        .retain(|scenario| args.filter.as_ref().is_none_or(|filter| scenario.name.contains(filter.as_str())));
-    ensure!(!scenarios.is_empty(), "no scenario has {:?} in its name", args.filter.unwrap_or_default());
-
-    let report = Report::new(&plan, Bench::new(&args.yardsticks, scenarios)?.run(&plan)?)?;
+    let filter = args.filter.unwrap_or_default();
+    let mut measured = Vec::new();
+    for load in 0..plan.loads {
+        let mut scenarios = scenarios::all();
+        scenarios.retain(|scenario| scenario.name.contains(&filter));
+        ensure!(!scenarios.is_empty(), "no scenario has {filter:?} in its name");
+        merge(&mut measured, Bench::new(&args.yardsticks, scenarios)?.run(&plan, load)?);
+    }
+    let report = Report::new(&plan, measured)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         report.print(earlier.as_ref());
     }
     Ok(())
+}
+
+/// Adds what was measured once more of the same scenarios.
+fn merge(measured: &mut Vec<Measured>, more: Vec<Measured>) {
+    if measured.is_empty() {
+        *measured = more;
+    } else {
+        measured.iter_mut().zip(more).for_each(|(all, more)| all.samples.extend(more.samples));
+    }
 }

@@ -27,6 +27,7 @@ use crate::scenarios::{Scenario, Setup, Subject};
 /// How much is measured.
 pub(crate) struct Plan {
     pub(crate) rounds: u32,
+    pub(crate) loads: u32,
     pub(crate) repeat: u32,
 }
 
@@ -122,11 +123,11 @@ impl Bench {
         Ok(&mut self.tfo[index].1)
     }
 
-    /// Takes one sample of each in turn, round by round.
-    pub(crate) fn run(mut self, plan: &Plan) -> Result<Vec<Measured>> {
+    /// Takes one sample of each in turn, round by round: the share of the `load`-th load, counted from zero.
+    pub(crate) fn run(mut self, plan: &Plan, load: u32) -> Result<Vec<Measured>> {
         let mut measured = std::mem::take(&mut self.measured);
-        for round in 1..=plan.rounds {
-            eprint!("\rround {round} of {} ", plan.rounds);
+        for round in (1..=plan.rounds).filter(|round| round % plan.loads == load) {
+            eprint!("\rload {} of {}, round {round} of {} ", load + 1, plan.loads, plan.rounds);
             for (Measured { scenario, samples }, varied) in &mut measured {
                 let sample = self.sample(scenario, varied.as_mut(), plan.repeat);
                 samples.push(sample.with_context(|| scenario.name.clone())?);

@@ -28,11 +28,18 @@ pub(crate) struct Report {
     kernel: String,
     cpu: String,
     rounds: u32,
+    #[serde(default = "once")]
+    loads: u32,
     repeat: u32,
     driver_ns: f64,
     /// What a test run takes for a packet where the program does nothing.
     pass_ns: f64,
     scenarios: Vec<Row>,
+}
+
+/// Earlier versions did not say how often they had loaded the programs.
+const fn once() -> u32 {
+    1
 }
 
 /// One scenario. Times are nanoseconds for each packet.
@@ -64,6 +71,7 @@ impl Report {
             kernel: kernel_release()?,
             cpu: cpu_model()?,
             rounds: plan.rounds,
+            loads: plan.loads,
             repeat: plan.repeat,
             driver_ns: DRIVER_NS,
             pass_ns,
@@ -113,8 +121,8 @@ impl Report {
     }
 
     fn circumstances(&self) -> String {
-        let Self { cpu, kernel, rounds, repeat, .. } = self;
-        format!("{cpu}, Linux {kernel}, {rounds} rounds of {repeat} runs")
+        let Self { cpu, kernel, rounds, loads, repeat, .. } = self;
+        format!("{cpu}, Linux {kernel}, {loads} loads, {rounds} rounds of {repeat} runs")
     }
 }
 
