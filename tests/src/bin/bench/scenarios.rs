@@ -219,6 +219,17 @@ impl Table {
                 let subject = Subject::Varied { setup, sources: 100, key: CURRENT };
                 self.add(format!("{family}: current, shield, {name}"), subject, linux(syn(family), CURRENT));
             }
+            let setup = Setup { mode: Mode::Shield, policy: all, ..ALL_KEYS };
+            let data = ip(eth(), family).tcp(flag::ACK).nops(2).timestamps(1, 2).data(&[0; 1000]).build();
+            self.tfo(format!("{family}: TCP data, shield, all protections"), setup, data);
+            let plain = syn(family).linux_options().build();
+            self.tfo(format!("{family}: plain SYN, shield, all protections"), setup, plain);
+            let backup = linux(syn(family), BACKUP);
+            self.add(
+                format!("{family}: backup, shield, all protections"),
+                Subject::Varied { setup, sources: 100, key: BACKUP },
+                backup,
+            );
         }
     }
 
