@@ -16,20 +16,28 @@ use tfo_common::{
         decide_good, syn_tag,
     },
     rewrite,
-    segment::{Addresses, Segment},
+    segment::{Addresses, FastOpen, Segment},
     verdict::Verdict,
 };
 
 use crate::{act::act, count, frame::Frame, maps, unclassified};
 
-/// A SYN in one of the usual frames: what is left to do for it. Nearly always nothing: its cookie is good, and no guard minds.
+/// A SYN in one of the usual frames: what is left to do for it. Nearly always nothing: it has no option, or its cookie is good and no
+/// guard minds.
 #[inline(always)]
 pub(crate) fn usual(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Option<Handed> {
     let ring = maps::key_ring(segment);
     let found = classify(segment, ring);
-    let is_done =
-        found.class.constant(|class| passes(ctx, frame, segment, ring, Classified { class, ..found }));
-    if is_done { None } else { Some(Handed::syn(segment, found, ring)) }
+    let passes = match segment.fast_open {
+        // No guard has anything to look at.
+        FastOpen::Absent => {
+            let service = maps::service(frame, segment.tcp as usize, || Some(segment.addresses));
+            count_usual(ctx, segment, ring, found, Decision::PASS, service);
+            true
+        }
+        _ => found.class.constant(|class| passes(ctx, frame, segment, ring, Classified { class, ..found })),
+    };
+    if passes { None } else { Some(Handed::syn(segment, found, ring)) }
 }
 
 /// The rest of its journey, where its cookie is good and no guard keeps it from the kernel. Whether that was so.
@@ -41,15 +49,27 @@ fn passes(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing, fo
     let service = maps::service(frame, segment.tcp as usize, || Some(segment.addresses));
     let Some(policy) = maps::policy(service) else { return false };
     decide_good(policy, Usual { frame, segment, policy, service }, |decision| {
-        let hint = Hint::syn(segment, found.class, decision, service);
-        count(ctx.ctx, true, hint, service, |cell| {
-            cell.count_guards(decision);
-            cell.count_syn(segment, found, Verdict::Pass, ring)
-        });
+        count_usual(ctx, segment, ring, found, decision, service);
         if decision.clamps() {
             rewrite::clamp(&mut { *frame }, segment.tcp as usize, policy.most(segment.data_len));
         }
     })
+}
+
+#[inline(always)]
+fn count_usual(
+    ctx: &XdpContext,
+    segment: &Segment,
+    ring: &KeyRing,
+    found: Classified,
+    decision: Decision,
+    service: u32,
+) {
+    let hint = Hint::syn(segment, found.class, decision, service);
+    count(ctx.ctx, found.class.is_fast_open(), hint, service, |cell| {
+        cell.count_guards(decision);
+        cell.count_syn(segment, found, decision.verdict(), ring)
+    });
 }
 
 /// What is not one of the usual frames, in a function of its own: the word of a [`Handed`].

@@ -32,7 +32,7 @@ const PROGRAMS: [programs::Program; 2] = [("qemu-system-x86_64", "qemu-system-x8
 
 /// What runs on every kernel: files of `tests/tests`, and tests in them. Few, since QEMU emulates the processor, and
 /// chosen to go once through all that `tfo` does.
-const TESTS: [(&str, &[&str]); 6] = [
+const TESTS: [(&str, &[&str]); 7] = [
     ("kernel_verifier", &["the_cost_is_told"]),
     (
         "kernel_cases",
@@ -43,6 +43,7 @@ const TESTS: [(&str, &[&str]); 6] = [
         "netns_lifecycle",
         &["several_interfaces_have_their_own_state", "falls_back_to_generic_where_the_driver_cannot"],
     ),
+    ("netns_protect", &["both_families_are_protected"]),
     ("netns_keys", &["a_client_that_comes_back_is_served_by_accelerate"]),
     ("netns_lab", &["the_lab_sees_every_class_and_agrees_with_the_kernel"]),
 ];
