@@ -44,10 +44,10 @@ pub const FORGERS: &str = "TFO_FORGERS";
 pub const UNKNOWN: &str = "TFO_UNKNOWN";
 /// [`Row`](crate::policy::Row)s of SYNs that have become connections.
 pub const REPLAYS: &str = "TFO_REPLAYS";
-/// The global that tells how many rows [`SOURCES`] and [`FORGERS`] have.
-pub const SOURCE_ROWS: &str = "TFO_SOURCE_ROWS";
-/// The global that tells how many rows [`REPLAYS`] has.
-pub const REPLAY_ROWS: &str = "TFO_REPLAY_ROWS";
+/// The global that tells the last row of [`SOURCES`] and of [`FORGERS`].
+pub const LAST_SOURCE_ROW: &str = "TFO_LAST_SOURCE_ROW";
+/// The global that tells the last row of [`REPLAYS`].
+pub const LAST_REPLAY_ROW: &str = "TFO_LAST_REPLAY_ROW";
 /// The global with what [`Tag`](crate::policy::Tag)s are made with.
 pub const SEED: &str = "TFO_SEED";
 /// The global that tells whether any port has a service.

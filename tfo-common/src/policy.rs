@@ -466,33 +466,21 @@ impl Tag {
     /// That of `words`, in a table whose `seed` nobody else knows. If one word is another, the tag is; two may collide, once in 2^64.
     #[inline(always)]
     pub const fn of<const N: usize>(seed: u64, words: [u64; N]) -> Self {
-        // SplitMix64's finalizer, which takes in a word at each turn of its first half, and less its last exclusive-or.
+        // SplitMix64's finalizer, which takes in a word at each turn of its first half, up to its second multiplication: the upper half
+        // is mixed well by then, and says the row.
         let (mut tag, mut at) = (seed, 0);
         while at < N {
             tag = (tag ^ words[at]).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             tag ^= tag >> 32;
             at += 1;
         }
-        tag = tag.wrapping_mul(0x94d0_49bb_1331_11eb);
-        Self(tag ^ tag >> 29)
+        Self(tag.wrapping_mul(0x94d0_49bb_1331_11eb))
     }
 
-    /// As a number, and back. As one it stands in a seat, and is never zero: that is an empty seat's.
+    /// Its row, of those up to the `last`, whose number is one less than a power of two.
     #[inline(always)]
-    pub const fn word(self) -> u64 {
-        self.0 | 1
-    }
-
-    /// What [`word`](Self::word) gave.
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        Self(word)
-    }
-
-    /// Its row among `rows`, a power of two.
-    #[inline(always)]
-    pub const fn row(self, rows: u32) -> u32 {
-        (self.0 >> 32) as u32 & rows.wrapping_sub(1)
+    pub const fn row(self, last: u32) -> u32 {
+        (self.0 >> 32) as u32 & last
     }
 }
 
@@ -517,8 +505,7 @@ impl Row {
     /// The seat of `tag`.
     #[inline(always)]
     pub fn find(&self, tag: Tag) -> Option<&Seat> {
-        let tag = tag.word();
-        self.seats.iter().find(|seat| seat.tag.get() == tag)
+        self.seats.iter().find(|seat| seat.tag.get() == tag.0)
     }
 
     /// Whether `tag` may have one more under `limit`, at `now`.
@@ -544,7 +531,7 @@ impl Row {
                 (oldest, least) = (seat, value);
             }
         }
-        oldest.tag.set(tag.word());
+        oldest.tag.set(tag.0);
         oldest.value.set(value);
         least
     }

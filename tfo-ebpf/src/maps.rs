@@ -90,13 +90,13 @@ static TFO_UNKNOWN: Array<Word<u64>, 1> = Array::new();
 #[btf_map]
 static TFO_REPLAYS: Array<Row, 1> = Array::new();
 
-/// [`tfo_common::names::SOURCE_ROWS`].
+/// [`tfo_common::names::LAST_SOURCE_ROW`].
 #[unsafe(no_mangle)]
-static TFO_SOURCE_ROWS: Global<u32> = Global::new(1);
+static TFO_LAST_SOURCE_ROW: Global<u32> = Global::new(0);
 
-/// [`tfo_common::names::REPLAY_ROWS`].
+/// [`tfo_common::names::LAST_REPLAY_ROW`].
 #[unsafe(no_mangle)]
-static TFO_REPLAY_ROWS: Global<u32> = Global::new(1);
+static TFO_LAST_REPLAY_ROW: Global<u32> = Global::new(0);
 
 /// [`tfo_common::names::SEED`].
 #[unsafe(no_mangle)]
@@ -237,13 +237,13 @@ fn is_source_hidden(high: u64, low: u64) -> bool {
 /// Where it may stand what a source has used of its share.
 #[inline(always)]
 pub(crate) fn source(tag: Tag) -> Option<&'static Row> {
-    TFO_SOURCES.get(tag.row(TFO_SOURCE_ROWS.load()))
+    TFO_SOURCES.get(tag.row(TFO_LAST_SOURCE_ROW.load()))
 }
 
 /// The same of unknown cookies.
 #[inline(always)]
 pub(crate) fn forger(tag: Tag) -> Option<&'static Row> {
-    TFO_FORGERS.get(tag.row(TFO_SOURCE_ROWS.load()))
+    TFO_FORGERS.get(tag.row(TFO_LAST_SOURCE_ROW.load()))
 }
 
 /// Until when all that there may be of unknown cookies at `service` is used up.
@@ -255,7 +255,7 @@ pub(crate) fn unknown(service: u32) -> Option<&'static Word<u64>> {
 /// Where it may stand what became of a SYN.
 #[inline(always)]
 pub(crate) fn replays(tag: Tag) -> Option<&'static Row> {
-    TFO_REPLAYS.get(tag.row(TFO_REPLAY_ROWS.load()))
+    TFO_REPLAYS.get(tag.row(TFO_LAST_REPLAY_ROW.load()))
 }
 
 /// What [`Tag`]s are made with.

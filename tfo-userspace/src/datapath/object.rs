@@ -105,6 +105,7 @@ impl Object {
         let (link, mode, has_services) =
             (options.link as u8, options.mode as u8, u8::from(options.services > 0));
         let [source_rows, replay_rows] = options.sizes.rows();
+        let [last_source_row, last_replay_row] = [source_rows, replay_rows].map(|rows| rows - 1);
         let mut loader = EbpfLoader::new();
         loader
             .override_global(names::LINK_LAYER, &link, true)
@@ -112,8 +113,8 @@ impl Object {
             .override_global(names::HAS_SERVICES, &has_services, true)
             .override_global(names::NETNS, &options.netns_cookie, true)
             .override_global(names::SEED, &options.seed, true)
-            .override_global(names::SOURCE_ROWS, &source_rows, true)
-            .override_global(names::REPLAY_ROWS, &replay_rows, true)
+            .override_global(names::LAST_SOURCE_ROW, &last_source_row, true)
+            .override_global(names::LAST_REPLAY_ROW, &last_replay_row, true)
             .override_global(names::LOG_LEVEL, &options.log_level, true)
             .verifier_log_level(VerifierLogLevel::STATS);
         let of_services = [
