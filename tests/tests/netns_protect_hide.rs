@@ -14,7 +14,9 @@ use nix::sys::signal::Signal;
 use tfo_common::{class::Class, policy::Guard, segment::Family, verdict::Verdict};
 use tfo_tests::{
     config::{Config, guarded},
-    netns::{Counts, IFACE, StopOnDrop, assert_clean, eventually, failure, linked, server_and_client, tfo},
+    netns::{
+        self, Counts, IFACE, StopOnDrop, assert_clean, eventually, failure, linked, server_and_client, tfo,
+    },
     packet::{Carry as _, eth_between},
     server::Server,
     wire::{Seen, Wire},
@@ -265,11 +267,24 @@ fn an_order_outlives_its_controller() {
         assert_eq!(taken(&client, ends), 0);
         tfo_run.kill();
         assert_eq!(taken(&client, ends), 0);
+        let status = tfo(&["status"]);
+        assert_eq!(status.status.code(), Some(3), "it has no controller");
+        let status = String::from_utf8_lossy(&status.stdout).into_owned();
+        assert!(
+            status.contains("mode         shield\n  hidden       all: `tfo show` ends that\n"),
+            "{status}"
+        );
         config.write("");
         let tfo_run = config.run();
         assert_eq!(taken(&client, ends), 0);
         assert!(order(&["hide", "--list"]).contains("hidden: all"));
+        let hidden = |expected: serde_json::Value| {
+            let status = netns::status(IFACE);
+            assert_eq!((&status["mode"], &status["hidden"]), (&"observe".into(), &expected), "{status}");
+        };
+        hidden(serde_json::json!(["all"]));
         order(&["show", "--all"]);
+        hidden(serde_json::json!([]));
         assert_eq!(taken(&client, ends), 2);
         tfo_run.end(Signal::SIGTERM);
         assert_clean(IFACE);

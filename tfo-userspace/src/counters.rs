@@ -112,7 +112,7 @@ impl Report {
             Unsupported::ALL.iter().map(|reason| (reason.name(), counters.unsupported[reason.index()]));
         Self {
             interface: interface.to_owned(),
-            mode: Mode::ALL.get(info.mode as usize).map_or("unknown", |mode| mode.name()),
+            mode: mode_name(info),
             attach: attach_name(info),
             since: since(info),
             syn: syn_rows(&counters),
@@ -294,6 +294,11 @@ fn syn_rows(counters: &Counters) -> Vec<SynRow> {
         }
     }
     rows
+}
+
+/// The most that may be done to a packet.
+pub fn mode_name(info: &Info) -> &'static str {
+    Mode::ALL.get(info.mode as usize).map_or("unknown", |mode| mode.name())
 }
 
 /// Where the program runs, by its name.

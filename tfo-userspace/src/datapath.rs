@@ -4,6 +4,7 @@ mod earlier;
 mod link;
 mod object;
 mod options;
+mod orders;
 mod outcomes;
 mod pinned;
 mod plan;

@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use crate::{
     cli::Status,
-    counters::{attach_name, since},
+    counters::{attach_name, mode_name, since},
     datapath::{Pinned, is_attached},
     error::NOT_RUNNING,
+    guards::Hidden,
     keys::{attestation::Attestation, fingerprint},
     output::print,
     pins::{Bpffs, Pins},
@@ -25,6 +26,10 @@ struct Report {
     /// Whether a `tfo run` keeps its keys in step.
     controller: bool,
     attach: &'static str,
+    /// The most that may be done to a packet.
+    mode: &'static str,
+    /// Whose Fast Open options are hidden by order.
+    hidden: Vec<Hidden>,
     since: Timestamp,
     keys: Keys,
 }
@@ -64,6 +69,8 @@ async fn report(pins: &Pins) -> Result<Report> {
         attached: is_attached(pins).await?.unwrap_or(true),
         controller: pins.has_controller()?,
         attach: attach_name(pinned.info()),
+        mode: mode_name(pinned.info()),
+        hidden: pinned.hidden()?,
         since: since(pinned.info()),
         keys: Keys {
             generation: ring.generation,
@@ -76,16 +83,21 @@ async fn report(pins: &Pins) -> Result<Report> {
 }
 
 fn text(report: &Report) -> String {
-    let Report { interface, attached, controller, attach, since, keys } = report;
+    let Report { interface, attached, controller, attach, mode, hidden, since, keys } = report;
     let attached = if *attached { format!("attached, {attach} mode") } else { "not attached".to_owned() };
+    let hidden: Vec<_> = hidden.iter().map(Hidden::to_string).collect();
+    let hidden = match hidden.join(", ") {
+        all if all.is_empty() => all,
+        some => format!("\n  hidden       {some}: `tfo show` ends that"),
+    };
     let controller = match controller {
         true => "running".to_owned(),
         false => format!("none: keys are not followed; `tfo run -i {interface}` takes over"),
     };
     let retired = if keys.retired.is_empty() { "none".to_owned() } else { keys.retired.join(", ") };
     format!(
-        "{interface}: {attached}\n  controller   {controller}\n  counting     since {since:.0}\n  \
-         retired keys {retired}\n{}",
+        "{interface}: {attached}\n  mode         {mode}{hidden}\n  controller   {controller}\n  \
+         counting     since {since:.0}\n  retired keys {retired}\n{}",
         keys.attestation.text()
     )
 }

@@ -12,8 +12,11 @@ use tfo_common::{
     observed::{Prefix, PrefixTally, Watch},
 };
 
-use super::tables::{Entries, ServiceCounters, Shared, Tables, read_info};
-use crate::pins::Pins;
+use super::{
+    orders::Orders,
+    tables::{Entries, ServiceCounters, Shared, Tables, read_info},
+};
+use crate::{guards::Hidden, pins::Pins};
 
 /// The pinned maps are those of a tfo with another layout.
 #[derive(Debug)]
@@ -34,6 +37,7 @@ impl std::error::Error for OtherVersion {}
 /// The maps of a program that somebody else attached, opened from their pins.
 pub struct Pinned {
     tables: Tables,
+    orders: Orders,
     info: Info,
 }
 
@@ -50,8 +54,8 @@ impl Pinned {
         if info.layout_version != LAYOUT_VERSION {
             bail!(other());
         }
-        let tables = Tables::new(|name| Map::from_map_data(open(name)?).with_context(other))?;
-        Ok(Self { tables, info })
+        let take = |name| Map::from_map_data(open(name)?).with_context(other);
+        Ok(Self { tables: Tables::new(take)?, orders: Orders::new(take)?, info })
     }
 
     /// For how many services there is room.
@@ -87,6 +91,11 @@ impl Pinned {
     /// The key ring in force.
     pub fn key_ring(&self) -> Result<KeyRing> {
         self.tables.key_ring()
+    }
+
+    /// What is hidden by order.
+    pub fn hidden(&self) -> Result<Vec<Hidden>> {
+        self.orders.hidden(&self.tables)
     }
 
     /// What its controller said of it.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::maps::{PerCpuValues, lpm_trie::Key};
 use tfo_common::{
     counters::{Cell, Counters},
     observed::Outcomes,
-    policy::{HIDDEN, Policy},
+    policy::Policy,
     sample::Samplers,
     service::{OTHER, Service},
 };
@@ -15,13 +15,10 @@ use tfo_common::{
 use super::{
     Object,
     object::wait_for_running_programs,
-    plan::{Plan, prefix, words},
-    tables::{OTHER_NAME, REMOVED_NAME, Shared},
+    plan::Plan,
+    tables::{REMOVED_NAME, Shared},
 };
 use crate::{guards::Hidden, kernel, services::Services};
-
-/// The value of an entry that says no more than that it is there.
-const THERE: u32 = 1;
 
 impl Object {
     /// Makes `services` those that are served and counted for. One that was there before keeps its counters; what one has
@@ -47,10 +44,9 @@ impl Object {
                 self.retire(index, capacity - 1)?;
             }
         }
-        let ordered =
-            self.policies.get(&OTHER, 0).context("cannot read the map of policies")?.0.flags & ORDERS_FOR_ALL;
+        let ordered = self.orders.policy(OTHER)?.flags & ORDERS_FOR_ALL;
         for (index, policy) in (0..).zip(&plan.policies) {
-            let Shared(former) = self.policies.get(&index, 0).context("cannot read the map of policies")?;
+            let former = self.orders.policy(index)?;
             let own = if stays(index) { former.flags & Policy::HIDDEN_SERVICE } else { 0 };
             let policy = Policy { flags: policy.flags | ordered | own, ..*policy };
             if policy != former {
@@ -153,70 +149,17 @@ impl Object {
 
     /// Makes `policy` that of the service at `index`.
     pub fn set_policy(&mut self, index: u32, policy: &Policy) -> Result<()> {
-        self.policies.set(index, Shared(*policy), 0).context("cannot write the map of policies")
+        self.orders.set_policy(index, policy)
     }
 
     /// Hides Fast Open from the stack, or hides it no longer.
     pub(super) fn hide(&mut self, what: &Hidden, on: bool) -> Result<()> {
-        match what {
-            Hidden::All => self.order(0..self.tables.capacity(), Policy::HIDDEN_ALL, on),
-            Hidden::Service(name) => {
-                let mut places = 0..self.tables.capacity();
-                let index = places.find(|index| {
-                    self.tables.service(*index).is_ok_and(|service| service.as_ref() == Some(name))
-                });
-                let index = index.with_context(|| format!("there is no service {name}"))?;
-                self.order(index..index + 1, Policy::HIDDEN_SERVICE, on)
-            }
-            Hidden::Source(source) => {
-                let (len, address) = words(*source);
-                let key = Key::new(len, address);
-                let count = self.hidden.keys().count();
-                if !on {
-                    if self.hidden.remove(&key).is_err() {
-                        bail!("{source} is not hidden: `tfo hide --list` shows what is");
-                    }
-                } else if count < HIDDEN {
-                    self.hidden.insert(&key, THERE, 0).context("cannot write the map of hidden sources")?;
-                } else {
-                    bail!("{HIDDEN} sources are hidden, and there may be no more: hide a shorter prefix");
-                }
-                let is_any = self.hidden.keys().next().is_some();
-                self.order(0..self.tables.capacity(), Policy::HIDES_SOURCES, is_any)
-            }
-        }
-    }
-
-    /// Sets `flag` in the policies at `places`, or clears it.
-    fn order(&mut self, places: std::ops::Range<u32>, flag: u64, on: bool) -> Result<()> {
-        for index in places {
-            let Shared(mut policy) =
-                self.policies.get(&index, 0).context("cannot read the map of policies")?;
-            policy.flags = if on { policy.flags | flag } else { policy.flags & !flag };
-            self.set_policy(index, &policy)?;
-        }
-        Ok(())
+        self.orders.hide(&self.tables, what, on)
     }
 
     /// What is hidden by order.
     pub(super) fn hidden(&self) -> Result<Vec<Hidden>> {
-        let mut all = Vec::new();
-        for index in 0..self.tables.capacity() {
-            let Shared(policy) = self.policies.get(&index, 0).context("cannot read the map of policies")?;
-            if index == OTHER && policy.has(Policy::HIDDEN_ALL) {
-                all.push(Hidden::All);
-            }
-            if policy.has(Policy::HIDDEN_SERVICE) {
-                all.push(Hidden::Service(
-                    self.tables.service(index)?.unwrap_or_else(|| OTHER_NAME.to_owned()),
-                ));
-            }
-        }
-        for key in self.hidden.keys() {
-            let key = key.context("cannot read the map of hidden sources")?;
-            all.extend(prefix(key.prefix_len(), key.data()).map(Hidden::Source));
-        }
-        Ok(all)
+        self.orders.hidden(&self.tables)
     }
 }
 
