@@ -585,6 +585,10 @@ fn both_families_are_protected() {
         let _servers: Vec<_> = _servers.collect();
         let guards = "once = { remember = \"2s\" }\nfair = { limit = \"1/h\" }\nclamp = true\nshed = { limit = \"2/h\", burst = 2 }";
         let _tfo = protected(IFACE, Some(guards));
+        // Before Linux 5.15, connections can't be followed, and no replay is known.
+        let follows = *Counts::of(IFACE).field("outcomes") == true;
+        let replay = if follows { Guard::Once } else { Guard::Fair };
+        println!("connections are followed: {follows}");
         let mut sent = 0;
         for family in Family::ALL {
             let (from, to) = (source(*family, 1), server(*family).ip());
@@ -609,7 +613,7 @@ fn both_families_are_protected() {
                 "{family}"
             );
             let replayed = Instant::now();
-            assert_eq!(send(3000, &good), (ordinary, vec![Guard::Once]), "{family}");
+            assert_eq!(send(3000, &good), (ordinary, vec![replay]), "{family}");
             assert_eq!(send(3001, &good), (ordinary, vec![Guard::Fair]), "{family}");
             let refused = TcpExt { passive_fail: 1, ..ordinary };
             assert_eq!(send(3002, &[7; 8]), (refused, vec![]), "{family}");
