@@ -93,8 +93,9 @@ fn made_by(key: &Key, addresses: &Addresses) -> bool {
     cookie::make(key, addresses) == 0
 }
 
-/// What [`vary`] writes: the last four bytes of the source address, and in the second word the cookie. [`flood`] writes also
-/// what stands in the first word behind the address: the checksums of IPv4 and, for port 0, of TCP.
+/// What [`vary`] writes: eight bytes of addresses, and in the second word the cookie. Words as the real program reads them: a read that
+/// takes in more than was written waits until that has left the CPU's store buffer, which a network card's writes never do. [`flood`]
+/// has in the first word four bytes of the source address, and the checksums of IPv4 and, for port 0, of TCP.
 #[btf_map]
 static VARIANTS: Array<[u64; 2], 65_536> = Array::new();
 
@@ -110,7 +111,7 @@ static THEN: ProgramArray<1> = ProgramArray::new();
 #[unsafe(no_mangle)]
 static COUNT: Global<u32> = Global::new(1);
 
-/// Where the source address's last four bytes stand in the frame.
+/// Where those bytes of addresses stand in the frame.
 #[unsafe(no_mangle)]
 static SOURCE_AT: Global<u32> = Global::new(0);
 
@@ -133,8 +134,8 @@ pub fn vary(ctx: XdpContext) -> u32 {
         let index = unsafe { *next };
         // SAFETY: as above.
         unsafe { *next = if index + 1 >= COUNT.load() { 0 } else { index + 1 } };
-        if let Some([source, cookie]) = VARIANTS.get(index) {
-            frame.write(SOURCE_AT.load() as usize, (*source as u32).to_le_bytes());
+        if let Some([addresses, cookie]) = VARIANTS.get(index) {
+            frame.write(SOURCE_AT.load() as usize, addresses.to_le_bytes());
             frame.write(COOKIE_AT.load() as usize, cookie.to_le_bytes());
             frame.write(WINDOW_AT.load() as usize, WINDOW.load().to_ne_bytes());
         }

@@ -37,7 +37,7 @@ struct Args {
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Load the programs so many times, and share the rounds among these: where they lie in memory makes some difference
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     loads: u32,
     /// Runs of the program in a sample; with --live, the SYNs that are sent
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..))]

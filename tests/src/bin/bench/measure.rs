@@ -217,8 +217,8 @@ pub(crate) fn attach(program: &mut Xdp, interfaces: &mut Vec<Tap>) -> Result<()>
 /// The program that gives `frame` the next of `sources` addresses each time, and hands over to `then`.
 fn vary(object: &[u8], frame: &[u8], sources: u32, key: TestKey, then: &ProgramFd) -> Result<Ebpf> {
     let is_ipv4 = frame[12..14] == [8, 0];
-    // The last four bytes of the source address, and the cookie behind Linux's options, in an untagged frame.
-    let [source_at, cookie_at, window_at]: [u32; 3] = if is_ipv4 { [26, 76, 48] } else { [34, 96, 68] };
+    // Both addresses, or the source's second half, and the cookie behind Linux's options, in an untagged frame.
+    let [source_at, cookie_at, window_at]: [u32; 3] = if is_ipv4 { [26, 76, 48] } else { [30, 96, 68] };
     let (window, _) = frame[window_at as usize..].split_first_chunk().context("a frame with a TCP header")?;
     let window = u32::from_ne_bytes(*window);
     let mut loader = EbpfLoader::new();
@@ -232,15 +232,16 @@ fn vary(object: &[u8], frame: &[u8], sources: u32, key: TestKey, then: &ProgramF
     let mut variants = Array::<_, [u64; 2]>::try_from(map)?;
     for number in 0..sources {
         let host = (1 << 24 | number).to_be_bytes();
-        let cookie = if is_ipv4 {
-            key.cookie(IpAddr::from(host), SERVER_V4.into())
+        let (addresses, cookie) = if is_ipv4 {
+            ([host, SERVER_V4.octets()].concat(), key.cookie(IpAddr::from(host), SERVER_V4.into()))
         } else {
             let mut source = CLIENT_V6.octets();
             source[12..].copy_from_slice(&host);
-            key.cookie(IpAddr::from(source), SERVER_V6.into())
+            (source[8..].to_vec(), key.cookie(IpAddr::from(source), SERVER_V6.into()))
         };
-        let words = [u64::from(u32::from_le_bytes(host)), u64::from_le_bytes(cookie)];
-        variants.set(number, words, 0)?;
+        let words = [addresses.as_slice(), &cookie].concat();
+        let (words, _) = words.as_chunks();
+        variants.set(number, [words[0], words[1]].map(u64::from_le_bytes), 0)?;
     }
     let map = object.map_mut("THEN").context("the yardsticks have no map THEN")?;
     ProgramArray::try_from(map)?.set(0, then, 0)?;
