@@ -216,7 +216,7 @@ impl Table {
                 ("other sources hidden", hides),
             ] {
                 let setup = Setup { mode: Mode::Shield, policy, ..ALL_KEYS };
-                let subject = Subject::Varied { setup, sources: 100, key: CURRENT };
+                let subject = Subject::Varied { setup, sources: 1, key: CURRENT };
                 self.add(format!("{family}: current, shield, {name}"), subject, linux(syn(family), CURRENT));
             }
             let setup = Setup { mode: Mode::Shield, policy: all, ..ALL_KEYS };
@@ -227,9 +227,15 @@ impl Table {
             let backup = linux(syn(family), BACKUP);
             self.add(
                 format!("{family}: backup, shield, all protections"),
-                Subject::Varied { setup, sources: 100, key: BACKUP },
+                Subject::Varied { setup, sources: 1, key: BACKUP },
                 backup,
             );
+            // What is remembered of each lies somewhere else.
+            for sources in [100, 60_000] {
+                let subject = Subject::Varied { setup, sources, key: CURRENT };
+                let name = format!("{family}: current, all protections, {sources} sources");
+                self.add(name, subject, linux(syn(family), CURRENT));
+            }
         }
     }
 
