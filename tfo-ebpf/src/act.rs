@@ -26,6 +26,12 @@ pub(crate) fn act(ctx: &XdpContext, verdict: Verdict, segment: &Segment, ring: &
     xdp_action::XDP_PASS
 }
 
+/// Makes `most` the window of the SYN at `tcp`: no verdict, for it goes with any.
+#[inline(always)]
+pub(crate) fn clamp(mut frame: Frame, tcp: usize, most: u16) {
+    rewrite::clamp(&mut frame, tcp, most);
+}
+
 /// A function of its own: what is hidden is not in a hurry, and it is a walk through all options.
 #[inline(never)]
 fn hide(ctx: *mut xdp_md, tcp: u32) {

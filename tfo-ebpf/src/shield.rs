@@ -20,7 +20,7 @@ use tfo_common::{
     verdict::Verdict,
 };
 
-use crate::{act::act, count, frame::Frame, maps, unclassified};
+use crate::{act, count, frame::Frame, maps, unclassified};
 
 /// A SYN in one of the usual frames: what is left to do for it. Nearly always nothing: it has no option, or its cookie is good and no
 /// guard minds.
@@ -51,11 +51,12 @@ fn passes(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing, fo
     decide_good(policy, Usual { frame, segment, policy, service }, |decision| {
         count_usual(ctx, segment, ring, found, decision, service);
         if decision.clamps() {
-            rewrite::clamp(&mut { *frame }, segment.tcp as usize, policy.most(segment.data_len));
+            act::clamp(*frame, segment.tcp as usize, policy.most(segment.data_len));
         }
     })
 }
 
+/// Counts it as what it is, with what was decided.
 #[inline(always)]
 fn count_usual(
     ctx: &XdpContext,
@@ -106,7 +107,7 @@ pub(crate) fn serve(ctx: &XdpContext, found: Handed) -> u32 {
         return xdp_action::XDP_PASS;
     }
     if decision.clamps() {
-        rewrite::clamp(&mut Frame::anew(ctx.ctx), syn.place().tcp(), policy.most(syn.data_len()));
+        act::clamp(Frame::anew(ctx.ctx), syn.place().tcp(), policy.most(syn.data_len()));
     }
     match decision.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
@@ -269,5 +270,10 @@ pub extern "C" fn tfo_is_flood(ctx: *mut xdp_md, syn: u64, service: u32) -> u32 
 pub extern "C" fn tfo_act(ctx: *mut xdp_md, syn: u64, decision: u64) -> u32 {
     let (syn, frame) = (Handed::from_word(syn), Frame::anew(ctx));
     let Some(segment) = syn.read(&frame) else { return xdp_action::XDP_PASS };
-    act(&XdpContext::new(ctx), Decision::from_word(decision).verdict(), &segment, maps::key_ring(&segment))
+    act::act(
+        &XdpContext::new(ctx),
+        Decision::from_word(decision).verdict(),
+        &segment,
+        maps::key_ring(&segment),
+    )
 }
