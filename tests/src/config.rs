@@ -59,6 +59,14 @@ impl Config {
     }
 }
 
+/// Runs `tfo` on `interface` with a service on `port` that `guards` protect, in mode shield; if there are any.
+pub fn protected(interface: &str, port: u16, guards: Option<&str>) -> Option<(Config, Running)> {
+    let service = format!("[[service]]\nname = \"web\"\nports = [{port}]\nmode = \"shield\"\n{}\n", guards?);
+    let config = Config::new(interface, &service);
+    let running = config.run();
+    Some((config, running))
+}
+
 /// What `guard` has done on `interface`, over all services.
 pub fn guarded(interface: &str, guard: Guard) -> Guarded {
     let pinned = Pinned::open(&Bpffs::new(Path::new(BPFFS)).pins(interface)).expect("tfo runs");

@@ -153,6 +153,16 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Whether the calling thread's namespace has no TCP connection.
+pub fn is_idle() -> bool {
+    const LISTEN: &str = "0A";
+    ["tcp", "tcp6"].iter().all(|protocol| {
+        let sockets =
+            fs::read_to_string(format!("/proc/thread-self/net/{protocol}")).expect("procfs is there");
+        sockets.lines().skip(1).all(|line| line.split_whitespace().nth(3) == Some(LISTEN))
+    })
+}
+
 /// Tells background threads to end, in a test that panics, too.
 #[derive(Debug)]
 pub struct StopOnDrop<'a>(pub &'a AtomicBool);

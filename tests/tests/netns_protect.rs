@@ -1,5 +1,5 @@
 //! What the protections are for: attacks on a real listener, without them and with them. Each test prints what came of it:
-//! `cargo xtask test netns_protect -- --nocapture`.
+//! `cargo test -p tfo-tests --test netns_protect -- --nocapture`.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
@@ -18,9 +18,9 @@ use tfo_common::{
     verdict::Verdict,
 };
 use tfo_tests::{
-    config::{Config, guarded},
+    config::{Config, guarded, protected},
     listener::Listener,
-    netns::{Counts, IFACE, Running, StopOnDrop, eventually, ip, key, sandbox, server_and_client},
+    netns::{Counts, IFACE, StopOnDrop, eventually, ip, is_idle, key, sandbox, server_and_client},
     packet::{Carry as _, Tcp, eth, eth_between, flag},
     server::Server,
     tap::Tap,
@@ -42,18 +42,6 @@ const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 const CLIENT: &str = "tfo-client";
 const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
-
-/// A service with `guards`, in mode shield.
-fn shielded(guards: &str) -> String {
-    format!("[[service]]\nname = \"web\"\nports = [{PORT}]\nmode = \"shield\"\n{guards}\n")
-}
-
-/// Runs `tfo` with them, if at all.
-fn protected(interface: &str, guards: Option<&str>) -> Option<(Config, Running)> {
-    let config = Config::new(interface, &shielded(guards?));
-    let running = config.run();
-    Some((config, running))
-}
 
 /// [`server_and_client`], with a network of the attacker's behind the client, which lets packets to there vanish; and with a
 /// network of the server's, since a client's kernel remembers the cookies of a handful of its addresses for each of the
@@ -143,7 +131,7 @@ fn beside_a_hostile_source(guards: Option<&str>) -> (Served, Option<[u64; 2]>) {
     let mut result = None;
     with_attacker(|client| {
         let server_at = Server::echo(Listener::on(&format!("0.0.0.0:{PORT}")).fast_open(16).listen());
-        let _tfo = protected(IFACE, guards);
+        let _tfo = protected(IFACE, PORT, guards);
         let connect = |number: u8| {
             let from = source(Family::Ipv4, number.into());
             client.run(|| fast_open(from, another_server(number), DATA)).unwrap();
@@ -210,7 +198,7 @@ fn under_a_flood(connections: u64, guards: Option<&str>, look: impl FnOnce(&Floo
     with_attacker(|client| {
         let _server =
             Server::echo(Listener::on(&format!("0.0.0.0:{PORT}")).fast_open(256).backlog(1024).listen());
-        let _tfo = protected(IFACE, guards);
+        let _tfo = protected(IFACE, PORT, guards);
         let connect = |n: u64| {
             let from = source(Family::Ipv4, (n % 4) as u16);
             client.run(|| fast_open(from, server(Family::Ipv4), DATA)).unwrap();
@@ -312,7 +300,7 @@ fn amplified(guards: Option<&str>, request: &[u8]) -> Amplified {
         let (victim, at) = (Ipv4Addr::new(10, 9, 0, 2), Ipv4Addr::new(10, 9, 0, 1));
         ip("neighbour add 10.9.0.2 lladdr 02:00:00:00:00:01 dev nic0 nud permanent");
         let server_at = Server::start(Listener::on(&format!("{at}:{PORT}")).fast_open(16).listen(), answer);
-        let _tfo = protected("nic0", guards);
+        let _tfo = protected("nic0", PORT, guards);
         let cookie = good_cookie(victim.into(), at.into());
         let syn = eth().ipv4(victim, at).syn().ports(5000, PORT).mss(1460).fast_open(&cookie).data(request);
         let syn = syn.build();
@@ -375,7 +363,7 @@ fn clamp_leaves_a_real_client_its_answer() {
     server_and_client(|client| {
         let to = server(Family::Ipv4);
         let _server = Server::start(Listener::on(&to.to_string()).fast_open(16).listen(), answer);
-        let _tfo = protected(IFACE, Some("clamp = true"));
+        let _tfo = protected(IFACE, PORT, Some("clamp = true"));
         for connection in 0..8 {
             let start = Instant::now();
             assert_eq!(client.run(|| ask(to, DATA, ANSWER)).unwrap(), answer(&[]));
@@ -391,191 +379,6 @@ fn clamp_leaves_a_real_client_its_answer() {
     });
 }
 
-/// Two kernels, and between them a wire that is the test.
-struct Between {
-    near: Tap,
-    far: Tap,
-    client: Namespace,
-}
-
-const NEAR: &str = "10.9.0.1:7413";
-
-impl Between {
-    fn new() -> Self {
-        write_mode(3).unwrap();
-        KeySysctl::open().unwrap().write(key(1), None).unwrap();
-        let client = Namespace::new().unwrap();
-        let far = client
-            .run(|| {
-                write_mode(3)?;
-                let far = Tap::new("far", LinkLayer::Ethernet);
-                ip("link set far address 02:00:00:00:00:03");
-                ip("address add 10.9.0.2/24 dev far");
-                Ok(far)
-            })
-            .unwrap();
-        let near = Tap::new("near", LinkLayer::Ethernet);
-        ip("address add 10.9.0.1/24 dev near");
-        Self { near, far, client }
-    }
-
-    /// A client in the far namespace connects, says `data` and is answered, while the wire delivers each segment as many times
-    /// as `copies` says.
-    fn connect(&mut self, data: &[u8], mut copies: impl FnMut(&Seen, &[u8]) -> usize) {
-        let done = AtomicBool::new(false);
-        let Self { near, far, client } = self;
-        let to: SocketAddr = NEAR.parse().unwrap();
-        thread::scope(|scope| {
-            let connection = scope.spawn(|| {
-                let _done = StopOnDrop(&done);
-                client.run(|| fast_open("10.9.0.2".parse()?, to, data))
-            });
-            let mut carry = || {
-                let mut carried = 0;
-                for is_answer in [false, true] {
-                    let (from, to) =
-                        if is_answer { (&mut *near, &mut *far) } else { (&mut *far, &mut *near) };
-                    while let Some(frame) = from.sent() {
-                        carried += 1;
-                        for _ in 0..Seen::of(&frame).map_or(1, |seen| copies(&seen, &frame)) {
-                            to.receive(&frame).unwrap();
-                        }
-                    }
-                }
-                if carried == 0 {
-                    thread::sleep(Duration::from_micros(200));
-                }
-            };
-            while !done.load(Ordering::Relaxed) {
-                carry();
-            }
-            connection.join().unwrap().unwrap();
-            eventually("the server has closed, too", || {
-                carry();
-                is_idle()
-            });
-        });
-    }
-
-    /// Sends `frame` to the server, and sees how it answers; which nobody else does.
-    fn replay(&mut self, frame: &[u8]) -> Seen {
-        while self.near.sent().is_some() {}
-        self.near.receive(frame).unwrap();
-        let mut answer = None;
-        eventually("it is answered", || {
-            answer = self.near.sent().and_then(|frame| Seen::of(&frame)).filter(Seen::is_syn_ack);
-            answer.is_some()
-        });
-        answer.unwrap()
-    }
-}
-
-/// Whether the calling thread's namespace has no TCP connection.
-fn is_idle() -> bool {
-    const LISTEN: &str = "0A";
-    ["tcp", "tcp6"].iter().all(|protocol| {
-        let sockets = fs::read_to_string(format!("/proc/thread-self/net/{protocol}")).unwrap();
-        sockets.lines().skip(1).all(|line| line.split_whitespace().nth(3) == Some(LISTEN))
-    })
-}
-
-/// What a replayed SYN's data does: how often the application gets it, and what `once` has done.
-fn replayed(guards: Option<&str>) -> usize {
-    let mut times = 0;
-    sandbox(|| {
-        let mut between = Between::new();
-        let server_at = Server::echo(Listener::on(NEAR).fast_open(16).listen());
-        let _tfo = protected("near", guards);
-        between.connect(b"a cookie, please", |_, _| 1);
-        let order = b"order one";
-        let mut syn = None;
-        between.connect(order, |seen, frame| {
-            if seen.data == order && seen.syn {
-                syn = Some((seen.clone(), frame.to_vec()));
-            }
-            1
-        });
-        let (seen, frame) = syn.expect("the order went with the SYN");
-        assert_eq!(server_at.times(order), 1);
-        let answer = between.replay(&frame);
-        // Where the answer says so, the application has got it, or will.
-        if answer.acknowledged == seen.sequence + 1 + order.len() as u32 {
-            eventually("it is served again", || server_at.times(order) == 2);
-        } else {
-            assert_eq!(answer.acknowledged, seen.sequence + 1);
-        }
-        times = server_at.times(order);
-        if guards.is_some() {
-            assert_eq!(guarded("near", Guard::Once).acted, 1);
-            // The same client goes on as before, with Fast Open.
-            let before = TcpExt::read().unwrap().passive;
-            between.connect(b"order two", |_, _| 1);
-            assert_eq!(TcpExt::read().unwrap().passive, before + 1);
-            assert_eq!((server_at.times(b"order two"), guarded("near", Guard::Once).acted), (1, 1));
-        }
-    });
-    times
-}
-
-/// RFC 7413, 2.1 and 6.1: data that comes again.
-#[test]
-fn once_serves_a_replay_no_second_time() {
-    let without = replayed(None);
-    let with = replayed(Some("once = true"));
-    println!("once: a SYN and its replay are served {without} times without it, {with} times with it");
-    assert_eq!((without, with), (2, 1));
-}
-
-/// A SYN-ACK gets lost, and the client's kernel sends the SYN again, without option and data. A network may also deliver the
-/// first one twice. Neither is a replay, while the connection lives.
-#[test]
-fn once_knows_a_retransmission() {
-    sandbox(|| {
-        let mut between = Between::new();
-        let server_at = Server::echo(Listener::on(NEAR).fast_open(16).listen());
-        let _tfo = protected("near", Some("once = true"));
-        between.connect(b"a cookie, please", |_, _| 1);
-        let order = b"order one";
-        let mut syns: Vec<(Seen, Vec<u8>)> = Vec::new();
-        let mut lost = 0;
-        between.connect(order, |seen, frame| {
-            if seen.syn && !seen.ack {
-                syns.push((seen.clone(), frame.to_vec()));
-            }
-            // Nothing comes back until the SYN was sent again.
-            let is_lost = seen.is_syn_ack() && syns.len() == 1;
-            lost += usize::from(is_lost);
-            usize::from(!is_lost)
-        });
-        assert!(lost > 0);
-        let [(first, frame), (second, _)] = &syns[..] else { panic!("{} SYNs", syns.len()) };
-        assert!(first.has_fast_open() && first.data == order);
-        assert!(!second.has_fast_open() && second.data.is_empty());
-        assert_eq!((server_at.times(order), guarded("near", Guard::Once).acted), (1, 0));
-        // Now it is over, and the same once more is a replay.
-        let answer = between.replay(frame);
-        assert_eq!(answer.acknowledged, first.sequence + 1);
-        assert_eq!((server_at.times(order), guarded("near", Guard::Once).acted), (1, 1));
-    });
-}
-
-/// The very same SYN, twice at once: the kernel knows that it is one connection.
-#[test]
-fn once_lets_a_duplicate_be() {
-    sandbox(|| {
-        let mut between = Between::new();
-        let server_at = Server::echo(Listener::on(NEAR).fast_open(16).listen());
-        let _tfo = protected("near", Some("once = true"));
-        between.connect(b"a cookie, please", |_, _| 1);
-        let order = b"order one";
-        let before = TcpExt::read().unwrap().passive;
-        between.connect(order, |seen, _| if seen.syn && seen.data == order { 2 } else { 1 });
-        assert_eq!(TcpExt::read().unwrap().passive, before + 1);
-        assert_eq!((server_at.times(order), guarded("near", Guard::Once).acted), (1, 0));
-        assert_eq!(Counts::of("near").verdict(Class::CookieCurrent, Verdict::Pass), 2);
-    });
-}
-
 /// Each of those that remember something, over one family after the other, and until it is forgotten.
 #[test]
 fn both_families_are_protected() {
@@ -584,7 +387,7 @@ fn both_families_are_protected() {
         let _servers = Family::ALL.iter().map(|family| Server::echo(listen(server(*family)).unwrap()));
         let _servers: Vec<_> = _servers.collect();
         let guards = "once = { remember = \"2s\" }\nfair = { limit = \"1/h\" }\nclamp = true\nshed = { limit = \"2/h\", burst = 2 }";
-        let _tfo = protected(IFACE, Some(guards));
+        let _tfo = protected(IFACE, PORT, Some(guards));
         // Before Linux 5.15, connections can't be followed, and no replay is known.
         let follows = *Counts::of(IFACE).field("outcomes") == true;
         let replay = if follows { Guard::Once } else { Guard::Fair };
