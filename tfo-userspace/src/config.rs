@@ -1,5 +1,6 @@
 //! The configuration file: read as a whole, with the line of all that is wrong with it.
 
+mod protections;
 mod table;
 
 use std::{
@@ -15,15 +16,15 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
+use protections::guards;
 use serde::Serialize;
-use table::{Faults, Table, flag, number, text, wrong_type};
+use table::{Faults, Table, number, text, wrong_type};
 use tfo_common::verdict::Mode;
 use toml::de::{DeTable, DeValue};
 
 use crate::{
     cli::{AttachMode, KeysFrom, ProgramMode, parse_share},
     datapath::Sizes,
-    guards::{Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
     keys::schedule::{Schedule, parse_duration},
     services::{Conflict, Conflicts, Named, Place, Services, parse_name, parse_ports, parse_prefix},
 };
@@ -232,68 +233,9 @@ fn service(table: &mut Table) -> (Named, Offsets) {
             .map(|(_, prefix)| prefix)
             .collect(),
         mode: table.get("mode", choice::<ProgramMode>).unwrap_or_default().into(),
-        guards: Guards {
-            hide: table.switch("hide", |table| Some(Hide { dry_run: dry_run(table) })),
-            once: table.switch("once", once),
-            fair: table.switch("fair", fair),
-            clamp: table.switch("clamp", clamp),
-            shed: table.switch("shed", shed),
-        },
+        guards: guards(table),
     };
     (named, (offset, offsets))
-}
-
-fn dry_run(table: &mut Table) -> bool {
-    table.get("dry_run", flag).unwrap_or(false)
-}
-
-fn once(table: &mut Table) -> Option<Once> {
-    let remember = table.get("remember", text(remember)).unwrap_or(Once::DEFAULT_REMEMBER);
-    Some(Once { remember, dry_run: dry_run(table) })
-}
-
-fn fair(table: &mut Table) -> Option<Fair> {
-    table.need("limit", "\"10/s\"");
-    let limit = limit(table, "limit", "burst");
-    let (source, dry_run) = (source(table), dry_run(table));
-    Some(Fair { limit: limit?, source, dry_run })
-}
-
-fn clamp(table: &mut Table) -> Option<Clamp> {
-    let factor = table.get("factor", number(1..=100)).unwrap_or(Clamp::DEFAULT_FACTOR);
-    Some(Clamp { factor, dry_run: dry_run(table) })
-}
-
-fn shed(table: &mut Table) -> Option<Shed> {
-    if !table.has("per_source") {
-        table.need("limit", "\"1000/s\" (or a limit per_source)");
-    }
-    Some(Shed {
-        limit: limit(table, "limit", "burst"),
-        per_source: limit(table, "per_source", "per_source_burst"),
-        source: source(table),
-        drop: table.get("drop", flag).unwrap_or(false),
-        dry_run: dry_run(table),
-    })
-}
-
-/// The limit that stands in `limit`, with the burst in `burst`.
-fn limit(table: &mut Table, limit: &'static str, burst: &'static str) -> Option<Limit> {
-    if !table.has(limit) && table.has(burst) {
-        let what = format!("there is {burst} without {limit}; add that, or leave it out");
-        table.faults.add(table.place(burst), what);
-    }
-    let (count_per, burst) = (table.get(limit, text(rate)), table.get(burst, number(1..=u32::MAX)));
-    let (count, per) = count_per?;
-    Some(Limit { count, per, burst: burst.unwrap_or(count) })
-}
-
-fn source(table: &mut Table) -> SourceLen {
-    let default = SourceLen::default();
-    SourceLen {
-        v4: table.get("source_v4", number(8..=32)).unwrap_or(default.v4),
-        v6: table.get("source_v6", number(16..=128)).unwrap_or(default.v6),
-    }
 }
 
 fn ports(value: &DeValue) -> Result<RangeInclusive<u16>, String> {
@@ -333,32 +275,10 @@ fn age(text: &str) -> Result<Duration, String> {
         .and_then(|age| if age.is_zero() { Err("it takes at least 1s".to_owned()) } else { Ok(age) })
 }
 
-fn remember(text: &str) -> Result<Duration, String> {
-    let is_fit = |time: &Duration| (1..=60 * 60).contains(&time.as_secs());
-    Some(parse_duration(text)?)
-        .filter(is_fit)
-        .ok_or_else(|| format!("{text} is out of range; it takes 1s to 1h"))
-}
-
-/// How many, and in what time.
-fn rate(text: &str) -> Result<(u32, Duration), String> {
-    let form =
-        || format!("`{text}` is no limit; it is a number and its time, s, min or h: 10/s, 600/min, 36000/h");
-    let (count, unit) = text.split_once('/').ok_or_else(form)?;
-    let seconds = match unit {
-        "s" => 1,
-        "min" => 60,
-        "h" => 60 * 60,
-        _ => return Err(form()),
-    };
-    let is_number = count.bytes().all(|byte| byte.is_ascii_digit());
-    let count = count.parse().ok().filter(|count| is_number && *count > 0).ok_or_else(form)?;
-    Ok((count, Duration::from_secs(seconds)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guards::{Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen};
 
     const FULL: &str = r#"
 interfaces = ["eth0", "eth1"]
