@@ -6,7 +6,7 @@ use tfo_common::{
     verdict::Mode,
 };
 use tfo_userspace::{
-    datapath::{LoadOptions, Object},
+    datapath::{LoadOptions, Object, ServiceCounters},
     pins::Pins,
     services::Services,
 };
@@ -89,6 +89,11 @@ impl Kernel {
     /// What was observed besides.
     pub fn watch(&self) -> Watch {
         self.0.watch().expect("the state of observing can be read")
+    }
+
+    /// What is counted by now for each service.
+    pub fn by_service(&self) -> Vec<ServiceCounters> {
+        self.0.by_service().expect("the counters can be read")
     }
 
     /// BPF_PROG_TEST_RUN, whatever it says.

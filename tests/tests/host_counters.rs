@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 
 use tfo_common::{
+    carried::Carried,
     class::Class,
-    counters::{Cell, Counters},
+    counters::{Cell, Counters, Sampled, Tally},
     info::Attach,
     keyring::{SLOTS, TRACKS},
-    observed::{Outcomes, RttBucket},
+    observed::{Outcomes, RttBucket, Watch},
     parse::{LinkLayer, Malformed, Unsupported},
     policy::{Guard, Policy},
     segment::Family,
@@ -89,6 +90,34 @@ fn data_len(expected: Expected, class: Class) -> Option<u64> {
         Expected::Syn { class: c, data_len, .. } if c == class => Some(data_len as u64),
         _ => None,
     }
+}
+
+/// The counts of earlier maps are added field by field, and nothing that is no count is.
+#[test]
+fn carried_counts_add_up() {
+    let watch = |n| Watch {
+        events: n,
+        events_lost: 2 * n,
+        events_skipped: 3 * n,
+        prefixes: 4 * n,
+        sources_forgotten: 5 * n,
+        ..Watch::EMPTY
+    };
+    let mut one = Carried { watch: watch(1), ..Carried::EMPTY };
+    one.cell.syn[0][3][1] = Sampled { count: Tally { packets: 1, with_data: 2, data_bytes: 3 }, due: 4 };
+    one.cell.malformed[1] = Sampled { count: 5, due: 6 };
+    one.cell.hits[2] = 7;
+    one.outcomes.untold = 8;
+    one.outcomes.told = [9; 2];
+    let mut sum = Carried::EMPTY;
+    sum.add(&one);
+    sum.add(&one);
+    let mut expected = Carried { watch: watch(2), ..Carried::EMPTY };
+    expected.cell.syn[0][3][1] = Sampled { count: Tally { packets: 2, with_data: 4, data_bytes: 6 }, due: 0 };
+    expected.cell.malformed[1] = Sampled { count: 10, due: 0 };
+    expected.cell.hits[2] = 14;
+    expected.outcomes.untold = 16;
+    assert_eq!(sum, expected);
 }
 
 #[test]

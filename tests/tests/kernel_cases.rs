@@ -1,17 +1,23 @@
 //! The table of cases inside the kernel: the real program, run by BPF_PROG_TEST_RUN. Needs root.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, mem::offset_of, time::Duration};
 
-use aya::programs::TestRunOptions;
+use aya::{
+    maps::{Array, Map, MapData},
+    programs::TestRunOptions,
+};
 use proptest::{
     prop_assert_eq,
     strategy::Strategy,
     test_runner::{Config, TestCaseError, TestError, TestRunner},
 };
 use tfo_common::{
+    carried::Carried,
     class::Class::*,
-    counters::Counters,
+    counters::{Cell, Counters},
     keyring::{Held, Key, KeyRing, Moment},
+    names,
+    observed::{Outcomes, Watch},
     parse::LinkLayer,
     policy::Policy,
     segment::Family,
@@ -22,10 +28,15 @@ use tfo_tests::{
     host,
     kernel::{Kernel, fits, sum},
     keys::{CURRENT, STRANGER, ring},
+    netns::{BPFFS, sandbox},
     packet::{Carry, ETHERNET, eth},
     random::{frame, spoilt_frame},
 };
-use tfo_userspace::datapath::LoadOptions;
+use tfo_userspace::{
+    datapath::{LoadOptions, OTHER_NAME, REMOVED_NAME, ServiceCounters},
+    pins::Bpffs,
+    services::Services,
+};
 
 /// The cases that can be run.
 fn runnable() -> Vec<Case> {
@@ -128,6 +139,73 @@ fn a_published_ring_is_in_force_at_once() {
         expected.add(&of_key.unwrap_or(unknown).counted(Verdict::Pass, &ring));
         assert!(counted == expected, "step {step}: {:#?}, expected {:#?}", rows(&counted), rows(&expected));
     }
+}
+
+/// The counts of earlier maps are part of every sum, and go to the row of what is removed with the service that they are of.
+#[test]
+fn counts_of_earlier_maps_are_added() {
+    const WORDS: usize = size_of::<Carried>() / 8;
+    const PLAIN: usize = offset_of!(Carried, cell) + offset_of!(Cell, syn);
+    const HITS: usize = offset_of!(Carried, cell) + offset_of!(Cell, hits);
+    const OUTCOMES: usize = offset_of!(Carried, outcomes);
+    const WATCH: usize = offset_of!(Carried, watch);
+
+    sandbox(|| {
+        let pins = Bpffs::new(BPFFS.as_ref()).pins("carried");
+        let _lock = pins.lock(Duration::ZERO).expect("nobody else is here");
+        let options = LoadOptions { services: 1, ..LoadOptions::new(LinkLayer::Ethernet, Mode::Observe) };
+        let mut kernel = Kernel::with(&options, Some(&pins));
+        let serve = |kernel: &mut Kernel, named: &[&str]| {
+            let named = named.iter().map(|text| text.parse().expect("a service")).collect();
+            kernel.serve(&Services::new(named, Mode::Observe).expect("services"));
+        };
+        serve(&mut kernel, &["web=80"]);
+        kernel.pass("web", &eth().ipv4(CLIENT_V4, SERVER_V4).syn().ports(1, 80).build(), 3);
+        kernel.pass("other", &eth().ipv4(CLIENT_V4, SERVER_V4).syn().ports(1, 81).build(), 5);
+
+        let map = MapData::from_pin(pins.map(names::CARRIED)).expect("the map is pinned");
+        let mut map: Array<_, [u64; WORDS]> = Map::Array(map).try_into().expect("an array");
+        for (index, factor) in [(0, 1), (1, 100)] {
+            let mut words = [0; WORDS];
+            for (at, count) in [
+                (PLAIN, 10),
+                (HITS, 20),
+                (OUTCOMES + offset_of!(Outcomes, accepted), 30),
+                (OUTCOMES + offset_of!(Outcomes, untold), 40),
+                (WATCH + offset_of!(Watch, events), 50),
+                (WATCH + offset_of!(Watch, events_skipped), 60),
+                (WATCH + offset_of!(Watch, prefixes), 70),
+            ] {
+                words[at / 8] = factor * count;
+            }
+            map.set(index, words, 0).expect("the map can be written");
+        }
+        let sums = |kernel: &Kernel| {
+            let counters = kernel.counters();
+            (counters.class(PlainSyn).packets, counters.hits[0])
+        };
+        let rows = |kernel: &Kernel| -> Vec<_> {
+            let rows = kernel.by_service();
+            let row = |it: &ServiceCounters| {
+                (it.name.clone(), it.counters.class(PlainSyn).packets, it.outcomes.accepted)
+            };
+            rows.iter().map(row).collect()
+        };
+        assert_eq!(sums(&kernel), (8 + 10 + 1000, 20 + 2000));
+        let other = (OTHER_NAME.to_owned(), 5 + 10, 30);
+        assert_eq!(rows(&kernel), [other.clone(), ("web".to_owned(), 3 + 1000, 3000)]);
+        let watch = kernel.watch();
+        // Those of observing stand in the first entry only; refusals that were not told are in all.
+        assert_eq!((watch.events, watch.prefixes), (50, 70));
+        assert_eq!(watch.events_skipped, 60 + 40 + 4000);
+
+        serve(&mut kernel, &[]);
+        assert_eq!(rows(&kernel), [other.clone(), (REMOVED_NAME.to_owned(), 3 + 1000, 3000)]);
+        serve(&mut kernel, &["next=80"]);
+        let removed = (REMOVED_NAME.to_owned(), 3 + 1000, 3000);
+        assert_eq!(rows(&kernel), [other, ("next".to_owned(), 0, 0), removed]);
+        assert_eq!(sums(&kernel), (8 + 10 + 1000, 20 + 2000));
+    });
 }
 
 /// Whatever its mode and its own log level, the program passes the kernel's verifier and counts the same.

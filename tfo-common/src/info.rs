@@ -1,7 +1,7 @@
 //! What a controller tells the commands about the program that it attached, in a map of its own.
 
 /// The layout of all maps. A program and a command of different layouts do not read each other's maps.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// The one entry of the info map. The program never reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 use core::mem::{offset_of, size_of};
 
 use crate::{
+    carried::Carried,
     class::Class,
     cookie::ExpandedKey,
     counters::{Cell, MALFORMED_SLOTS, Sampled, Tally, UNSUPPORTED_SLOTS, VERDICT_SLOTS},
@@ -21,7 +22,7 @@ use crate::{
 };
 
 const _: () = {
-    assert!(LAYOUT_VERSION == 6);
+    assert!(LAYOUT_VERSION == 7);
 
     assert!(size_of::<ExpandedKey>() == 32);
     assert!(offset_of!(KeyRing, present) == 8);
@@ -59,6 +60,9 @@ const _: () = {
     assert!(size_of::<PrefixTally>() == 24 + 8 * 8 + 8);
     assert!(size_of::<Budget>() == 8 + 2 * 16);
     assert!(size_of::<Watch>() == 40 + 5 * 8);
+    assert!(offset_of!(Carried, outcomes) == size_of::<Cell>());
+    assert!(offset_of!(Carried, watch) == size_of::<Cell>() + size_of::<Outcomes>());
+    assert!(size_of::<Carried>() == size_of::<Cell>() + size_of::<Outcomes>() + size_of::<Watch>());
     assert!(offset_of!(Subject, connection) == 8);
     assert!(size_of::<Subject>() == 56);
     assert!(offset_of!(Event, head) == 72);

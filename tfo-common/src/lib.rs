@@ -23,6 +23,7 @@
 mod named;
 
 pub mod bytes;
+pub mod carried;
 pub mod class;
 pub mod cookie;
 pub mod counters;

@@ -28,6 +28,8 @@ pub const PREFIXES: &str = "TFO_PREFIXES";
 pub const PENDING: &str = "TFO_PENDING";
 /// [`Outcomes`](crate::observed::Outcomes) for each service.
 pub const OUTCOMES: &str = "TFO_OUTCOMES";
+/// [`Carried`](crate::carried::Carried) for each service.
+pub const CARRIED: &str = "TFO_CARRIED";
 /// The ring of [`Event`](crate::observed::Event)s.
 pub const EVENTS: &str = "TFO_EVENTS";
 /// [`Policy`](crate::policy::Policy) for each service.
@@ -76,6 +78,7 @@ const _: () = {
         PREFIXES,
         PENDING,
         OUTCOMES,
+        CARRIED,
         EVENTS,
         POLICIES,
         ADDRESSES,

@@ -40,6 +40,16 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
+    /// No outcomes.
+    pub const EMPTY: Self = Self {
+        accepted: 0,
+        refused: 0,
+        untold: 0,
+        told: [0; 2],
+        replays_forgotten: 0,
+        rtt_saved: [RttBucket { connections: 0, us: 0 }; RTT_BUCKETS],
+    };
+
     /// Adds what became of other connections.
     pub fn add(&mut self, other: &Self) {
         self.accepted += other.accepted;
@@ -216,6 +226,28 @@ pub struct Watch {
     pub prefixes: u64,
     /// Sources of which a guard forgot how much they had used, to make room for others.
     pub sources_forgotten: u64,
+}
+
+impl Watch {
+    /// No counts.
+    pub const EMPTY: Self = Self {
+        budget: Budget::NEW,
+        events: 0,
+        events_lost: 0,
+        events_skipped: 0,
+        prefixes: 0,
+        sources_forgotten: 0,
+    };
+
+    /// Adds the counts of `other`.
+    pub fn add(&mut self, other: &Self) {
+        let Self { budget: _, events, events_lost, events_skipped, prefixes, sources_forgotten } = other;
+        self.events += events;
+        self.events_lost += events_lost;
+        self.events_skipped += events_skipped;
+        self.prefixes += prefixes;
+        self.sources_forgotten += sources_forgotten;
+    }
 }
 
 named! {

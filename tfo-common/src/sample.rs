@@ -113,6 +113,12 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// One that has never been renewed.
+    pub const NEW: Self = {
+        const NOTHING: Allowance = Allowance { left: 0, firsts: 0 };
+        Self { jiffy: 0, looks: NOTHING, events: NOTHING }
+    };
+
     /// Begins a new jiffy where there is one, and tells whether the one before had something left.
     #[inline(always)]
     fn renew(&mut self, jiffies: u64) -> bool {

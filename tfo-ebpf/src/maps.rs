@@ -10,6 +10,7 @@ use aya_ebpf::{
 };
 use tfo_common::{
     bytes::Bytes as _,
+    carried::Carried,
     counters::Cell,
     info::Info,
     keyring::{KeyRing, KeyStore},
@@ -57,6 +58,10 @@ pub(crate) static TFO_PENDING: LruHashMap<Connection, Pending, PENDING> = LruHas
 /// [`tfo_common::names::OUTCOMES`].
 #[btf_map]
 static TFO_OUTCOMES: Array<Outcomes, 1> = Array::new();
+
+/// [`tfo_common::names::CARRIED`]: for the commands; the program leaves it alone.
+#[btf_map]
+static TFO_CARRIED: Array<Carried, 1> = Array::new();
 
 /// [`tfo_common::names::EVENTS`].
 #[btf_map]

@@ -29,7 +29,7 @@ const LINK: &str = "link";
 /// The pinned link of the program that follows connections.
 const OUTCOMES_LINK: &str = "outcomes-link";
 /// The maps that are pinned.
-pub const MAPS: [&str; 18] = [
+pub const MAPS: [&str; 19] = [
     names::COUNTERS,
     names::SAMPLERS,
     names::KEYS,
@@ -40,6 +40,7 @@ pub const MAPS: [&str; 18] = [
     names::PREFIXES,
     names::PENDING,
     names::OUTCOMES,
+    names::CARRIED,
     names::EVENTS,
     names::POLICIES,
     names::ADDRESSES,

@@ -121,6 +121,7 @@ impl Object {
             names::SAMPLERS,
             names::SERVICES,
             names::OUTCOMES,
+            names::CARRIED,
             names::POLICIES,
             names::UNKNOWN,
         ];

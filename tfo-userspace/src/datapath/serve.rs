@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 use aya::maps::{PerCpuValues, lpm_trie::Key};
 use tfo_common::{
+    carried::Carried,
     counters::{Cell, Counters},
     observed::Outcomes,
     policy::Policy,
@@ -107,28 +108,13 @@ impl Object {
 
     /// Adds what was counted at `index`, where nobody counts any more, to what stands at `to`, where nobody ever does.
     fn retire(&mut self, index: u32, to: u32) -> Result<()> {
-        let tables = &mut self.tables;
-        let cells = tables.cells.get(&index, 0).context("cannot read counters")?;
-        let sums = tables.cells.get(&to, 0).context("cannot read counters")?;
-        let sums: Vec<_> = sums
-            .iter()
-            .zip(cells.iter())
-            .map(|(Shared(sum), Shared(cell))| {
-                let mut sum = *sum;
-                sum.add(cell);
-                Shared(sum)
-            })
-            .collect();
-        tables.cells.set(to, PerCpuValues::try_from(sums)?, 0).context("cannot write counters")?;
-        let [mut sum, outcomes] =
-            [to, index].map(|index| tables.outcomes.get(&index, 0).map(|Shared(it)| it));
-        if let (Ok(sum), Ok(outcomes)) = (&mut sum, outcomes) {
-            sum.add(&outcomes);
-            tables.outcomes.set(to, Shared(*sum), 0).context("cannot write outcomes")?;
-        }
+        let counted = self.tables.total(index)?;
+        let mut sum = self.tables.carried(to)?;
+        sum.add(&counted);
+        self.tables.carry(to, &sum)?;
         self.clear(index)?;
         self.name(index, Service::default())?;
-        let has_counted = cells.iter().any(|Shared(cell)| cell.counters() != Counters::EMPTY);
+        let has_counted = counted.cell.counters() != Counters::EMPTY;
         if has_counted { self.name(to, Service::new(REMOVED_NAME).unwrap_or_default()) } else { Ok(()) }
     }
 
@@ -140,6 +126,7 @@ impl Object {
         self.tables.cells.set(index, cells, 0).context("cannot clear counters")?;
         self.samplers.set(index, samplers, 0).context("cannot clear samplers")?;
         self.tables.outcomes.set(index, Shared(Outcomes::default()), 0).context("cannot clear outcomes")?;
+        self.tables.carry(index, &Carried::EMPTY)?;
         self.unknown.set(index, 0, 0).context("cannot clear a limit")
     }
 

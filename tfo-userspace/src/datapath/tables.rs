@@ -8,6 +8,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
 };
 use tfo_common::{
+    carried::Carried,
     counters::{Cell, Counters},
     info::Info,
     keyring::{KeyRing, KeyStore},
@@ -36,6 +37,7 @@ macro_rules! shared {
     };
 }
 shared!(
+    Carried,
     Cell,
     Connection,
     Info,
@@ -56,12 +58,14 @@ pub(super) struct Tables {
     pub(super) keys: Array<MapData, Shared<KeyStore>>,
     pub(super) services: Array<MapData, Shared<Service>>,
     pub(super) outcomes: Array<MapData, Shared<Outcomes>>,
+    carried: Array<MapData, Shared<Carried>>,
     prefixes: HashMap<MapData, Shared<Prefix>, Shared<PrefixTally>>,
     pending: HashMap<MapData, Shared<Connection>, Shared<Pending>>,
     watch: PerCpuArray<MapData, Shared<Watch>>,
     all_cells: Whole<Shared<Cell>>,
     all_services: Whole<Shared<Service>>,
     all_outcomes: Whole<Shared<Outcomes>>,
+    all_carried: Whole<Shared<Carried>>,
 }
 
 /// One service, by its name, and what was counted for it.
@@ -92,16 +96,19 @@ pub struct Entries {
 impl Tables {
     /// The maps that `take` gives by their names.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<Map>) -> Result<Self> {
-        let (cells, services, outcomes) =
-            (take(names::COUNTERS)?, take(names::SERVICES)?, take(names::OUTCOMES)?);
+        let [cells, services, outcomes, carried] =
+            [names::COUNTERS, names::SERVICES, names::OUTCOMES, names::CARRIED].map(&mut take);
+        let (cells, services, outcomes, carried) = (cells?, services?, outcomes?, carried?);
         Ok(Self {
             all_cells: Whole::of(&cells, Shared(Cell::EMPTY))?,
             all_services: Whole::of(&services, Shared(Service::default()))?,
             all_outcomes: Whole::of(&outcomes, Shared(Outcomes::default()))?,
+            all_carried: Whole::of(&carried, Shared(Carried::EMPTY))?,
             cells: cells.try_into()?,
             keys: take(names::KEYS)?.try_into()?,
             services: services.try_into()?,
             outcomes: outcomes.try_into()?,
+            carried: carried.try_into()?,
             prefixes: take(names::PREFIXES)?.try_into()?,
             pending: take(names::PENDING)?.try_into()?,
             watch: take(names::WATCH)?.try_into()?,
@@ -118,6 +125,7 @@ impl Tables {
         let mut sum = Counters::default();
         let add = |_, cells: &[Shared<Cell>]| cells.iter().for_each(|Shared(cell)| sum.add_cell(cell));
         self.all_cells.each(add).context("cannot read the counters")?;
+        self.each_carried(|_, carried| sum.add_cell(&carried.cell))?;
         Ok(sum)
     }
 
@@ -153,27 +161,68 @@ impl Tables {
             }
         };
         self.all_outcomes.each(set).context("cannot read the outcomes")?;
+        self.each_carried(|index, carried| {
+            if let Some(place) = places[index as usize] {
+                named[place].counters.add_cell(&carried.cell);
+                named[place].outcomes.add(&carried.outcomes);
+            }
+        })?;
         Ok(named)
     }
 
     /// What was observed, summed over all CPUs, with the refusals that were not told; the budget is no sum and left out.
     pub(super) fn watch(&self) -> Result<Watch> {
-        let mut sum = Watch::default();
-        let all = self.watch.get(&0, 0).context("cannot read the state of observing")?;
-        for Shared(Watch { budget: _, events, events_lost, events_skipped, prefixes, sources_forgotten }) in
-            all.iter()
-        {
-            sum.events += events;
-            sum.events_lost += events_lost;
-            sum.events_skipped += events_skipped;
-            sum.prefixes += prefixes;
-            sum.sources_forgotten += sources_forgotten;
-        }
+        let mut sum = self.watch_of_cpus()?;
         let add = |_, outcomes: &[Shared<Outcomes>]| {
             outcomes.iter().for_each(|Shared(outcomes)| sum.events_skipped += outcomes.untold);
         };
         self.all_outcomes.each(add).context("cannot read the outcomes")?;
+        self.each_carried(|index, carried| {
+            if index == OTHER {
+                sum.add(&carried.watch);
+            }
+            sum.events_skipped += carried.outcomes.untold;
+        })?;
         Ok(sum)
+    }
+
+    /// The counts of observing, summed over all CPUs.
+    fn watch_of_cpus(&self) -> Result<Watch> {
+        let mut sum = Watch::EMPTY;
+        let all = self.watch.get(&0, 0).context("cannot read the state of observing")?;
+        all.iter().for_each(|Shared(watch)| sum.add(watch));
+        Ok(sum)
+    }
+
+    /// Shows the counts of earlier maps at each place to `see`.
+    fn each_carried(&self, mut see: impl FnMut(u32, &Carried)) -> Result<()> {
+        let each = |index, carried: &[Shared<Carried>]| carried.iter().for_each(|Shared(it)| see(index, it));
+        self.all_carried.each(each).context("cannot read the counts of earlier maps")
+    }
+
+    /// The counts of earlier maps at `index`.
+    pub(super) fn carried(&self, index: u32) -> Result<Carried> {
+        let Shared(carried) =
+            self.carried.get(&index, 0).context("cannot read the counts of earlier maps")?;
+        Ok(carried)
+    }
+
+    /// The counts of the place at `index`: of all CPUs, and of earlier maps. Those of observing are with [`OTHER`] only.
+    pub(super) fn total(&self, index: u32) -> Result<Carried> {
+        let mut sum = self.carried(index)?;
+        let cells = self.cells.get(&index, 0).context("cannot read the counters")?;
+        cells.iter().for_each(|Shared(cell)| sum.cell.add(cell));
+        let Shared(outcomes) = self.outcomes.get(&index, 0).context("cannot read the outcomes")?;
+        sum.outcomes.add(&outcomes);
+        if index == OTHER {
+            sum.watch.add(&self.watch_of_cpus()?);
+        }
+        Ok(sum)
+    }
+
+    /// Makes `carried` the counts of earlier maps at `index`.
+    pub(super) fn carry(&mut self, index: u32, carried: &Carried) -> Result<()> {
+        self.carried.set(index, Shared(*carried), 0).context("cannot write the counts of earlier maps")
     }
 
     /// The prefixes of sources. One that comes or goes meanwhile may be left out.

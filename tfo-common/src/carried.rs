@@ -1,0 +1,33 @@
+//! The counts of earlier maps, which user space carries into new ones.
+
+use crate::{
+    counters::Cell,
+    observed::{Outcomes, Watch},
+};
+
+/// Counts that earlier maps made at one place. Only user space writes them; the program leaves them alone.
+///
+/// The fields that are no counts, such as [`Sampled::due`](crate::counters::Sampled::due), [`Outcomes::told`] and
+/// [`Watch::budget`], are never added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Carried {
+    /// SYNs and frames, summed over CPUs.
+    pub cell: Cell,
+    /// Outcomes of connections.
+    pub outcomes: Outcomes,
+    /// Counts of observing, summed over CPUs. They belong to no service and stand in the first entry.
+    pub watch: Watch,
+}
+
+impl Carried {
+    /// No counts.
+    pub const EMPTY: Self = Self { cell: Cell::EMPTY, outcomes: Outcomes::EMPTY, watch: Watch::EMPTY };
+
+    /// Adds the counts of `other`.
+    pub fn add(&mut self, other: &Self) {
+        self.cell.add(&other.cell);
+        self.outcomes.add(&other.outcomes);
+        self.watch.add(&other.watch);
+    }
+}
