@@ -1,6 +1,9 @@
 //! The real program: run on one frame by BPF_PROG_TEST_RUN (tier 2), or attached. Needs root.
 
+use std::time::Duration;
+
 use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
+use nix::time::{ClockId, clock_gettime};
 use tfo_common::{
     counters::Counters, keyring::KeyRing, observed::Watch, parse::LinkLayer, policy::Policy, service::OTHER,
     verdict::Mode,
@@ -27,7 +30,7 @@ pub fn fits(frame: &[u8]) -> bool {
 pub struct Kernel(Object);
 
 impl Kernel {
-    /// A program with maps of its own, in which `ring` is in force.
+    /// A program with maps of its own, in which `ring` is in force, confirmed for good.
     pub fn load(link: LinkLayer, mode: Mode, ring: &KeyRing) -> Self {
         let mut kernel = Self::with(&LoadOptions::new(link, mode), None);
         kernel.publish(ring);
@@ -37,6 +40,8 @@ impl Kernel {
     /// A program with these options, on the maps under `pins`, if given. In mode `shield` it has no guards yet.
     pub fn with(options: &LoadOptions, pins: Option<&Pins>) -> Self {
         let mut kernel = Self(Object::load(options, pins).expect("the program loads (is this root?)"));
+        // Most tests have no controller that would do it every second.
+        kernel.confirm_at(u64::MAX);
         // Where there are no policies, the map has none that knows the mode.
         if options.mode == Mode::Shield {
             kernel.set_policy(OTHER, &Policy::of_mode(options.mode));
@@ -64,6 +69,23 @@ impl Kernel {
     /// Puts `ring` in force.
     pub fn publish(&mut self, ring: &KeyRing) {
         self.0.publish(ring).expect("keys are published");
+    }
+
+    /// Confirms the keys as of `confirmed_ns`.
+    pub fn confirm_at(&mut self, confirmed_ns: u64) {
+        self.0.confirm_at(confirmed_ns).expect("the keys are confirmed");
+    }
+
+    /// Confirms the keys, as the controller does.
+    pub fn confirm(&mut self) {
+        self.0.confirm().expect("the keys are confirmed");
+    }
+
+    /// Confirms the keys as of `seconds` ago.
+    pub fn confirm_ago(&mut self, seconds: u64) {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a clock");
+        let ago = Duration::from(now) - Duration::from_secs(seconds);
+        self.confirm_at(ago.as_nanos() as u64);
     }
 
     /// Makes `services` those that are served.

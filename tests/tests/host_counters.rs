@@ -101,6 +101,7 @@ fn carried_counts_add_up() {
         events_skipped: 3 * n,
         prefixes: 4 * n,
         sources_forgotten: 5 * n,
+        unconfirmed: 6 * n,
         ..Watch::EMPTY
     };
     let mut one = Carried { watch: watch(1), ..Carried::EMPTY };

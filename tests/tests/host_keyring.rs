@@ -1,7 +1,9 @@
 //! Key rings follow the kernel's keys and forget none too early.
 
 use proptest::{collection::vec, prelude::*};
-use tfo_common::keyring::{Held, Key, KeyRing, KeyStore, Moment, RETIRED, Role, SLOTS, TRACKS};
+use tfo_common::keyring::{
+    CONFIRMED_FOR_NS, Confirmed, Held, Key, KeyRing, KeyStore, Moment, RETIRED, Role, SLOTS, TRACKS,
+};
 use tfo_tests::keys::{self, STRANGER, ZERO};
 
 /// The n-th key of a series.
@@ -152,6 +154,39 @@ fn a_store_reads_the_ring_in_force() {
         assert_eq!(KeyStore::index(active), index);
         assert!(*store.current() == store.rings[index]);
     }
+}
+
+/// A confirmation holds for its time, and one from the future does; the clock is asked once in a jiffy and for each confirmation.
+#[test]
+fn a_confirmation_holds_for_its_time() {
+    let at = 1 << 40;
+    for (now, is_recent) in [
+        (at - 1, true),
+        (at, true),
+        (at + CONFIRMED_FOR_NS, true),
+        (at + CONFIRMED_FOR_NS + 1, false),
+        (u64::MAX, false),
+    ] {
+        assert_eq!(KeyStore::is_recent(at, now), is_recent, "{now}");
+    }
+    assert!(!KeyStore::is_recent(0, at) && KeyStore::is_recent(u64::MAX, at));
+
+    let mut confirmed = Confirmed::NEVER;
+    let mut asked = 0;
+    let mut ask = |at, jiffy, now: u64| {
+        let is_recent = confirmed.is_recent(at, jiffy, || {
+            asked += 1;
+            now
+        });
+        (is_recent, asked)
+    };
+    let late = at + CONFIRMED_FOR_NS + 1;
+    assert_eq!(ask(at, 1, at), (true, 1));
+    assert_eq!(ask(at, 1, late), (true, 1), "it is the same jiffy");
+    assert_eq!(ask(at, 2, late), (false, 2));
+    assert_eq!(ask(at, 2, late), (false, 2));
+    assert_eq!(ask(late, 2, late), (true, 3), "it is confirmed anew");
+    assert_eq!(ask(late, 2, late), (true, 3));
 }
 
 #[test]

@@ -174,7 +174,7 @@ fn counts_of_earlier_maps_are_added() {
                 (OUTCOMES + offset_of!(Outcomes, untold), 40),
                 (WATCH + offset_of!(Watch, events), 50),
                 (WATCH + offset_of!(Watch, events_skipped), 60),
-                (WATCH + offset_of!(Watch, prefixes), 70),
+                (WATCH + offset_of!(Watch, unconfirmed), 70),
             ] {
                 words[at / 8] = factor * count;
             }
@@ -196,7 +196,7 @@ fn counts_of_earlier_maps_are_added() {
         assert_eq!(rows(&kernel), [other.clone(), ("web".to_owned(), 3 + 1000, 3000)]);
         let watch = kernel.watch();
         // Those of observing stand in the first entry only; refusals that were not told are in all.
-        assert_eq!((watch.events, watch.prefixes), (50, 70));
+        assert_eq!((watch.events, watch.unconfirmed), (50, 70));
         assert_eq!(watch.events_skipped, 60 + 40 + 4000);
 
         serve(&mut kernel, &[]);

@@ -369,6 +369,56 @@ fn unknown_cookies_are_shed() {
     }
 }
 
+/// Which cookies are unknown is known while the keys are confirmed. Publishing keys confirms nothing, and takes no confirmation away.
+#[test]
+fn nothing_is_shed_unless_the_keys_are_confirmed() {
+    for (scope, drops) in
+        [Policy::SHEDS_ALL, Policy::SHEDS_SOURCES].map(|scope| [(scope, false), (scope, true)]).concat()
+    {
+        let flags = shield().flags | scope | if drops { Policy::DROPS } else { 0 };
+        let one = Limit::new(1, FOREVER, 1);
+        let policy = Policy { flags, shed: one, shed_per_source: one, ..shield() }.with(Guard::Shed, true);
+        let mut shield = Shield::with(LinkLayer::Ethernet, &policy);
+        let (stranger, bad) =
+            (Syn::new(&v4(1), 1, Option_::Of(STRANGER)), Syn::new(&v4(1), 1, Option_::BadLength));
+        let acts = |shield: &mut Shield, unconfirmed| {
+            for syn in [&stranger, &bad] {
+                let verdict = if drops { Verdict::Drop } else { Verdict::Hide };
+                let out = (!drops).then_some(&syn.hidden[..]);
+                shield.expect("confirmed", syn, verdict, Some(Guard::Shed), out);
+            }
+            assert_eq!(shield.kernel.watch().unconfirmed, unconfirmed);
+        };
+        let passes = |shield: &mut Shield, unconfirmed| {
+            for syn in [&stranger, &bad] {
+                shield.expect("unconfirmed", syn, Verdict::Pass, None, Some(&syn.frame));
+            }
+            // Of these, nothing depends on the keys.
+            for option in [Option_::Request, Option_::Of(CURRENT), Option_::Of(BACKUP)] {
+                let syn = Syn::new(&v4(1), 1, option);
+                shield.expect("no matter", &syn, Verdict::Pass, None, Some(&syn.frame));
+            }
+            assert_eq!(shield.kernel.watch().unconfirmed, unconfirmed);
+        };
+        shield.kernel.confirm_ago(6);
+        shield.expect("the one that there may be", &stranger, Verdict::Pass, None, Some(&stranger.frame));
+        assert_eq!(shield.kernel.watch().unconfirmed, 0);
+        passes(&mut shield, 2);
+        shield.kernel.publish(&keys::ring());
+        passes(&mut shield, 4);
+        shield.kernel.confirm();
+        acts(&mut shield, 4);
+        shield.kernel.publish(&keys::ring());
+        acts(&mut shield, 4);
+        shield.kernel.confirm_ago(6);
+        passes(&mut shield, 6);
+        shield.kernel.confirm_at(0);
+        passes(&mut shield, 8);
+        shield.kernel.confirm();
+        acts(&mut shield, 8);
+    }
+}
+
 /// A SYN that nobody has seen before is no replay; nor is one whose connection never came.
 #[test]
 fn what_was_not_served_is_no_replay() {

@@ -15,7 +15,7 @@ use proptest::{
 use tfo_common::{
     class::Class,
     counters::Counters,
-    keyring::{KeyRing, SLOTS},
+    keyring::{KeyRing, NEWEST, SLOTS},
     parse::LinkLayer,
     policy::Policy,
     segment::Family,
@@ -167,6 +167,41 @@ fn without_a_key_of_the_kernel_they_are_left_alone() {
 fn mode_observe_leaves_them_alone() {
     for link in LinkLayer::ALL {
         check_shapes(*link, Mode::Observe, &keys::ring(), None);
+    }
+}
+
+/// The kernel may hold another key by now: what it takes is known while the keys are confirmed.
+#[test]
+fn nothing_is_rewritten_unless_the_keys_are_confirmed() {
+    for (link, mode) in
+        LinkLayer::ALL.iter().flat_map(|link| Mode::ALL.iter().map(move |mode| (*link, *mode)))
+    {
+        let ring = keys::ring();
+        let mut counting = Counting::load(link, mode, &ring);
+        let mut unconfirmed = 0;
+        for (name, ip) in packets(link) {
+            let syn = |key| ip.clone().syn().cookie_of(key).data(b"data").build();
+            let check = |counting: &mut Counting, into: TestKey| {
+                let verdict = if into == RETIRED[0] { Verdict::Pass } else { Verdict::Rewrite };
+                let expected = Expected::of_key(family(&ip), NEWEST, 4).counted(verdict, &ring);
+                counting.check(name, &syn(RETIRED[0]), &syn(into), &expected);
+                // Of these, nothing depends on it.
+                for (slot, key) in [CURRENT, BACKUP].into_iter().enumerate() {
+                    let expected = Expected::of_key(family(&ip), slot, 4).counted(Verdict::Pass, &ring);
+                    counting.check(name, &syn(key), &syn(key), &expected);
+                }
+            };
+            let (translation, counts) = if mode == Mode::Observe { (RETIRED[0], 0) } else { (BACKUP, 1) };
+            counting.kernel.confirm();
+            check(&mut counting, translation);
+            counting.kernel.confirm_ago(6);
+            check(&mut counting, RETIRED[0]);
+            unconfirmed += counts;
+            assert_eq!(counting.kernel.watch().unconfirmed, unconfirmed, "{name}, {mode}");
+            counting.kernel.confirm();
+            check(&mut counting, translation);
+            assert_eq!(counting.kernel.watch().unconfirmed, unconfirmed, "{name}, {mode}");
+        }
     }
 }
 

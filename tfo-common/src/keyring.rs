@@ -298,6 +298,38 @@ impl KeyRing {
     }
 }
 
+/// Time for which a confirmation of the keys holds, in nanoseconds. The controller confirms them more often.
+pub const CONFIRMED_FOR_NS: u64 = 5_000_000_000;
+
+/// Answer of a CPU to the question whether the keys in the map are the kernel's. It is kept for a jiffy, since a clock in nanoseconds
+/// costs more than all else that is done for a cookie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Confirmed {
+    /// The jiffy in which the clock was read.
+    jiffy: u64,
+    /// [`KeyStore::confirmed_ns`] at that moment.
+    confirmed_ns: u64,
+    /// 1 where that was recent, else 0.
+    is_recent: u64,
+}
+
+impl Confirmed {
+    /// Before the first answer: no CPU's clock shows jiffy 0 (`INITIAL_JIFFIES`, linux/jiffies.h).
+    pub const NEVER: Self = Self { jiffy: 0, confirmed_ns: 0, is_recent: 0 };
+
+    /// Whether the keys were confirmed within [`CONFIRMED_FOR_NS`]. It asks `clock`, CLOCK_MONOTONIC in nanoseconds, once in a jiffy
+    /// and for each confirmation.
+    #[inline(always)]
+    pub fn is_recent(&mut self, confirmed_ns: u64, jiffy: u64, clock: impl FnOnce() -> u64) -> bool {
+        if self.jiffy != jiffy || self.confirmed_ns != confirmed_ns {
+            let is_recent = KeyStore::is_recent(confirmed_ns, clock()).into();
+            *self = Self { jiffy, confirmed_ns, is_recent };
+        }
+        self.is_recent != 0
+    }
+}
+
 /// The one entry of the keys map: two rings, and which of them is in force.
 ///
 /// A writer fills the ring that is not in force, then flips [`active`](Self::active), one aligned word, and waits
@@ -307,7 +339,9 @@ impl KeyRing {
 pub struct KeyStore {
     /// The index of the ring in force: 0 or 1.
     pub active: u64,
-    _rest: [u64; 127],
+    /// When the controller last confirmed that these keys are the kernel's: CLOCK_MONOTONIC in nanoseconds.
+    pub confirmed_ns: u64,
+    _rest: [u64; 126],
     /// The two rings.
     pub rings: [KeyRing; 2],
     _end: [u64; 128],
@@ -315,7 +349,7 @@ pub struct KeyStore {
 
 impl Default for KeyStore {
     fn default() -> Self {
-        Self { active: 0, _rest: [0; 127], rings: [KeyRing::EMPTY; 2], _end: [0; 128] }
+        Self { active: 0, confirmed_ns: 0, _rest: [0; 126], rings: [KeyRing::EMPTY; 2], _end: [0; 128] }
     }
 }
 
@@ -324,6 +358,12 @@ impl KeyStore {
     #[inline(always)]
     pub const fn index(active: u64) -> usize {
         (active & 1) as usize
+    }
+
+    /// Whether a confirmation at `confirmed_ns` holds at `now_ns`. One from the future does.
+    #[inline(always)]
+    pub const fn is_recent(confirmed_ns: u64, now_ns: u64) -> bool {
+        now_ns.saturating_sub(confirmed_ns) <= CONFIRMED_FOR_NS
     }
 
     /// The ring in force.

@@ -2,6 +2,7 @@
 
 use crate::{
     class::Class,
+    keyring::Confirmed,
     policy::{Decision, Guard},
     sample::{Budget, EVENT_BUDGET},
     segment::{Addresses, Family},
@@ -226,6 +227,10 @@ pub struct Watch {
     pub prefixes: u64,
     /// Sources of which a guard forgot how much they had used, to make room for others.
     pub sources_forgotten: u64,
+    /// The answer of this CPU to the question whether the keys are confirmed.
+    pub confirmed: Confirmed,
+    /// SYNs that were not shed, and retired cookies that were not translated, because the keys were not confirmed.
+    pub unconfirmed: u64,
 }
 
 impl Watch {
@@ -237,16 +242,28 @@ impl Watch {
         events_skipped: 0,
         prefixes: 0,
         sources_forgotten: 0,
+        confirmed: Confirmed::NEVER,
+        unconfirmed: 0,
     };
 
     /// Adds the counts of `other`.
     pub fn add(&mut self, other: &Self) {
-        let Self { budget: _, events, events_lost, events_skipped, prefixes, sources_forgotten } = other;
+        let Self {
+            budget: _,
+            events,
+            events_lost,
+            events_skipped,
+            prefixes,
+            sources_forgotten,
+            confirmed: _,
+            unconfirmed,
+        } = other;
         self.events += events;
         self.events_lost += events_lost;
         self.events_skipped += events_skipped;
         self.prefixes += prefixes;
         self.sources_forgotten += sources_forgotten;
+        self.unconfirmed += unconfirmed;
     }
 }
 

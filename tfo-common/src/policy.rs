@@ -278,10 +278,12 @@ impl fmt::Debug for Decision {
 
 /// What [`decide`] asks of the packet at hand.
 pub trait Facts {
-    /// Whether the kernel holds a key to translate cookies into.
+    /// Whether the kernel holds a key to translate cookies into, as far as that is confirmed. It is asked once for each retired cookie
+    /// that may be translated, and of no other SYN.
     fn has_translation(&self) -> bool;
 
-    /// Whether `guard` has a reason to act; of [`Guard::Hide`], whether the source is one that is to be hidden.
+    /// Whether `guard` has a reason to act; of [`Guard::Hide`], whether the source is one that is to be hidden. [`Guard::Shed`] has none
+    /// while the keys are not confirmed: which cookies are unknown is not known then.
     fn trips(&mut self, guard: Guard) -> bool;
 
     /// See [`Bytes::opaque`](crate::bytes::Bytes::opaque).

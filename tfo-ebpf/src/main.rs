@@ -11,6 +11,7 @@
 )]
 
 mod act;
+mod confirmed;
 mod frame;
 mod maps;
 mod outcome;
@@ -29,12 +30,12 @@ use tfo_common::{
     handed::{Handed, Hint},
     keyring::KeyRing,
     parse::{Fault, usual, walk},
-    policy::{Policy, Unguarded, decide},
+    policy::{Policy, decide},
     segment::Segment,
     service::OTHER,
 };
 
-use crate::frame::Frame;
+use crate::{confirmed::Unguarded, frame::Frame};
 
 /// Sees every frame of the interface.
 #[xdp]
@@ -83,7 +84,7 @@ fn serve(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> u32 {
 #[inline(always)]
 fn end(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classified) -> u32 {
     let policy = Policy::of_mode(maps::mode());
-    let decision = decide(&policy, found.class, Unguarded(ring.translation().is_some()));
+    let decision = decide(&policy, found.class, Unguarded(ring));
     let count = |service| {
         let hint = Hint::syn(segment, found.class, decision, service);
         count(ctx.ctx, found.class.is_fast_open(), hint, service, |cell| {

@@ -163,6 +163,14 @@ pub(crate) fn ring() -> Option<&'static KeyRing> {
     TFO_KEYS.get_ptr(0).map(in_force)
 }
 
+/// When the keys were last confirmed: see [`KeyStore::confirmed_ns`]. Zero where nobody has.
+#[inline(always)]
+pub(crate) fn confirmed_ns() -> u64 {
+    // SAFETY: the entry of an array map lives as long as the program. The controller may write this aligned word at any time,
+    // hence the volatile read.
+    TFO_KEYS.get_ptr(0).map_or(0, |store| unsafe { (&raw const (*store).confirmed_ns).read_volatile() })
+}
+
 #[inline(always)]
 fn in_force(store: *const KeyStore) -> &'static KeyRing {
     // SAFETY: the entry of an array map lives as long as the program. The controller may flip `active` at any time,

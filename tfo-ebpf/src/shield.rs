@@ -20,7 +20,7 @@ use tfo_common::{
     verdict::Verdict,
 };
 
-use crate::{act, count, frame::Frame, maps, unclassified};
+use crate::{act, confirmed::tfo_is_confirmed, count, frame::Frame, maps, unclassified};
 
 /// A SYN in one of the usual frames: what is left to do for it. Nearly always nothing: it has no option, or its cookie is good and no
 /// guard minds.
@@ -170,7 +170,7 @@ struct Looks<'a> {
 impl Facts for Looks<'_> {
     #[inline(always)]
     fn has_translation(&self) -> bool {
-        maps::ring().is_some_and(|ring| ring.translation().is_some())
+        maps::ring().is_some_and(|ring| ring.translation().is_some()) && tfo_is_confirmed() != 0
     }
 
     #[inline(always)]
@@ -247,7 +247,7 @@ pub extern "C" fn tfo_is_hidden(ctx: *mut xdp_md, syn: u64) -> u32 {
     addresses.is_some_and(|addresses| maps::is_hidden(addresses.source_v6())).into()
 }
 
-/// Whether there are more unknown cookies than there may be, from its source or in all.
+/// Whether there are more unknown cookies than there may be, from its source or in all, and it is confirmed that they are unknown.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_is_flood(ctx: *mut xdp_md, syn: u64, service: u32) -> u32 {
@@ -261,7 +261,7 @@ pub extern "C" fn tfo_is_flood(ctx: *mut xdp_md, syn: u64, service: u32) -> u32 
     let in_all = || maps::unknown(service).is_some_and(|until| !policy.shed.spend(until, now()));
     let is_flood =
         policy.has(Policy::SHEDS_SOURCES) && from_source() || policy.has(Policy::SHEDS_ALL) && in_all();
-    is_flood.into()
+    (is_flood && tfo_is_confirmed() != 0).into()
 }
 
 /// Does with the SYN what was decided.

@@ -9,7 +9,10 @@ use aya::{
     programs::{SockOps, Xdp},
 };
 use log::{info, trace};
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::{
+    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
+    time::{ClockId, clock_gettime},
+};
 use tfo_common::{
     counters::Counters,
     info::Info,
@@ -31,6 +34,7 @@ use super::{
 use crate::{
     keys::{describe, keeper::Publish, state::Made},
     pins::{MAPS, Pins},
+    secrecy::leaving_no_trace,
     services::Services,
 };
 
@@ -236,7 +240,8 @@ impl Object {
     ///
     /// No program ever sees half of it: the ring is written where nobody reads, one aligned word is flipped, and the
     /// other ring gets no other bytes before every program that could still read it has ended. (Each write covers the
-    /// whole entry, but writes the bytes that were there, save in the spare ring and in the low byte of that word.)
+    /// whole entry, but writes the bytes that were there, save in the spare ring and in the low byte of that word.) It confirms
+    /// nothing: see [`confirm`](Self::confirm).
     pub fn publish(&mut self, ring: &KeyRing) -> Result<()> {
         let Shared(mut store) = self.tables.keys.get(&0, 0).context("cannot read the key map")?;
         let spare = KeyStore::index(store.active + 1);
@@ -247,6 +252,26 @@ impl Object {
         self.tables.keys.set(0, Shared(store), 0).context("cannot write the key map")?;
         wait_for_running_programs();
         Ok(())
+    }
+}
+
+impl Object {
+    /// Confirms that the keys in the map are the kernel's, for [`CONFIRMED_FOR_NS`] from now on.
+    ///
+    /// [`CONFIRMED_FOR_NS`]: tfo_common::keyring::CONFIRMED_FOR_NS
+    pub fn confirm(&mut self) -> Result<()> {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?;
+        self.confirm_at(Duration::from(now).as_nanos() as u64)
+    }
+
+    /// Confirms them as of `confirmed_ns`, CLOCK_MONOTONIC in nanoseconds: for good where that is the far future. A test's.
+    pub fn confirm_at(&mut self, confirmed_ns: u64) -> Result<()> {
+        // The kernel takes whole entries only: the keys are read for it, and written back as they are.
+        leaving_no_trace(|| {
+            let Shared(mut store) = self.tables.keys.get(&0, 0).context("cannot read the key map")?;
+            store.confirmed_ns = confirmed_ns;
+            self.tables.keys.set(0, Shared(store), 0).context("cannot write the key map")
+        })
     }
 }
 
