@@ -10,6 +10,7 @@ use tfo_common::{
 };
 use tfo_userspace::{
     datapath::{LoadOptions, Object, ServiceCounters},
+    guards::Hidden,
     pins::Pins,
     services::Services,
 };
@@ -96,6 +97,11 @@ impl Kernel {
     /// Makes `policy` that of the service at `index`.
     pub fn set_policy(&mut self, index: u32, policy: &Policy) {
         self.0.set_policy(index, policy).expect("the policy is written");
+    }
+
+    /// Hides Fast Open from the stack, or hides it no longer.
+    pub fn hide(&mut self, what: &Hidden, on: bool) {
+        self.0.hide(what, on).expect("the order is carried out");
     }
 
     /// The ring in force.

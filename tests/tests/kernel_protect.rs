@@ -20,7 +20,76 @@ use tfo_tests::{
     keys::{self, BACKUP, CURRENT, RETIRED, STRANGER},
     packet::{Carry as _, Ip, Tcp, eth},
 };
-use tfo_userspace::datapath::{LoadOptions, Sizes};
+use tfo_userspace::{
+    datapath::{LoadOptions, Sizes},
+    guards::Hidden,
+    services::{Named, Services, parse_prefix},
+};
+
+/// The SYNs that each service has counted, by name.
+fn by_service(kernel: &Kernel) -> Vec<(String, u64)> {
+    let packets = |counters: &Counters| Class::ALL.iter().map(|class| counters.class(*class).packets).sum();
+    kernel.by_service().iter().map(|it| (it.name.clone(), packets(&it.counters))).collect()
+}
+
+/// All of one family are none of the other, however few bits count.
+#[test]
+fn a_service_has_the_family_of_its_addresses() {
+    for mode in [Mode::Observe, Mode::Shield] {
+        for (addresses, expected) in [
+            (&["::/0"][..], [3, 2]),
+            (&["8000::/1"], [3, 2]),
+            (&["::/1"], [5, 0]),
+            (&["::/80"], [5, 0]),
+            (&["::/80", "fd00::/8"], [3, 2]),
+            (&["0.0.0.0/0"], [2, 3]),
+            (&["::/0", "0.0.0.0/0"], [0, 5]),
+        ] {
+            let options = LoadOptions { services: 1, ..LoadOptions::new(LinkLayer::Ethernet, mode) };
+            let mut kernel = Kernel::with(&options, None);
+            kernel.publish(&keys::ring());
+            let mut web: Named = "web=80".parse().expect("a service");
+            web.addresses = addresses.iter().map(|text| parse_prefix(text).expect("a prefix")).collect();
+            kernel.serve(&Services::new(vec![web], mode).expect("services"));
+            for (ip, repeat) in [(v4(1), 3), (v6(1), 2)] {
+                for option in [Option_::Of(CURRENT), Option_::Request] {
+                    kernel.run("a SYN", &Syn::new(&ip, 1, option).frame, repeat);
+                }
+            }
+            let [other, web] = expected.map(|packets| 2 * packets);
+            let expected = [("other".to_owned(), other), ("web".to_owned(), web)];
+            assert_eq!(by_service(&kernel), expected, "{mode}, {addresses:?}");
+        }
+    }
+}
+
+/// The same of sources that are hidden.
+#[test]
+fn sources_of_one_family_are_hidden() {
+    let low: Ip = eth().ipv6([0, 0, 0, 0, 0, 7, 0, 1].into(), SERVER_V6).into();
+    let mut shield = Shield::with(LinkLayer::Ethernet, &shield());
+    for (prefix, hidden) in [
+        ("::/0", [false, true, true]),
+        ("::/1", [false, true, true]),
+        ("::/80", [false, false, true]),
+        ("2001:db8::/32", [false, true, false]),
+        ("0.0.0.0/0", [true, false, false]),
+        ("192.0.2.0/31", [true, false, false]),
+        ("192.0.2.0/32", [false, false, false]),
+    ] {
+        let order = Hidden::Source(parse_prefix(prefix).expect("a prefix"));
+        shield.kernel.hide(&order, true);
+        for (ip, is_hidden) in [v4(1), v6(1), low.clone()].iter().zip(hidden) {
+            let syn = Syn::new(ip, 1, Option_::Of(CURRENT));
+            if is_hidden {
+                shield.expect(prefix, &syn, Verdict::Hide, Some(Guard::Hide), Some(&syn.hidden));
+            } else {
+                shield.expect(prefix, &syn, Verdict::Pass, None, Some(&syn.frame));
+            }
+        }
+        shield.kernel.hide(&order, false);
+    }
+}
 
 /// More jiffies than any of these tests takes.
 const FOREVER: u64 = 1 << 30;

@@ -36,7 +36,7 @@ pub const EVENTS: &str = "TFO_EVENTS";
 pub const POLICIES: &str = "TFO_POLICIES";
 /// The index of its service for each [`address_key`](crate::service::address_key), the longest that fits.
 pub const ADDRESSES: &str = "TFO_ADDRESSES";
-/// The prefixes of sources that are hidden by order, as [`source_v6`](crate::segment::Addresses::source_v6) has them.
+/// The prefixes of sources that are hidden by order, by [`hidden_key`](crate::policy::hidden_key).
 pub const HIDDEN: &str = "TFO_HIDDEN";
 /// [`Row`](crate::policy::Row)s of sources: how much of their share of good cookies they have used.
 pub const SOURCES: &str = "TFO_SOURCES";

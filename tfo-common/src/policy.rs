@@ -32,6 +32,16 @@ named! {
 pub const GUARD_SLOTS: usize = 8;
 /// The prefixes of sources that can be hidden by order.
 pub const HIDDEN: usize = 1 << 12;
+/// The bits of a [`hidden_key`] before the address.
+pub const FAMILY_BITS: u32 = 32;
+
+/// A source, as the map of hidden sources knows it: the [`Family`] index, then the address as [`Addresses::source_v6`] has it. No
+/// prefix of either family has sources of the other.
+#[inline(always)]
+pub const fn hidden_key(family: Family, [a0, a1, a2, a3]: [u32; 4]) -> [u32; 5] {
+    [family as u32, a0, a1, a2, a3]
+}
+
 /// Seats in a [`Row`]: half a cache line.
 pub const SEATS: usize = 2;
 

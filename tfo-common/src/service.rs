@@ -1,5 +1,7 @@
 //! Services: the groups of ports by which an operator wants things counted.
 
+use crate::segment::Family;
+
 /// The service of every port that no other names.
 pub const OTHER: u32 = 0;
 /// The bytes that a name has at most.
@@ -14,11 +16,18 @@ pub const BY_ADDRESS: u32 = 1 << 31;
 /// The bits of [`address_key`] before the address.
 pub const PORT_BITS: u32 = 32;
 
-/// A port and an address of this host, as the map of addresses knows them: the port's two bytes in network byte order and two
-/// zeros, then the address as [`Addresses::destination_v6`](crate::segment::Addresses::destination_v6) has it.
+/// A port and an address of this host, as the map of addresses knows them: [`address_scope`], then the address as
+/// [`Addresses::destination_v6`](crate::segment::Addresses::destination_v6) has it.
 #[inline(always)]
-pub const fn address_key(port: u16, [a0, a1, a2, a3]: [u32; 4]) -> [u32; 5] {
-    [port.swap_bytes() as u32, a0, a1, a2, a3]
+pub const fn address_key(port: u16, family: Family, [a0, a1, a2, a3]: [u32; 4]) -> [u32; 5] {
+    [address_scope(port, family), a0, a1, a2, a3]
+}
+
+/// The first word of an [`address_key`]: the port's two bytes in network byte order, the [`Family`] index, and a zero. No prefix of
+/// either family has addresses of the other.
+#[inline(always)]
+pub const fn address_scope(port: u16, family: Family) -> u32 {
+    port.swap_bytes() as u32 | (family as u32) << 16
 }
 
 /// One service, as the commands find it in its map; the program only knows its index there.

@@ -18,10 +18,10 @@ use tfo_common::{
         Connection, EVENT_BYTES, Event, Outcomes, PENDING, PREFIXES, Pending, Prefix, PrefixTally, Watch,
     },
     parse::LinkLayer,
-    policy::{HIDDEN, Policy, Row, Tag},
+    policy::{HIDDEN, Policy, Row, Tag, hidden_key},
     sample::Samplers,
     segment::{Addresses, FastOpen, Segment},
-    service::{ADDRESSES, BY_ADDRESS, OTHER, PORTS, Service, address_key},
+    service::{ADDRESSES, BY_ADDRESS, OTHER, PORTS, Service, address_scope},
     verdict::Mode,
 };
 
@@ -77,7 +77,7 @@ static TFO_ADDRESSES: LpmTrie<[u32; 5], u32, ADDRESSES> = LpmTrie::new();
 
 /// [`tfo_common::names::HIDDEN`].
 #[btf_map]
-static TFO_HIDDEN: LpmTrie<[u32; 4], u32, HIDDEN> = LpmTrie::new();
+static TFO_HIDDEN: LpmTrie<[u32; 5], u32, HIDDEN> = LpmTrie::new();
 
 /// [`tfo_common::names::SOURCES`]. The number of rows is set when the program is loaded, here and below.
 #[btf_map]
@@ -209,16 +209,22 @@ pub(crate) fn service_of(port: u16, addresses: impl FnOnce() -> Option<Addresses
     let rest = service & !BY_ADDRESS;
     addresses().map_or(rest, |addresses| {
         let [a0, a1, a2, a3] = addresses.destination_v6();
-        service_at(port, rest, pair(a0, a1), pair(a2, a3))
+        service_at(address_scope(port, addresses.family), rest, pair(a0, a1), pair(a2, a3))
     })
 }
 
 /// The service that the address names; else `rest`. A function of its own, as is [`is_source_hidden`]: the key needs room on the
 /// stack, and few packets pay for it.
 #[inline(never)]
-fn service_at(port: u16, rest: u32, high: u64, low: u64) -> u32 {
-    let key = address_key(port, [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32]);
-    TFO_ADDRESSES.get(&Key::new(u32::BITS * key.len() as u32, key)).copied().unwrap_or(rest)
+fn service_at(scope: u32, rest: u32, high: u64, low: u64) -> u32 {
+    TFO_ADDRESSES.get(&scoped(scope, high, low)).copied().unwrap_or(rest)
+}
+
+/// The key of one address: all of its bits count.
+#[inline(always)]
+const fn scoped(scope: u32, high: u64, low: u64) -> Key<[u32; 5]> {
+    let key = [scope, high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
+    Key::new(u32::BITS * key.len() as u32, key)
 }
 
 const fn pair(first: u32, second: u32) -> u64 {
@@ -236,15 +242,14 @@ pub(crate) fn policy(service: u32) -> Option<&'static Policy> {
 
 /// Whether the source is one of those that are hidden by order.
 #[inline(always)]
-pub(crate) fn is_hidden([a0, a1, a2, a3]: [u32; 4]) -> bool {
-    is_source_hidden(pair(a0, a1), pair(a2, a3))
+pub(crate) fn is_hidden(addresses: &Addresses) -> bool {
+    let [family, a0, a1, a2, a3] = hidden_key(addresses.family, addresses.source_v6());
+    is_source_hidden(family, pair(a0, a1), pair(a2, a3))
 }
 
 #[inline(never)]
-fn is_source_hidden(high: u64, low: u64) -> bool {
-    TFO_HIDDEN
-        .get(&Key::new(u128::BITS, [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32]))
-        .is_some()
+fn is_source_hidden(family: u32, high: u64, low: u64) -> bool {
+    TFO_HIDDEN.get(&scoped(family, high, low)).is_some()
 }
 
 /// Where it may stand what a source has used of its share.

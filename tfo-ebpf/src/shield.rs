@@ -244,7 +244,7 @@ fn now() -> u64 {
 #[inline(never)]
 pub extern "C" fn tfo_is_hidden(ctx: *mut xdp_md, syn: u64) -> u32 {
     let addresses = Handed::from_word(syn).place().addresses(&Frame::anew(ctx));
-    addresses.is_some_and(|addresses| maps::is_hidden(addresses.source_v6())).into()
+    addresses.is_some_and(|addresses| maps::is_hidden(&addresses)).into()
 }
 
 /// Whether there are more unknown cookies than there may be, from its source or in all, and it is confirmed that they are unknown.

@@ -8,7 +8,7 @@ use std::{
     str::FromStr,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use tfo_common::{service::NAME_LEN, verdict::Mode};
 
 use crate::{
@@ -79,7 +79,7 @@ pub fn parse_ports(range: &str) -> Result<RangeInclusive<u16>, String> {
     }
 }
 
-/// An address, or a network without bits behind its length.
+/// An address, or a network without bits behind its length. A network of IPv4 in its IPv6 form (RFC 4291, 2.5.5.2) is that of IPv4.
 pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
     let host = text.parse::<IpAddr>().map(IpNet::from);
     let prefix: IpNet = host.or_else(|_| text.parse()).map_err(|_| {
@@ -90,6 +90,11 @@ pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
     match prefix.trunc() {
         trunc if trunc != prefix => {
             Err(format!("`{text}` is a host in a network; write {} or {trunc}", prefix.addr()))
+        }
+        IpNet::V6(net) => {
+            let mapped = net.network().to_ipv4_mapped().zip(net.prefix_len().checked_sub(96));
+            let mapped = mapped.and_then(|(address, len)| Ipv4Net::new(address, len).ok());
+            Ok(mapped.map_or(IpNet::V6(net), IpNet::V4))
         }
         trunc => Ok(trunc),
     }
@@ -295,6 +300,28 @@ mod tests {
             "web=a",
         ] {
             assert!(wrong.parse::<Named>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn prefixes() {
+        for (text, expected) in [
+            ("192.0.2.1", "192.0.2.1/32"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:192.0.2.1", "192.0.2.1/32"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("::/0", "::/0"),
+            ("::/80", "::/80"),
+            ("::/96", "::/96"),
+            ("::fffe:0:0/95", "::fffe:0:0/95"),
+            ("::fffe:10.0.0.0/104", "::fffe:10.0.0.0/104"),
+            ("2001:db8::/32", "2001:db8::/32"),
+        ] {
+            assert_eq!(parse_prefix(text), Ok(expected.parse().expect("a prefix")), "{text}");
+        }
+        for wrong in ["", "a", "10.0.0.1/8", "::ffff:10.0.0.1/104", "10.0.0.0/33", "::/129"] {
+            assert!(parse_prefix(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -9,7 +9,7 @@ use aya::maps::{
 };
 use tfo_common::{
     names,
-    policy::{HIDDEN, Policy},
+    policy::{FAMILY_BITS, HIDDEN, Policy, hidden_key},
     service::OTHER,
 };
 
@@ -25,7 +25,7 @@ const THERE: u32 = 1;
 /// The maps with policies and orders.
 pub(super) struct Orders {
     policies: Array<MapData, Shared<Policy>>,
-    sources: LpmTrie<MapData, [u32; 4], u32>,
+    sources: LpmTrie<MapData, [u32; 5], u32>,
 }
 
 impl Orders {
@@ -57,8 +57,8 @@ impl Orders {
                 self.order(index..index + 1, Policy::HIDDEN_SERVICE, on)
             }
             Hidden::Source(source) => {
-                let (len, address) = words(*source);
-                let key = Key::new(len, address);
+                let (family, len, address) = words(*source);
+                let key = Key::new(FAMILY_BITS + len, hidden_key(family, address));
                 let count = self.sources.keys().count();
                 if !on {
                     if self.sources.remove(&key).is_err() {
@@ -99,7 +99,8 @@ impl Orders {
         }
         for key in self.sources.keys() {
             let key = key.context("cannot read the map of hidden sources")?;
-            all.extend(prefix(key.prefix_len(), key.data()).map(Hidden::Source));
+            let [family, address @ ..] = key.data();
+            all.extend(prefix(family, key.prefix_len() - FAMILY_BITS, address).map(Hidden::Source));
         }
         Ok(all)
     }

@@ -1,11 +1,12 @@
 //! What stands where in the maps, so that each service gets what is its.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use anyhow::{Result, bail};
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tfo_common::{
     policy::{Guard, Limit, Policy, SourceMask},
+    segment::Family,
     service::{ADDRESSES, BY_ADDRESS, OTHER, PORT_BITS, PORTS, Service, address_key},
     verdict::Mode,
 };
@@ -51,8 +52,8 @@ impl Plan {
                     *entry |= BY_ADDRESS;
                 }
                 for address in &named.addresses {
-                    let (len, words) = words(*address);
-                    addresses.insert((PORT_BITS + len, address_key(port, words)), at as u32);
+                    let (family, len, words) = words(*address);
+                    addresses.insert((PORT_BITS + len, address_key(port, family, words)), at as u32);
                 }
             }
         }
@@ -96,29 +97,34 @@ fn place(services: &Services, before: &[Option<String>]) -> Result<Vec<Option<Se
     Ok(places)
 }
 
-/// The bits of `prefix` that count, and its address, as [`Addresses::source_v6`] has it.
+/// The family of `prefix`, how many of the address' bits count, and the address, as [`Addresses::source_v6`] has it.
 ///
 /// [`Addresses::source_v6`]: tfo_common::segment::Addresses::source_v6
-pub(super) fn words(prefix: IpNet) -> (u32, [u32; 4]) {
-    let (len, address) = match prefix {
-        IpNet::V4(net) => (96 + u32::from(net.prefix_len()), net.network().to_ipv6_mapped()),
-        IpNet::V6(net) => (net.prefix_len().into(), net.network()),
+pub(super) fn words(prefix: IpNet) -> (Family, u32, [u32; 4]) {
+    let (family, len, address) = match prefix {
+        IpNet::V4(net) => {
+            (Family::Ipv4, MAPPED_BITS + u32::from(net.prefix_len()), net.network().to_ipv6_mapped())
+        }
+        IpNet::V6(net) => (Family::Ipv6, net.prefix_len().into(), net.network()),
     };
     let octets = address.octets();
     let (words, _) = octets.as_chunks();
-    (len, std::array::from_fn(|i| u32::from_le_bytes(words[i])))
+    (family, len, std::array::from_fn(|i| u32::from_le_bytes(words[i])))
 }
 
-/// The prefix of which [`words`] makes these.
-pub(super) fn prefix(len: u32, words: [u32; 4]) -> Option<IpNet> {
+/// The prefix of which [`words`] makes these; the family by its index.
+pub(super) fn prefix(family: u32, len: u32, words: [u32; 4]) -> Option<IpNet> {
     let octets: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let address = std::net::Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?);
-    let len = u8::try_from(len).ok()?;
-    match (address.to_ipv4_mapped(), len.checked_sub(96)) {
-        (Some(v4), Some(len)) => Some(IpNet::V4(ipnet::Ipv4Net::new(v4, len).ok()?)),
-        _ => Some(IpNet::V6(Ipv6Net::new(address, len).ok()?)),
+    let address = Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?);
+    if family == Family::Ipv6 as u32 {
+        return Some(IpNet::V6(Ipv6Net::new(address, len.try_into().ok()?).ok()?));
     }
+    let len = len.checked_sub(MAPPED_BITS)?.try_into().ok()?;
+    Some(IpNet::V4(Ipv4Net::new(address.to_ipv4_mapped()?, len).ok()?))
 }
+
+/// The bits before an IPv4 address, where it stands as an IPv6 one.
+const MAPPED_BITS: u32 = 96;
 
 /// What holds for the packets of `named`.
 fn policy(named: &Named, hz: u64) -> Policy {
@@ -204,16 +210,27 @@ mod tests {
         assert_eq!(plan.ports[80], BY_ADDRESS | 2);
         let v4 = (32 + 96 + 24, [80_u32.swap_bytes() >> 16, 0, 0, 0xffff_0000, 0x0002_00c0]);
         assert_eq!(plan.addresses.get(&v4), Some(&1));
+        let v6 = (32 + 32, [80_u32.swap_bytes() >> 16 | 1 << 16, 0xb80d_0120, 0, 0, 0]);
+        assert_eq!(plan.addresses.get(&v6), Some(&1));
         assert_eq!(plan.addresses.len(), 2);
     }
 
     #[test]
     fn a_prefix_and_back() {
-        for text in ["192.0.2.0/24", "0.0.0.0/0", "192.0.2.1/32", "2001:db8::/32", "::/0", "2001:db8::1/128"]
-        {
+        for text in [
+            "192.0.2.0/24",
+            "0.0.0.0/0",
+            "192.0.2.1/32",
+            "2001:db8::/32",
+            "::/0",
+            "::/80",
+            "::ffff:0.0.0.0/96",
+            "::ffff:192.0.2.1/128",
+            "2001:db8::1/128",
+        ] {
             let net: IpNet = text.parse().expect("a prefix");
-            let (len, words) = words(net);
-            assert_eq!(prefix(len, words), Some(net), "{text}");
+            let (family, len, words) = words(net);
+            assert_eq!(prefix(family as u32, len, words), Some(net), "{text}");
         }
     }
 }

@@ -140,7 +140,7 @@ impl Object {
     }
 
     /// Hides Fast Open from the stack, or hides it no longer.
-    pub(super) fn hide(&mut self, what: &Hidden, on: bool) -> Result<()> {
+    pub fn hide(&mut self, what: &Hidden, on: bool) -> Result<()> {
         self.orders.hide(&self.tables, what, on)
     }
 
