@@ -15,7 +15,6 @@ use tfo_common::{
     observed::{Connection, Kind, Outcomes, Pending, RTT_BUCKETS, RttBucket, Subject, rtt_bucket},
     policy::{Remembered, Tag, syn_tag},
     segment::{Addresses, Family},
-    verdict::Mode,
 };
 
 use crate::maps::{self, TFO_PENDING};
@@ -100,12 +99,10 @@ fn syn(ctx: &SockOpsContext, connection: &Connection, fins: u32) -> Tag {
     syn_tag(&connection.addresses(), tcp.to_le_bytes(), maps::seed())
 }
 
-/// For how many jiffies the SYNs of `service` are remembered, if they are.
+/// For how many jiffies the SYNs of `service` are remembered, if they are: whatever the mode of the XDP program beside this one, which
+/// may be replaced while this one stays.
 #[inline(always)]
 fn remembers(service: u32) -> Option<u64> {
-    if maps::mode() != Mode::Shield {
-        return None;
-    }
     maps::policy(service).map(|policy| policy.once).filter(|jiffies| *jiffies != 0)
 }
 
