@@ -320,6 +320,38 @@ fn gaps(about: u64) -> impl Strategy<Value = Vec<u64>> {
     vec(prop_oneof![2 => Just(0), 4 => 0..3_u64, 2 => 0..=about, 1 => 0..=50 * about], 1..300)
 }
 
+/// How many are granted to somebody who asks for `asked` in each of so many jiffies.
+fn granted(limit: &Limit, jiffies: u64, asked: impl Fn(u64) -> u64) -> u64 {
+    let until = Cell::new(0);
+    let granted = |jiffy| (0..asked(jiffy)).filter(|_| limit.spend(&until, jiffy * TICKS)).count() as u64;
+    (1..=jiffies).map(granted).sum()
+}
+
+/// Whoever always asks gets the whole rate, and so does who asks evenly; with one less, nobody does.
+#[test]
+fn the_least_burst_grants_the_whole_rate() {
+    const PERIODS: u64 = 20;
+    for (count, jiffies) in (1..=24).flat_map(|count| (1..=24).map(move |jiffies| (count, jiffies))) {
+        let least = Limit::least_burst(count, jiffies);
+        let all = PERIODS * count;
+        let always = |burst| granted(&Limit::new(count, jiffies, burst), PERIODS * jiffies, |_| 2 * count);
+        let evenly = |burst| {
+            let asked = |jiffy| jiffy * count / jiffies - (jiffy - 1) * count / jiffies;
+            granted(&Limit::new(count, jiffies, burst), PERIODS * jiffies, asked)
+        };
+        assert!(always(least) >= all && evenly(least) == all, "{count} in {jiffies}, burst {least}");
+        if least > 1 {
+            let fewer = (always(least - 1), evenly(least - 1));
+            assert!(fewer.0 < all && fewer.1 < all, "{count} in {jiffies}, burst {}: {fewer:?}", least - 1);
+        }
+        assert!((count.div_ceil(jiffies)..=count).contains(&least), "{count} in {jiffies}, burst {least}");
+    }
+    // A thousand in a second, at the usual rates of the clock.
+    assert_eq!([100, 250, 300, 1000].map(|hz| Limit::least_burst(1000, hz)), [10, 4, 4, 1]);
+    // As few as one in many jiffies; as many as there are.
+    assert_eq!((Limit::least_burst(1, u64::MAX), Limit::least_burst(u64::MAX, 1)), (1, u64::MAX));
+}
+
 proptest! {
     #![proptest_config(config())]
 

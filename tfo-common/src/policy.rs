@@ -412,6 +412,20 @@ impl Limit {
         Self { interval, tolerance: interval.saturating_mul(burst - 1) }
     }
 
+    /// Smallest burst with which `count` in `jiffies` are granted in full to whoever asks for as many. Neither is 0.
+    ///
+    /// Time moves by whole jiffies here. In one of them no more than `burst` can be granted, so there must be at least as many as are due
+    /// in a jiffy, rounded up. Where what is due is no whole number, what is left over at the end of a jiffy has to be kept for the next
+    /// one besides, and the burst must be large enough for the largest rest. With `count / jiffies` = p / q in lowest terms, times are
+    /// multiples of a p-th of a jiffy, of which `interval` has q, and `tolerance` must not be less than p - 1.
+    pub const fn least_burst(count: u64, jiffies: u64) -> u64 {
+        let (mut divisor, mut rest) = (count, jiffies);
+        while rest != 0 {
+            (divisor, rest) = (rest, divisor % rest);
+        }
+        (count / divisor - 1).div_ceil(jiffies / divisor) + 1
+    }
+
     /// What is to be remembered where one more is granted `now`, with `until` remembered; `None` where it is one too many.
     #[inline(always)]
     pub const fn grant(&self, until: u64, now: u64) -> Option<u64> {
