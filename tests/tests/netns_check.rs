@@ -106,7 +106,7 @@ fn fix_turns_fast_open_on_here_and_at_boot() {
         assert_eq!(status("tcp_fastopen"), "fail");
 
         let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("sysctl.d");
+        let folder = dir.path().to_owned();
         let file = folder.join("30-tcp_fastopen.conf");
         let fix = || {
             let output = tfo(&["check", "--fix", "--sysctl-dir", folder.to_str().unwrap()]);
@@ -168,9 +168,19 @@ fn fix_tells_json_what_it_changed() {
 #[test]
 fn a_fix_that_cannot_be_made_is_an_error() {
     sandbox(|| {
-        let (code, error) = failure(&tfo(&["check", "--fix", "--sysctl-dir", "/proc/nowhere"]));
+        let before = read_mode().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("sysctl.d");
+        let output = tfo(&["check", "--fix", "--sysctl-dir", missing.to_str().unwrap()]);
+        let expected = format!("error: there is no folder {}: make it, or give ", missing.display());
+        let (code, error) = failure(&output);
+        assert!(code == Some(1) && error.starts_with(&expected), "{error}");
+        assert!(output.stdout.is_empty() && !missing.exists(), "nothing is promised, nothing is made");
+        assert_eq!(read_mode().unwrap(), before);
+
+        let (code, error) = failure(&tfo(&["check", "--fix", "--sysctl-dir", "/proc"]));
         assert_eq!(code, Some(1));
-        assert!(error.starts_with("error: cannot write /proc/nowhere/30-tcp_fastopen.conf: "), "{error}");
+        assert!(error.starts_with("error: cannot write /proc/30-tcp_fastopen.conf: "), "{error}");
         assert_eq!(tfo(&["check", "--sysctl-dir", "/tmp"]).status.code(), Some(2), "it is for --fix only");
 
         let before = read_mode().unwrap();
@@ -179,6 +189,19 @@ fn a_fix_that_cannot_be_made_is_an_error() {
         assert_eq!(failure(&output), (Some(1), expected.to_owned()));
         assert!(output.stdout.is_empty(), "nothing is promised");
         assert_eq!(read_mode().unwrap(), before);
+    });
+}
+
+/// The usual folder is made where it is missing; a host without /etc/sysctl.d is no host with a mistake.
+#[test]
+fn fix_makes_the_usual_folder() {
+    sandbox(|| {
+        mount_on("tmpfs", "/etc");
+        write_mode(CLIENT).unwrap();
+        let output = tfo(&["check", "--fix"]);
+        assert!(output.status.success(), "{output:?}");
+        let written = fs::read_to_string("/etc/sysctl.d/30-tcp_fastopen.conf").unwrap();
+        assert!(written.ends_with("\nnet.ipv4.tcp_fastopen = 3\n"), "{written}");
     });
 }
 

@@ -4,18 +4,22 @@
 
 use std::{
     fs,
-    path::Path,
+    os::unix::fs::{PermissionsExt as _, chown},
+    process::{Command, Output},
     sync::atomic::{AtomicU16, Ordering},
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 use serde_json::Value;
 use tfo_common::segment::Family;
 use tfo_tests::{
     config::Config,
     netns::{
-        Counts, IFACE, Running, assert_clean, eventually, failure, ip, sandbox, server_and_client, tfo,
-        tfo_as_nobody,
+        Counts, IFACE, Running, assert_clean, binary, eventually, failure, ip, sandbox, server_and_client,
+        tfo, tfo_as_nobody,
     },
     scrape::Samples,
 };
@@ -245,6 +249,72 @@ fn a_start_with_a_file_that_is_wrong_touches_nothing() {
     });
 }
 
+/// `tfo ARGS`, which is killed where it hangs.
+fn tfo_in_time(args: &[&str]) -> Output {
+    Command::new("timeout").args(["-s", "KILL", "20"]).arg(binary()).args(args).output().unwrap()
+}
+
+/// Neither a start, a check nor a reload reads what others could have written, or what is no regular file.
+#[test]
+fn only_a_regular_file_of_root_or_ours_is_read() {
+    sandbox(|| {
+        ip(&format!("link add {IFACE} type veth peer name v1"));
+        let good = Config::new(IFACE, "");
+        let running = good.run();
+        let good = good.path();
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let [fifo, writable, foreign, folder] = ["fifo", "writable", "foreign", "folder"].map(at);
+        mkfifo(fifo.as_str(), Mode::from_bits_truncate(0o600)).unwrap();
+        fs::create_dir(&folder).unwrap();
+        for file in [&writable, &foreign] {
+            fs::copy(&good, file).unwrap();
+        }
+        let anybody = fs::Permissions::from_mode(0o646);
+        fs::set_permissions(&writable, anybody.clone()).unwrap();
+        chown(&foreign, Some(1234), None).unwrap();
+        for (path, why) in [
+            (fifo.as_str(), "it is a pipe: give --config a regular file".to_owned()),
+            ("/dev/null", "it is a device: give --config a regular file".to_owned()),
+            (&folder, "it is a folder: give --config a regular file".to_owned()),
+            (&writable, format!("anybody may write to it: `chmod o-w {writable}`")),
+            (&foreign, format!("it belongs to user 1234, who could change it: `chown root {foreign}`")),
+        ] {
+            let expected = format!("error: cannot read the configuration {path}: {why}\n");
+            for command in ["run", "check"] {
+                let refused = tfo_in_time(&[command, "--config", path]);
+                assert_eq!(failure(&refused), (Some(1), expected.clone()), "{command}");
+            }
+        }
+        fs::set_permissions(&good, anybody).unwrap();
+        let (code, error) = failure(&tfo(&["reload"]));
+        assert!(code == Some(1) && error.contains("anybody may write to it"), "{error}");
+        fs::set_permissions(&good, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(tfo(&["reload"]).status.success());
+        running.end(Signal::SIGTERM);
+        assert_clean(IFACE);
+    });
+}
+
+#[test]
+fn names_that_no_interface_has_are_faults_with_their_line() {
+    let file = Config::of_several(&[IFACE, "a/b", "", ".."], "metrics = \"127.0.0.1:0\"\n");
+    let (path, check) = (file.path(), tfo(&["check", "--config", &file.path()]));
+    assert_eq!(check.status.code(), Some(1));
+    let text = String::from_utf8(check.stdout).unwrap();
+    let expected = [
+        format!("{path}:1: interfaces: \"a/b\" cannot be the name of an interface: it has a slash"),
+        format!("{path}:1: interfaces: \"\" cannot be the name of an interface: it is empty"),
+        format!("{path}:1: interfaces: \"..\" cannot be the name of an interface: it is . or .."),
+        format!("{path}:2: metrics: 127.0.0.1:0 has port 0"),
+    ];
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), expected.len(), "{text}");
+    for (line, start) in lines.iter().zip(expected) {
+        assert!(line.starts_with(&start), "{line}");
+    }
+}
+
 #[test]
 fn what_takes_a_file_or_a_mode() {
     sandbox(|| {
@@ -278,12 +348,14 @@ fn what_takes_a_file_or_a_mode() {
 /// Anybody may look: nothing of the host is read.
 #[test]
 fn a_file_is_checked() {
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist/tfo.toml");
+    let dir = tempfile::tempdir_in("/tmp").unwrap();
+    // A copy belongs to us, whoever owns the tree.
+    let example = dir.path().join("example.toml");
+    fs::write(&example, include_str!("../../dist/tfo.toml")).unwrap();
     let check = tfo(&["check", "--config", example.to_str().unwrap()]);
     assert!(check.status.success(), "{:?}", failure(&check));
 
-    let dir = tempfile::tempdir_in("/tmp").unwrap();
-    fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let path = dir.path().join("tfo.toml").to_str().unwrap().to_owned();
     let check = |content: &str, more: &[&str]| {
         fs::write(&path, format!("interfaces = [\"{IFACE}\"]\n{content}")).unwrap();

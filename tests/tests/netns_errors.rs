@@ -19,7 +19,7 @@ fn refused(args: &[&str], code: i32, expected: &str) {
 fn an_interface_that_is_not_there() {
     sandbox(|| {
         refused(&["run", "-i", "NOPE"], 1, "there is no interface NOPE");
-        refused(&["run", "-i", "a-name-much-too-long-for-linux"], 1, "there is no interface a-name");
+        refused(&["run", "-i", "fifteen-letters"], 1, "there is no interface fifteen-letters");
         assert!(!Path::new(BPFFS).join("tfo").exists());
     });
 }
@@ -111,9 +111,35 @@ fn keys_that_are_none() {
 
 #[test]
 fn usage_is_status_2() {
-    for args in
-        [&["run"] as &[&str], &["nope"], &["lab", "--for", "0"], &["run", "-i", "v0", "--attach", "x"]]
-    {
+    for args in [
+        &["run"] as &[&str],
+        &["nope"],
+        &["lab", "--for", "0"],
+        &["run", "-i", "v0", "--attach", "x"],
+        &["run", "-i", "v0", "--metrics", "127.0.0.1:0"],
+    ] {
         assert_eq!(tfo(args).status.code(), Some(2), "tfo {args:?}");
+    }
+}
+
+/// On every command line that names one.
+#[test]
+fn names_that_no_interface_has() {
+    for name in ["", ".", "..", "a/b", "../../../etc", "a b", "a\nb", "a:b", "a-name-too-long-"] {
+        for command in [
+            &["run"] as &[&str],
+            &["status"],
+            &["check"],
+            &["unload"],
+            &["reload"],
+            &["hide", "--all"],
+            &["keys", "rotate"],
+            &["report", "--html", "-"],
+        ] {
+            let (code, error) = failure(&tfo(&[command, &["-i", name]].concat()));
+            assert_eq!(code, Some(2), "{command:?} {name:?}: {error}");
+            let expected = format!("{name:?} cannot be the name of an interface: it ");
+            assert!(error.contains(&expected), "{command:?} {name:?}: {error}");
+        }
     }
 }

@@ -8,7 +8,10 @@ use log::LevelFilter;
 use tfo_common::verdict::Mode;
 
 use crate::{
+    check::fix::FOLDER,
+    config::parse_address,
     guards::Hidden,
+    interface::parse_name,
     keys::schedule::parse_duration,
     services::{Named, parse_prefix},
 };
@@ -105,7 +108,13 @@ pub enum Command {
 #[derive(Args, Debug)]
 pub struct Run {
     /// The interface to attach to; may be given several times
-    #[arg(short, long = "interface", value_name = "IFACE", required_unless_present = "config")]
+    #[arg(
+        short,
+        long = "interface",
+        value_name = "IFACE",
+        value_parser = parse_name,
+        required_unless_present = "config"
+    )]
     pub interfaces: Vec<String>,
 
     /// Read all that the options below say, and more, from this file; dist/tfo.toml is an example
@@ -153,7 +162,7 @@ pub struct Run {
     ///
     /// There is no authentication and no encryption: whoever reaches the address may read it, so it is meant for the
     /// loopback. It has neither keys nor addresses of clients. Where nobody can listen there, nothing is attached.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     pub metrics: Option<SocketAddr>,
 }
 
@@ -226,7 +235,7 @@ pub struct Lab {
 #[derive(Args, Debug)]
 pub struct Reload {
     /// Only the controller of this interface; without it, all
-    #[arg(short, long, value_name = "IFACE")]
+    #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 }
 
@@ -235,7 +244,7 @@ pub struct Reload {
 #[command(group = ArgGroup::new("hide").required(true).args(["all", "service", "source", "list"]))]
 pub struct Hide {
     /// Only on this interface; without it, on all
-    #[arg(short, long, value_name = "IFACE")]
+    #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
     /// What is hidden
@@ -257,7 +266,7 @@ pub struct Hide {
 #[command(group = ArgGroup::new("show").required(true).args(["all", "service", "source"]))]
 pub struct Show {
     /// Only on this interface; without it, on all
-    #[arg(short, long, value_name = "IFACE")]
+    #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
     /// What is hidden no longer
@@ -349,7 +358,7 @@ pub struct Listeners {
 #[derive(Args, Debug)]
 pub struct Check {
     /// Also check whether the program can run on this interface; nothing is attached
-    #[arg(short, long, value_name = "IFACE")]
+    #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
     /// Only check this configuration file; nothing of the host is looked at. Each fault is told with its line
@@ -365,8 +374,8 @@ pub struct Check {
     #[arg(long)]
     pub fix: bool,
 
-    /// Where --fix writes that file
-    #[arg(long, value_name = "DIR", default_value = "/etc/sysctl.d", requires = "fix")]
+    /// The folder in which --fix writes that file; only the default one is made where it is missing
+    #[arg(long, value_name = "DIR", default_value = FOLDER, requires = "fix")]
     pub sysctl_dir: PathBuf,
 }
 
@@ -378,7 +387,7 @@ pub struct Report {
     pub html: PathBuf,
 
     /// Only this interface; without it, all whose `tfo run` runs here
-    #[arg(short, long, value_name = "IFACE")]
+    #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 }
 
@@ -386,7 +395,7 @@ pub struct Report {
 #[derive(Args, Debug)]
 pub struct Select {
     /// Only this interface; without it, all
-    #[arg(short, long, value_name = "IFACE")]
+    #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
     /// One JSON object for each interface, each on its line
@@ -421,7 +430,7 @@ pub struct KeysStatus {
 #[derive(Args, Debug)]
 pub struct Rotate {
     /// The interface whose controller is to do it; without it, whichever runs
-    #[arg(short, long, value_name = "IFACE")]
+    #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
     /// A key has leaked: keep no backup and no retired key, in the map or in the kernel
@@ -433,7 +442,7 @@ pub struct Rotate {
 #[derive(Args, Debug)]
 pub struct Import {
     /// The interface whose controller is to do it; without it, whichever runs
-    #[arg(short, long, value_name = "IFACE")]
+    #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
     /// A file with the key, as net.ipv4.tcp_fastopen_key shows it; - for standard input
@@ -484,7 +493,7 @@ pub struct Cookie {
 #[derive(Args, Debug)]
 pub struct Unload {
     /// Only from this interface; without it, from all
-    #[arg(short, long, value_name = "IFACE")]
+    #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 }
 

@@ -5,17 +5,19 @@ mod table;
 
 use std::{
     fmt,
-    fs::File,
+    fs::{self, File, Metadata},
     io::Read as _,
     net::SocketAddr,
     ops::RangeInclusive,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     str::Utf8Error,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
+use nix::unistd::geteuid;
 use protections::guards;
 use serde::Serialize;
 use table::{Faults, Table, number, text, wrong_type};
@@ -25,11 +27,12 @@ use toml::de::{DeTable, DeValue};
 use crate::{
     cli::{AttachMode, KeysFrom, ProgramMode, parse_share},
     datapath::Sizes,
+    interface,
     keys::schedule::{Schedule, parse_duration},
     services::{Conflict, Conflicts, Named, Place, Services, parse_name, parse_ports, parse_prefix},
 };
 
-/// The longest file, in bytes: a pipe or a device is not read for ever.
+/// The longest file, in bytes.
 const LONGEST: u64 = 4 << 20;
 
 /// What `tfo run` is to do, whether a file or the command line says so.
@@ -112,7 +115,7 @@ impl Config {
     /// Reads and validates a file. What is wrong in it is an [`Invalid`].
     pub fn read(file: &Path) -> Result<Self> {
         let mut content = Vec::new();
-        let read = File::open(file).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut content));
+        let read = open(file).and_then(|file| Ok(file.take(LONGEST + 1).read_to_end(&mut content)?));
         read.with_context(|| format!("cannot read the configuration {}", file.display()))?;
         Self::parse(&content).map_err(|faults| Invalid { file: file.to_owned(), faults }.into())
     }
@@ -163,14 +166,48 @@ impl Config {
     }
 }
 
+/// Opens a configuration, which only root and we may change.
+fn open(path: &Path) -> Result<File> {
+    // Before it is opened, too: opening some devices has effects.
+    regular(&fs::metadata(path)?)?;
+    // A FIFO that has come there since must not keep us waiting.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    regular(&metadata)?;
+    let (user, path) = (geteuid(), path.display());
+    if metadata.uid() != 0 && metadata.uid() != user.as_raw() {
+        bail!("it belongs to user {}, who could change it: `chown root {path}`", metadata.uid());
+    }
+    if metadata.mode() & 0o002 != 0 {
+        bail!("anybody may write to it: `chmod o-w {path}`");
+    }
+    Ok(file)
+}
+
+fn regular(metadata: &Metadata) -> Result<()> {
+    let kind = metadata.file_type();
+    let kind = match () {
+        () if kind.is_file() => return Ok(()),
+        () if kind.is_dir() => "a folder",
+        () if kind.is_fifo() => "a pipe",
+        () if kind.is_socket() => "a socket",
+        () => "a device",
+    };
+    bail!("it is {kind}: give --config a regular file")
+}
+
 // Below, what is wrong is noted and something else taken instead: the rest is to be looked at, too.
 
 fn config(root: &mut Table) -> Config {
     root.need("interfaces", "[\"eth0\"]");
     Config {
-        interfaces: root.list("interfaces", text(not_empty)).into_iter().map(|(_, name)| name).collect(),
+        interfaces: root
+            .list("interfaces", text(interface::parse_name))
+            .into_iter()
+            .map(|(_, name)| name)
+            .collect(),
         attach: root.get("attach", choice).unwrap_or_default(),
-        metrics: root.get("metrics", text(address)),
+        metrics: root.get("metrics", text(parse_address)),
         keys: root.table("keys", keys).unwrap_or_default(),
         maps: root.table("maps", sizes).unwrap_or_default(),
         services: services(root),
@@ -260,8 +297,12 @@ fn not_empty(text: &str) -> Result<String, String> {
     }
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("`{text}` is no address with a port; it is such as 127.0.0.1:9434"))
+/// The address where metrics are served. Port 0 would be another one at each start.
+pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    const EXAMPLE: &str = "it is such as 127.0.0.1:9434";
+    let address: SocketAddr =
+        text.parse().map_err(|_| format!("`{text}` is no address with a port; {EXAMPLE}"))?;
+    if address.port() == 0 { Err(format!("{text} has port 0; {EXAMPLE}")) } else { Ok(address) }
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
@@ -427,6 +468,7 @@ fair = { limit = "7/s" }
         ("attach = 'auto", &[(2, "https://toml.io")]),
         ("attach = 'auto'\nattach = 'auto'\nx = 1", &[(3, "duplicate key")]),
         ("metrics = 'localhost'", &[(2, "no address with a port")]),
+        ("metrics = '[::1]:0'", &[(2, "metrics: [::1]:0 has port 0; it is such as")]),
         (
             "interface = 1\n[keys]\nfrom = 1",
             &[(2, "no key interface; there are interfaces, "), (4, "no key keys.from; there are source, ")],
@@ -552,6 +594,11 @@ fair = { limit = "7/s" }
             let [fault] = &faults(missing.as_bytes())[..] else { panic!("{missing}") };
             assert_eq!(fault.what, "interfaces is missing; write, for example, interfaces = [\"eth0\"]");
         }
+        let names = "interfaces = ['a/b',\n'v0',\n'', \"v\\u0000\", '..', 'sixteen--letters']";
+        let found = faults(names.as_bytes());
+        let lines: Vec<_> = found.iter().map(|fault| fault.line).collect();
+        assert_eq!(lines, [1, 3, 3, 3, 3], "{found:#?}");
+        assert!(found[0].what.starts_with("interfaces: \"a/b\" cannot be the name of an interface"));
         let [fault] = &faults(b"interfaces = [\n'\xff']")[..] else { panic!() };
         assert_eq!((fault.line, fault.what.as_str()), (2, "this is not UTF-8; TOML is"));
         let [fault] = &faults(&vec![b'\n'; LONGEST as usize + 1])[..] else { panic!() };
@@ -561,7 +608,12 @@ fair = { limit = "7/s" }
             format!("{error:#}"),
             "cannot read the configuration /nonexistent/x: No such file or directory (os error 2)"
         );
-        assert!(Config::read(Path::new("/dev/zero")).unwrap_err().is::<Invalid>());
+        for (path, kind) in [("/dev/zero", "a device"), ("/proc", "a folder")] {
+            let error = Config::read(Path::new(path)).unwrap_err();
+            let expected =
+                format!("cannot read the configuration {path}: it is {kind}: give --config a regular file");
+            assert_eq!(format!("{error:#}"), expected);
+        }
     }
 
     #[test]

@@ -8,6 +8,26 @@ use rtnetlink::{
 };
 use tfo_common::{info::Attach, parse::LinkLayer};
 
+/// The longest name of an interface, in bytes: IFNAMSIZ with its zero.
+const LONGEST_NAME: usize = libc::IFNAMSIZ - 1;
+
+/// Takes `name` where the kernel does (`dev_valid_name`), or says why not.
+pub fn parse_name(name: &str) -> Result<String, String> {
+    let why = if name.is_empty() {
+        "it is empty".to_owned()
+    } else if name.len() > LONGEST_NAME {
+        format!("it is longer than {LONGEST_NAME} bytes")
+    } else if name == "." || name == ".." {
+        "it is . or ..".to_owned()
+    // 0xa0 is a blank in Latin-1, in which the kernel reads it.
+    } else if name.bytes().any(|byte| matches!(byte, b' ' | b'\t'..=b'\r') || b"/:\0\xa0".contains(&byte)) {
+        "it has a slash, a colon, a blank, a line break or a NUL in it".to_owned()
+    } else {
+        return Ok(name.to_owned());
+    };
+    Err(format!("{name:?} cannot be the name of an interface: {why}; `ip link` lists them"))
+}
+
 /// An interface of the calling thread's network namespace.
 #[derive(Debug)]
 pub struct Interface {
@@ -114,4 +134,34 @@ fn xdp_on_interface(attributes: &[LinkXdp]) -> Option<XdpOnInterface> {
         _ => None,
     })?;
     Some(XdpOnInterface { program_id, attach })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_kernel_takes() {
+        for name in ["eth0", "eth0.100", "...", "a%2eb", "fifteen-letters", "\u{1b}", "é"] {
+            assert_eq!(parse_name(name).as_deref(), Ok(name));
+        }
+        let no = [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a:b",
+            "a b",
+            " ",
+            "a\n",
+            "a\tb",
+            "a\u{b}b",
+            "a\0",
+            "sixteen--letters",
+            "à",
+        ];
+        for name in no {
+            assert!(parse_name(name).is_err(), "{name:?}");
+        }
+    }
 }

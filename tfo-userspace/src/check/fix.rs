@@ -14,6 +14,8 @@ use serde::Serialize;
 use crate::kernel::{self, CLIENT, SERVER};
 
 const SYSCTL: &str = "net.ipv4.tcp_fastopen";
+/// The usual folder of files that set sysctls at boot.
+pub const FOLDER: &str = "/etc/sysctl.d";
 /// The file's usual name.
 const FILE: &str = "30-tcp_fastopen.conf";
 /// What it begins with where we make it.
@@ -48,9 +50,14 @@ pub struct Change {
 
 impl Fix {
     /// What is to be changed in the calling thread's network namespace, and in `folder`, from which sysctls are set at boot.
+    /// That has to be there, unless it is [`FOLDER`].
     pub fn plan(folder: &Path) -> Result<Self> {
         if !geteuid().is_root() {
             bail!("setting {SYSCTL} takes root: run it with sudo");
+        }
+        if folder != Path::new(FOLDER) && !folder.is_dir() {
+            let folder = folder.display();
+            bail!("there is no folder {folder}: make it, or give --sysctl-dir the one that is read at boot");
         }
         let is = kernel::read_mode()?;
         let to_be = is | CLIENT | SERVER;
@@ -112,7 +119,9 @@ impl Fix {
 /// Whoever reads the file sees the old one or the new one, even after a crash. Its name while it is written does not end in
 /// `.conf`: it is not read at boot.
 fn write(folder: &Path, path: &Path, text: &str) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
+    if folder == Path::new(FOLDER) {
+        fs::create_dir_all(folder)?;
+    }
     let mut beginning = tempfile::Builder::new();
     let beginning = beginning.prefix(".30-tcp_fastopen.").permissions(Permissions::from_mode(0o644));
     let mut file = beginning.tempfile_in(folder)?;
