@@ -296,6 +296,27 @@ fn only_a_regular_file_of_root_or_ours_is_read() {
     });
 }
 
+/// A plan that no map can hold is refused before it takes memory: it would be 19 million entries.
+#[test]
+fn a_plan_that_no_map_can_hold_is_a_fault_with_its_line() {
+    let addresses: Vec<_> = (0..300).map(|n| format!("10.0.{}.{}", n / 256, n % 256)).collect();
+    let service = on_ports("web", "\"1-65535\"");
+    let file = Config::new(IFACE, &format!("{}{service}addresses = {addresses:?}\n", on_ports("a", "1")));
+    let line = format!(
+        "{}:6: the services have 19660500 pairs of a port and an address, 19660500 of them in service web, and there may \
+         be 16384; name fewer ports where addresses are named, or a prefix in place of many addresses\n",
+        file.path()
+    );
+    let check = tfo(&["check", "--config", &file.path()]);
+    assert_eq!((check.status.code(), String::from_utf8(check.stdout).unwrap()), (Some(1), line.clone()));
+    // With a tenth of the memory that it would take.
+    let limited = |args: &[&str]| {
+        Command::new("prlimit").arg("--as=200000000").arg(binary()).args(args).output().unwrap()
+    };
+    let run = limited(&["run", "--config", &file.path()]);
+    assert_eq!(failure(&run), (Some(1), format!("error: {line}")));
+}
+
 #[test]
 fn names_that_no_interface_has_are_faults_with_their_line() {
     let file = Config::of_several(&[IFACE, "a/b", "", ".."], "metrics = \"127.0.0.1:0\"\n");

@@ -361,7 +361,7 @@ pub struct Check {
     #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
-    /// Only check this configuration file; nothing of the host is looked at. Each fault is told with its line
+    /// Only check this configuration file; nothing is attached or changed. Each fault is told with its line
     #[arg(long, value_name = "FILE", conflicts_with_all = ["interface", "fix"])]
     pub config: Option<PathBuf>,
 

@@ -556,6 +556,7 @@ fair = { limit = "7/s" }
             &[
                 (6, "there are two services a (line 3); give"),
                 (8, "port 80 of service a is one of service a already (line 4); take"),
+                (8, "service a has port 80 twice (line 8); leave"),
                 (9, "service a has port 3 twice (line 8); leave"),
             ],
         ),
@@ -568,6 +569,13 @@ fair = { limit = "7/s" }
                 (6, "port 80 of service on line 5 is one of service on line 2 already (line 4)"),
                 (9, "port 80 of service c is one of service on line 5 already (line 6)"),
             ],
+        ),
+        (
+            "[[service]]\nname = 'a'\nports = ['1-16384']\naddresses = ['::1', '::2']",
+            &[(
+                3,
+                "the services have 32768 pairs of a port and an address, 32768 of them in service a, and there may",
+            )],
         ),
         (
             "[[service]]\nname = 'a'\nports = [80]\naddresses = ['::1']\n[[service]]\nname = 'b'\nports = [80]\naddresses = ['::1/128']",
@@ -584,6 +592,27 @@ fair = { limit = "7/s" }
             };
             let all = faults.len() == expected.len() && faults.iter().zip(*expected).all(is_expected);
             assert!(all, "{text}\n{faults:#?}");
+        }
+    }
+
+    /// A limit is by the kernel's clock, whose ticks are not the same everywhere.
+    #[test]
+    fn a_burst_is_what_the_clock_needs_at_least() {
+        let hz = crate::kernel::jiffies_per_second().unwrap();
+        let fault = |guard: &str, key: &str, burst: u64| {
+            let table = format!("[service.{guard}]\n{key}limit = '{}/min'\n{key}burst = {burst}", 600 * hz);
+            let table = table.replace("per_source_limit", "per_source");
+            let text = format!("interfaces = ['v0']\n[[service]]\nname = 'a'\nports = [1]\n{table}");
+            match Config::parse(text.as_bytes()) {
+                Ok(_) => None,
+                Err(faults) => Some((faults.len(), faults[0].line, faults[0].what.clone())),
+            }
+        };
+        for (guard, key) in [("fair", ""), ("shed", ""), ("shed", "per_source_")] {
+            assert_eq!(fault(guard, key, 10), None);
+            let (1, 7, what) = fault(guard, key, 9).expect("a fault") else { panic!("one, in line 7") };
+            let expected = format!("service.{guard}.{key}burst: 9 is too small for {} in 60 s: ", 600 * hz);
+            assert!(what.starts_with(&expected) && what.ends_with("it takes at least 10"), "{what}");
         }
     }
 

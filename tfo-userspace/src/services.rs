@@ -9,7 +9,10 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use tfo_common::{service::NAME_LEN, verdict::Mode};
+use tfo_common::{
+    service::{ADDRESSES, NAME_LEN},
+    verdict::Mode,
+};
 
 use crate::{
     datapath::{OTHER_NAME, REMOVED_NAME},
@@ -201,7 +204,8 @@ impl fmt::Display for Conflicts {
 
 impl std::error::Error for Conflicts {}
 
-/// Where two services have a name, or a port at the same addresses, in common; and where there are too many.
+/// Where two services have a name, or a port at the same addresses, in common; and where there are too many services, or too
+/// many pairs of a port and an address.
 ///
 /// Addresses within others are no conflict: the longest prefix wins, and a service without addresses has what is left.
 fn conflicts(named: &[Named]) -> Vec<Conflict> {
@@ -225,37 +229,115 @@ fn conflicts(named: &[Named]) -> Vec<Conflict> {
             });
         }
     }
-    // Each prefix with ports on it, and where that stands: what overlaps is side by side once they are in order.
-    let mut claims = Vec::new();
-    for (service, Named { ports, addresses, .. }) in named.iter().enumerate() {
-        let prefixes: BTreeSet<_> = match addresses.as_slice() {
+    let sites: Vec<_> = (0..named.len()).map(|service| Site::of(named, service, &mut found)).collect();
+    // Memory is taken only for a number of claims that could be right, or nearly so.
+    let may_be_right = sites.iter().map(Site::claims).sum::<usize>() <= 8 * ADDRESSES;
+    let looked_at = sites.iter().filter(|site| may_be_right || !site.has_addresses());
+    let taken = overlaps(named, looked_at, &mut found);
+    let pairs = if may_be_right { taken } else { sites.iter().map(Site::pairs).sum() };
+    if pairs > ADDRESSES as u64
+        && let Some(most) = sites.iter().max_by_key(|site| site.pairs())
+    {
+        let name = &named[most.service].name;
+        found.push(Conflict {
+            at: (most.service, None),
+            earlier: None,
+            what: format!(
+                "the services have {pairs} pairs of a port and an address, {} of them in service {name}, and there may be \
+                 {ADDRESSES}",
+                most.pairs()
+            ),
+            advice: "name fewer ports where addresses are named, or a prefix in place of many addresses"
+                .to_owned(),
+        });
+    }
+    found
+}
+
+/// Ports and addresses of a service, each once.
+struct Site {
+    service: usize,
+    /// First and last port of ranges that do not overlap, and the range of the service from which each is.
+    ports: Vec<(u16, u16, usize)>,
+    /// `None` stands for all addresses.
+    prefixes: BTreeSet<Option<IpNet>>,
+}
+
+impl Site {
+    /// Those of a service. Ports that stand there twice go to `found`.
+    fn of(named: &[Named], service: usize, found: &mut Vec<Conflict>) -> Self {
+        let Named { ports, addresses, .. } = &named[service];
+        let mut ranges: Vec<_> =
+            ports.iter().enumerate().map(|(at, range)| (*range.start(), *range.end(), at)).collect();
+        ranges.sort_unstable();
+        let mut ports: Vec<(u16, u16, usize)> = Vec::new();
+        for (first, last, at) in ranges {
+            match ports.last() {
+                Some(&(_, end, before)) if first <= end => {
+                    let both = [at.min(before), at.max(before)];
+                    found.push(overlap(named, first, None, both.map(|at| (service, at))));
+                    if last > end {
+                        ports.push((end + 1, last, at));
+                    }
+                }
+                _ => ports.push((first, last, at)),
+            }
+        }
+        let prefixes = match addresses.as_slice() {
             [] => [None].into(),
             addresses => addresses.iter().map(|address| Some(address.trunc())).collect(),
         };
-        let ports = || ports.iter().enumerate();
-        let all = prefixes.into_iter().flat_map(|prefix| ports().map(move |(at, range)| (prefix, range, at)));
-        claims.extend(all.map(|(prefix, range, at)| (prefix, *range.start(), *range.end(), (service, at))));
+        Self { service, ports, prefixes }
+    }
+
+    fn has_addresses(&self) -> bool {
+        !self.prefixes.contains(&None)
+    }
+
+    /// Number of ranges at named addresses.
+    fn claims(&self) -> usize {
+        if self.has_addresses() { self.ports.len() * self.prefixes.len() } else { 0 }
+    }
+
+    /// Number of pairs of a port and an address, which each take an entry of a map.
+    fn pairs(&self) -> u64 {
+        let ports: u64 = self.ports.iter().map(|(first, last, _)| u64::from(last - first) + 1).sum();
+        if self.has_addresses() { ports * self.prefixes.len() as u64 } else { 0 }
+    }
+}
+
+/// Adds to `found` where two of `sites` have a port at the same addresses. Number of pairs of a port and an address in all.
+fn overlaps<'a>(named: &[Named], sites: impl Iterator<Item = &'a Site>, found: &mut Vec<Conflict>) -> u64 {
+    // Each prefix with ports on it, and where that stands: what overlaps is side by side once they are in order.
+    let mut claims = Vec::new();
+    for Site { service, ports, prefixes } in sites {
+        let all = prefixes.iter().flat_map(|prefix| ports.iter().map(move |range| (*prefix, *range)));
+        claims.extend(all.map(|(prefix, (first, last, at))| (prefix, first, last, (*service, at))));
     }
     claims.sort_unstable();
     let mut told = BTreeSet::new();
+    let mut pairs = 0;
     // The claim that reaches furthest.
     let mut widest: Option<(Option<IpNet>, u16, (usize, usize))> = None;
     for (prefix, first, last, at) in claims {
-        match widest {
+        let new: u16 = match widest {
             Some((same, end, before)) if same == prefix && first <= end => {
                 let both = [at.min(before), at.max(before)];
                 // Two services with many addresses in common are told once.
                 if told.insert(both) {
                     found.push(overlap(named, first, prefix, both));
                 }
-                if last > end {
-                    widest = Some((prefix, last, at));
-                }
+                last.saturating_sub(end)
             }
-            _ => widest = Some((prefix, last, at)),
+            // Port 0 belongs to no service.
+            _ => last - first + 1,
+        };
+        if new > 0 {
+            widest = Some((prefix, last, at));
         }
+        pairs += if prefix.is_some() { u64::from(new) } else { 0 };
     }
-    found
+    pairs
 }
 
 /// Both have `port` at `prefix`, the earlier one first.
@@ -362,6 +444,40 @@ mod tests {
         let both = [net, "2001:db8::/32"];
         assert_eq!(found(vec![at("a=80", &both), at("b=80", &both)]), [(1, Some(0), 0)]);
         assert_eq!(found(vec![at("a=80", &[net, net])]), []);
+    }
+
+    /// They are found before anything is made of them: of these, the entries would take a gigabyte.
+    #[test]
+    fn pairs_of_a_port_and_an_address_have_a_limit() {
+        let prefixes = |count: u32| (0..count).map(|n| IpNet::from(IpAddr::from((n << 8).to_be_bytes())));
+        let at = |text: &str, count: u32| Named { addresses: prefixes(count).collect(), ..named(text) };
+        let pairs = |named: Vec<Named>| {
+            let Conflicts(conflicts) = Services::new(named, Mode::Observe).err()?;
+            let [conflict] = &conflicts[..] else { panic!("{conflicts:?}") };
+            assert_eq!((conflict.at.1, conflict.earlier), (None, None));
+            Some((conflict.at.0, conflict.what.clone()))
+        };
+        assert_eq!(pairs(vec![at("a=1-64", 256)]), None);
+        assert_eq!(pairs(vec![at("a=1-65535", 0), at("b=1", 256)]), None);
+        let told = |service, all, own| {
+            let name = ["a", "b"][service];
+            let what = format!(
+                "the services have {all} pairs of a port and an address, {own} of them in service {name}, and there may \
+                 be 16384"
+            );
+            Some((service, what))
+        };
+        assert_eq!(pairs(vec![at("a=1-64", 256), at("b=65", 1)]), told(0, 16385, 16384));
+        assert_eq!(pairs(vec![at("a=1", 1), at("b=2-66", 256)]), told(1, 16641, 16640));
+        assert_eq!(pairs(vec![at("a=1-65535", 300)]), told(0, 19_660_500, 19_660_500));
+        // Each port on its own.
+        let ports: Vec<_> = (1..=u16::MAX).map(|port| port..=port).collect();
+        assert_eq!(pairs(vec![Named { ports, ..at("a=1", 300) }]), told(0, 19_660_500, 19_660_500));
+        // What two services have in common is one pair.
+        let twice = Services::new(vec![at("a=1-64", 256), at("b=1-64", 256)], Mode::Observe).err();
+        assert_eq!(twice.map(|Conflicts(found)| found.len()), Some(1));
+        let double = Named { addresses: prefixes(256).chain(prefixes(256)).collect(), ..named("a=1-64") };
+        assert_eq!(pairs(vec![double]), None);
     }
 
     #[test]

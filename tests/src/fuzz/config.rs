@@ -1,9 +1,15 @@
 //! Any bytes as a configuration: all that is wrong is told with a line that is there, and what is right keeps its promises.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
-use tfo_common::{service::NAME_LEN, verdict::Mode};
-use tfo_userspace::config::Config;
+use tfo_common::{
+    service::{ADDRESSES, NAME_LEN},
+    verdict::Mode,
+};
+use tfo_userspace::{config::Config, kernel::jiffies_per_second, services::Named};
 
 /// Checks one file.
 pub fn check(data: &[u8]) {
@@ -47,11 +53,18 @@ pub fn seeds() -> Vec<Vec<u8>> {
 
 fn understood(config: &Config) {
     assert!(!config.interfaces.is_empty() && config.fixed(config).is_empty());
-    let Config { keys, maps, services, .. } = config;
+    let Config { interfaces, metrics, keys, maps, services, .. } = config;
+    assert!(interfaces.iter().all(|name| (1..=15).contains(&name.len()) && !name.contains(['/', ' ', '\0'])));
+    assert!(metrics.is_none_or(|address| address.port() != 0));
     assert!((10..=7 * 86400).contains(&keys.rotate.as_secs()) && keys.max_age != Some(Duration::ZERO));
     assert!([maps.sources, maps.replays].iter().all(|size| (1024..=16 << 20).contains(size)));
     assert_eq!(services.other(), Mode::Observe);
     assert!(!services.summary().is_empty());
+    let pairs = |service: &Named| {
+        let ports: usize = service.ports.iter().map(|range| range.len()).sum();
+        ports * service.addresses.iter().collect::<HashSet<_>>().len()
+    };
+    assert!(services.named().iter().map(pairs).sum::<usize>() <= ADDRESSES);
     // No port belongs to two services at the same addresses: looked up one by one.
     let mut owners = HashMap::new();
     for (index, service) in services.named().iter().enumerate() {
@@ -80,6 +93,9 @@ fn understood(config: &Config) {
         let limits = limits.into_iter().chain([guards.shed.and_then(|shed| shed.per_source)]);
         for limit in limits.flatten() {
             assert!(limit.count > 0 && limit.burst > 0 && [1, 60, 3600].contains(&limit.per.as_secs()));
+            // As many bursts as there are ticks of the clock are enough.
+            let ticks = limit.per.as_secs() * jiffies_per_second().expect("a clock");
+            assert!(u64::from(limit.burst) * ticks >= u64::from(limit.count), "{limit:?}");
         }
         assert!(guards.shed.is_none_or(|shed| shed.limit.or(shed.per_source).is_some()));
         assert!(guards.clamp.is_none_or(|clamp| (1..=100).contains(&clamp.factor)));

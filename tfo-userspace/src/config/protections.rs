@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use tfo_common::policy;
+
 use super::table::{Table, flag, number, text};
 use crate::{
     guards::{Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
+    kernel::jiffies_per_second,
     keys::schedule::parse_duration,
 };
 
@@ -59,9 +62,29 @@ fn limit(table: &mut Table, limit: &'static str, burst: &'static str) -> Option<
         let what = format!("there is {burst} without {limit}; add that, or leave it out");
         table.faults.add(table.place(burst), what);
     }
-    let (count_per, burst) = (table.get(limit, text(rate)), table.get(burst, number(1..=u32::MAX)));
+    let (count_per, key) = (table.get(limit, text(rate)), burst);
+    let burst = table.get(key, |value| {
+        let burst = number(1..=u32::MAX)(value)?;
+        count_per.map_or(Ok(()), |(count, per)| fits_the_clock(count, per, burst))?;
+        Ok(burst)
+    });
     let (count, per) = count_per?;
     Some(Limit { count, per, burst: burst.unwrap_or(count) })
+}
+
+/// Whether `count` in `per` can be had with `burst`, by the clock of the kernel that runs.
+fn fits_the_clock(count: u32, per: Duration, burst: u32) -> Result<(), String> {
+    // A kernel that does not say it fails a start, with its reason.
+    let Ok(hz) = jiffies_per_second() else { return Ok(()) };
+    let least = policy::Limit::least_burst(count.into(), per.as_secs() * hz);
+    if u64::from(burst) >= least {
+        return Ok(());
+    }
+    Err(format!(
+        "{burst} is too small for {count} in {} s: no more than the burst is granted in each tick of the kernel's clock, of \
+         which there are {hz} in a second; it takes at least {least}",
+        per.as_secs()
+    ))
 }
 
 fn source(table: &mut Table) -> SourceLen {
