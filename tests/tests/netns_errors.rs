@@ -2,8 +2,15 @@
 
 use std::{fs, path::Path, process::Command};
 
-use nix::mount::{MsFlags, mount};
-use tfo_tests::netns::{BPFFS, assert_clean, binary, failure, ip, mount_on, sandbox, tfo, tfo_as_nobody};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::signal::Signal,
+};
+use serde_json::Value;
+use tfo_common::names;
+use tfo_tests::netns::{
+    BPFFS, Running, assert_clean, binary, failure, ip, mount_on, sandbox, tfo, tfo_as_nobody,
+};
 
 /// Runs `tfo ARGS`, which must fail with one line that holds `expected`.
 fn refused(args: &[&str], code: i32, expected: &str) {
@@ -79,6 +86,36 @@ fn nothing_runs() {
         refused(&["unload"], 3, "tfo is attached to no interface");
         refused(&["status", "--bpffs", "/etc"], 1, "/etc is not a BPF file system");
         refused(&["status", "--bpffs", "/nonexistent"], 1, "cannot use /nonexistent");
+    });
+}
+
+/// The state of the other is shown, and the exit status is that of a failure.
+#[test]
+fn status_of_an_interface_whose_pins_cannot_be_read() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        ip("link add w0 type veth peer name w1");
+        let running = Running::start(&["-i", "v0", "-i", "w0"]);
+        fs::remove_file(Path::new(BPFFS).join("tfo/v0").join(names::KEYS)).unwrap();
+        let output = tfo(&["status"]);
+        let (code, error) = failure(&output);
+        assert!(
+            code == Some(1) && error.starts_with("error: v0: cannot open /sys/fs/bpf/tfo/v0/"),
+            "{error}"
+        );
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert!(String::from_utf8_lossy(&output.stdout).starts_with("w0: attached"), "{output:?}");
+
+        let output = tfo(&["status", "--json"]);
+        assert_eq!(output.status.code(), Some(1));
+        let lines: Vec<_> =
+            output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+        let [v0, w0] = lines[..] else { panic!("{output:?}") };
+        let [v0, w0]: [Value; 2] = [v0, w0].map(|line| serde_json::from_slice(line).unwrap());
+        assert_eq!((&v0["interface"], &w0["interface"]), (&"v0".into(), &"w0".into()));
+        assert!(v0["error"].as_str().unwrap().starts_with("cannot open ") && v0["attached"] == Value::Null);
+        assert!(w0["error"] == Value::Null && w0["attached"] == true);
+        running.end(Signal::SIGTERM);
     });
 }
 

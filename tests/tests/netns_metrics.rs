@@ -6,13 +6,15 @@ use std::{
     collections::HashSet,
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use tfo_common::{
     class::Class,
     cookie,
@@ -475,6 +477,82 @@ fn stuck_clients_disturb_nobody() {
         assert!(!rest.contains("200 OK"), "{rest}");
         tfo_run.end(Signal::SIGTERM);
         assert_clean("v0");
+    });
+}
+
+/// Far more clients than there are places, some of which say nothing, some half a request, and some never read the answer: a
+/// scrape takes a part of a second, and not the time that they are given.
+#[test]
+fn slow_clients_cost_others_no_scrape() {
+    with_interface(|| {
+        // An answer does not fit into the socket's buffer.
+        fs::write("/proc/sys/net/ipv4/tcp_wmem", "4096 16384 16384").unwrap();
+        let named: Vec<_> = (1..=100).map(|port| format!("service-{port}={port}")).collect();
+        let services: Vec<_> = named.iter().flat_map(|service| ["--service", service]).collect();
+        let tfo_run = run("v0", &services);
+        set_keys("v0", key(1), None);
+        let all = Samples::now();
+        let mut stuck = Vec::new();
+        for count in [40, 200] {
+            let said = ["", "GET /metrics HTTP/1.1\r\nHost:", "GET /metrics HTTP/1.1\r\nHost: tfo\r\n\r\n"];
+            for n in 0..count {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                socket.set_recv_buffer_size(4096).unwrap();
+                socket.connect(&scrape::ADDRESS.into()).unwrap();
+                let mut stream = TcpStream::from(socket);
+                stream.write_all(said[n % said.len()].as_bytes()).unwrap();
+                stuck.push(stream);
+            }
+            let start = Instant::now();
+            let url = format!("http://{}/metrics", scrape::ADDRESS);
+            let curl = Command::new("curl").args(["-sS", "--max-time", "5", &url]).output().unwrap();
+            println!("a scrape among {count} slow clients: {:?}", start.elapsed());
+            assert!(curl.status.success(), "{count}: {:?}", failure(&curl));
+            let samples = Samples::of(str::from_utf8(&curl.stdout).unwrap());
+            assert!(samples.names().is_superset(&all.names()), "{count}");
+            assert_eq!(get("/healthz").status, 200);
+        }
+        // Nobody keeps a place, without going away.
+        eventually("all are gone", || {
+            let sockets = fs::read_dir(format!("/proc/{}/fd", tfo_run.id())).unwrap().flatten();
+            let links = sockets.filter_map(|fd| fs::read_link(fd.path()).ok());
+            links.filter(|link| link.to_string_lossy().starts_with("socket:")).count() < 10
+        });
+        drop(stuck);
+        tfo_run.end(Signal::SIGTERM);
+    });
+}
+
+/// One that can't be read is left out, and says so; the other is there with all its rows.
+#[test]
+fn an_interface_that_cannot_be_read_spoils_no_other() {
+    with_interface(|| {
+        ip("link add w0 type veth peer name w1");
+        let tfo_run = run("v0", &["-i", "w0"]);
+        set_keys("v0", key(1), None);
+        set_keys("w0", key(2), None);
+        assert_eq!(get("/healthz").status, 200);
+        let row = |name: &str| format!("tfo_interface_up{{interface=\"{name}\"}}");
+        let before = Samples::now();
+        assert_eq!([before.get(&row("v0")), before.get(&row("w0"))], ["1", "1"]);
+
+        // A symbolic link to itself is neither there nor missing.
+        let link = Bpffs::new(BPFFS.as_ref()).pins("v0").outcomes_link();
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(&link, &link).unwrap();
+        let after = Samples::now();
+        assert_eq!([after.get(&row("v0")), after.get(&row("w0"))], ["0", "1"]);
+        let rows_of = |samples: &Samples, interface: &str| {
+            let names = samples.names();
+            let rows = names.iter().flat_map(|name| samples.rows_of(name));
+            rows.filter(|row| row.contains(&format!("interface=\"{interface}\""))).count()
+        };
+        assert_eq!(rows_of(&after, "v0"), 1);
+        assert_eq!(rows_of(&after, "w0"), rows_of(&before, "w0"));
+        assert_eq!(get("/healthz").status, 200, "its keys are in step");
+        fs::remove_file(&link).unwrap();
+        assert_eq!(Samples::now().get(&row("v0")), "1");
+        tfo_run.end(Signal::SIGTERM);
     });
 }
 

@@ -1,9 +1,10 @@
 //! `tfo run --metrics ADDR`: metrics for Prometheus, and whether all is well, over HTTP.
 //!
 //! A client gets what it asks for from the controller, which answers between two steps, with plain values; they are written
-//! as text on another thread. So nobody makes the controller wait: who says nothing, says half of it, or does not read the
-//! answer, takes one of a few places for a short time.
+//! as text on another thread. So nobody makes the controller wait. A client that says nothing, says half of it, or does not
+//! read the answer is cut off after two seconds, and sooner where its place is needed.
 
+mod clients;
 mod format;
 mod labels;
 mod snapshot;
@@ -22,6 +23,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use clients::{Client, Clients, Stream};
 pub use format::Format;
 use hyper::server::conn::http1;
 use hyper_util::{
@@ -31,20 +33,20 @@ use hyper_util::{
 use log::info;
 pub use snapshot::{OnInterface, Program, RoleKeys, Snapshot};
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, oneshot},
+    net::TcpListener,
+    sync::{mpsc, oneshot},
     task::spawn_blocking,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::controller::Controller;
 
-/// Connections that are served at once; more wait in the kernel's queue.
-const CONNECTIONS: usize = 16;
 /// How long a client may take to say what it wants.
 const TO_ASK: Duration = Duration::from_secs(2);
 /// How long a connection may last. Prometheus itself waits no longer (`scrape_timeout`).
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for room, or for a free descriptor.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Takes the address, from now on.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
@@ -78,37 +80,47 @@ pub fn serve(listener: Option<TcpListener>) -> mpsc::Receiver<Question> {
         if let Ok(address) = listener.local_addr() {
             info!("metrics are at http://{address}/metrics");
         }
-        let router = Router::new()
-            .route("/metrics", get(metrics))
-            .route("/healthz", get(healthz))
-            .with_state(Questions(questions));
-        tokio::spawn(accept(listener, router));
+        tokio::spawn(accept(listener, questions));
     }
     receiver
 }
 
-async fn accept(listener: TcpListener, router: Router) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+async fn accept(listener: TcpListener, questions: mpsc::Sender<Question>) {
+    let clients = Arc::new(Clients::new());
     loop {
-        // It is never closed.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let router = router.clone();
-                tokio::spawn(async move {
-                    // A client that goes away, or is too slow, is no failure of ours.
-                    let _: Result<_, _> = timeout(PATIENCE, converse(stream, router)).await;
-                    drop(place);
-                });
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            // Out of descriptors, say.
+            Err(_) => {
+                clients.cut_slowest(|_| true);
+                sleep(PAUSE).await;
+                continue;
             }
-            // Out of descriptors, say: not for ever, it is hoped.
-            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
-        }
+        };
+        let client = loop {
+            match clients.admit(address.ip()) {
+                Some(client) => break client,
+                None => sleep(PAUSE).await,
+            }
+        };
+        let asker = Asker { questions: questions.clone(), clients: Arc::clone(&clients), client };
+        tokio::spawn(async move {
+            let (clients, client) = (Arc::clone(&asker.clients), Arc::clone(&asker.client));
+            let stream = Stream::new(stream, Arc::clone(&client));
+            // A client that goes away, or is too slow, is no failure of ours.
+            tokio::select! {
+                _ = timeout(PATIENCE, converse(stream, asker)) => {}
+                () = client.cut() => {}
+            }
+            clients.remove(&client);
+        });
     }
 }
 
 /// One request and one answer. A body is not read.
-async fn converse(stream: TcpStream, router: Router) -> hyper::Result<()> {
+async fn converse(stream: Stream, asker: Asker) -> hyper::Result<()> {
+    let router =
+        Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(asker);
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(TO_ASK)
@@ -118,24 +130,30 @@ async fn converse(stream: TcpStream, router: Router) -> hyper::Result<()> {
         .await
 }
 
-/// The way to the controller.
+/// A client, and the way to the controller.
 #[derive(Clone)]
-struct Questions(mpsc::Sender<Question>);
+struct Asker {
+    questions: mpsc::Sender<Question>,
+    clients: Arc<Clients>,
+    client: Arc<Client>,
+}
 
-impl Questions {
-    /// `None` where it is ending.
+impl Asker {
+    /// `None` where the controller is ending.
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(question(reply)).await.ok()?;
+        self.questions.send(question(reply)).await.ok()?;
         answer.await.ok()
     }
 }
 
 const ENDING: (StatusCode, &str) = (StatusCode::SERVICE_UNAVAILABLE, "tfo is ending\n");
 
-async fn metrics(State(questions): State<Questions>, headers: HeaderMap) -> Response {
+async fn metrics(State(asker): State<Asker>, headers: HeaderMap) -> Response {
+    asker.client.has_asked();
+    asker.clients.place(&asker.client).await;
     let format = Format::accepted(headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()));
-    let Some(snapshot) = questions.ask(Question::Metrics).await else { return ENDING.into_response() };
+    let Some(snapshot) = asker.ask(Question::Metrics).await else { return ENDING.into_response() };
     // Of a thousand services it takes longer than the controller should be kept from its keys.
     let text = match snapshot {
         Ok(snapshot) => {
@@ -149,8 +167,9 @@ async fn metrics(State(questions): State<Questions>, headers: HeaderMap) -> Resp
     }
 }
 
-async fn healthz(State(questions): State<Questions>) -> Response {
-    match questions.ask(Question::Health).await {
+async fn healthz(State(asker): State<Asker>) -> Response {
+    asker.client.has_asked();
+    match asker.ask(Question::Health).await {
         Some(Ok(())) => "ok\n".into_response(),
         Some(Err(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
         None => ENDING.into_response(),

@@ -45,11 +45,31 @@ struct Keys {
     attestation: Attestation,
 }
 
-/// Prints the state of each interface. Exit status 0 where every one is attached and has its controller, else 3.
+/// An interface of which nothing is known.
+#[derive(Serialize)]
+struct Failure<'a> {
+    interface: &'a str,
+    /// Why.
+    error: String,
+}
+
+/// Prints the state of each interface. Exit status 0 where every one is attached and has its controller; 1 where one can't be
+/// read, which keeps no other from being shown; else 3.
 pub(super) async fn run(args: &Status, bpffs: &Bpffs) -> Result<ExitCode> {
-    let mut all_well = true;
+    let (mut all_well, mut all_read) = (true, true);
     for pins in super::attached(args.select.interface.as_deref(), bpffs)? {
-        let report = report(&pins).await?;
+        let report = match report(&pins).await {
+            Ok(report) => report,
+            Err(error) => {
+                all_read = false;
+                let (interface, error) = (pins.interface(), format!("{error:#}"));
+                eprintln!("error: {interface}: {error}");
+                if args.select.json {
+                    print(&serde_json::to_string(&Failure { interface, error })?)?;
+                }
+                continue;
+            }
+        };
         all_well &= report.attached && report.controller;
         if args.select.json {
             print(&serde_json::to_string(&report)?)?;
@@ -57,7 +77,11 @@ pub(super) async fn run(args: &Status, bpffs: &Bpffs) -> Result<ExitCode> {
             print(&text(&report))?;
         }
     }
-    Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::from(NOT_RUNNING) })
+    Ok(match (all_read, all_well) {
+        (false, _) => ExitCode::FAILURE,
+        (true, false) => ExitCode::from(NOT_RUNNING),
+        (true, true) => ExitCode::SUCCESS,
+    })
 }
 
 async fn report(pins: &Pins) -> Result<Report> {

@@ -1,6 +1,7 @@
 //! What a scrape shows, read from the maps and the kernel at that moment.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use log::debug;
 use tfo_common::{
     info::Info,
     keyring::{KeyRing, Role, SLOTS},
@@ -33,8 +34,10 @@ pub struct Snapshot {
 pub struct OnInterface {
     /// Its name.
     pub name: String,
-    /// The program on it; `None` where it is not attached.
+    /// The program on it; `None` where it is not attached, or can't be read.
     pub program: Option<Program>,
+    /// Whether there is a program that can't be read.
+    pub is_unreadable: bool,
 }
 
 /// The program on one interface.
@@ -72,14 +75,19 @@ impl Snapshot {
     /// That of `controller`, which is to be attached to `interfaces`.
     pub fn take(controller: &Controller, interfaces: &[String]) -> Result<Self> {
         let rotation_interval = controller.keeper().rotate_seconds();
+        // One that can't be read is missing, and keeps no other from being shown.
+        let on_interface = |(name, datapath): (&str, Option<&Datapath>)| {
+            let program = datapath.map(Program::of).transpose();
+            let is_unreadable = program.is_err();
+            let failed = |error| debug!("{name}: cannot read the program for a scrape: {error:#}");
+            OnInterface {
+                name: name.to_owned(),
+                program: program.map_err(failed).ok().flatten(),
+                is_unreadable,
+            }
+        };
         Ok(Self {
-            interfaces: each(controller, interfaces)
-                .map(|(name, datapath)| {
-                    let program = datapath.map(Program::of).transpose();
-                    let program = program.with_context(|| format!("cannot read the program on {name}"))?;
-                    Ok(OnInterface { name: name.to_owned(), program })
-                })
-                .collect::<Result<_>>()?,
+            interfaces: each(controller, interfaces).map(on_interface).collect(),
             kernel: TcpExt::read()?,
             key_failures: controller.keeper().failures(),
             rotation_interval: (rotation_interval > 0).then_some(rotation_interval),

@@ -65,12 +65,18 @@ impl Snapshot {
     fn encode_attached(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Whether the program is attached, and where in the receive path";
         let mut attached = gauge(encoder, "tfo_xdp_attached", help, None)?;
-        for on in &self.interfaces {
+        for on in self.interfaces.iter().filter(|on| !on.is_unreadable) {
             for mode in Attach::ALL {
                 let is_so = on.program.as_ref().is_some_and(|program| program.info.attach == *mode as u32);
                 let labels = [("interface", on.name.as_str()), ("mode", mode.name())];
                 set(&mut attached, &labels, u64::from(is_so))?;
             }
+        }
+        let help =
+            "Whether the program is attached and its maps can be read; without, its other rows are missing";
+        let mut up = gauge(encoder, "tfo_interface_up", help, None)?;
+        for on in &self.interfaces {
+            set(&mut up, &[("interface", on.name.as_str())], u64::from(on.program.is_some()))?;
         }
         Ok(())
     }
@@ -417,6 +423,24 @@ fn buckets(saved: &[RttBucket; RTT_BUCKETS]) -> [(f64, u64); BUCKETS] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{kernel::TcpExt, metrics::OnInterface};
+
+    #[test]
+    fn an_interface_that_cannot_be_read_has_no_rows_but_one() {
+        let on =
+            |name: &str, is_unreadable| OnInterface { name: name.to_owned(), program: None, is_unreadable };
+        let snapshot = Snapshot {
+            interfaces: vec![on("v0", true), on("w0", false)],
+            kernel: TcpExt::default(),
+            key_failures: 0,
+            rotation_interval: None,
+        };
+        let text = snapshot.text(Format::Prometheus);
+        let of = |name: &str| text.lines().filter(|line| line.contains(name)).collect::<Vec<_>>();
+        assert_eq!(of("\"v0\""), ["tfo_interface_up{interface=\"v0\"} 0"]);
+        assert_eq!(of("\"w0\"").len(), 3, "{text}");
+        assert_eq!(of("tfo_kernel_passive_total ").last(), Some(&"tfo_kernel_passive_total 0"));
+    }
 
     #[test]
     fn a_round_trip_is_in_the_first_bucket_that_covers_it() {
