@@ -199,6 +199,13 @@ impl Running {
         Self::wait_until_up(command, args)
     }
 
+    /// The same by another command, which is `PREFIX tfo run ARGS`, and has to become that.
+    pub fn start_under(prefix: &[&str], args: &[&str]) -> Self {
+        let mut command = Command::new(prefix[0]);
+        command.args(&prefix[1..]).arg(binary());
+        Self::wait_until_up(command, args)
+    }
+
     /// Starts `tfo run ARGS`, and waits for nothing.
     pub fn spawn(args: &[&str]) -> Self {
         Self::spawn_by(Command::new(binary()), args)

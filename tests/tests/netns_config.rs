@@ -336,6 +336,29 @@ fn names_that_no_interface_has_are_faults_with_their_line() {
     }
 }
 
+/// By nohup, the end of a terminal is none of its business: with a file, too, which an order has it read again.
+#[test]
+fn a_hang_up_that_is_ignored_from_the_beginning_stays_ignored() {
+    server_and_client(|client| {
+        let file = Config::new(IFACE, &on_ports("web", "80"));
+        let path = file.path();
+        for args in [&["-i", IFACE] as &[&str], &["--config", &path]] {
+            let tfo_run = Running::start_under(&["nohup"], args);
+            // Before it takes orders it may not be ready for signals.
+            eventually("it takes orders", || tfo(&["hide", "--list", "-i", IFACE]).status.success());
+            file.write(&on_ports("dns", "53"));
+            tfo_run.signal(Signal::SIGHUP);
+            send(&client, 80);
+            let reload = tfo(&["reload"]);
+            assert_eq!(reload.status.success(), args[0] == "--config", "{:?}", failure(&reload));
+            assert!(tfo(&["status"]).status.success());
+            let log = tfo_run.end(Signal::SIGTERM);
+            assert_eq!(log.matches("read again").count(), usize::from(args[0] == "--config"), "{log}");
+            assert_clean(IFACE);
+        }
+    });
+}
+
 #[test]
 fn what_takes_a_file_or_a_mode() {
     sandbox(|| {

@@ -1,6 +1,11 @@
 //! SIGINT, SIGTERM, and SIGHUP, by which a terminal that is closed ends us, and an operator has the configuration read again.
+//! A SIGHUP that is ignored from the beginning, as by nohup(1), stays ignored.
+
+use std::future::pending;
 
 use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal as Number;
+use procfs::process::Process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What a signal asks for.
@@ -16,7 +21,8 @@ pub enum Caught {
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    hang_up: Signal,
+    /// `None` where it is ignored.
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
@@ -26,16 +32,29 @@ impl Signals {
         Ok(Self {
             interrupt: catch(SignalKind::interrupt())?,
             terminate: catch(SignalKind::terminate())?,
-            hang_up: catch(SignalKind::hangup())?,
+            hang_up: if is_ignored(Number::SIGHUP)? { None } else { Some(catch(SignalKind::hangup())?) },
         })
     }
 
     /// Waits for any of them.
     pub async fn next(&mut self) -> Caught {
+        let hang_up = async {
+            match &mut self.hang_up {
+                Some(hang_up) => hang_up.recv().await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => Caught::End,
             _ = self.terminate.recv() => Caught::End,
-            _ = self.hang_up.recv() => Caught::HangUp,
+            _ = hang_up => Caught::HangUp,
         }
     }
+}
+
+/// Whether we ignore `signal`, since whoever started us did.
+fn is_ignored(signal: Number) -> Result<bool> {
+    let status = Process::myself().and_then(|myself| myself.status());
+    let status = status.context("cannot read which signals are ignored (/proc/self/status)")?;
+    Ok(status.sigign >> (signal as u32 - 1) & 1 == 1)
 }
