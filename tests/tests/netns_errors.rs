@@ -9,7 +9,7 @@ use nix::{
 use serde_json::Value;
 use tfo_common::names;
 use tfo_tests::netns::{
-    BPFFS, Running, assert_clean, binary, failure, ip, mount_on, sandbox, tfo, tfo_as_nobody,
+    BPFFS, Running, assert_clean, binary, failure, ip, key, mount_on, sandbox, set_keys, tfo, tfo_as_nobody,
 };
 
 /// Runs `tfo ARGS`, which must fail with one line that holds `expected`.
@@ -86,6 +86,39 @@ fn nothing_runs() {
         refused(&["unload"], 3, "tfo is attached to no interface");
         refused(&["status", "--bpffs", "/etc"], 1, "/etc is not a BPF file system");
         refused(&["status", "--bpffs", "/nonexistent"], 1, "cannot use /nonexistent");
+    });
+}
+
+/// Where it may not open enough files it says so, and not that it runs, with keys that it can't follow.
+#[test]
+fn a_limit_on_open_files() {
+    sandbox(|| {
+        ip("link set lo up");
+        ip("link add v0 type veth peer name v1");
+        ip("link add w0 type veth peer name w1");
+        let metrics = "127.0.0.1:9434";
+        for (args, needed, what) in [
+            (&["-i", "v0"] as &[&str], 130, "1 interface"),
+            (&["-i", "v0", "-i", "w0", "-i", "v0"], 220, "2 interfaces"),
+            (&["-i", "v0", "--metrics", metrics], 600, "1 interface with metrics"),
+        ] {
+            let limit = format!("--nofile=40:{}", needed - 1);
+            let output =
+                Command::new("prlimit").arg(limit).arg(binary()).arg("run").args(args).output().unwrap();
+            let expected = format!(
+                "error: tfo may have to open {needed} files at once for {what}, and its limit is {}: raise that, by \
+                 LimitNOFILE={needed} in a systemd unit or `ulimit -n {needed}` in root's shell\n",
+                needed - 1
+            );
+            assert_eq!(failure(&output), (Some(1), expected));
+            assert_clean("v0");
+            // As many are enough, and are more than it takes: the soft limit is no limit.
+            let running = Running::start_under(&["prlimit", &format!("--nofile=40:{needed}")], args);
+            set_keys("v0", key(1), None);
+            let open = fs::read_dir(format!("/proc/{}/fd", running.id())).unwrap().count();
+            assert!(open > 40 && open <= needed, "{open}");
+            running.end(Signal::SIGTERM);
+        }
     });
 }
 

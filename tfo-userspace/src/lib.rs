@@ -10,6 +10,7 @@ pub mod control;
 pub mod controller;
 pub mod counters;
 pub mod datapath;
+pub mod descriptors;
 pub mod error;
 pub mod events;
 pub mod files;

@@ -1,6 +1,7 @@
 //! `tfo run`.
 
 use std::{
+    collections::BTreeMap,
     fs::{DirBuilder, File},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -20,7 +21,8 @@ use crate::{
     control::{Given, listen},
     controller::{Controller, FOLLOW_EVERY, FromFile, Options, Retire, every},
     counters::Report,
-    datapath::{Sizes, unix_seconds},
+    datapath::{Datapath, Sizes, unix_seconds},
+    descriptors::raise_limit,
     history,
     keys::{keeper::Source, schedule::Schedule, secret::Secret, state::State},
     metrics,
@@ -42,6 +44,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
     let mut signals = Signals::new()?;
     let config = config(args)?;
     let Config { interfaces, attach, metrics, keys, services, .. } = config.clone();
+    raise_limit(&interfaces, metrics.is_some())?;
     let options = Options {
         attach,
         log_level,
@@ -63,6 +66,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
     }
     let mut questions = metrics::serve(listener);
     let mut screen = Screen::open();
+    let mut unread = BTreeMap::new();
     let mut follow = every(FOLLOW_EVERY);
     let mut sample = every(history::EVERY);
     let mut show = every(if screen.is_some() { DRAW_EVERY } else { LOG_EVERY });
@@ -80,10 +84,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
             _ = sample.tick() => controller.sample(),
             Some(Given { order, reply }) = orders.recv() => reply.send(controller.obey(order).await),
             Some(question) = questions.recv() => question.answer(&controller, &interfaces),
-            _ = show.tick() => match controller.reports() {
-                Ok(reports) => display(&reports, screen.as_mut()),
-                Err(error) => warn!("{error:#}"),
-            }
+            _ = show.tick() => display(&reports(&controller, &mut unread), screen.as_mut()),
         }
     }
     controller.stop().await
@@ -166,6 +167,28 @@ fn lock(path: &Path) -> Result<Flock<File>> {
         }
         Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", beside.display())),
     }
+}
+
+/// What was counted on each interface. One that can't be read keeps no other from being shown, and is in `unread`, with the
+/// reason, which is logged once.
+fn reports(controller: &Controller, unread: &mut BTreeMap<String, String>) -> Vec<Report> {
+    let read = |datapath: &Datapath| {
+        let name = &datapath.interface.name;
+        match datapath.report() {
+            Ok(report) => {
+                unread.remove(name);
+                Some(report)
+            }
+            Err(error) => {
+                let why = format!("{error:#}");
+                if unread.insert(name.clone(), why.clone()).as_ref() != Some(&why) {
+                    warn!("{name}: cannot read what is counted: {why}");
+                }
+                None
+            }
+        }
+    };
+    controller.datapaths().iter().filter_map(read).collect()
 }
 
 /// Shows the counters, live on a terminal, else in the log.
