@@ -21,6 +21,7 @@
 //! | [`tap`] | an interface whose wire is a test |
 //! | [`wire`] | frames past the kernel's stack |
 //! | [`agree`] | kernel and host on millions of frames |
+//! | [`terminal`] | a terminal as people see it, in tmux |
 //! | [`verifier`] | what the program costs the kernel's verifier |
 //!
 //! `src/bin` has the programs behind `cargo xtask agree` and `cargo xtask bench`.
@@ -45,5 +46,6 @@ pub mod scrape;
 pub mod server;
 pub mod steps;
 pub mod tap;
+pub mod terminal;
 pub mod verifier;
 pub mod wire;

@@ -1,5 +1,7 @@
 //! What people see: live counters on a terminal, and none where there is no terminal.
 
+#![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
+
 use std::{
     fs::File,
     io::Read as _,
@@ -9,7 +11,10 @@ use std::{
 };
 
 use nix::pty::{Winsize, openpty};
-use tfo_tests::netns::{assert_clean, binary, eventually, ip, sandbox};
+use tfo_tests::{
+    netns::{assert_clean, binary, eventually, ip, sandbox},
+    terminal::Terminal,
+};
 
 /// Runs `tfo ARGS` on a terminal of 80 × 24 until `is_drawn` says so of what it has written, then interrupts it from the
 /// keyboard; returns everything that was written.
@@ -71,6 +76,48 @@ fn run_shows_live_counters() {
             text.contains("v0  observe  native  counting since") && text.contains("no SYN yet")
         });
         assert!((2..24).contains(&tallest(&text)), "{text}");
+        assert_clean("v0");
+    });
+}
+
+/// A warning stays below the counters while they are drawn again and again, and is a line of the terminal in the end.
+#[test]
+fn log_lines_stay_below_live_counters() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let terminal = Terminal::open();
+        terminal.type_in(&format!("{} run -i v0", binary().display()));
+        let (counters, warning) = ("v0  observe  native  counting since", "WARN ] v0: the interface is gone");
+        terminal.wait_for(counters);
+        ip("link del v0");
+        terminal.wait_for(warning);
+        eventually("the counters are drawn without it", || !terminal.shows(counters));
+        for round in ["one", "another"] {
+            ip("link add v0 type veth peer name v1");
+            terminal.wait_for(counters);
+            let picture = terminal.picture();
+            let (above, below) = picture.split_once(counters).unwrap();
+            assert!(!above.contains(warning) && below.contains(warning), "{round}: {picture}");
+            ip("link del v0");
+            eventually("they are drawn without it", || !terminal.shows(counters));
+        }
+        assert_eq!(terminal.picture().matches(warning).count(), 2, "{}", terminal.picture());
+
+        // On a terminal that is too small for all, the counters have half of it, and the newest lines are there.
+        ip("link add v0 type veth peer name v1");
+        terminal.resize(100, 8);
+        terminal.wait_for("v0: the interface is back");
+        terminal.wait_for(counters);
+        terminal.resize(100, 30);
+
+        terminal.press(&["C-c"]);
+        terminal.wait_for_shell();
+        eventually("lines are written behind the last picture, each once", || {
+            let picture = terminal.picture();
+            let end = picture.rfind(counters).map_or("", |at| &picture[at..]);
+            end.matches("v0: the interface is back").count() == 3 && end.matches(warning).count() == 3
+        });
+        assert_eq!(terminal.assert_sane(), 0);
         assert_clean("v0");
     });
 }

@@ -1,127 +1,23 @@
 //! `tfo top` as people see it: the real binary in tmux, with real traffic.
 
 use std::{
-    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tempfile::TempDir;
 use tfo_common::segment::Family;
-use tfo_tests::netns::{
-    IFACE, PATIENCE, Running, StopOnDrop, binary, eventually, ip, sandbox, server_and_client, status, tfo,
+use tfo_tests::{
+    netns::{IFACE, Running, StopOnDrop, binary, eventually, ip, sandbox, server_and_client, status, tfo},
+    terminal::Terminal,
 };
 use tfo_userspace::lab::{
     client::{Syn, fast_open},
     net::{Namespace, SERVERS, server, source},
     server::Listeners,
 };
-
-/// A terminal with a shell in it. It ends with the test.
-struct Terminal {
-    folder: TempDir,
-}
-
-impl Terminal {
-    fn open() -> Self {
-        let terminal = Self { folder: TempDir::new().expect("a folder") };
-        terminal.tmux(&["new-session", "-d", "-x", "100", "-y", "30", "sh"]);
-        terminal.tmux(&["set", "-g", "status", "off"]);
-        terminal.type_in("PS1='ready> '");
-        terminal.wait_for_shell();
-        terminal
-    }
-
-    /// Its own server, whatever the user of the machine has configured.
-    fn tmux(&self, args: &[&str]) -> String {
-        let socket = self.folder.path().join("socket");
-        let output = Command::new("tmux")
-            .args(["-f", "/dev/null", "-u", "-S"])
-            .arg(socket)
-            .args(args)
-            .env_remove("TMUX")
-            .env("TERM", "xterm")
-            .stdin(Stdio::null())
-            .output()
-            .expect("tmux is installed");
-        assert!(output.status.success(), "tmux {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    fn press(&self, keys: &[&str]) {
-        self.tmux(&[&["send-keys"], keys].concat());
-    }
-
-    fn type_in(&self, line: &str) {
-        self.press(&[line, "Enter"]);
-    }
-
-    fn picture(&self) -> String {
-        self.tmux(&["capture-pane", "-p"])
-    }
-
-    fn shows(&self, text: &str) -> bool {
-        self.picture().contains(text)
-    }
-
-    fn wait_for(&self, text: &str) {
-        let mut picture = String::new();
-        let start = Instant::now();
-        while !picture.contains(text) {
-            assert!(start.elapsed() < PATIENCE, "the screen does not show {text:?}: {picture}");
-            thread::sleep(Duration::from_millis(20));
-            picture = self.picture();
-        }
-    }
-
-    /// Until it waits for a command: tmux leaves out blanks at the end of a line.
-    fn wait_for_shell(&self) {
-        eventually("the shell is ready", || self.picture().lines().any(|line| line == "ready>"));
-    }
-
-    fn resize(&self, columns: u16, rows: u16) {
-        self.tmux(&["resize-window", "-x", &columns.to_string(), "-y", &rows.to_string()]);
-    }
-
-    /// The process in the foreground that is called `tfo`.
-    fn tfo(&self) -> Option<i32> {
-        let shell = self.tmux(&["display-message", "-p", "#{pane_pid}"]);
-        let children = format!("/proc/{0}/task/{0}/children", shell.trim());
-        let children = std::fs::read_to_string(children).ok()?;
-        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-        pids.into_iter().find(|pid: &i32| {
-            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "tfo")
-        })
-    }
-
-    /// Panics unless a shell that nobody has to `reset` is there again; returns the exit status of what ran.
-    fn assert_sane(&self) -> i32 {
-        eventually("the cursor is back", || {
-            self.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag}"]).trim() == "0 1"
-        });
-        self.type_in("echo \"status $?.\"; stty -a");
-        self.wait_for("echoctl");
-        let picture = self.picture();
-        let modes: Vec<_> = picture.split(|c: char| !c.is_alphanumeric() && c != '-').collect();
-        for mode in ["icanon", "isig", "echo", "opost", "icrnl", "onlcr"] {
-            assert!(modes.contains(&mode), "{mode}: {picture}");
-        }
-        let (_, said) = picture.rsplit_once("\nstatus ").expect("the exit status");
-        said.split_once('.').expect("a full stop").0.parse().expect("a number")
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        // Of the test that panics, too.
-        let socket = self.folder.path().join("socket");
-        let _: std::io::Result<_> =
-            Command::new("tmux").arg("-S").arg(socket).arg("kill-server").stderr(Stdio::null()).status();
-    }
-}
 
 fn top(args: &str) -> String {
     format!("{} top {args}", binary().display())

@@ -21,6 +21,7 @@ pub mod kernel;
 pub mod keys;
 pub mod lab;
 pub mod listeners;
+pub mod logging;
 pub mod metrics;
 pub mod netlink;
 pub mod output;

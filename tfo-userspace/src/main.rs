@@ -4,7 +4,7 @@ use std::{io, process::ExitCode, time::Duration};
 
 use clap::Parser as _;
 use env_logger::Target;
-use tfo_userspace::{background::Background, cli::Cli, cmd, error};
+use tfo_userspace::{background::Background, cli::Cli, cmd, error, logging::Records};
 
 /// Log lines that may wait for whoever reads them.
 const LOG_QUEUE: usize = 1024;
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         .filter_level(cli.libraries_log_level())
         .filter_module("tfo", cli.log_level())
         .format_target(false)
-        .target(Target::Pipe(Box::new(log.clone())))
+        .target(Target::Pipe(Box::new(Records::to(log.clone()))))
         .init();
     let outcome = cmd::run(cli);
     log.drain(Duration::from_secs(1));
