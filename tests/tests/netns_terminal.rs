@@ -1,7 +1,5 @@
 //! What people see: live counters on a terminal, and none where there is no terminal.
 
-#![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
-
 use std::{
     fs::File,
     io::Read as _,
