@@ -6,6 +6,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
+    time::{Duration, Instant},
 };
 
 use nix::pty::{Winsize, openpty};
@@ -107,14 +108,24 @@ fn log_lines_stay_below_live_counters() {
         terminal.wait_for("v0: the interface is back");
         terminal.wait_for(counters);
         terminal.resize(100, 30);
+        eventually("there is room again", || {
+            let picture = terminal.picture();
+            picture.starts_with(counters) && picture.matches("v0: the interface is back").count() == 2
+        });
 
         terminal.press(&["C-c"]);
         terminal.wait_for_shell();
-        eventually("lines are written behind the last picture, each once", || {
-            let picture = terminal.picture();
+        // The shell may be ready before all is written.
+        let mut picture = String::new();
+        let is_written = |picture: &str| {
             let end = picture.rfind(counters).map_or("", |at| &picture[at..]);
             end.matches("v0: the interface is back").count() == 3 && end.matches(warning).count() == 3
-        });
+        };
+        let end = Instant::now() + Duration::from_secs(10);
+        while !is_written(&picture) {
+            assert!(Instant::now() < end, "not each line once, behind the last picture: {picture}");
+            picture = terminal.picture();
+        }
         assert_eq!(terminal.assert_sane(), 0);
         assert_clean("v0");
     });

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
     sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// A writer with a thread of its own. What comes while the queue is full is dropped.
@@ -29,11 +29,18 @@ impl Background {
 
     /// Waits until all is written, but no longer than `patience`.
     pub fn drain(&self, patience: Duration) {
+        let end = Instant::now() + patience;
         let (done, is_done) = sync_channel(1);
-        // Nobody waits for an answer that can't come: the queue may be full for ever.
-        if self.0.try_send(Message::Mark(done)).is_ok() {
-            let _: Result<(), _> = is_done.recv_timeout(patience);
+        let mut mark = Message::Mark(done);
+        // The queue may be full for ever, or only until the writer gets to it.
+        while let Err(TrySendError::Full(back)) = self.0.try_send(mark) {
+            if Instant::now() >= end {
+                return;
+            }
+            mark = back;
+            thread::sleep(Duration::from_millis(1));
         }
+        let _: Result<(), _> = is_done.recv_timeout(end.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -61,7 +68,26 @@ fn write_all(mut out: impl Write, queue: &Receiver<Message>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
     use super::*;
+
+    /// Counts what is written.
+    struct Counter(Arc<AtomicUsize>);
+
+    impl Write for Counter {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            self.0.fetch_add(text.len(), Ordering::Relaxed);
+            Ok(text.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
 
     /// A pipe that nobody reads takes 64 KiB, then blocks its writer for ever.
     #[test]
@@ -72,6 +98,18 @@ mod tests {
             background.write_all(&[b'x'; 65_536]).unwrap();
         }
         background.drain(Duration::from_millis(1));
+    }
+
+    /// Where one that waits fills the queue, too.
+    #[test]
+    fn what_is_drained_is_written() {
+        for _ in 0..1000 {
+            let count = Arc::new(AtomicUsize::new(0));
+            let mut background = Background::new(Counter(Arc::clone(&count)), 1).unwrap();
+            background.write_all(b"it").unwrap();
+            background.drain(Duration::from_secs(20));
+            assert_eq!(count.load(Ordering::Relaxed), 2);
+        }
     }
 
     #[test]
