@@ -3,12 +3,29 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use log::{debug, warn};
+
+/// Opens the file at `path` for reading, where it is a regular one. Another kind could be waited for without end.
+pub fn open_regular(path: &Path) -> Result<File> {
+    let path_ = path.display();
+    // O_NONBLOCK: opening a named pipe does not wait for somebody to write to it.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.with_context(|| format!("cannot open {path_}"))?;
+    let kind = file.metadata().with_context(|| format!("cannot examine {path_}"))?.file_type();
+    let kind = match kind {
+        kind if kind.is_file() => return Ok(file),
+        kind if kind.is_dir() => "a folder",
+        kind if kind.is_fifo() => "a pipe",
+        kind if kind.is_char_device() || kind.is_block_device() => "a device",
+        _ => "no regular file",
+    };
+    bail!("{path_} is {kind}: name a regular file, or give - and the content on standard input")
+}
 
 /// Replaces the file at `path` by a new one of `mode`, with what `write` writes: whoever reads it sees the old one or the new
 /// one, even after a crash. A symbolic link is replaced, not followed. Where that fails, the old one stays.

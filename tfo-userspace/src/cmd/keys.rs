@@ -1,8 +1,8 @@
 //! `tfo keys …`.
 
 use std::{
-    fs,
     io::{self, Read as _},
+    path::Path,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -13,6 +13,7 @@ use crate::{
     cli::{Cookie, Derive, Import, KeysStatus, Rotate},
     control::{self, Order},
     datapath::{Pinned, unix_seconds},
+    files::open_regular,
     kernel,
     keys::{addresses, fingerprint, listing::Listing, parse_key, schedule::Schedule, secret::Secret},
     output::print,
@@ -53,7 +54,8 @@ fn key_text(argument: &str) -> Result<Zeroizing<String>> {
     match argument.strip_prefix('@') {
         _ if argument == "-" => read(io::stdin()).context("cannot read the key from standard input"),
         Some(file) => {
-            fs::File::open(file).and_then(read).with_context(|| format!("cannot read the key file {file:?}"))
+            let key = open_regular(Path::new(file)).and_then(|key| Ok(read(key)?));
+            key.with_context(|| format!("cannot read the key file {file:?}"))
         }
         None => Ok(Zeroizing::new(argument.to_owned())),
     }

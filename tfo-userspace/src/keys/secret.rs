@@ -5,19 +5,21 @@ use std::{
     fs::File,
     hint::black_box,
     io::{self, Read},
-    os::{
-        fd::AsFd as _,
-        unix::fs::{MetadataExt as _, PermissionsExt as _},
-    },
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     ptr::NonNull,
 };
 
 use anyhow::{Context as _, Result, bail};
 use log::debug;
-use nix::sys::mman::mlock;
+use nix::{
+    sys::mman::mlock,
+    unistd::{Uid, geteuid},
+};
 use tfo_common::keyring::Key;
 use zeroize::{Zeroize as _, Zeroizing};
+
+use crate::files::open_regular;
 
 /// Bytes of a secret.
 pub const LENGTH: usize = 32;
@@ -51,8 +53,8 @@ impl Secret {
     /// takes the first 32 bytes of whatever it is given: it does not read digits as what they stand for, so a fleet
     /// with tofurkey in it needs the bytes.
     ///
-    /// A file to which others than its owner have any right is refused. Credentials are systemd's to protect: it may
-    /// give access by an ACL, which shows as rights of the group.
+    /// It must be a regular file of root or of the user who runs this, to which others have no right. Credentials are
+    /// systemd's to protect: it may give access by an ACL, which shows as rights of the group.
     pub fn read(source: &str) -> Result<Self> {
         let credentials = env::var_os(CREDENTIALS).map(PathBuf::from);
         Self::read_from(source, credentials.as_deref())
@@ -66,11 +68,20 @@ impl Secret {
         }
         if let Some(credential) = credential(source, credentials) {
             let what = format!("the credential {}", credential.display());
-            let mut file = File::open(&credential).with_context(|| format!("cannot open {what}"))?;
+            let mut file = open_regular(&credential).with_context(|| format!("cannot read {what}"))?;
             return Self::parse(&mut file, &what);
         }
-        let mut file = File::open(source).with_context(|| format!("cannot open the secret {source}"))?;
-        let mode = file.metadata().with_context(|| format!("cannot examine {source}"))?.permissions().mode();
+        let file = open_regular(Path::new(source));
+        let mut file = file.with_context(|| format!("cannot read the secret {source}"))?;
+        let metadata = file.metadata().with_context(|| format!("cannot examine {source}"))?;
+        let (owner, user) = (Uid::from_raw(metadata.uid()), geteuid());
+        if !is_trusted(owner, user) {
+            bail!(
+                "the secret {source} belongs to user {owner}, neither to root nor to user {user}, who runs this: if nobody \
+                 else has seen or changed it, chown it; otherwise give the fleet a new one"
+            );
+        }
+        let mode = metadata.mode();
         if mode & 0o077 != 0 {
             bail!(
                 "others can read or change the secret {source} (mode {:04o}): if nobody has, chmod 600 {source}; \
@@ -88,11 +99,16 @@ impl Secret {
         let content = &buffer[..length];
         let mut secret = Self::locked();
         let digits = content.strip_suffix(b"\n").unwrap_or(content);
-        if length == LENGTH {
+        let is_secret = if length == LENGTH {
             secret.bytes.copy_from_slice(content);
-            return Ok(secret);
+            true
+        } else {
+            digits.len() == DIGITS && secret.decode(digits).is_some()
+        };
+        if is_secret && *secret.bytes == [0; LENGTH] {
+            bail!("{what} holds only zeros, which is no secret: `head -c 32 /dev/urandom` makes one");
         }
-        if digits.len() == DIGITS && secret.decode(digits).is_some() {
+        if is_secret {
             return Ok(secret);
         }
         let size = file.metadata().map_or(0, |metadata| metadata.size());
@@ -159,6 +175,11 @@ impl Drop for Secret {
     }
 }
 
+/// Whether a file of `owner` is one that nobody else can have written, where `user` runs this.
+fn is_trusted(owner: Uid, user: Uid) -> bool {
+    owner.is_root() || owner == user
+}
+
 /// The file of the credential that `source` names, if it does: by its name, or by a path into their folder.
 fn credential(source: &str, credentials: Option<&Path>) -> Option<PathBuf> {
     let credentials = credentials.filter(|folder| folder.is_absolute())?;
@@ -183,8 +204,12 @@ fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::fs::{self, Permissions};
+    use std::{
+        fs::{self, Permissions},
+        os::unix::fs::PermissionsExt as _,
+    };
 
+    use nix::{sys::stat::Mode, unistd::mkfifo};
     use tempfile::TempDir;
 
     use super::*;
@@ -289,10 +314,32 @@ pub(super) mod tests {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("none");
         let error = Secret::read_from(path.to_str().unwrap(), Some(folder.path())).err().unwrap();
-        assert!(format!("{error:#}").starts_with(&format!("cannot open the secret {}", path.display())));
+        assert!(format!("{error:#}").starts_with(&format!("cannot read the secret {}", path.display())));
         fs::set_permissions(&folder, Permissions::from_mode(0o700)).unwrap();
-        let error = Secret::read_from(folder.path().to_str().unwrap(), None).err().unwrap();
-        assert!(format!("{error:#}").starts_with("cannot read "), "{error:#}");
+        let pipe = folder.path().join("pipe");
+        mkfifo(&pipe, Mode::from_bits_truncate(0o600)).unwrap();
+        for (path, kind) in
+            [(folder.path(), "is a folder"), (&pipe, "is a pipe"), (Path::new("/dev/zero"), "is a device")]
+        {
+            let error = format!("{:#}", Secret::read_from(path.to_str().unwrap(), None).err().unwrap());
+            assert!(error.contains(kind) && error.contains("standard input"), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_root_and_the_user_are_trusted() {
+        let [root, user, other] = [0, 7, 8].map(Uid::from_raw);
+        assert!(is_trusted(root, user) && is_trusted(user, user) && is_trusted(root, root));
+        assert!(!is_trusted(other, user) && !is_trusted(user, root));
+    }
+
+    #[test]
+    fn zeros_are_no_secret() {
+        for content in
+            [&[0; LENGTH] as &[u8], &[b'0'; DIGITS], format!("{:065}", "\n").replace(' ', "0").as_bytes()]
+        {
+            assert!(complaint(content).contains("holds only zeros"), "{content:?}");
+        }
     }
 
     #[test]
