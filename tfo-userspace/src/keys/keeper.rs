@@ -1,13 +1,21 @@
 //! The keeper of the keys: what the kernel is to hold, and how it gets there without a cookie refused on the way.
 //!
-//! The order of a rotation: the maps learn the new keys, the sysctl is written, read back and compared, and only then the
-//! maps give the old ones up. A crash between any two steps leaves maps that cover the kernel's keys, and the next start
-//! finds out from the source what is still to be done.
+//! The order of a rotation: the state file is written, the sysctl is opened, the maps learn the new keys, the sysctl is
+//! written, read back and compared, and only then the maps give the old ones up. A crash between any two steps leaves maps
+//! that cover the kernel's keys, and the next start finds out from the source what is still to be done. Where a step fails,
+//! the maps get the kernel's keys in their roles again.
+//!
+//! An emergency does not end at a file that can't be written: see [`Keeper::rotate`].
 
-use std::{fs::File, path::PathBuf, time::Duration};
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, bail};
-use log::{info, warn};
+use anyhow::{Context as _, Result, anyhow, bail};
+use log::{debug, info, warn};
 use nix::fcntl::Flock;
 use tfo_common::{
     info::KeySource,
@@ -21,7 +29,7 @@ use super::{
     secret::Secret,
     state::{Made, State},
 };
-use crate::kernel::KeySysctl;
+use crate::{files::folder, kernel::KeySysctl};
 
 /// Where keys come from.
 pub enum Source {
@@ -69,6 +77,49 @@ pub trait Maps {
     fn publish(&mut self, publish: Publish) -> Result<()>;
 }
 
+/// The pause after a first failure. It doubles with each further one, up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Tries of one thing, with longer and longer pauses while they fail.
+#[derive(Default)]
+struct Tries(Option<Failed>);
+
+/// Failed tries.
+struct Failed {
+    /// Why the last one failed.
+    why: String,
+    /// The pause after it.
+    pause: Duration,
+    /// The end of the pause.
+    next: Instant,
+}
+
+impl Tries {
+    /// Fails as the last try did, while its pause lasts.
+    fn due(&self) -> Result<()> {
+        match &self.0 {
+            Some(failed) if Instant::now() < failed.next => Err(anyhow!(failed.why.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the last try failed.
+    fn have_failed(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Remembers the outcome of a try, and returns it.
+    fn note<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        self.0 = outcome.as_ref().err().map(|error| {
+            let pause = self.0.as_ref().map_or(FIRST_PAUSE, |failed| LONGEST_PAUSE.min(failed.pause * 2));
+            Failed { why: format!("{error:#}"), pause, next: Instant::now() + pause }
+        });
+        outcome
+    }
+}
+
 /// Keeps the kernel's keys and the maps' in step with the source.
 pub struct Keeper {
     source: Source,
@@ -80,6 +131,12 @@ pub struct Keeper {
     latest: u64,
     /// It was said that the clock is behind.
     behind: bool,
+    /// Tries to install the source's keys.
+    installing: Tries,
+    /// Tries to write the state file.
+    storing: Tries,
+    /// An emergency's keys are in force, and the state file does not have them.
+    unsaved: bool,
     failure: Option<String>,
     failures: u64,
 }
@@ -87,7 +144,18 @@ pub struct Keeper {
 impl Keeper {
     /// The keeper of `source`'s keys.
     pub fn new(source: Source) -> Self {
-        Self { source, installed: None, yielded: false, latest: 0, behind: false, failure: None, failures: 0 }
+        Self {
+            source,
+            installed: None,
+            yielded: false,
+            latest: 0,
+            behind: false,
+            installing: Tries::default(),
+            storing: Tries::default(),
+            unsaved: false,
+            failure: None,
+            failures: 0,
+        }
     }
 
     /// Which source it is.
@@ -139,7 +207,7 @@ impl Keeper {
         earlier
     }
 
-    /// Does what is due at `now` (seconds since 1970). What fails is said, and tried again with the next step.
+    /// Does what is due at `now` (seconds since 1970). A failure is logged once, and the step tried again later.
     pub fn step(&mut self, now: u64, maps: &mut impl Maps) {
         if now < self.latest {
             warn!(
@@ -165,6 +233,7 @@ impl Keeper {
         let kernel = KernelKeys::read()?;
         // A key that the kernel never took is not followed by another: those that clients have would be pushed out.
         let is_installed = self.wanted(now).is_some_and(|wanted| kernel == wanted.into());
+        let saved = self.save();
         let mut changed = Ok(());
         if let Source::Random { state, rotate, .. } = &self.source {
             let newest = state.keys().first().map_or(0, |newest| newest.made);
@@ -177,10 +246,14 @@ impl Keeper {
             }
             if !self.yielded && is_installed && state.due(*rotate, now) {
                 // Where the key can't be kept it is not used; what the kernel holds is followed all the same.
-                changed = self.change(|state| state.rotate(now));
+                changed = self.storing.due().and_then(|()| {
+                    let changed = self.change(|state| state.rotate(now));
+                    self.storing.note(changed)
+                });
             }
         }
-        changed.and(self.pursue(now, kernel, maps))
+        let pursued = self.pursue(now, kernel, maps);
+        saved.and(changed).and(pursued)
     }
 
     /// Brings kernel and maps to what the source wants, from what the kernel holds.
@@ -189,6 +262,7 @@ impl Keeper {
         if kernel == wanted.into() {
             self.installed = Some(kernel.fingerprints());
             self.yielded = false;
+            self.installing = Tries::default();
             maps.publish(self.last(wanted))?;
             return self.purged();
         }
@@ -201,12 +275,21 @@ impl Keeper {
             );
         }
         if self.yielded {
+            self.installing = Tries::default();
             return maps.publish(Publish::Held(kernel.into()));
+        }
+        if let Err(failure) = self.installing.due() {
+            self.fall_back(kernel, wanted, maps)?;
+            return Err(failure);
         }
         self.install(wanted, maps)
     }
 
-    /// Rotates now. In an emergency, what was held before is not accepted any more, by the kernel or by the maps.
+    /// Rotates now. In an emergency, what was held before is not accepted any more, by the kernel or by the maps. A file that
+    /// can't be written stops an ordinary rotation, but no emergency: the old file, which has the leaked key, is removed, and
+    /// writing the new one is tried until it works. Until then, the outcome of the order is an error that says so.
+    ///
+    /// Where the kernel has not taken the newest key yet, an ordinary rotation makes no other one: it tries again at once.
     ///
     /// Where keys are not ours to make, an emergency makes the maps forget all but those that the kernel holds now: for
     /// after the secret was replaced. With the kernel's own keys that is no success, since the one in force stays.
@@ -224,8 +307,64 @@ impl Keeper {
             Source::Secret { .. } if emergency => return self.forget(now, maps),
             _ => {}
         }
-        self.change(|state| if emergency { state.emergency(now) } else { state.rotate(now) })?;
+        if emergency {
+            return self.replace_leaked(now, maps);
+        }
+        if !self.is_pending(now)? {
+            self.change(|state| state.rotate(now))?;
+        }
         self.install(self.wanted(now).unwrap_or_default(), maps)
+    }
+
+    /// Whether a key of our own waits for the kernel to take it.
+    fn is_pending(&self, now: u64) -> Result<bool> {
+        let is_ours = matches!(self.source, Source::Random { .. }) && !self.yielded;
+        Ok(is_ours
+            && self.installing.have_failed()
+            && self.wanted(now).map(KernelKeys::from) != Some(KernelKeys::read()?))
+    }
+
+    /// Replaces all keys by a new one. The file comes first, as in [`change`](Self::change), so that a crash does not bring the
+    /// leaked key back. Where it can't be written, the leaked key leaves the kernel and the maps all the same.
+    fn replace_leaked(&mut self, now: u64, maps: &mut impl Maps) -> Result<()> {
+        if let Source::Random { state, .. } = &mut self.source {
+            let mut next = state.clone();
+            next.emergency(now)?;
+            *state = next;
+            self.unsaved = true;
+            self.storing = Tries::default();
+            self.yielded = false;
+        }
+        let saved = self.save();
+        let wanted = self.wanted(now).unwrap_or_default();
+        let mut installed = self.install(wanted, maps);
+        if installed.is_err() && KernelKeys::read().is_ok_and(|kernel| kernel != wanted.into()) {
+            installed = installed.context("the leaked key is in the kernel still");
+        }
+        let Err(unsaved) = saved else { return installed };
+        match installed {
+            Ok(()) => {
+                bail!(
+                    "the kernel and the maps hold the new key only, but the state file does not: {unsaved:#}; writing it is \
+                     tried again"
+                )
+            }
+            Err(error) => {
+                bail!("{error:#}; and the state file has no new key: {unsaved:#}; both are tried again")
+            }
+        }
+    }
+
+    /// Writes the file, where an emergency could not.
+    fn save(&mut self) -> Result<()> {
+        let Source::Random { state, path, .. } = &self.source else { return Ok(()) };
+        if !self.unsaved {
+            return Ok(());
+        }
+        self.storing.due()?;
+        self.storing.note(save(state, path))?;
+        self.unsaved = false;
+        Ok(())
     }
 
     /// Makes the maps forget all keys but those that the kernel holds now, and the next one where that is known.
@@ -262,21 +401,48 @@ impl Keeper {
         how(&mut next)?;
         next.store(path)?;
         *state = next;
+        self.unsaved = false;
         self.yielded = false;
         Ok(())
     }
 
-    /// Learn, write, compare, and give the old ones up.
+    /// Makes `wanted` the kernel's keys. Where that fails, the maps call good what the kernel takes.
     fn install(&mut self, wanted: Held, maps: &mut impl Maps) -> Result<()> {
+        let installed = self.try_install(wanted, maps);
+        if installed.is_err()
+            && let Err(error) = KernelKeys::read().and_then(|kernel| self.fall_back(kernel, wanted, maps))
+        {
+            debug!("the maps may not have the kernel's keys in their roles: {error:#}");
+        }
+        self.installing.note(installed)
+    }
+
+    /// Gives the kernel's keys their roles in the maps, while the kernel can't be given those of `wanted`. One of these is
+    /// known as the next key: the first that the kernel does not hold.
+    fn fall_back(&self, kernel: KernelKeys, wanted: Held, maps: &mut impl Maps) -> Result<()> {
+        if kernel == wanted.into() {
+            return maps.publish(self.last(wanted));
+        }
+        let held = [kernel.current, kernel.backup];
+        let next = [wanted.current, wanted.backup, wanted.next].into_iter().flatten();
+        let next = next.into_iter().find(|key| !held.contains(&Some(*key)));
+        maps.publish(self.last(Held { next, ..kernel.into() }))
+    }
+
+    /// Learn, write, compare, and give the old ones up.
+    fn try_install(&mut self, wanted: Held, maps: &mut impl Maps) -> Result<()> {
         let Some(current) = wanted.current else { bail!("the source has no key") };
         let kernel = KernelKeys::read()?.into();
+        // Before the maps learn anything: this is what a read-only /proc/sys refuses.
+        let sysctl = KeySysctl::open()?;
         match maps.publish(Publish::Learn { kernel, wanted }) {
+            Ok(()) if self.installing.have_failed() => debug!("rotation: the maps know the new keys"),
             Ok(()) => info!("rotation: the maps know the new keys"),
             // One map must not keep a leaked key in the kernel.
             Err(error) if self.is_purging() => warn!("{error:#}"),
             Err(error) => return Err(error),
         }
-        KeySysctl::open()?.write(current, wanted.backup)?;
+        sysctl.write(current, wanted.backup)?;
         info!("rotation: net.ipv4.tcp_fastopen_key is written");
         let shown = KernelKeys::read()?;
         if shown != wanted.into() {
@@ -284,14 +450,17 @@ impl Keeper {
         }
         self.installed = Some(shown.fingerprints());
         maps.publish(self.last(wanted))?;
-        self.purged()?;
+        // Whether the file says so is no part of the rotation: the next step fails by it.
+        if let Err(error) = self.purged() {
+            debug!("the state file does not say yet that the emergency is over: {error:#}");
+        }
         info!("rotation: done, the kernel's current key is {}", fingerprint(current));
         Ok(())
     }
 
-    /// What the maps hold once the kernel has the keys of `wanted`.
-    fn last(&self, wanted: Held) -> Publish {
-        if self.is_purging() { Publish::Only(wanted) } else { Publish::Held(wanted) }
+    /// What the maps hold while the kernel has the keys of `held`.
+    fn last(&self, held: Held) -> Publish {
+        if self.is_purging() { Publish::Only(held) } else { Publish::Held(held) }
     }
 
     fn is_purging(&self) -> bool {
@@ -300,13 +469,16 @@ impl Keeper {
 
     /// An emergency is over, if there was one: the kernel and every map hold nothing else.
     fn purged(&mut self) -> Result<()> {
-        if self.is_purging() {
-            self.change(|state| {
-                state.purged();
-                Ok(())
-            })?;
+        // Where the file is not written yet, it is not over, and `save` says why.
+        if !self.is_purging() || self.unsaved {
+            return Ok(());
         }
-        Ok(())
+        self.storing.due()?;
+        let changed = self.change(|state| {
+            state.purged();
+            Ok(())
+        });
+        self.storing.note(changed)
     }
 
     fn wanted(&self, now: u64) -> Option<Held> {
@@ -316,4 +488,30 @@ impl Keeper {
             Source::Secret { secret, schedule } => Some(schedule.held(secret, now)),
         }
     }
+}
+
+/// Writes `state` to the file at `path`, whose old content has leaked keys: where it can't be written, it is removed.
+///
+/// Before the kernel gets the new key: after a crash, a file with the leaked key would bring that back.
+fn save(state: &State, path: &Path) -> Result<()> {
+    let Err(error) = state.store(path) else { return Ok(()) };
+    match fs::remove_file(path) {
+        Ok(()) => {
+            // The space of the old file may be what was missing.
+            if state.store(path).is_ok() {
+                warn!("{error:#}: the old file was removed first, which helped");
+                return Ok(());
+            }
+            // Nor is it to be there again after a power failure.
+            if let Err(error) = File::open(folder(path)).and_then(|folder| folder.sync_all()) {
+                debug!("cannot sync the folder of {}: {error}", path.display());
+            }
+        }
+        Err(gone) if gone.kind() == io::ErrorKind::NotFound => {}
+        Err(remains) => bail!(
+            "{error:#}; the old file still has the leaked key, and can't be removed ({remains}): before a new start, remove {}",
+            path.display()
+        ),
+    }
+    bail!("{error:#}; the old file, which had the leaked key, was removed")
 }
