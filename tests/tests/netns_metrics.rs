@@ -7,7 +7,9 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
+    path::Path,
     process::Command,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -27,8 +29,8 @@ use tfo_common::{
 use tfo_tests::{
     cases::SERVER_V4,
     netns::{
-        BPFFS, Counts, IFACE, assert_clean, eventually, failure, ip, key, sandbox, server_and_client,
-        set_keys, status, tfo,
+        BPFFS, Counts, IFACE, StopOnDrop, assert_clean, eventually, failure, ip, key, sandbox,
+        server_and_client, set_keys, status, tfo,
     },
     packet::{Carry as _, eth},
     scrape::{self, METRICS, Samples, get, run},
@@ -44,6 +46,7 @@ use tfo_userspace::{
         server::Listeners,
     },
     pins::Bpffs,
+    services::MOST,
 };
 
 /// A namespace with an interface `v0`, and a loopback that carries metrics.
@@ -305,6 +308,36 @@ fn of_many_services_each_has_its_own() {
     });
 }
 
+/// Scrapes take their time with the most services there can be: however many come, a new key of the kernel arrives.
+#[test]
+fn a_key_arrives_among_many_large_scrapes() {
+    server_and_client(|_client| {
+        let named: Vec<_> = (1..=MOST).map(|port| format!("s{port}={port}")).collect();
+        let args: Vec<_> = named.iter().flat_map(|service| ["--service", service]).collect();
+        let _tfo = run(IFACE, &args);
+        let pinned = Pinned::open(&Bpffs::new(Path::new(BPFFS)).pins(IFACE)).unwrap();
+        let is_current = || pinned.key_ring().unwrap().held().current == Some(key(1));
+        let sysctl = KeySysctl::open().unwrap();
+        let (stop, scrapes) = (AtomicBool::new(false), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            let _stop = StopOnDrop(&stop);
+            for _ in 0..6 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        assert_eq!(get("/metrics").status, 200);
+                        scrapes.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            eventually("they scrape", || scrapes.load(Ordering::Relaxed) > 0);
+            let start = Instant::now();
+            sysctl.write(key(1), None).unwrap();
+            eventually("the key is in the map", is_current);
+            println!("the key arrived after {:?}, among scrapes by six", start.elapsed());
+        });
+    });
+}
+
 /// Keys by their role, and whether they are in step; what is shown of them tells nobody which they are.
 #[test]
 fn keys_are_shown_by_role_only() {
@@ -475,7 +508,7 @@ fn stuck_clients_disturb_nobody() {
         let mut rest = String::new();
         let _: std::io::Result<usize> = stuck[0].read_to_string(&mut rest);
         assert!(!rest.contains("200 OK"), "{rest}");
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean("v0");
     });
 }
@@ -519,7 +552,7 @@ fn slow_clients_cost_others_no_scrape() {
             links.filter(|link| link.to_string_lossy().starts_with("socket:")).count() < 10
         });
         drop(stuck);
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
     });
 }
 
@@ -537,7 +570,7 @@ fn an_interface_that_cannot_be_read_spoils_no_other() {
         assert_eq!([before.get(&row("v0")), before.get(&row("w0"))], ["1", "1"]);
 
         // A symbolic link to itself is neither there nor missing.
-        let link = Bpffs::new(BPFFS.as_ref()).pins("v0").outcomes_link();
+        let link = Bpffs::new(BPFFS.as_ref()).pins("v0").current().unwrap().outcomes_link();
         fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink(&link, &link).unwrap();
         let after = Samples::now();
@@ -552,7 +585,7 @@ fn an_interface_that_cannot_be_read_spoils_no_other() {
         assert_eq!(get("/healthz").status, 200, "its keys are in step");
         fs::remove_file(&link).unwrap();
         assert_eq!(Samples::now().get(&row("v0")), "1");
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
     });
 }
 
@@ -570,6 +603,6 @@ fn a_hundred_scrapes_at_once() {
             }
         });
         eventually("keys are followed", || status("v0")["keys"]["current"] == fingerprint(key(2)));
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
     });
 }
