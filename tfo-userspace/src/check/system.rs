@@ -92,11 +92,11 @@ pub(super) fn memory_lock() -> Result<Finding> {
 }
 
 pub(super) fn cgroup2() -> Result<Finding> {
-    Ok(match kernel::cgroup2()? {
-        Some(mount) => Finding::ok(mount.display().to_string()),
-        None => Finding::warn(
-            "not mounted: what becomes of accepted connections can't be seen",
-            "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+    Ok(match kernel::Cgroup2::find()?.root() {
+        Ok(mount) => Finding::ok(mount.display().to_string()),
+        Err([why, advice]) => Finding::warn(
+            format!("{why}: what becomes of connections can't be seen, and `once` protects nothing"),
+            advice,
         ),
     })
 }
