@@ -9,9 +9,8 @@ use tfo_common::{
     verdict::Mode,
 };
 use tfo_userspace::{
-    datapath::{LoadOptions, Object, ServiceCounters},
+    datapath::{LoadOptions, Object, ServiceCounters, Shares},
     guards::Hidden,
-    pins::Pins,
     services::Services,
 };
 
@@ -38,9 +37,9 @@ impl Kernel {
         kernel
     }
 
-    /// A program with these options, on the maps under `pins`, if given. In mode `shield` it has no guards yet.
-    pub fn with(options: &LoadOptions, pins: Option<&Pins>) -> Self {
-        let mut kernel = Self(Object::load(options, pins).expect("the program loads (is this root?)"));
+    /// A program with these options, on the maps of a generation, if given. In mode `shield` it has no guards yet.
+    pub fn with(options: &LoadOptions, shared: Option<Shares<'_>>) -> Self {
+        let mut kernel = Self(Object::load(options, shared).expect("the program loads (is this root?)"));
         // Most tests have no controller that would do it every second.
         kernel.confirm_at(u64::MAX);
         // Where there are no policies, the map has none that knows the mode.
@@ -99,9 +98,10 @@ impl Kernel {
         self.0.set_policy(index, policy).expect("the policy is written");
     }
 
-    /// Hides Fast Open from the stack, or hides it no longer.
-    pub fn hide(&mut self, what: &Hidden, on: bool) {
-        self.0.hide(what, on).expect("the order is carried out");
+    /// Makes `hidden` all that is hidden by order.
+    pub fn set_hidden(&mut self, hidden: &[Hidden]) {
+        let hidden = hidden.iter().cloned().collect();
+        self.0.set_hidden(&hidden).expect("the order is carried out");
     }
 
     /// The ring in force.

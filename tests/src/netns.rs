@@ -38,7 +38,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The usual mount point.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// Runs `test` in a network and a mount namespace of its own, with an empty BPF file system at the usual place.
+/// Runs `test` in a network and a mount namespace of its own, with an empty BPF file system at the usual place, and with nothing
+/// in /run and in /var/lib.
 ///
 /// Both belong to one thread and end with it, and with them every interface, pin and attachment.
 pub fn sandbox(test: impl FnOnce() + Send) {
@@ -51,6 +52,9 @@ pub fn sandbox(test: impl FnOnce() + Send) {
                 mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
                     .expect("a private mount namespace");
                 mount_on("bpf", BPFFS);
+                // Where tfo has its sockets, and what outlives it.
+                mount_on("tmpfs", "/run");
+                mount_on("tmpfs", "/var/lib");
                 test();
             })
             .join()
@@ -269,6 +273,13 @@ impl Running {
         log
     }
 
+    /// Kills it, and returns what it has logged.
+    pub fn last_words(mut self) -> String {
+        // It may have ended already.
+        let _: std::io::Result<()> = self.child.kill();
+        self.log()
+    }
+
     /// What it has logged, once it has ended.
     fn log(&mut self) -> String {
         let mut log = String::new();
@@ -435,16 +446,18 @@ pub struct Linked {
 
 /// What is pinned as the link of `interface`.
 pub fn linked(interface: &str) -> Linked {
-    let pin = Bpffs::new(Path::new(BPFFS)).pins(interface).link();
-    let link = PinnedLink::from_pin(pin).expect("a pinned link");
+    let pins = Bpffs::new(Path::new(BPFFS)).pins(interface);
+    // A change may move it to the next generation meanwhile.
+    let open = || PinnedLink::from_pin(pins.current().ok()?.link()).ok();
+    let link = (0..100).find_map(|_| open()).expect("a pinned link");
     let info = FdLink::from(link).info().expect("a link can be asked");
     Linked { link: info.id(), program: info.program_id() }
 }
 
 /// The pins of `interface`, each with its inode.
 pub fn pins(interface: &str) -> Vec<(OsString, u64)> {
-    let dir = Bpffs::new(Path::new(BPFFS)).pins(interface);
-    let entries = fs::read_dir(dir.dir()).expect("a pin folder").flatten();
+    let generation = Bpffs::new(Path::new(BPFFS)).pins(interface).current().expect("a generation in force");
+    let entries = fs::read_dir(generation.dir()).expect("a pin folder").flatten();
     let inode = |entry: &fs::DirEntry| entry.metadata().expect("a pin").ino();
     let mut pins: Vec<_> = entries.map(|entry| (entry.file_name(), inode(&entry))).collect();
     pins.sort();

@@ -1,39 +1,47 @@
 //! The program on an interface: attaching, taking over, letting go. [`Object`] is what is loaded, with its maps.
 
+mod carry;
+mod change;
 mod earlier;
 mod link;
 mod object;
 mod options;
 mod orders;
-mod outcomes;
 mod pinned;
 mod plan;
 mod serve;
+mod syscall;
 mod tables;
+mod unpinned;
 mod whole;
 
-use std::{collections::HashMap, net::IpAddr, path::Path, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    path::Path,
+};
 
 use anyhow::{Context as _, Result, bail};
 use aya::programs::ProgramType;
 use aya_log::EbpfLogger;
-use earlier::{Known, left_behind};
+pub use carry::forget_keys;
+pub use change::{Built, Enforced, Program, hidden_in};
+pub use earlier::{OnDevice, on_device};
 use jiff::Timestamp;
 use link::detach;
 pub use link::{is_attached, linked_program, unload};
-use log::{Log, debug, info, warn};
+use log::{Log, warn};
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
-pub use object::Object;
+pub use object::{Object, Shares};
 pub use options::{LoadOptions, Sizes};
 pub use pinned::{OtherVersion, Pinned};
 use tables::Shared;
 pub use tables::{Entries, OTHER_NAME, REMOVED_NAME, ServiceCounters};
 use tfo_common::{
     counters::Counters,
-    info::{Info, KeySource, LAYOUT_VERSION},
+    info::{Attach, Info, KeySource},
     keyring::{CURRENT, KeyRing, NEWEST, SLOTS, TRACKS},
     observed::Watch,
-    verdict::Mode,
 };
 
 use crate::{
@@ -42,11 +50,9 @@ use crate::{
     events::{AT_ONCE, EventLog, Explainer},
     guards::Hidden,
     interface::{self, Interface, XdpOnInterface},
-    kernel,
     keys::{attestation::Attestation, keeper::Publish},
-    pins::{Bpffs, Locked, Pins, remove_if_there},
+    pins::{Generation, Locked, Pins, remove_if_there, rename_if_there},
     secrecy::leaving_no_trace,
-    services::Services,
 };
 
 /// Says why this kernel or this user cannot run the program at all, before anything is touched.
@@ -67,16 +73,16 @@ pub fn preflight() -> Result<()> {
     }
 }
 
-/// The program attached to one interface, of which we are the controller.
+/// The program of one interface, of which we are the controller. The interface may be gone, and come back.
 pub struct Datapath {
-    /// The interface.
+    /// The interface, as it was when the program was last attached.
     pub interface: Interface,
-    pins: Locked,
+    pins: Pins,
+    generation: Generation,
     object: Object,
-    options: LoadOptions,
+    program: Program,
     info: Info,
     logger: Option<EbpfLogger<&'static dyn Log>>,
-    taken_over: bool,
     events: EventLog,
     /// Where the hits of keys stood when the current key last changed.
     last_hits: [u64; TRACKS],
@@ -97,19 +103,6 @@ pub struct KeyInfo {
     pub failures: u64,
 }
 
-/// How a program is attached.
-#[derive(Clone, Debug)]
-pub struct How {
-    /// Where in the receive path.
-    pub attach: AttachMode,
-    /// Up to which of aya's levels it logs its own events: 0 for none.
-    pub log_level: u8,
-    /// Which services it counts for, and protects.
-    pub services: Services,
-    /// How much it remembers.
-    pub sizes: Sizes,
-}
-
 /// What has become of an attached program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
@@ -122,113 +115,36 @@ pub enum Presence {
 }
 
 impl Datapath {
-    /// Attaches the program to the interface called `name`, or takes over the one that an earlier controller left there:
-    /// its maps, hence its counters and keys, are used on, and the program is replaced in one step. `fill` puts keys into
-    /// the map before the program sees a packet.
-    ///
-    /// On failure, all is as it was before.
-    pub async fn attach(
-        name: &str,
-        bpffs: &Bpffs,
-        how: &How,
-        fill: impl FnOnce(&mut Object) -> Result<()>,
-    ) -> Result<Self> {
-        // A status command that asks whether a controller runs holds the lock for an instant.
-        let mut pins = bpffs.pins(name).lock(Duration::from_millis(500))?;
-        // With the lock held: until then, another controller may have come or gone.
-        let interface = Interface::find(name).await?;
-        let left_behind = left_behind(&interface, &pins).await?;
-        let netns_cookie = kernel::netns_cookie().unwrap_or_else(|error| {
-            debug!("{name}: no cookie of the network namespace: {error}");
-            0
-        });
-        let options = LoadOptions {
-            link: interface.link_layer,
-            mode: Mode::Observe,
-            log_level: how.log_level,
-            services: how.services.len(),
-            netns_cookie,
-            sizes: how.sizes,
-            seed: 0,
-        };
-        let known = Known::of(&pins, &options)?;
-        let options = LoadOptions { seed: known.seed()?, ..options };
-        let aside = match known {
-            Known::Other => Some(pins.set_maps_aside()?),
-            Known::Nothing | Known::Ours { .. } => None,
-        };
-
-        let (mut object, options) = Object::load_for(&how.services, options, &pins)?;
-        leaving_no_trace(|| fill(&mut object))?;
-        object.serve(&how.services)?;
-        let logger = logger(&mut object, how.log_level)?;
-        let (attach, new_link) = match left_behind {
-            Some(attach) => (attach, None),
-            None => object.attach_new(&interface, how.attach).map(|(attach, link)| (attach, Some(link)))?,
-        };
-        let info = Info {
-            layout_version: LAYOUT_VERSION,
-            mode: how.services.mode() as u32,
-            attach: attach as u32,
-            ifindex: interface.index,
-            netns: kernel::netns()?,
-            since_unix_ns: known.since(),
-            seed: options.seed,
-            ..Info::default()
-        };
-        // Before the link: whoever finds that finds the rest complete.
-        let earlier = object.info.get(&0, 0).context("cannot read the info map")?;
-        object.info.set(0, Shared(info), 0).context("cannot write the info map")?;
-        let taken_over = new_link.is_none();
-        let in_force = match new_link {
-            Some(link) => {
-                let path = pins.link();
-                let pinned = link.pin(&path).map(drop);
-                pinned.with_context(|| format!("cannot pin the link at {}", path.display()))
-            }
-            None => {
-                object.take_over(&pins).with_context(|| format!("cannot take over the program on {name}"))
-            }
-        };
-        if let Err(error) = in_force {
-            // The map goes on to describe what is there.
-            if let Err(error) = object.info.set(0, earlier, 0) {
-                warn!("{name}: cannot write the info map: {error}");
-            }
-            return Err(error);
+    /// Has `enforced` settle on `interface`, and takes the place of the datapath before, if there was one.
+    pub fn settle(pins: &Locked, interface: Interface, mut enforced: Enforced, before: Option<Self>) -> Self {
+        let name = &interface.name;
+        if let Err(error) = enforced.settle(pins) {
+            warn!("{name}: what was before is not all taken over: {error:#}");
         }
-        if taken_over {
-            info!("{name}: took over the program that an earlier controller left, {attach} mode");
-            if !how.attach.allows(attach) {
-                warn!("{name}: it stays in {attach} mode: to change that, `tfo unload -i {name}` first");
+        let logger =
+            logger(&mut enforced.object, enforced.program.options.log_level).unwrap_or_else(|error| {
+                warn!("{name}: {error:#}");
+                None
+            });
+        let Enforced { program, object, generation, info, .. } = enforced;
+        let (events, last_hits) = match before {
+            Some(mut before) => {
+                before.flush_log();
+                (before.events, before.last_hits)
             }
-        } else {
-            info!("{name}: attached in {attach} mode");
-        }
-        if let Some(aside) = aside {
-            // What follows connections has the old maps.
-            remove_if_there(&pins.outcomes_link())?;
-            aside.replace()?;
-        }
-        pins.keep();
-        if let Err(error) = object.follow_connections(&pins) {
-            let replays = match how.services.named().iter().any(|named| named.guards.once.is_some()) {
-                true => ", and `once` protects nothing",
-                false => "",
-            };
-            warn!("{name}: what becomes of connections will not be known{replays}: {error:#}");
-        }
-        Ok(Self {
+            None => (EventLog::default(), [0; TRACKS]),
+        };
+        Self {
             interface,
-            pins,
+            pins: (**pins).clone(),
+            generation,
             object,
-            options,
+            program,
             info,
             logger,
-            taken_over,
-            events: EventLog::default(),
-            last_hits: [0; TRACKS],
-        })
+            events,
+            last_hits,
+        }
     }
 
     /// Makes the keys of `publish` those of the map. Where the current key changes, retired ones that hardly anybody has
@@ -284,11 +200,7 @@ impl Datapath {
             key_failures: keys.failures,
             ..self.info
         };
-        if info != self.info {
-            self.object.info.set(0, Shared(info), 0).context("cannot write the info map")?;
-            self.info = info;
-        }
-        Ok(())
+        if info == self.info { Ok(()) } else { self.set_info(info) }
     }
 
     /// What was counted.
@@ -376,79 +288,68 @@ impl Datapath {
     }
 
     /// Whether the program is still where we attached it.
-    pub async fn presence(&self) -> Presence {
+    pub async fn presence(&self, pins: &Locked) -> Presence {
         // By its index, since it may have been renamed; and another one may have come in its place, even with that.
         let xdp = interface::xdp_at(self.interface.index).await;
         // Then the pins: `tfo unload` removes the link first. Where something can't be told, such as with another file system
         // mounted over the pins, we go on.
-        if self.pins.has_link().is_ok_and(|has_link| !has_link || !self.pins.is_current()) {
+        if pins.has_link().is_ok_and(|has_link| !has_link || !pins.is_current()) {
             return Presence::Unloaded;
         }
-        let linked = linked_program(&self.pins).ok().flatten();
+        let linked = linked_program(pins).ok().flatten();
         let is_not_ours = |xdp: XdpOnInterface| linked.is_some_and(|program| xdp.program_id != program);
         if xdp.is_ok_and(|xdp| xdp.is_none_or(is_not_ours)) { Presence::Detached } else { Presence::Attached }
     }
 
-    /// Whether there is room for `services`.
-    pub fn has_room(&self, services: &Services) -> Result<()> {
-        self.object.plan(services).map(drop)
+    /// Where in the receive path it is attached.
+    pub fn attach(&self) -> Attach {
+        if self.info.attach == Attach::Generic as u32 { Attach::Generic } else { Attach::Native }
     }
 
-    /// Makes `services` those that are served, as [`Object::serve`] does; where that fails, all stays as it is. Where it takes
-    /// another program, that takes the place of this one in one step.
-    pub fn serve(&mut self, services: &Services, former: &Services) -> Result<()> {
-        let mode = self.object.program_for(services)?;
-        let options = LoadOptions { mode, services: services.len(), ..self.options };
-        let mut next = if options.is_same_program(&self.options) {
-            None
-        } else {
-            Some(Object::load(&options, Some(&self.pins))?)
-        };
-        let object = next.as_mut().unwrap_or(&mut self.object);
-        let served = object.serve(services).and_then(|()| match &mut next {
-            Some(object) => object.take_over(&self.pins),
-            None => Ok(()),
-        });
-        if let Err(error) = served {
-            if let Err(error) = self.object.reread().and_then(|()| self.object.serve(former)) {
-                warn!("{}: cannot go back to the services before: {error:#}", self.interface.name);
-            }
-            return Err(error);
-        }
-        if let Some(object) = next {
-            self.object = object;
-            self.logger = logger(&mut self.object, options.log_level)?;
-        }
-        self.options = options;
-        let info = Info { mode: services.mode() as u32, ..self.info };
-        self.object.info.set(0, Shared(info), 0).context("cannot write the info map")?;
-        self.info = info;
-        Ok(())
+    /// What its program was made from.
+    pub fn program(&self) -> &Program {
+        &self.program
     }
 
-    /// Hides Fast Open from the stack, or hides it no longer.
-    pub fn hide(&mut self, what: &Hidden, on: bool) -> Result<()> {
-        self.object.hide(what, on)
+    /// Makes `hidden` all that is hidden by order.
+    pub fn set_hidden(&mut self, hidden: &BTreeSet<Hidden>) -> Result<()> {
+        self.object.set_hidden(hidden)
     }
 
-    /// What is hidden.
+    /// What is hidden by order, as the maps say.
     pub fn hidden(&self) -> Result<Vec<Hidden>> {
         self.object.hidden()
     }
 
-    /// Undoes [`attach`](Self::attach): what was taken over is left to run on, what is new is detached.
-    pub async fn give_back(self) -> Result<()> {
-        if self.taken_over { Ok(()) } else { self.detach().await }
+    /// Says that the keys in the map are the kernel's now.
+    pub fn confirm_keys(&mut self) -> Result<()> {
+        self.object.confirm()
     }
 
-    /// Detaches the program and removes its state.
-    pub async fn detach(mut self) -> Result<()> {
-        self.flush_log();
-        detach(&self.pins).await?;
-        self.pins.remove()?;
-        info!("{}: detached", self.interface.name);
+    /// Attaches the program that is loaded to `interface`, which has come in the place of the one that is gone.
+    pub fn attach_again(&mut self, interface: Interface, attach: AttachMode) -> Result<()> {
+        let (attach, link) = self.object.attach_new(&interface, attach)?;
+        let info = Info { attach: attach as u32, ifindex: interface.index, ..self.info };
+        self.set_info(info)?;
+        let (next, path) = (self.generation.next_link(), self.generation.link());
+        remove_if_there(&next)?;
+        link.pin(&next).with_context(|| format!("cannot pin the link at {}", next.display()))?;
+        rename_if_there(&next, &path)?;
+        self.interface = interface;
         Ok(())
     }
+
+    fn set_info(&mut self, info: Info) -> Result<()> {
+        self.object.info.set(0, Shared(info), 0).context("cannot write the info map")?;
+        self.info = info;
+        Ok(())
+    }
+}
+
+/// Detaches the programs behind `pins` and removes all state.
+pub async fn remove(pins: &Locked) -> Result<()> {
+    detach(pins).await?;
+    pins.remove()
 }
 
 /// What passes the program's own log on, where there is one.

@@ -124,7 +124,7 @@ impl Default for SourceLen {
 }
 
 /// Whose Fast Open options `tfo hide` keeps from the stack, besides what the configuration says.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hidden {
     /// Everybody's.

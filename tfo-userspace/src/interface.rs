@@ -29,7 +29,7 @@ pub fn parse_name(name: &str) -> Result<String, String> {
 }
 
 /// An interface of the calling thread's network namespace.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Interface {
     /// Its name.
     pub name: String,

@@ -39,7 +39,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::controller::Controller;
+use crate::daemon::controller::Controller;
 
 /// How long a client may take to say what it wants.
 const TO_ASK: Duration = Duration::from_secs(2);

@@ -1,6 +1,10 @@
-//! What lies in the BPF file system: `BPFFS/tfo/IFACE/` with the pinned maps and the link, and the controller's lock.
+//! What lies in the BPF file system: `BPFFS/tfo/IFACE/N/` with the pinned maps and links, and the controller's lock.
 //!
-//! The state outlives the controller. Whoever holds the lock on an interface's directory is its controller.
+//! The state outlives the controller. Whoever holds the lock on an interface's folder is its controller.
+//!
+//! A set of maps with the links of the programs that use it is a [`Generation`], in a folder of its own. A change makes the next
+//! one and moves the links there, last that of the XDP program: the generation that has it is in force, and whoever finds it
+//! finds the rest complete.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -17,6 +21,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount, umount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
+    unistd::geteuid,
 };
 use tfo_common::names;
 
@@ -26,6 +31,8 @@ pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
 const OURS: &str = "tfo";
 /// The pinned link, beside the maps.
 const LINK: &str = "link";
+/// A link that is to take its place.
+const NEXT_LINK: &str = "link-next";
 /// The pinned link of the program that follows connections.
 const OUTCOMES_LINK: &str = "outcomes-link";
 /// The maps that are pinned.
@@ -61,6 +68,11 @@ impl Bpffs {
     /// The one at `root`, which need not be mounted yet.
     pub fn new(root: &Path) -> Self {
         Self { root: root.to_owned() }
+    }
+
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Makes sure that it is mounted: the one at the usual place is mounted where it isn't, as libbpf and bpftool do.
@@ -164,42 +176,64 @@ impl Pins {
         &self.interface
     }
 
-    /// The directory.
+    /// The folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Where the map called `name` is pinned.
-    pub fn map(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+    /// Every generation, the oldest first.
+    pub fn generations(&self) -> Result<Vec<Generation>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", self.dir.display())),
+        };
+        let mut numbers = Vec::new();
+        let mut has_pins = false;
+        for entry in entries {
+            let entry = entry.with_context(|| format!("cannot read {}", self.dir.display()))?;
+            match entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) {
+                Some(number) => numbers.push(number),
+                None => has_pins = true,
+            }
+        }
+        numbers.sort_unstable();
+        let flat = has_pins.then(|| Generation { number: 0, dir: self.dir.clone() });
+        Ok(flat.into_iter().chain(numbers.into_iter().map(|number| self.generation(number))).collect())
     }
 
-    /// Where the link is pinned.
-    pub fn link(&self) -> PathBuf {
-        self.dir.join(LINK)
+    /// The generation of this number, from 1 on. Number 0 is what tfo before 0.2 pinned, without a folder of its own.
+    fn generation(&self, number: u32) -> Generation {
+        Generation { number, dir: self.dir.join(number.to_string()) }
     }
 
-    /// Where the link of the program that follows connections is pinned.
-    pub fn outcomes_link(&self) -> PathBuf {
-        self.dir.join(OUTCOMES_LINK)
+    /// The generation in force: the newest that has the link of the XDP program.
+    pub fn in_force(&self) -> Result<Option<Generation>> {
+        let mut generations = self.generations()?;
+        while let Some(generation) = generations.pop() {
+            if generation.has_link()? {
+                return Ok(Some(generation));
+            }
+        }
+        Ok(None)
     }
 
-    /// Whether connections are followed.
-    pub fn has_outcomes(&self) -> Result<bool> {
-        exists(&self.outcomes_link())
+    /// The generation in force; an error where there is none.
+    pub fn current(&self) -> Result<Generation> {
+        self.in_force()?.with_context(|| format!("there is no link in {}", self.dir.display()))
     }
 
     /// Whether a link is pinned: once it is gone, the program is detached.
     pub fn has_link(&self) -> Result<bool> {
-        exists(&self.link())
+        Ok(self.in_force()?.is_some())
     }
 
-    /// How many of [`MAPS`] are pinned.
-    pub fn maps(&self) -> Result<usize> {
-        MAPS.iter().try_fold(0, |sum, name| Ok(sum + usize::from(exists(&self.map(name))?)))
+    /// Whether connections are followed.
+    pub fn has_outcomes(&self) -> Result<bool> {
+        self.in_force()?.map_or(Ok(false), |generation| exists(&generation.outcomes_link()))
     }
 
-    /// Makes the directory, if need be, and takes the controller's lock on it; waits that long for whoever has it.
+    /// Makes the folder, if need be, and takes the controller's lock on it; waits that long for whoever has it.
     pub fn lock(&self, patience: Duration) -> Result<Locked> {
         let dir = self.dir.display();
         let end = Instant::now() + patience;
@@ -211,6 +245,7 @@ impl Pins {
                 .mode(0o700)
                 .create(&self.dir)
                 .with_context(|| format!("cannot make the pin folder {dir}"))?;
+            self.is_trusted()?;
             // The folder may be removed, and another made, at any time before the lock is ours.
             match self.try_lock(FlockArg::LockExclusiveNonblock)? {
                 Some(lock) if self.is_at_path(&lock) => {
@@ -220,6 +255,29 @@ impl Pins {
                 _ => bail!("another tfo already runs on {} (it holds {dir})", self.interface),
             }
         }
+    }
+
+    /// Fails where somebody else than the user who runs this could have put into our folders what lies there.
+    fn is_trusted(&self) -> Result<()> {
+        for dir in [self.dir.parent(), Some(self.dir.as_path())].into_iter().flatten() {
+            let shown = dir.display();
+            let found = fs::symlink_metadata(dir).with_context(|| format!("cannot examine {shown}"))?;
+            let mode = found.mode() & 0o7777;
+            let wrong = if found.is_symlink() || !found.is_dir() {
+                "is no folder".to_owned()
+            } else if found.uid() != geteuid().as_raw() {
+                format!("belongs to user {}", found.uid())
+            } else if mode & 0o022 != 0 {
+                format!("can be written by others (mode {mode:04o})")
+            } else {
+                continue;
+            };
+            bail!(
+                "{shown} {wrong}: what is pinned there may be somebody else's; remove it, or give another BPF file system \
+                 (--bpffs)"
+            );
+        }
+        Ok(())
     }
 
     /// Whether a controller holds the lock.
@@ -248,9 +306,76 @@ impl Pins {
         at_path.is_ok_and(|at_path| locked.is_ok_and(|locked| at_path.ino() == locked.ino()))
     }
 
-    /// Removes the link, which detaches the program.
-    pub fn remove_link(&self) -> Result<()> {
-        remove_if_there(&self.link())
+    /// Removes the links, which detaches the programs: that of the XDP program first.
+    pub fn remove_links(&self) -> Result<()> {
+        let generations = self.generations()?;
+        generations.iter().rev().try_for_each(|generation| remove_if_there(&generation.link()))?;
+        generations.iter().try_for_each(|generation| remove_if_there(&generation.outcomes_link()))
+    }
+
+    /// What names these pins for as long as the folder exists, and no other folder before or after: its file system and inode.
+    pub fn identity(&self) -> Result<(u64, u64)> {
+        let found =
+            fs::metadata(&self.dir).with_context(|| format!("cannot examine {}", self.dir.display()))?;
+        Ok((found.dev(), found.ino()))
+    }
+}
+
+/// A set of maps, and the links of the programs that use it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generation {
+    number: u32,
+    dir: PathBuf,
+}
+
+impl Generation {
+    /// Its number: a later one has a higher number.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the map called `name` is pinned.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Where the link of the XDP program is pinned.
+    pub fn link(&self) -> PathBuf {
+        self.dir.join(LINK)
+    }
+
+    /// Where a link is pinned that is to take the place of [`link`](Self::link).
+    pub fn next_link(&self) -> PathBuf {
+        self.dir.join(NEXT_LINK)
+    }
+
+    /// Where the link of the program that follows connections is pinned.
+    pub fn outcomes_link(&self) -> PathBuf {
+        self.dir.join(OUTCOMES_LINK)
+    }
+
+    /// Whether it has the link of the XDP program.
+    pub fn has_link(&self) -> Result<bool> {
+        exists(&self.link())
+    }
+
+    /// Removes it, and whatever of it is there.
+    pub fn remove(&self) -> Result<()> {
+        remove_if_there(&self.link())?;
+        remove_if_there(&self.next_link())?;
+        remove_if_there(&self.outcomes_link())?;
+        for name in MAPS {
+            remove_if_there(&self.map(name))?;
+            // Set aside by tfo before 0.2.
+            remove_if_there(&self.dir.join(format!("{name}-old")))?;
+        }
+        // Without a folder of its own it leaves that to the others.
+        if self.number == 0 { Ok(()) } else { remove_dir(&self.dir) }
     }
 }
 
@@ -273,65 +398,37 @@ impl Locked {
         self.pins.is_at_path(&self.lock)
     }
 
-    /// Removes the link, which detaches the program, then the rest.
+    /// A new generation, which has a folder and nothing in it.
+    pub fn next_generation(&self) -> Result<Generation> {
+        let last = self.generations()?.last().map_or(0, Generation::number);
+        let number =
+            last.checked_add(1).with_context(|| format!("no number is left in {}", self.dir.display()))?;
+        let next = self.generation(number);
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&next.dir)
+            .with_context(|| format!("cannot make the pin folder {}", next.dir.display()))?;
+        Ok(next)
+    }
+
+    /// Removes every generation but `kept`.
+    pub fn remove_others(&self, kept: &Generation) -> Result<()> {
+        self.generations()?.iter().filter(|other| *other != kept).try_for_each(Generation::remove)
+    }
+
+    /// Removes the links, which detaches the programs, then the rest.
     pub fn remove(&self) -> Result<()> {
-        let dir = self.dir.as_path();
-        self.remove_link()?;
-        remove_if_there(&self.outcomes_link())?;
-        for name in MAPS {
-            remove_if_there(&self.map(name))?;
-            remove_if_there(&self.old_map(name))?;
-        }
-        for dir in [Some(dir), dir.parent()].into_iter().flatten() {
-            match fs::remove_dir(dir) {
-                Ok(()) => {}
-                // Ours, but not only ours: another interface is in it.
-                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && dir != self.dir => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error).with_context(|| format!("cannot remove {}", dir.display())),
+        self.remove_links()?;
+        self.generations()?.iter().try_for_each(Generation::remove)?;
+        remove_dir(&self.dir)?;
+        match self.dir.parent().map_or(Ok(()), fs::remove_dir) {
+            // Ours, but not only ours: another interface is in it.
+            Err(error)
+                if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) =>
+            {
+                Err(error).with_context(|| format!("cannot remove the folder above {}", self.dir.display()))
             }
-        }
-        Ok(())
-    }
-
-    /// Moves the pinned maps out of the way, until it is clear that they are needed no more.
-    pub fn set_maps_aside(&self) -> Result<SetAside> {
-        let aside = SetAside { pins: self.pins.clone(), restore: true };
-        for name in MAPS {
-            rename_if_there(&self.map(name), &self.old_map(name))?;
-        }
-        Ok(aside)
-    }
-}
-
-impl Pins {
-    fn old_map(&self, name: &str) -> PathBuf {
-        self.dir.join(format!("{name}-old"))
-    }
-}
-
-/// Maps that were moved out of the way: put back on drop, over whatever was pinned in their place, unless they were
-/// [replaced](Self::replace).
-#[derive(Debug)]
-pub struct SetAside {
-    pins: Pins,
-    restore: bool,
-}
-
-impl SetAside {
-    /// Removes them: the new ones are in force. A program that runs keeps its own.
-    pub fn replace(mut self) -> Result<()> {
-        self.restore = false;
-        MAPS.iter().try_for_each(|name| remove_if_there(&self.pins.old_map(name)))
-    }
-}
-
-impl Drop for SetAside {
-    fn drop(&mut self) {
-        for name in MAPS.iter().filter(|_| self.restore) {
-            if let Err(error) = rename_if_there(&self.pins.old_map(name), &self.pins.map(name)) {
-                warn!("{error:#}");
-            }
+            _ => Ok(()),
         }
     }
 }
@@ -358,10 +455,20 @@ fn exists(path: &Path) -> Result<bool> {
     path.try_exists().with_context(|| format!("cannot look for {}", path.display()))
 }
 
-fn rename_if_there(from: &Path, to: &Path) -> Result<()> {
+/// Gives the file at `from` the name `to`, in one step, whatever had that; does nothing where there is none.
+pub(crate) fn rename_if_there(from: &Path, to: &Path) -> Result<()> {
     match fs::rename(from, to) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
         }
         _ => Ok(()),
     }

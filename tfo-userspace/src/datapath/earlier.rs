@@ -1,93 +1,41 @@
-//! What an earlier controller, or somebody else, left on an interface.
+//! What an earlier controller, or somebody else, has on an interface.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use aya::programs::loaded_programs;
-use jiff::Timestamp;
-use log::{debug, warn};
-use tfo_common::{
-    info::{Attach, Info},
-    names,
-};
+use tfo_common::{info::Attach, names};
 
-use super::{LoadOptions, OtherVersion, Pinned, link::linked_program};
+use super::{Pinned, link::linked_program};
 use crate::{
     interface::{self, Interface, XdpOnInterface},
     kernel,
-    pins::{MAPS, Pins},
+    pins::Pins,
 };
 
-/// Where an earlier controller's program runs on `interface`; `None` where there is no program at all, an error where
-/// there is somebody else's.
-pub(super) async fn left_behind(interface: &Interface, pins: &Pins) -> Result<Option<Attach>> {
-    match (interface.xdp, linked_program(pins)?) {
-        (Some(xdp), Some(program)) if xdp.program_id == program => Ok(Some(xdp.attach)),
-        (Some(xdp), _) => bail!(refusal(&interface.name, xdp)),
-        (None, Some(program)) => forget_stale_link(pins, program).await.map(|()| None),
-        (None, None) => Ok(None),
-    }
-}
-
-/// The maps that an earlier controller left.
-#[derive(Clone, Copy)]
-pub(super) enum Known {
-    /// None.
+/// What an interface has, seen from the pins of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDevice {
+    /// No program. A pinned link that is there attaches nothing any more.
     Nothing,
-    /// Maps of our layout, which count since then.
-    Ours { since_unix_ns: u64, seed: u64 },
-    /// Maps of another layout, or not all of them.
-    Other,
+    /// The program that the pinned link attaches.
+    Ours(Attach),
 }
 
-impl Known {
-    pub(super) fn of(pins: &Pins, options: &LoadOptions) -> Result<Self> {
-        let maps = pins.maps()?;
-        if maps == 0 {
-            return Ok(Self::Nothing);
-        }
-        let reason = if maps < MAPS.len() {
-            format!("some of the maps in {} are missing", pins.dir().display())
-        } else {
-            match Pinned::open(pins) {
-                Ok(pinned) if (pinned.capacity() as usize) < options.services + 2 => {
-                    format!("the maps in {} have room for fewer services", pins.dir().display())
-                }
-                Ok(_) if !options.sizes.are_those_of(pins)? => {
-                    format!("the maps in {} have another size", pins.dir().display())
-                }
-                Ok(pinned) => {
-                    let Info { since_unix_ns, seed, .. } = *pinned.info();
-                    return Ok(Self::Ours { since_unix_ns, seed });
-                }
-                Err(error) if error.is::<OtherVersion>() => error.to_string(),
-                Err(error) => return Err(error),
-            }
-        };
-        warn!("{}: counting starts anew: {reason}", pins.interface());
-        Ok(Self::Other)
-    }
-
-    /// Since when is counted, in nanoseconds since 1970.
-    pub(super) fn since(self) -> u64 {
-        match self {
-            Self::Ours { since_unix_ns, .. } => since_unix_ns,
-            Self::Nothing | Self::Other => Timestamp::now().as_nanosecond().try_into().unwrap_or(0),
-        }
-    }
-
-    /// What tags are made with: nobody who sends packets is to know it.
-    pub(super) fn seed(self) -> Result<u64> {
-        match self {
-            Self::Ours { seed, .. } => Ok(seed),
-            Self::Nothing | Self::Other => getrandom::u64().context("no random number"),
-        }
+/// What is on `interface`; an error where there is somebody else's program, or where the pins are of another interface that
+/// is there, too.
+pub async fn on_device(interface: &Interface, pins: &Pins) -> Result<OnDevice> {
+    match (interface.xdp, linked_program(pins)?) {
+        (Some(xdp), Some(program)) if xdp.program_id == program => Ok(OnDevice::Ours(xdp.attach)),
+        (Some(xdp), _) => bail!(refusal(&interface.name, xdp)),
+        (None, Some(program)) => is_stale(pins, program).await.map(|()| OnDevice::Nothing),
+        (None, None) => Ok(OnDevice::Nothing),
     }
 }
 
-/// Removes a link that attaches nothing any more because its interface is gone; not one whose interface was renamed, nor
-/// one of another namespace, nor one of which that can't be told.
-async fn forget_stale_link(pins: &Pins, program: u32) -> Result<()> {
+/// Fails unless the pinned link attaches nothing any more, because its interface is gone: not where that was renamed, or is
+/// in another namespace, or where that can't be told.
+async fn is_stale(pins: &Pins, program: u32) -> Result<()> {
     let name = pins.interface();
-    let info = Pinned::open(pins).map(|pinned| *pinned.info()).ok();
+    let info = Pinned::info_of(pins).ok();
     let Some(info) = info.filter(|info| kernel::netns().is_ok_and(|here| info.netns == here)) else {
         bail!(
             "{} seems to belong to an interface {name} of another network namespace: if that is gone, run \
@@ -103,8 +51,7 @@ async fn forget_stale_link(pins: &Pins, program: u32) -> Result<()> {
             pins.dir().display()
         );
     }
-    debug!("{name}: removing the link to an earlier interface of that name");
-    pins.remove_link()
+    Ok(())
 }
 
 fn refusal(name: &str, xdp: XdpOnInterface) -> String {

@@ -6,7 +6,6 @@ use anyhow::{Context as _, Result};
 use aya::programs::{
     ProgramError, XdpMode,
     links::{FdLink, PinnedLink},
-    xdp::XdpLink,
 };
 use log::{debug, warn};
 use tfo_common::info::Attach;
@@ -21,10 +20,8 @@ use crate::{
 
 /// The kernel's id of the program that the pinned link attaches; `None` where no link is pinned.
 pub fn linked_program(pins: &Pins) -> Result<Option<u32>> {
-    if !pins.has_link()? {
-        return Ok(None);
-    }
-    let path = pins.link();
+    let Some(generation) = pins.in_force()? else { return Ok(None) };
+    let path = generation.link();
     let context = || format!("cannot open the pinned link {}", path.display());
     let link = PinnedLink::from_pin(&path).with_context(context)?;
     Ok(Some(FdLink::from(link).info().with_context(context)?.program_id()))
@@ -48,12 +45,25 @@ async fn runs_at(index: u32, program: u32) -> bool {
 
 /// Detaches the program behind `pins` and removes them. A controller that runs there sees it and lets go.
 pub async fn unload(pins: &Pins) -> Result<()> {
-    detach(pins).await?;
-    let pins = pins.lock(Duration::from_secs(2)).with_context(|| {
-        format!("detached, but the controller does not let go of {}: end it first", pins.dir().display())
-    })?;
-    pins.remove()
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        // Once more each time: a controller that is just starting attaches meanwhile.
+        detach(pins).await?;
+        match pins.lock(Duration::from_millis(200)) {
+            Ok(pins) => return pins.remove(),
+            Err(_) if Instant::now() < patience => {}
+            Err(error) => {
+                return Err(error).with_context(|| {
+                    let dir = pins.dir().display();
+                    format!("detached, but the controller does not let go of {dir}: end it first")
+                });
+            }
+        }
+    }
 }
+
+/// How long a controller may take to see that it has been unloaded.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Removes the link and waits until the program is detached.
 pub(super) async fn detach(pins: &Pins) -> Result<()> {
@@ -61,7 +71,7 @@ pub(super) async fn detach(pins: &Pins) -> Result<()> {
     let attached = is_attached(pins).await.ok().flatten() == Some(true);
     let program = linked_program(pins).ok().flatten().filter(|_| attached);
     let index = Pinned::open(pins).map_or(0, |pinned| pinned.info().ifindex);
-    pins.remove_link()?;
+    pins.remove_links()?;
     // The kernel lets go of an unpinned link in the background (bpf_link_put).
     let patience = Instant::now() + Duration::from_secs(2);
     while let Some(program) = program
@@ -77,16 +87,6 @@ pub(super) async fn detach(pins: &Pins) -> Result<()> {
 }
 
 impl Object {
-    /// Replaces the program behind the pinned link by this one, without a packet in between that sees neither.
-    pub(super) fn take_over(&mut self, pins: &Pins) -> Result<()> {
-        let link: FdLink = PinnedLink::from_pin(pins.link())?.into();
-        let program = self.program()?;
-        let id = program.attach_to_link(XdpLink::try_from(link)?)?;
-        // The pin keeps it attached; we need no descriptor of it.
-        drop(program.take_link(id)?);
-        Ok(())
-    }
-
     /// Attaches to `interface`, on which there is nothing yet, for as long as the link lives.
     pub(super) fn attach_new(&mut self, interface: &Interface, mode: AttachMode) -> Result<(Attach, FdLink)> {
         let name = &interface.name;
@@ -134,7 +134,8 @@ impl AttachMode {
         }
     }
 
-    pub(super) fn allows(self, attach: Attach) -> bool {
+    /// Whether it is attached as this asks for.
+    pub fn allows(self, attach: Attach) -> bool {
         match self {
             Self::Auto => true,
             Self::Native => attach == Attach::Native,

@@ -1,11 +1,11 @@
 //! The loaded program and its maps: what is in them, and how it is published.
 
-use std::{thread, time::Duration};
+use std::{collections::BTreeSet, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, MapData, PerCpuArray, RingBuf, lpm_trie::LpmTrie},
+    maps::{Array, MapData, RingBuf, lpm_trie::LpmTrie},
     programs::{SockOps, Xdp},
 };
 use log::{info, trace};
@@ -19,88 +19,63 @@ use tfo_common::{
     keyring::{Held, Key, KeyRing, KeyStore, Moment},
     names,
     observed::{Event, Prefix, Watch},
-    sample::Samplers,
-    service::PORTS,
     verdict::Mode,
 };
 
 use super::{
-    options::{LoadOptions, entries},
+    options::LoadOptions,
     orders::Orders,
     tables::{Entries, ServiceCounters, Shared, Tables},
     unix_seconds,
-    whole::Whole,
+    unpinned::Unpinned,
 };
 use crate::{
+    guards::Hidden,
     keys::{describe, keeper::Publish, state::Made},
-    pins::{MAPS, Pins},
+    pins::Generation,
     secrecy::leaving_no_trace,
-    services::Services,
 };
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tfo-ebpf"));
-
-/// The entry of each port.
-fn routes(ports: &Whole<u32>) -> Result<Vec<u32>> {
-    let mut routes = Vec::with_capacity(PORTS);
-    ports.each(|_, entry| routes.extend_from_slice(entry)).context("cannot read the map of ports")?;
-    Ok(routes)
+/// Maps that a program takes from a generation that is there already. Those of them that are not there yet are made and pinned.
+#[derive(Clone, Copy, Debug)]
+pub struct Shares<'a> {
+    /// Where they are pinned.
+    pub generation: &'a Generation,
+    /// Their names.
+    pub maps: &'a [&'static str],
 }
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tfo-ebpf"));
 
 /// The loaded program and its maps.
 pub struct Object {
     pub(super) ebpf: Ebpf,
+    unpinned: Option<Unpinned>,
     mode: Mode,
+    seed: u64,
     pub(super) tables: Tables,
     pub(super) ports: Array<MapData, u32>,
-    all_ports: Whole<u32>,
-    /// What is in it.
-    pub(super) routes: Vec<u32>,
     pub(super) orders: Orders,
     pub(super) addresses: LpmTrie<MapData, [u32; 5], u32>,
-    pub(super) unknown: Array<MapData, u64>,
-    pub(super) samplers: PerCpuArray<MapData, Shared<Samplers>>,
     events: RingBuf<MapData>,
     pub(super) info: Array<MapData, Shared<Info>>,
 }
 
 impl Object {
-    /// Loads the program. With `pins`, maps that are pinned there are used on, and new ones pinned.
-    pub fn load(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self> {
-        let mut object = Self::prepare(options, pins)?;
+    /// Loads the XDP program; with `shared`, on maps that are pinned already.
+    pub fn load(options: &LoadOptions, shared: Option<Shares<'_>>) -> Result<Self> {
+        let mut object = Self::prepare(options, shared)?;
         object.verify()?;
         Ok(object)
     }
 
     /// The second half of [`load`](Self::load).
-    fn verify(&mut self) -> Result<()> {
+    pub(super) fn verify(&mut self) -> Result<()> {
         self.program()?.load().context("the kernel refused the XDP program")
     }
 
-    /// As [`load`](Self::load), the program that `services` take; with what has been loaded.
-    pub(super) fn load_for(
-        services: &Services,
-        options: LoadOptions,
-        pins: &Pins,
-    ) -> Result<(Self, LoadOptions)> {
-        let mut options = LoadOptions { mode: services.program(), ..options };
-        let mut object = Self::prepare(&options, Some(pins))?;
-        let mode = object.program_for(services)?;
-        if mode != options.mode {
-            options.mode = mode;
-            object = Self::prepare(&options, Some(pins))?;
-        }
-        object.verify()?;
-        Ok((object, options))
-    }
-
-    /// The mode of the program that `services` take: an order to hide outlives the mode in which it was given.
-    pub(super) fn program_for(&self, services: &Services) -> Result<Mode> {
-        Ok(if self.hidden()?.is_empty() { services.program() } else { Mode::Shield })
-    }
-
     /// The first half of [`load`](Self::load): the maps are there, and the verifier has not seen the program yet.
-    pub fn prepare(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self> {
+    pub fn prepare(options: &LoadOptions, shared: Option<Shares<'_>>) -> Result<Self> {
         // Before Linux 5.11 maps count as locked memory.
         if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
             trace!("cannot lift the limit of locked memory: {error}");
@@ -129,11 +104,7 @@ impl Object {
             names::POLICIES,
             names::UNKNOWN,
         ];
-        // Maps that are there stay as large as they are, which aya does not ask for.
-        let capacity = match pins.filter(|pins| pins.map(names::SERVICES).exists()) {
-            Some(pins) => entries(pins, names::SERVICES)?,
-            None => options.capacity(),
-        };
+        let capacity = options.capacity();
         for name in of_services {
             loader.map_max_entries(name, capacity);
         }
@@ -141,27 +112,24 @@ impl Object {
             loader.map_max_entries(name, source_rows);
         }
         loader.map_max_entries(names::REPLAYS, replay_rows);
-        for name in MAPS {
-            if let Some(pins) = pins {
-                loader.map_pin_path(name, pins.map(name));
+        if let Some(Shares { generation, maps }) = shared {
+            for name in maps {
+                loader.map_pin_path(name, generation.map(name));
             }
         }
         let mut ebpf = loader.load(OBJECT).context("cannot create the maps of the XDP program")?;
+        let unpinned = Some(Unpinned::of(&ebpf)?);
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("the program has no map {name}"));
-        let ports = take(names::PORTS)?;
-        let all_ports = Whole::of(&ports, 0)?;
         Ok(Self {
-            routes: routes(&all_ports)?,
-            all_ports,
-            ports: ports.try_into()?,
+            unpinned,
+            ports: take(names::PORTS)?.try_into()?,
             addresses: take(names::ADDRESSES)?.try_into()?,
-            unknown: take(names::UNKNOWN)?.try_into()?,
-            samplers: take(names::SAMPLERS)?.try_into()?,
             events: take(names::EVENTS)?.try_into()?,
             info: take(names::INFO)?.try_into()?,
             orders: Orders::new(&mut take)?,
             tables: Tables::new(take)?,
             mode: options.mode,
+            seed: options.seed,
             ebpf,
         })
     }
@@ -182,6 +150,27 @@ impl Object {
         let program = self.ebpf.program_mut(names::OUTCOMES_PROGRAM);
         let program = program.with_context(|| format!("there is no program {}", names::OUTCOMES_PROGRAM))?;
         Ok(program.try_into()?)
+    }
+
+    /// Pins its maps in `generation`.
+    pub(super) fn pin(&mut self, generation: &Generation) -> Result<()> {
+        self.unpinned.take().map_or(Ok(()), |unpinned| unpinned.pin(generation))
+    }
+
+    /// What tags of all that is remembered are made with.
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Makes `hidden` all that is hidden by order.
+    pub fn set_hidden(&mut self, hidden: &BTreeSet<Hidden>) -> Result<()> {
+        let tables = &self.tables;
+        self.orders.set(tables.capacity(), |index| tables.service(index), hidden)
+    }
+
+    /// What is hidden by order.
+    pub(super) fn hidden(&self) -> Result<Vec<Hidden>> {
+        self.orders.hidden(self.tables.capacity(), |index| self.tables.service(index))
     }
 
     /// What was counted, summed over all services and CPUs.
@@ -228,12 +217,6 @@ impl Object {
         }
         // SAFETY: there are that many bytes, any of which make an event (see `Shared`); they are copied from wherever they are.
         Some(unsafe { item.as_ptr().cast::<Event>().read_unaligned() })
-    }
-
-    /// Asks the map of ports what is in it: somebody else may have written there.
-    pub(super) fn reread(&mut self) -> Result<()> {
-        self.routes = routes(&self.all_ports)?;
-        Ok(())
     }
 
     /// Puts `ring` in force for every packet from now on, whole.

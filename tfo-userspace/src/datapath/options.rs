@@ -1,13 +1,9 @@
 //! What is fixed when the program is loaded.
 
-use anyhow::{Context as _, Result};
-use aya::maps::MapData;
-use tfo_common::{names, parse::LinkLayer, policy::SEATS, verdict::Mode};
-
-use crate::pins::Pins;
+use tfo_common::{parse::LinkLayer, policy::SEATS, verdict::Mode};
 
 /// What is fixed when the program is loaded; the verifier removes what is not needed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
     /// What frames begin with.
     pub link: LinkLayer,
@@ -43,28 +39,10 @@ impl Default for Sizes {
 impl Sizes {
     const DEFAULT: Self = Self { sources: 1 << 16, replays: 1 << 16 };
 
-    /// Whether the maps under `pins` are as large.
-    pub(super) fn are_those_of(self, pins: &Pins) -> Result<bool> {
-        let [sources, replays] = self.rows();
-        for (name, rows) in [(names::SOURCES, sources), (names::FORGERS, sources), (names::REPLAYS, replays)]
-        {
-            if entries(pins, name)? != rows {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     /// The rows of either table.
     pub(super) fn rows(self) -> [u32; 2] {
         [self.sources, self.replays].map(|entries| entries.div_ceil(SEATS as u32).next_power_of_two())
     }
-}
-
-/// How many entries the map `name` under `pins` has.
-pub(super) fn entries(pins: &Pins, name: &str) -> Result<u32> {
-    let map = MapData::from_pin(pins.map(name)).with_context(|| format!("cannot open the map {name}"))?;
-    Ok(map.info().context("cannot ask for the size of a map")?.max_entries())
 }
 
 impl LoadOptions {
@@ -83,13 +61,8 @@ impl LoadOptions {
         Self { link, mode, ..Self::DEFAULT }
     }
 
-    /// Whether both take the same program, once it is loaded.
-    pub(super) fn is_same_program(&self, other: &Self) -> bool {
-        self.mode == other.mode && (self.services > 0) == (other.services > 0)
-    }
-
-    /// For how many services there is to be room: some more than there are, so that more can be
-    /// added to the same maps, and one for what was counted for those that are no more.
+    /// Number of places for services in the maps: one for what no service names, and one for what services have counted that
+    /// are no more.
     pub(super) fn capacity(&self) -> u32 {
         const LEAST: usize = 16;
         (self.services + 2).next_power_of_two().max(LEAST) as u32

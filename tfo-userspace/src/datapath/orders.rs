@@ -1,21 +1,21 @@
 //! What is hidden by order, and where that is kept: in the policies of services, and in the map of hidden sources.
 
-use std::ops::Range;
+use std::collections::{BTreeSet, HashSet};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::maps::{
     Array, Map, MapData,
     lpm_trie::{Key, LpmTrie},
 };
 use tfo_common::{
     names,
-    policy::{FAMILY_BITS, HIDDEN, Policy, hidden_key},
+    policy::{FAMILY_BITS, Policy, hidden_key},
     service::OTHER,
 };
 
 use super::{
     plan::{prefix, words},
-    tables::{OTHER_NAME, Shared, Tables},
+    tables::{OTHER_NAME, Shared},
 };
 use crate::guards::Hidden;
 
@@ -45,63 +45,90 @@ impl Orders {
         self.policies.set(index, Shared(*policy), 0).context("cannot write the map of policies")
     }
 
-    /// Hides Fast Open from the stack, or hides it no longer; services are those of `tables`.
-    pub(super) fn hide(&mut self, tables: &Tables, what: &Hidden, on: bool) -> Result<()> {
-        match what {
-            Hidden::All => self.order(0..tables.capacity(), Policy::HIDDEN_ALL, on),
-            Hidden::Service(name) => {
-                let mut places = 0..tables.capacity();
-                let is_its =
-                    |index: &u32| tables.service(*index).is_ok_and(|service| service.as_ref() == Some(name));
-                let index = places.find(is_its).with_context(|| format!("there is no service {name}"))?;
-                self.order(index..index + 1, Policy::HIDDEN_SERVICE, on)
+    /// Makes `hidden` all that is hidden by order, where `name` tells the service at each of so many places. Services that are
+    /// not there are left out.
+    pub(super) fn set(
+        &mut self,
+        places: u32,
+        name: impl Fn(u32) -> Result<Option<String>>,
+        hidden: &BTreeSet<Hidden>,
+    ) -> Result<()> {
+        let sources: HashSet<_> = hidden.iter().filter_map(source).collect();
+        let there = self.sources()?;
+        // New ones before any policy says that there are some, so that an order is in force at once.
+        for (len, address) in sources.difference(&there) {
+            let inserted = self.sources.insert(&Key::new(*len, *address), THERE, 0);
+            inserted.context("cannot write the map of hidden sources")?;
+        }
+        for index in 0..places {
+            let mut flags = 0;
+            if hidden.contains(&Hidden::All) {
+                flags |= Policy::HIDDEN_ALL;
             }
-            Hidden::Source(source) => {
-                let (family, len, address) = words(*source);
-                let key = Key::new(FAMILY_BITS + len, hidden_key(family, address));
-                let count = self.sources.keys().count();
-                if !on {
-                    if self.sources.remove(&key).is_err() {
-                        bail!("{source} is not hidden: `tfo hide --list` shows what is");
-                    }
-                } else if count < HIDDEN {
-                    self.sources.insert(&key, THERE, 0).context("cannot write the map of hidden sources")?;
-                } else {
-                    bail!("{HIDDEN} sources are hidden, and there may be no more: hide a shorter prefix");
-                }
-                let is_any = self.sources.keys().next().is_some();
-                self.order(0..tables.capacity(), Policy::HIDES_SOURCES, is_any)
+            if !sources.is_empty() {
+                flags |= Policy::HIDES_SOURCES;
+            }
+            if let Some(name) = name(index)?
+                && hidden.contains(&Hidden::Service(name))
+            {
+                flags |= Policy::HIDDEN_SERVICE;
+            }
+            let policy = self.policy(index)?;
+            let ordered = Policy { flags: policy.flags & !ORDERS | flags, ..policy };
+            if ordered != policy {
+                self.set_policy(index, &ordered)?;
             }
         }
-    }
-
-    /// Sets `flag` in the policies at `places`, or clears it.
-    fn order(&mut self, places: Range<u32>, flag: u64, on: bool) -> Result<()> {
-        for index in places {
-            let mut policy = self.policy(index)?;
-            policy.flags = if on { policy.flags | flag } else { policy.flags & !flag };
-            self.set_policy(index, &policy)?;
+        for (len, address) in there.difference(&sources) {
+            let removed = self.sources.remove(&Key::new(*len, *address));
+            removed.context("cannot write the map of hidden sources")?;
         }
         Ok(())
     }
 
+    /// The keys of the map of hidden sources.
+    fn sources(&self) -> Result<HashSet<SourceKey>> {
+        let keys = self.sources.keys().map(|key| key.map(|key| (key.prefix_len(), key.data())));
+        keys.collect::<Result<_, _>>().context("cannot read the map of hidden sources")
+    }
+
     /// What is hidden.
-    pub(super) fn hidden(&self, tables: &Tables) -> Result<Vec<Hidden>> {
+    pub(super) fn hidden(
+        &self,
+        places: u32,
+        name: impl Fn(u32) -> Result<Option<String>>,
+    ) -> Result<Vec<Hidden>> {
         let mut all = Vec::new();
-        for index in 0..tables.capacity() {
+        for index in 0..places {
             let policy = self.policy(index)?;
             if index == OTHER && policy.has(Policy::HIDDEN_ALL) {
                 all.push(Hidden::All);
             }
             if policy.has(Policy::HIDDEN_SERVICE) {
-                all.push(Hidden::Service(tables.service(index)?.unwrap_or_else(|| OTHER_NAME.to_owned())));
+                all.push(Hidden::Service(name(index)?.unwrap_or_else(|| OTHER_NAME.to_owned())));
             }
         }
-        for key in self.sources.keys() {
-            let key = key.context("cannot read the map of hidden sources")?;
-            let [family, address @ ..] = key.data();
-            all.extend(prefix(family, key.prefix_len() - FAMILY_BITS, address).map(Hidden::Source));
+        for (len, [family, address @ ..]) in self.sources()? {
+            all.extend(prefix(family, len - FAMILY_BITS, address).map(Hidden::Source));
         }
+        all.sort();
         Ok(all)
     }
 }
+
+/// How many bits of a key count, and the key.
+type SourceKey = (u32, [u32; 5]);
+
+/// The key of a source, if `hidden` is one.
+fn source(hidden: &Hidden) -> Option<SourceKey> {
+    match hidden {
+        Hidden::Source(source) => {
+            let (family, len, address) = words(*source);
+            Some((FAMILY_BITS + len, hidden_key(family, address)))
+        }
+        Hidden::All | Hidden::Service(_) => None,
+    }
+}
+
+/// What an order says in a policy.
+const ORDERS: u64 = Policy::HIDDEN_ALL | Policy::HIDDEN_SERVICE | Policy::HIDES_SOURCES;

@@ -10,13 +10,18 @@ use tfo_common::{
     keyring::KeyRing,
     names,
     observed::{Prefix, PrefixTally, Watch},
+    policy::Policy,
+    service::OTHER,
 };
 
 use super::{
     orders::Orders,
-    tables::{Entries, ServiceCounters, Shared, Tables, read_info},
+    tables::{Entries, ServiceCounters, Tables, read_info},
 };
-use crate::{guards::Hidden, pins::Pins};
+use crate::{
+    guards::Hidden,
+    pins::{Generation, Pins},
+};
 
 /// The pinned maps are those of a tfo with another layout.
 #[derive(Debug)]
@@ -37,40 +42,91 @@ impl std::error::Error for OtherVersion {}
 /// The maps of a program that somebody else attached, opened from their pins.
 pub struct Pinned {
     tables: Tables,
+    /// The maps of generations that are to come into force: in the middle of a change, their program counts already.
+    next: Vec<Tables>,
     orders: Orders,
     info: Info,
 }
 
 impl Pinned {
-    /// Opens the maps under `pins`; fails with [`OtherVersion`] where they are of another layout.
+    /// Opens the maps in force under `pins`; fails with [`OtherVersion`] where they are of another layout.
     pub fn open(pins: &Pins) -> Result<Self> {
+        /// How often a change may come in between: the maps before it are removed.
+        const TRIES: usize = 5;
+
+        let mut generation = pins.current()?;
+        for _ in 1..TRIES {
+            match Self::of(pins, &generation) {
+                Err(error) if !error.is::<OtherVersion>() => {
+                    let now = pins.current()?;
+                    if now == generation {
+                        return Err(error);
+                    }
+                    generation = now;
+                }
+                outcome => return outcome,
+            }
+        }
+        Self::of(pins, &generation)
+    }
+
+    fn of(pins: &Pins, generation: &Generation) -> Result<Self> {
         let open = |name| {
-            let path = pins.map(name);
+            let path = generation.map(name);
             MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))
         };
         let other = || OtherVersion(pins.dir().to_owned());
-        let info = Array::<_, Shared<Info>>::try_from(Map::Array(open(names::INFO)?));
-        let info = read_info(&info.with_context(other)?)?;
+        let info = read_info(&Array::try_from(Map::Array(open(names::INFO)?)).with_context(other)?)?;
         if info.layout_version != LAYOUT_VERSION {
             bail!(other());
         }
         let take = |name| Map::from_map_data(open(name)?).with_context(other);
-        Ok(Self { tables: Tables::new(take)?, orders: Orders::new(take)?, info })
+        let mut next = pins.generations()?;
+        next.retain(|other| other.number() > generation.number());
+        // One that is not whole is just being made.
+        let next = next.iter().filter_map(|next| {
+            Tables::new(|name| Ok(Map::from_map_data(MapData::from_pin(next.map(name))?)?)).ok()
+        });
+        Ok(Self { tables: Tables::new(take)?, next: next.collect(), orders: Orders::new(take)?, info })
     }
 
-    /// For how many services there is room.
-    pub(super) fn capacity(&self) -> u32 {
-        self.tables.capacity()
+    /// What the controller said of the program in force, whatever the layout of its maps: that of the info map has not changed
+    /// since tfo 0.1.
+    pub fn info_of(pins: &Pins) -> Result<Info> {
+        let path = pins.current()?.map(names::INFO);
+        let map = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        read_info(&Array::try_from(Map::Array(map))?)
     }
 
     /// What was counted, summed over all services and CPUs.
     pub fn counters(&self) -> Result<Counters> {
-        self.tables.counters()
+        let mut sum = self.tables.counters()?;
+        for next in &self.next {
+            (OTHER..next.capacity()).try_for_each(|place| {
+                sum.add_cell(&next.counted_here(place)?.cell);
+                anyhow::Ok(())
+            })?;
+        }
+        Ok(sum)
     }
 
     /// Every service with what was counted for it; first what no service names.
     pub fn by_service(&self) -> Result<Vec<ServiceCounters>> {
-        self.tables.by_service()
+        let mut services = self.tables.by_service()?;
+        for next in &self.next {
+            for place in OTHER..next.capacity() {
+                let Some(name) = next.service(place)? else { continue };
+                let counted = next.counted_here(place)?;
+                if let Some(service) = services.iter_mut().find(|service| service.name == name) {
+                    service.counters.add_cell(&counted.cell);
+                    service.outcomes.add(&counted.outcomes);
+                } else {
+                    let (counters, outcomes) = (counted.cell.counters(), counted.outcomes);
+                    services.push(ServiceCounters { name, counters, outcomes });
+                }
+            }
+        }
+        Ok(services)
     }
 
     /// What was observed besides counters.
@@ -95,7 +151,14 @@ impl Pinned {
 
     /// What is hidden by order.
     pub fn hidden(&self) -> Result<Vec<Hidden>> {
-        self.orders.hidden(&self.tables)
+        self.orders.hidden(self.tables.capacity(), |index| self.tables.service(index))
+    }
+
+    /// Every service that has a name, with its policy; first what no service names.
+    pub fn policies(&self) -> Result<Vec<(String, Policy)>> {
+        let places = OTHER..self.tables.capacity();
+        let named = places.filter_map(|index| Some((index, self.tables.service(index).transpose()?)));
+        named.map(|(index, name)| Ok((name?, self.orders.policy(index)?))).collect()
     }
 
     /// What its controller said of it.

@@ -123,6 +123,13 @@ pub(super) fn prefix(family: u32, len: u32, words: [u32; 4]) -> Option<IpNet> {
     Some(IpNet::V4(Ipv4Net::new(address.to_ipv4_mapped()?, len).ok()?))
 }
 
+/// The prefix that stood as these in the layout of tfo 0.1, where families were not apart.
+pub(super) fn prefix_0_1(len: u32, words: [u32; 4]) -> Option<IpNet> {
+    let is_mapped = words[0] | words[1] == 0 && words[2] == 0xffff_u32.to_be();
+    let family = if is_mapped && len >= MAPPED_BITS { Family::Ipv4 } else { Family::Ipv6 };
+    prefix(family as u32, len, words)
+}
+
 /// The bits before an IPv4 address, where it stands as an IPv6 one.
 const MAPPED_BITS: u32 = 96;
 

@@ -59,8 +59,8 @@ pub(super) struct Tables {
     pub(super) services: Array<MapData, Shared<Service>>,
     pub(super) outcomes: Array<MapData, Shared<Outcomes>>,
     carried: Array<MapData, Shared<Carried>>,
-    prefixes: HashMap<MapData, Shared<Prefix>, Shared<PrefixTally>>,
-    pending: HashMap<MapData, Shared<Connection>, Shared<Pending>>,
+    pub(super) prefixes: HashMap<MapData, Shared<Prefix>, Shared<PrefixTally>>,
+    pub(super) pending: HashMap<MapData, Shared<Connection>, Shared<Pending>>,
     watch: PerCpuArray<MapData, Shared<Watch>>,
     all_cells: Whole<Shared<Cell>>,
     all_services: Whole<Shared<Service>>,
@@ -172,7 +172,9 @@ impl Tables {
 
     /// What was observed, summed over all CPUs, with the refusals that were not told; the budget is no sum and left out.
     pub(super) fn watch(&self) -> Result<Watch> {
-        let mut sum = self.watch_of_cpus()?;
+        let mut sum = Watch::EMPTY;
+        let all = self.watch.get(&0, 0).context("cannot read the state of observing")?;
+        all.iter().for_each(|Shared(watch)| sum.add(watch));
         let add = |_, outcomes: &[Shared<Outcomes>]| {
             outcomes.iter().for_each(|Shared(outcomes)| sum.events_skipped += outcomes.untold);
         };
@@ -186,37 +188,19 @@ impl Tables {
         Ok(sum)
     }
 
-    /// The counts of observing, summed over all CPUs.
-    fn watch_of_cpus(&self) -> Result<Watch> {
-        let mut sum = Watch::EMPTY;
-        let all = self.watch.get(&0, 0).context("cannot read the state of observing")?;
-        all.iter().for_each(|Shared(watch)| sum.add(watch));
-        Ok(sum)
-    }
-
     /// Shows the counts of earlier maps at each place to `see`.
     fn each_carried(&self, mut see: impl FnMut(u32, &Carried)) -> Result<()> {
         let each = |index, carried: &[Shared<Carried>]| carried.iter().for_each(|Shared(it)| see(index, it));
         self.all_carried.each(each).context("cannot read the counts of earlier maps")
     }
 
-    /// The counts of earlier maps at `index`.
-    pub(super) fn carried(&self, index: u32) -> Result<Carried> {
-        let Shared(carried) =
-            self.carried.get(&index, 0).context("cannot read the counts of earlier maps")?;
-        Ok(carried)
-    }
-
-    /// The counts of the place at `index`: of all CPUs, and of earlier maps. Those of observing are with [`OTHER`] only.
-    pub(super) fn total(&self, index: u32) -> Result<Carried> {
-        let mut sum = self.carried(index)?;
+    /// The counts of SYNs and connections at the place `index` of all CPUs, without those of earlier maps.
+    pub(super) fn counted_here(&self, index: u32) -> Result<Carried> {
+        let mut sum = Carried::EMPTY;
         let cells = self.cells.get(&index, 0).context("cannot read the counters")?;
         cells.iter().for_each(|Shared(cell)| sum.cell.add(cell));
         let Shared(outcomes) = self.outcomes.get(&index, 0).context("cannot read the outcomes")?;
         sum.outcomes.add(&outcomes);
-        if index == OTHER {
-            sum.watch.add(&self.watch_of_cpus()?);
-        }
         Ok(sum)
     }
 

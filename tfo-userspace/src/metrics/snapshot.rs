@@ -9,7 +9,7 @@ use tfo_common::{
 };
 
 use crate::{
-    controller::Controller,
+    daemon::controller::Controller,
     datapath::{Datapath, Entries, Pinned, ServiceCounters, unix_seconds},
     kernel::TcpExt,
     pins::Pins,
@@ -138,7 +138,7 @@ fn each<'a>(
 ) -> impl Iterator<Item = (&'a str, Option<&'a Datapath>)> {
     let is_first = |(place, name): &(usize, &String)| !interfaces[..*place].contains(name);
     interfaces.iter().enumerate().filter(is_first).map(|(_, name)| {
-        (name.as_str(), controller.datapaths().iter().find(|datapath| datapath.interface.name == *name))
+        (name.as_str(), controller.datapaths().find(|datapath| datapath.interface.name == *name))
     })
 }
 

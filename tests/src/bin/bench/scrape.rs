@@ -187,7 +187,7 @@ fn fill(pins: &Pins, services: u32) -> Result<()> {
 }
 
 fn open(pins: &Pins, name: &str) -> Result<Map> {
-    let path = pins.map(name);
+    let path = pins.current()?.map(name);
     let map = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
     Ok(Map::from_map_data(map)?)
 }

@@ -1,0 +1,7 @@
+//! The controller: what is desired on which interface, and how it gets there. See [`reconcile`] for what is to be done when.
+
+pub mod controller;
+pub mod orders;
+pub mod reconcile;
+pub mod site;
+pub mod wake;

@@ -1,0 +1,177 @@
+//! What is hidden by order on an interface, and the file in which that outlives the controller, its maps, and a reboot.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    files::replace,
+    guards::Hidden,
+    kernel,
+    pins::{Bpffs, DEFAULT_BPFFS, remove_if_there},
+};
+
+/// The version of the file's form that this program writes, and the only one that it reads.
+const VERSION: u64 = 1;
+/// More than any such file has, in bytes: 4,096 prefixes and 4,095 names.
+const TOO_LONG: u64 = 1 << 20;
+
+/// What is hidden by order on one interface: until `tfo show`.
+#[derive(Debug)]
+pub struct OrderFile {
+    path: PathBuf,
+    hidden: BTreeSet<Hidden>,
+}
+
+/// The file, as JSON.
+#[derive(Deserialize, Serialize)]
+struct Document {
+    version: u64,
+    hidden: BTreeSet<Hidden>,
+}
+
+impl OrderFile {
+    /// That of `interface`, below the folder `state`; with what is hidden `in_maps` that are there, which may be of a tfo that
+    /// had no such file.
+    pub fn open(state: &Path, bpffs: &Bpffs, interface: &str, in_maps: Vec<Hidden>) -> Result<Self> {
+        let path = path_of(state, bpffs, interface)?;
+        let mut file = Self { hidden: read(&path)?, path };
+        let before = file.hidden.len();
+        file.hidden.extend(in_maps);
+        if file.hidden.len() != before {
+            file.store()?;
+        }
+        Ok(file)
+    }
+
+    /// What is hidden.
+    pub fn hidden(&self) -> &BTreeSet<Hidden> {
+        &self.hidden
+    }
+
+    /// Makes `hidden` what is hidden, and returns what was before; [`store`](Self::store) has that outlive us.
+    pub fn set(&mut self, hidden: BTreeSet<Hidden>) -> BTreeSet<Hidden> {
+        std::mem::replace(&mut self.hidden, hidden)
+    }
+
+    /// Writes the file, or removes it where nothing is hidden. Where that fails, the old one stays.
+    pub fn store(&self) -> Result<()> {
+        if self.hidden.is_empty() {
+            return self.remove();
+        }
+        if let Some(dir) = self.path.parent() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.with_context(|| format!("cannot make {}, where orders are to be kept", dir.display()))?;
+        }
+        let text = serde_json::to_vec(&Document { version: VERSION, hidden: self.hidden.clone() })?;
+        replace(&self.path, 0o600, |file| file.write_all(&text))
+    }
+
+    /// Removes the file.
+    pub fn remove(&self) -> Result<()> {
+        remove_if_there(&self.path)
+    }
+}
+
+/// Removes the file of `interface`, for which no controller runs.
+pub fn forget(state: &Path, bpffs: &Bpffs, interface: &str) -> Result<()> {
+    remove_if_there(&path_of(state, bpffs, interface)?)
+}
+
+/// The file of `interface`. Its name also tells the network namespace, unless that is the host's, and the BPF file system, unless
+/// that is the usual one: with another of either, another interface may have the same name.
+fn path_of(state: &Path, bpffs: &Bpffs, interface: &str) -> Result<PathBuf> {
+    let mut name = interface.replace('%', "%25").replace('/', "%2f");
+    let here = kernel::netns()?;
+    if fs::metadata("/proc/1/ns/net").is_ok_and(|of_host| of_host.ino() != here) {
+        name.push_str(&format!("@{here}"));
+    }
+    if bpffs.root() != Path::new(DEFAULT_BPFFS) {
+        let root = bpffs.root().to_string_lossy().replace('%', "%25").replace('/', "%2f");
+        name.push_str(&format!("+{root}"));
+    }
+    Ok(state.join("orders").join(format!("{name}.json")))
+}
+
+/// What the file at `path` says; nothing where there is none.
+fn read(path: &Path) -> Result<BTreeSet<Hidden>> {
+    let shown = path.display();
+    let advice = "move it away to begin without orders";
+    // O_NONBLOCK: opening a named pipe does not wait for somebody to write to it.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot open the orders in {shown}: {advice}"));
+        }
+    };
+    let found = file.metadata().with_context(|| format!("cannot examine {shown}"))?;
+    if !found.is_file() || found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0 {
+        bail!(
+            "{shown} could be somebody else's (owner {}, mode {:04o}): {advice}",
+            found.uid(),
+            found.mode() & 0o7777
+        );
+    }
+    let mut text = Vec::new();
+    file.take(TOO_LONG).read_to_end(&mut text).with_context(|| format!("cannot read {shown}"))?;
+    let document: Document =
+        serde_json::from_slice(&text).with_context(|| format!("{shown} is no file of orders: {advice}"))?;
+    if document.version != VERSION {
+        bail!("{shown} is of version {}, and this tfo reads version {VERSION}: {advice}", document.version);
+    }
+    Ok(document.hidden)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_outlive_their_controller() {
+        let state = tempfile::tempdir().expect("a temporary folder");
+        let bpffs = Bpffs::new(Path::new(DEFAULT_BPFFS));
+        let open = |in_maps| OrderFile::open(state.path(), &bpffs, "eth0.1", in_maps);
+        let mut file = open(Vec::new()).expect("there is none");
+        assert!(file.hidden().is_empty());
+        let source = Hidden::Source("192.0.2.0/24".parse().expect("a prefix"));
+        let hidden = BTreeSet::from([Hidden::All, Hidden::Service("web".to_owned()), source.clone()]);
+        file.set(hidden.clone());
+        file.store().expect("the folder is ours");
+        assert_eq!(open(Vec::new()).expect("it is there").hidden(), &hidden);
+        let mode = fs::metadata(&file.path).expect("it is there").mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        file.set(BTreeSet::new());
+        file.store().expect("the folder is ours");
+        assert!(!file.path.exists(), "nothing is hidden");
+        // What maps of an earlier tfo say is kept, too.
+        assert_eq!(open(vec![source.clone()]).expect("none").hidden(), &BTreeSet::from([source]));
+        assert_eq!(open(Vec::new()).expect("it is there").hidden().len(), 1);
+    }
+
+    #[test]
+    fn what_others_could_have_written_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let state = tempfile::tempdir().expect("a temporary folder");
+        let path = state.path().join("orders.json");
+        let refused = |text: &str, mode| {
+            fs::write(&path, text).expect("the folder is ours");
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("the file is ours");
+            read(&path).is_err()
+        };
+        assert!(!refused(r#"{"version":1,"hidden":["all"]}"#, 0o600));
+        assert!(refused(r#"{"version":1,"hidden":["all"]}"#, 0o666));
+        assert!(refused(r#"{"version":2,"hidden":["all"]}"#, 0o600));
+        assert!(refused("", 0o600));
+    }
+}
