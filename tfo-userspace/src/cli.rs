@@ -28,6 +28,10 @@ pub struct Cli {
     #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
 
+    /// The folder in which orders outlive a restart and a reboot
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/tfo")]
+    pub state_dir: PathBuf,
+
     /// Say more: -v adds the rare events that the XDP program itself reports, -vv what the libraries log
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -54,10 +58,11 @@ impl Cli {
 /// The subcommands.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Attach the XDP program and keep its keys in step with the kernel, until SIGINT or SIGTERM
+    /// Attach the XDP program and keep its keys in step with the kernel
     ///
-    /// On a terminal it shows live counters, elsewhere it logs. After a crash the program goes on counting, and the next
-    /// `tfo run` takes it over. SIGHUP ends it, too, or with --config reads the file again, as `tfo reload` does.
+    /// On a terminal it shows live counters, elsewhere it logs. Ctrl-C (SIGINT) ends it, detaches the program and removes its
+    /// state. SIGTERM ends it and leaves the program attached, with its counters and orders, for the next `tfo run` to take over,
+    /// as after a crash; `tfo unload` removes it. SIGHUP does as SIGINT, or with --config reads the file again, as `tfo reload`.
     Run(Run),
     /// Have `tfo run --config` read its file again
     ///

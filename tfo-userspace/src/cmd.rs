@@ -38,7 +38,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     let bpffs = Bpffs::new(&cli.bpffs);
     let log_level = cli.log_level();
     match cli.command {
-        Command::Run(args) => block_on(run::run(&args, &bpffs, log_level)).map(done),
+        Command::Run(args) => block_on(run::run(&args, &bpffs, &cli.state_dir, log_level)).map(done),
         Command::Reload(args) => block_on(reload::run(&args, &bpffs)).map(done),
         Command::Hide(args) => block_on(hide::hide(&args, &bpffs)).map(done),
         Command::Show(args) => block_on(hide::show(&args, &bpffs)).map(done),
@@ -55,7 +55,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Keys(Keys::Status(args)) => keys::status(&args, &bpffs).map(done),
         Command::Keys(Keys::Rotate(args)) => block_on(keys::rotate(&args, &bpffs)).map(done),
         Command::Keys(Keys::Import(args)) => block_on(keys::import(&args, &bpffs)).map(done),
-        Command::Unload(args) => block_on(unload::run(&args, &bpffs)).map(done),
+        Command::Unload(args) => block_on(unload::run(&args, &bpffs, &cli.state_dir)).map(done),
     }
 }
 
@@ -79,7 +79,7 @@ async fn tell(
     let mut outcome = Ok(());
     for pins in attached(interface, bpffs)? {
         let name = pins.interface();
-        let told = control::give(name, &order(name.to_owned())).await.and_then(|answer| show(name, &answer));
+        let told = control::give(&pins, &order(name.to_owned())).await.and_then(|answer| show(name, &answer));
         match told {
             Err(error) if outcome.is_err() => eprintln!("error: {error:#}"),
             told => outcome = outcome.and(told),

@@ -179,7 +179,7 @@ pub fn parse(json: &str) -> Result<Vec<Sample>> {
 mod tests {
     use super::*;
     use crate::{
-        control::LONGEST_ACCOUNT,
+        control::protocol::LONGEST_ACCOUNT,
         counters::{GuardRow, ServiceReport, SynRow},
         saved::RttSaved,
     };

@@ -11,6 +11,7 @@ pub mod server;
 
 use std::{
     fmt::Write as _,
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -23,8 +24,8 @@ use script::Script;
 
 use crate::{
     cli::{AttachMode, Lab},
-    controller::{Controller, FOLLOW_EVERY, Options, Retire, every},
     counters::Report,
+    daemon::controller::{Controller, FOLLOW_EVERY, Options, Retire, every},
     datapath::{preflight, unload},
     kernel::{self, KeySysctl, TcpExt},
     keys::keeper::Source,
@@ -70,8 +71,11 @@ pub async fn run(args: &Lab, bpffs: &Bpffs, log_level: LevelFilter) -> Result<Ex
         retire: Retire::default(),
         services: Services::default(),
         file: None,
+        // Nobody orders anything here.
+        state: PathBuf::from("/nonexistent"),
     };
-    let mut controller = Controller::start(&interfaces, bpffs, options).await?;
+    let mut controller = Controller::new(&interfaces, bpffs, options).await?;
+    controller.start().await?;
 
     let outcome = play(args.duration, &mut controller, &mut signals, before, || {
         Script::start(Arc::clone(&client), sysctl, pins)

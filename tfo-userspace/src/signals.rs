@@ -11,9 +11,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caught {
-    /// To end: SIGINT or SIGTERM.
-    End,
-    /// SIGHUP: to end, where there is nothing to read again.
+    /// To end and to clean up: SIGINT.
+    Interrupt,
+    /// To end and to leave all as it is: SIGTERM.
+    Terminate,
+    /// SIGHUP: to read the configuration again, or to end and to clean up where there is none.
     HangUp,
 }
 
@@ -45,8 +47,8 @@ impl Signals {
             }
         };
         tokio::select! {
-            _ = self.interrupt.recv() => Caught::End,
-            _ = self.terminate.recv() => Caught::End,
+            _ = self.interrupt.recv() => Caught::Interrupt,
+            _ = self.terminate.recv() => Caught::Terminate,
             _ = hang_up => Caught::HangUp,
         }
     }

@@ -37,8 +37,8 @@ use tokio::{
 
 use crate::{
     control::{Order, give},
-    controller::every,
     counters::Report,
+    daemon::controller::every,
     datapath::Pinned,
     events::{Event, Recent},
     kernel::{self, TcpExt},
@@ -136,9 +136,9 @@ pub async fn run(interface: &str, bpffs: &Bpffs) -> Result<()> {
 }
 
 /// The latest events, newest first; `None` where no controller tells them.
-async fn events(interface: &str) -> Option<Vec<String>> {
-    let order = Order::Events { interface: interface.to_owned(), after: 0, most: EVENTS };
-    let answer = timeout(ANSWER, give(interface, &order)).await.ok()?.ok()?;
+async fn events(pins: &Pins) -> Option<Vec<String>> {
+    let order = Order::Events { interface: pins.interface().to_owned(), after: 0, most: EVENTS };
+    let answer = timeout(ANSWER, give(pins, &order)).await.ok()?.ok()?;
     let recent: Recent = serde_json::from_str(&answer).ok()?;
     Some(recent.events.iter().rev().map(Event::text).collect())
 }
@@ -149,7 +149,7 @@ async fn update(model: &mut Model, bpffs: &Bpffs) {
     match pins.has_link() {
         Ok(false) => model.miss("not attached: waiting for `tfo run`".to_owned()),
         Ok(true) => match look(&pins) {
-            Ok(look) => model.see(Look { events: events(pins.interface()).await, ..look }),
+            Ok(look) => model.see(Look { events: events(&pins).await, ..look }),
             Err(error) => model.miss(format!("{error:#}")),
         },
         Err(error) => model.miss(format!("{error:#}")),

@@ -19,13 +19,13 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 pub(super) async fn run(args: &Events, bpffs: &Bpffs) -> Result<()> {
     let mut interfaces = HashMap::new();
     for pins in super::attached(args.select.interface.as_deref(), bpffs)? {
-        interfaces.insert(pins.interface().to_owned(), Seen::default());
+        interfaces.insert(pins.interface().to_owned(), (pins, Seen::default()));
     }
     loop {
-        for (interface, seen) in &mut interfaces {
+        for (interface, (pins, seen)) in &mut interfaces {
             let order = Order::Events { interface: interface.clone(), after: seen.last, most: SHOWN };
             let recent: Recent =
-                serde_json::from_str(&give(interface, &order).await?).context("the answer is none")?;
+                serde_json::from_str(&give(pins, &order).await?).context("the answer is none")?;
             // It takes a look at every process: only where there is something to tell.
             let has_refused = recent.events.iter().any(|event| event.why == Why::Refused);
             let host = has_refused.then(Host::ask).flatten();

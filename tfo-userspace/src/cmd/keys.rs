@@ -3,21 +3,25 @@
 use std::{
     io::{self, Read as _},
     path::Path,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use tfo_common::{cookie, info::KeySource};
 use zeroize::Zeroizing;
 
 use crate::{
     cli::{Cookie, Derive, Import, KeysStatus, Rotate},
     control::{self, Order},
-    datapath::{Pinned, unix_seconds},
+    datapath::{Pinned, forget_keys, unix_seconds},
     files::open_regular,
     kernel,
-    keys::{addresses, fingerprint, listing::Listing, parse_key, schedule::Schedule, secret::Secret},
+    keys::{
+        KernelKeys, addresses, fingerprint, listing::Listing, parse_key, schedule::Schedule, secret::Secret,
+    },
     output::print,
     pins::{Bpffs, Pins},
+    secrecy::leaving_no_trace,
 };
 
 /// Prints the cookie that each given key makes for the two addresses.
@@ -90,37 +94,66 @@ pub(super) fn derive(args: &Derive) -> Result<()> {
 /// Gives the order to rotate. In an emergency, every other program in this network namespace is to forget the keys before.
 pub(super) async fn rotate(args: &Rotate, bpffs: &Bpffs) -> Result<()> {
     let to = recipient(args.interface.as_deref(), bpffs)?;
-    // Before the order: carrying it out removes what interfaces that are gone have left.
-    let others = if args.emergency { others(&to, bpffs)? } else { Vec::new() };
+    let here = if args.emergency { attached_here(bpffs)? } else { Vec::new() };
     let rotated = control::give(&to, &Order::Rotate { emergency: args.emergency }).await;
     let mut outcome = rotated.and_then(|done| print(&done));
-    for pins in others {
-        let other = pins.interface();
-        if let Err(error) = control::give(other, &Order::Forget).await {
-            // Exit status 1, not 3: something does run.
-            outcome = outcome.and_then(|()| bail!("{other}: old keys may be in its map still: {error:#}"));
+    for pins in here {
+        let name = pins.interface();
+        let forgotten = match name == to.interface() {
+            true => Ok(()),
+            false => forget(&pins).await,
+        };
+        // What is there, and not only what was said.
+        let forgotten = forgotten.and_then(|()| leaving_no_trace(|| holds_only_the_kernels(&pins)));
+        if let Err(error) = forgotten {
+            let error = anyhow!("{name}: old keys may be in its map still: {error:#}");
+            match &outcome {
+                // Exit status 1, not 3: something does run.
+                Ok(()) => outcome = Err(error),
+                Err(_) => eprintln!("error: {error:#}"),
+            }
         }
     }
     outcome
 }
 
-/// What is attached besides `to`, save what is known to be in another network namespace: maps that can't be opened may well
-/// hold the keys.
-fn others(to: &str, bpffs: &Bpffs) -> Result<Vec<Pins>> {
+/// Makes the program behind `pins` forget all keys but the kernel's: by its controller or, where it has none, in its place.
+async fn forget(pins: &Pins) -> Result<()> {
+    if pins.has_controller()? {
+        return control::give(pins, &Order::Forget).await.map(drop);
+    }
+    let locked = pins.lock(Duration::from_millis(500))?;
+    leaving_no_trace(|| forget_keys(&locked, KernelKeys::read()?.into()))
+}
+
+/// Fails where a key is in force or remembered there that the kernel neither holds nor is to hold next.
+fn holds_only_the_kernels(pins: &Pins) -> Result<()> {
+    let kernel = KernelKeys::read()?;
+    let ring = Pinned::open(pins)?.key_ring()?;
+    let held = ring.held();
+    let foreign = [held.current, held.backup].into_iter().flatten().chain(ring.retired());
+    match foreign.filter(|key| ![kernel.current, kernel.backup].contains(&Some(*key))).count() {
+        0 => Ok(()),
+        count => bail!("it holds {count} keys that are not the kernel's"),
+    }
+}
+
+/// What is attached, save what is known to be in another network namespace: maps that can't be opened may well hold the keys.
+fn attached_here(bpffs: &Bpffs) -> Result<Vec<Pins>> {
     let here = kernel::netns()?;
-    let is_elsewhere = |pins: &Pins| Pinned::open(pins).is_ok_and(|pinned| pinned.info().netns != here);
+    let is_elsewhere = |pins: &Pins| Pinned::info_of(pins).is_ok_and(|info| info.netns != here);
     let all = super::attached(None, bpffs)?.into_iter();
-    Ok(all.filter(|pins| pins.interface() != to && !is_elsewhere(pins)).collect())
+    Ok(all.filter(|pins| !is_elsewhere(pins)).collect())
 }
 
 /// The interface whose controller gets an order: the given one, or else one whose keys are not the kernel's to change.
-fn recipient(interface: Option<&str>, bpffs: &Bpffs) -> Result<String> {
-    let attached = super::attached(interface, bpffs)?;
+fn recipient(interface: Option<&str>, bpffs: &Bpffs) -> Result<Pins> {
+    let mut attached = super::attached(interface, bpffs)?;
     let has_own_keys = |pins: &&Pins| {
         Pinned::open(pins).is_ok_and(|pinned| pinned.info().key_source != KeySource::Kernel as u64)
     };
-    let pins = attached.iter().find(has_own_keys).or(attached.first()).context("nothing is attached")?;
-    Ok(pins.interface().to_owned())
+    let found = attached.iter().position(|pins| has_own_keys(&pins)).unwrap_or(0);
+    Ok(attached.swap_remove(found))
 }
 
 /// Reads a key and gives the order to use it.

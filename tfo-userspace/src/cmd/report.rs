@@ -39,7 +39,7 @@ pub(super) async fn run(args: &cli::Report, bpffs: &Bpffs) -> Result<()> {
 
 async fn section(pins: &Pins) -> Result<Section> {
     let interface = pins.interface().to_owned();
-    let samples = control::give(&interface, &Order::History { interface: interface.clone() }).await?;
+    let samples = control::give(pins, &Order::History { interface: interface.clone() }).await?;
     let hour = Hour::new(history::parse(&samples)?);
     let pinned = Pinned::open(pins)?;
     let report =

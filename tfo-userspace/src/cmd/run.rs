@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use log::{LevelFilter, error, info, warn};
+use log::{LevelFilter, info, warn};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -18,9 +18,9 @@ use nix::{
 use crate::{
     cli::{KeysFrom, Run},
     config::{Config, Keys},
-    control::{Given, listen},
-    controller::{Controller, FOLLOW_EVERY, FromFile, Options, Retire, every},
+    control::Server,
     counters::Report,
+    daemon::controller::{Controller, FOLLOW_EVERY, FromFile, Options, Retire, every},
     datapath::{Datapath, Sizes, unix_seconds},
     descriptors::raise_limit,
     history,
@@ -38,8 +38,9 @@ const DRAW_EVERY: Duration = Duration::from_secs(1);
 /// How often totals are logged without one.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
-/// Runs the controller until SIGINT, SIGTERM, `tfo unload`, or SIGHUP where there is no configuration to read again.
-pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Result<()> {
+/// Runs the controller until SIGINT, SIGTERM, `tfo unload`, or SIGHUP where there is no configuration to read again. All but
+/// SIGTERM leave nothing behind.
+pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path, log_level: LevelFilter) -> Result<()> {
     // From the first attachment on a signal must find us ready to clean up.
     let mut signals = Signals::new()?;
     let config = config(args)?;
@@ -52,18 +53,18 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
         retire: Retire { below: keys.retire_below, max_age: keys.max_age },
         services,
         file: args.config.clone().map(|path| FromFile { path, config }),
+        state: state.to_owned(),
     };
     // Before anything is attached: a service manager that restarts us is not to attach and detach all the time.
     let listener = match metrics {
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
     };
-    let mut controller = Controller::start(&interfaces, bpffs, options).await?;
-    let mut orders = listen(&interfaces);
-    if listener.is_some() {
-        // Nobody is told that all is well before keys are where they should be.
-        controller.step().await;
-    }
+    let mut controller = Controller::new(&interfaces, bpffs, options).await?;
+    // Before anything is attached: whoever sees that it is can give orders.
+    let (mut server, mut orders) = Server::listen(controller.sites().iter().map(|site| &**site.pins()));
+    controller.start().await?;
+    let wake = controller.wake();
     let mut questions = metrics::serve(listener);
     let mut screen = Screen::open();
     let mut unread = BTreeMap::new();
@@ -73,19 +74,23 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, log_level: LevelFilter) -> Re
     while !controller.is_idle() {
         tokio::select! {
             caught = signals.next() => match caught {
-                Caught::HangUp if args.config.is_some() => {
-                    if let Err(error) = controller.reload().await {
-                        error!("the configuration is not changed: {error:#}");
-                    }
+                Caught::HangUp if args.config.is_some() => controller.reload(Vec::new()),
+                Caught::HangUp | Caught::Interrupt => break,
+                Caught::Terminate => {
+                    controller.leave();
+                    return Ok(());
                 }
-                Caught::HangUp | Caught::End => break,
             },
             _ = follow.tick() => controller.step().await,
+            () = wake.wait() => controller.step().await,
             _ = sample.tick() => controller.sample(),
-            Some(Given { order, reply }) = orders.recv() => reply.send(controller.obey(order).await),
+            Some(given) = orders.recv() => if let Some((order, reply)) = given.take() {
+                controller.obey(order, reply);
+            },
             Some(question) = questions.recv() => question.answer(&controller, &interfaces),
             _ = show.tick() => display(&reports(&controller, &mut unread), screen.as_mut()),
         }
+        server.retain(|interface| controller.sites().iter().any(|site| site.name() == interface));
     }
     controller.stop().await
 }
@@ -188,7 +193,7 @@ fn reports(controller: &Controller, unread: &mut BTreeMap<String, String>) -> Ve
             }
         }
     };
-    controller.datapaths().iter().filter_map(read).collect()
+    controller.datapaths().filter_map(read).collect()
 }
 
 /// Shows the counters, live on a terminal, else in the log.

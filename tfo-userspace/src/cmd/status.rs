@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::{
     cli::Status,
+    control,
     counters::{attach_name, mode_name, since},
     datapath::{Pinned, is_attached},
     error::NOT_RUNNING,
@@ -25,6 +26,8 @@ struct Report {
     attached: bool,
     /// Whether a `tfo run` keeps its keys in step.
     controller: bool,
+    /// The process that takes orders for it.
+    pid: Option<u32>,
     attach: &'static str,
     /// The most that may be done to a packet.
     mode: &'static str,
@@ -92,6 +95,7 @@ async fn report(pins: &Pins) -> Result<Report> {
         // In another namespace there is only the link's word for it.
         attached: is_attached(pins).await?.unwrap_or(true),
         controller: pins.has_controller()?,
+        pid: control::client::process(pins),
         attach: attach_name(pinned.info()),
         mode: mode_name(pinned.info()),
         hidden: pinned.hidden()?,
@@ -107,7 +111,7 @@ async fn report(pins: &Pins) -> Result<Report> {
 }
 
 fn text(report: &Report) -> String {
-    let Report { interface, attached, controller, attach, mode, hidden, since, keys } = report;
+    let Report { interface, attached, controller, pid, attach, mode, hidden, since, keys } = report;
     let attached = if *attached { format!("attached, {attach} mode") } else { "not attached".to_owned() };
     let hidden: Vec<_> = hidden.iter().map(Hidden::to_string).collect();
     let hidden = match hidden.join(", ") {
@@ -115,8 +119,10 @@ fn text(report: &Report) -> String {
         some => format!("\n  hidden       {some}: `tfo show` ends that"),
     };
     let controller = match controller {
-        true => "running".to_owned(),
-        false => format!("none: keys are not followed; `tfo run -i {interface}` takes over"),
+        true => pid.map_or_else(|| "running".to_owned(), |pid| format!("running, process {pid}")),
+        false => {
+            format!("none: keys are not followed, and shed does nothing; `tfo run -i {interface}` takes over")
+        }
     };
     let retired = if keys.retired.is_empty() { "none".to_owned() } else { keys.retired.join(", ") };
     format!(

@@ -1,13 +1,28 @@
 //! `tfo unload`.
 
+use std::path::Path;
+
 use anyhow::Result;
 
-use crate::{cli::Unload, datapath::unload, output::print, pins::Bpffs};
+use crate::{
+    cli::Unload,
+    control,
+    daemon::orders,
+    datapath::unload,
+    output::print,
+    pins::{Bpffs, remove_if_there},
+};
 
-/// Detaches the program and removes its state. A controller that runs there sees it and ends.
-pub(super) async fn run(args: &Unload, bpffs: &Bpffs) -> Result<()> {
+/// Detaches the program and removes its state, what is hidden by order with it. A controller that runs there sees it and ends.
+pub(super) async fn run(args: &Unload, bpffs: &Bpffs, state: &Path) -> Result<()> {
     for pins in super::choose(bpffs.all()?.into_iter(), args.interface.as_deref())? {
+        // A controller that was killed has left it.
+        let socket = control::socket(&pins).ok();
         unload(&pins).await?;
+        orders::forget(state, bpffs, pins.interface())?;
+        if let Some(socket) = socket {
+            remove_if_there(&socket)?;
+        }
         print(&format!("{}: unloaded", pins.interface()))?;
     }
     Ok(())
