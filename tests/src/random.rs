@@ -27,10 +27,15 @@ use crate::{
 /// Its seed is that of [`seed`].
 pub fn runner(what: &str, factor: u32, long: u32) -> TestRunner {
     let default = Config::default();
-    let factor = if env::var_os("TFO_TEST_LONG").is_some() { long } else { factor };
+    let factor = if is_long() { long } else { factor };
     let cases = default.cases * factor;
     let rng_seed = RngSeed::Fixed(seed(&format!("{cases} {what}")));
     TestRunner::new(Config { cases, rng_seed, failure_persistence: None, ..default })
+}
+
+/// Whether TFO_TEST_LONG is set, as by `cargo xtask test --long`.
+pub fn is_long() -> bool {
+    env::var_os("TFO_TEST_LONG").is_some()
 }
 
 /// The seed in PROPTEST_RNG_SEED, or a new one. It is said on standard error, which the test harness leaves alone, so that

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// Run this tier only; may be repeated
     #[arg(long = "tier", value_name = "N")]
     tiers: Vec<Tier>,
-    /// Let the kernel judge more than 100,000 random SYNs, and not 3,000
+    /// Let the kernel judge more than 100,000 random SYNs, and not 3,000; make 500 random steps, and not 24
     #[arg(long)]
     long: bool,
     /// Run only the tests whose name contains this
@@ -86,7 +86,7 @@ impl Report {
         for mut command in tier.commands(files) {
             command.args(&args.filter);
             if args.long {
-                // Read in tests/src/random.rs.
+                // Read by `is_long` of tests/src/random.rs.
                 command.env("TFO_TEST_LONG", "1");
             }
             let outcome =
