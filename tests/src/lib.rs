@@ -20,8 +20,10 @@
 //! | [`steps`] | the real `tfo`, killed between two steps of what it does |
 //! | [`tap`] | an interface whose wire is a test |
 //! | [`wire`] | frames past the kernel's stack |
+//! | [`between`] | a wire between two kernels that a test holds |
 //! | [`agree`] | kernel and host on millions of frames |
 //! | [`terminal`] | a terminal as people see it, in tmux |
+//! | [`walk`] | random steps of an operator, and a model of what must come of them |
 //! | [`verifier`] | what the program costs the kernel's verifier |
 //!
 //! `src/bin` has the programs behind `cargo xtask agree` and `cargo xtask bench`.
@@ -29,6 +31,7 @@
 //! `tests/netns_*.rs` send real traffic through network namespaces.
 
 pub mod agree;
+pub mod between;
 pub mod cases;
 pub mod config;
 pub mod fault;
@@ -48,4 +51,5 @@ pub mod steps;
 pub mod tap;
 pub mod terminal;
 pub mod verifier;
+pub mod walk;
 pub mod wire;

@@ -78,7 +78,7 @@ fn sources_of_one_family_are_hidden() {
         ("192.0.2.0/32", [false, false, false]),
     ] {
         let order = Hidden::Source(parse_prefix(prefix).expect("a prefix"));
-        shield.kernel.hide(&order, true);
+        shield.kernel.set_hidden(std::slice::from_ref(&order));
         for (ip, is_hidden) in [v4(1), v6(1), low.clone()].iter().zip(hidden) {
             let syn = Syn::new(ip, 1, Option_::Of(CURRENT));
             if is_hidden {
@@ -87,7 +87,7 @@ fn sources_of_one_family_are_hidden() {
                 shield.expect(prefix, &syn, Verdict::Pass, None, Some(&syn.frame));
             }
         }
-        shield.kernel.hide(&order, false);
+        shield.kernel.set_hidden(&[]);
     }
 }
 

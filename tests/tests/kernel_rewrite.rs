@@ -30,7 +30,10 @@ use tfo_tests::{
     packet::{Carry, Ip, MORE_FRAGMENTS, Tcp, eth, ipv4, ipv6},
     random::{frame, spoilt_frame},
 };
-use tfo_userspace::{datapath::LoadOptions, pins::Bpffs};
+use tfo_userspace::{
+    datapath::{LoadOptions, Shares},
+    pins::{Bpffs, MAPS},
+};
 
 /// Beginnings of packets, with what is in front of the TCP header.
 fn packets(link: LinkLayer) -> Vec<(&'static str, Ip)> {
@@ -403,9 +406,11 @@ fn check_publication(mode: Mode) {
 
     sandbox(|| {
         let pins = Bpffs::new(BPFFS.as_ref()).pins("publication");
-        let _lock = pins.lock(Duration::ZERO).expect("nobody else is here");
+        let lock = pins.lock(Duration::ZERO).expect("nobody else is here");
+        let generation = lock.next_generation().expect("a folder");
+        let shared = Shares { generation: &generation, maps: &MAPS };
         let options = LoadOptions::new(LinkLayer::Ethernet, mode);
-        let load = || Kernel::with(&options, Some(&pins));
+        let load = || Kernel::with(&options, Some(shared));
         let (mut writer, mut reader) = (load(), load());
         writer.publish(&shuffled(0));
         assert!(reader.key_ring() == shuffled(0), "the two have their maps in common");

@@ -5,6 +5,7 @@
 use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, chown},
+    path::Path,
     process::{Command, Output},
     sync::atomic::{AtomicU16, Ordering},
 };
@@ -18,14 +19,17 @@ use tfo_common::segment::Family;
 use tfo_tests::{
     config::Config,
     netns::{
-        Counts, IFACE, Running, assert_clean, binary, eventually, failure, ip, sandbox, server_and_client,
-        tfo, tfo_as_nobody,
+        BPFFS, Counts, IFACE, Running, assert_clean, binary, eventually, failure, ip, sandbox,
+        server_and_client, tfo, tfo_as_nobody, xdp_on,
     },
     scrape::Samples,
 };
-use tfo_userspace::lab::{
-    client::Syn,
-    net::{Namespace, server, source},
+use tfo_userspace::{
+    lab::{
+        client::Syn,
+        net::{Namespace, server, source},
+    },
+    pins::Bpffs,
 };
 
 /// A service of the file.
@@ -78,7 +82,7 @@ fn a_file_says_everything() {
         assert!(state.exists());
         let attached = format!("tfo_xdp_attached{{interface=\"{IFACE}\",mode=\"generic\"}}");
         assert_eq!(Samples::now().get(&attached), "1");
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean(IFACE);
     });
 }
@@ -106,7 +110,7 @@ fn services_change_while_it_runs() {
         [80, 53, 25, 25].into_iter().for_each(|port| send(&client, port));
         assert_by_service(&[("other", 2), ("dns", 2), ("mail", 2), ("removed", 3)]);
 
-        let log = tfo_run.end(Signal::SIGTERM);
+        let log = tfo_run.end(Signal::SIGINT);
         assert_eq!(log.matches("read again").count(), 2, "{log}");
         assert_clean(IFACE);
     });
@@ -130,7 +134,8 @@ fn an_interface_that_comes_back_has_what_was_read_last() {
     });
 }
 
-/// Two interfaces, of which the second has no room for what is to come: the first goes back, and neither has lost anything.
+/// Two interfaces, of which the second refuses what is to come when the first has it already: that goes back, and neither has
+/// lost anything.
 #[test]
 fn several_interfaces_change_together_or_not_at_all() {
     const SECOND: &str = "tfo-second";
@@ -151,9 +156,15 @@ fn several_interfaces_change_together_or_not_at_all() {
         let expected = [("other", 1), ("web", 2), ("dns", 1), ("removed", 1)];
         assert_by_service(&expected);
         config.write(&format!("{}{many}", on_ports("web", "80, 53")));
+        // All numbers of generations are used up, so that the program can be loaded, and not be put in force.
+        let last = Bpffs::new(Path::new(BPFFS)).pins(SECOND).dir().join(u32::MAX.to_string());
+        fs::create_dir(&last).unwrap();
+        let program = xdp_on(IFACE);
         let (code, error) = failure(&tfo(&["reload", "-i", IFACE]));
         assert_eq!(code, Some(1), "{error}");
-        assert!(error.contains("there is room for 14 services in the maps, and these are 101"), "{error}");
+        assert!(error.contains("no number is left"), "{error}");
+        assert_eq!(xdp_on(IFACE), program, "the first has gone back");
+        fs::remove_dir(&last).unwrap();
         assert_eq!(by_service(), before);
         [80, 53, 1001].into_iter().for_each(|port| send(&client, port));
         let of = |before: &[(String, u64)], name: &str| {
@@ -163,7 +174,7 @@ fn several_interfaces_change_together_or_not_at_all() {
             assert_eq!(of(&by_service(), name), of(&before, name) + 1, "{name}");
         }
 
-        // What both have room for is taken.
+        // What both take is taken.
         config.write(&dns);
         assert!(tfo(&["reload", "-i", SECOND]).status.success());
         for interface in [IFACE, SECOND] {
@@ -171,7 +182,7 @@ fn several_interfaces_change_together_or_not_at_all() {
             let names = names.field("services").as_array().unwrap().iter().map(|it| it["name"].clone());
             assert!(names.into_iter().all(|name| name != "web"), "{interface}");
         }
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         [IFACE, SECOND].iter().for_each(|interface| assert_clean(interface));
     });
 }
@@ -223,7 +234,7 @@ fn a_file_that_is_wrong_changes_nothing() {
         assert!(tfo(&["reload"]).status.success());
         send(&client, 53);
         assert_by_service(&[("other", 1), ("web", 3)]);
-        let log = tfo_run.end(Signal::SIGTERM);
+        let log = tfo_run.end(Signal::SIGINT);
         assert!(
             log.contains("the configuration is not changed: ") && log.contains(&format!("{path}:8: ")),
             "{log}"
@@ -291,7 +302,7 @@ fn only_a_regular_file_of_root_or_ours_is_read() {
         assert!(code == Some(1) && error.contains("anybody may write to it"), "{error}");
         fs::set_permissions(&good, fs::Permissions::from_mode(0o600)).unwrap();
         assert!(tfo(&["reload"]).status.success());
-        running.end(Signal::SIGTERM);
+        running.end(Signal::SIGINT);
         assert_clean(IFACE);
     });
 }
@@ -352,7 +363,7 @@ fn a_hang_up_that_is_ignored_from_the_beginning_stays_ignored() {
             let reload = tfo(&["reload"]);
             assert_eq!(reload.status.success(), args[0] == "--config", "{:?}", failure(&reload));
             assert!(tfo(&["status"]).status.success());
-            let log = tfo_run.end(Signal::SIGTERM);
+            let log = tfo_run.end(Signal::SIGINT);
             assert_eq!(log.matches("read again").count(), usize::from(args[0] == "--config"), "{log}");
             assert_clean(IFACE);
         }
@@ -385,7 +396,7 @@ fn what_takes_a_file_or_a_mode() {
         );
         refused(&["hide", "--service", "dns"], "there is no service dns: there are web, other");
         refused(&["show", "--service", "dns"], "there is no service dns: there are web, other");
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
     });
 }
 

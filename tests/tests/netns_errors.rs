@@ -117,7 +117,7 @@ fn a_limit_on_open_files() {
             set_keys("v0", key(1), None);
             let open = fs::read_dir(format!("/proc/{}/fd", running.id())).unwrap().count();
             assert!(open > 40 && open <= needed, "{open}");
-            running.end(Signal::SIGTERM);
+            running.end(Signal::SIGINT);
         }
     });
 }
@@ -148,7 +148,7 @@ fn status_of_an_interface_whose_pins_cannot_be_read() {
         assert_eq!((&v0["interface"], &w0["interface"]), (&"v0".into(), &"w0".into()));
         assert!(v0["error"].as_str().unwrap().starts_with("cannot open ") && v0["attached"] == Value::Null);
         assert!(w0["error"] == Value::Null && w0["attached"] == true);
-        running.end(Signal::SIGTERM);
+        running.end(Signal::SIGINT);
     });
 }
 

@@ -28,7 +28,7 @@ use tfo_tests::{
     tap::Tap,
 };
 use tfo_userspace::{
-    controller::FOLLOW_EVERY,
+    daemon::controller::FOLLOW_EVERY,
     kernel::TcpExt,
     keys::{addresses, fingerprint},
     lab::{
@@ -110,7 +110,7 @@ fn under_traffic(test: impl FnOnce(Running) -> Running + Send) {
         // Whose SYN was lost sends a plain one after it; whose answer was lost, too.
         assert_eq!(counts.class(Class::PlainSyn), 0);
         counts.assert_agree(before);
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean(IFACE);
     });
 }
@@ -227,7 +227,7 @@ fn stays(old: Linked, run: &dyn Fn() -> Output, expected: &str) {
     assert_eq!(xdp_on(IFACE), Some(old.program), "{expected}");
     assert_eq!(state(), before, "{expected}");
     let counted = Counts::of(IFACE).total();
-    eventually("it goes on counting", || Counts::of(IFACE).total() > counted);
+    eventually(&format!("{expected}: it goes on counting"), || Counts::of(IFACE).total() > counted);
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn a_first_start_that_fails_leaves_nothing() {
         for (command, errno, expected) in [
             (Bpf::ProgLoad, libc::EPERM, "does not let us load XDP programs"),
             (Bpf::MapCreate, libc::ENOMEM, "cannot create the maps of the XDP program"),
-            (Bpf::ObjPin, libc::ENOSPC, "cannot create the maps of the XDP program"),
+            (Bpf::ObjPin, libc::ENOSPC, "cannot pin the map"),
             (Bpf::MapUpdateElem, libc::ENOMEM, "cannot create the maps of the XDP program"),
             (Bpf::LinkCreate, libc::EPERM, "cannot attach to v0"),
         ] {
@@ -265,7 +265,7 @@ fn a_start_that_dies_at_any_step_is_made_up_for() {
         for command in [ProgLoad, MapCreate, ObjPin, MapUpdateElem, MapLookupElem, LinkCreate] {
             dies(command);
             assert_eq!(xdp_on("v0"), None, "{command:?}");
-            Running::start(&["-i", "v0"]).end(Signal::SIGTERM);
+            Running::start(&["-i", "v0"]).end(Signal::SIGINT);
             assert_clean("v0");
         }
         // One after the other, with nothing in between that works.
@@ -277,7 +277,7 @@ fn a_start_that_dies_at_any_step_is_made_up_for() {
             assert_eq!(linked("v0"), old, "{command:?}");
             assert_eq!(xdp_on("v0"), Some(old.program), "{command:?}");
         }
-        Running::start(&["-i", "v0"]).end(Signal::SIGTERM);
+        Running::start(&["-i", "v0"]).end(Signal::SIGINT);
         assert_clean("v0");
     });
 }
@@ -310,7 +310,7 @@ fn a_log_that_is_full_stops_nothing() {
         // It comes back, with what there was room for.
         tfo_run.signal(Signal::SIGCONT);
         set_keys(IFACE, key(3), Some(key(2)));
-        let log = tfo_run.end(Signal::SIGTERM);
+        let log = tfo_run.end(Signal::SIGINT);
         let logged = log.matches("unclassified frame: tcp_data_offset").count();
         assert!((1..EVENTS as usize).contains(&logged), "{logged} events logged");
         assert_clean(IFACE);
@@ -373,7 +373,7 @@ fn a_link_that_goes_down_and_up() {
         set_keys(IFACE, key(2), Some(key(1)));
         is_counted(&client);
         Counts::of(IFACE).assert_agree(before);
-        let log = tfo_run.end(Signal::SIGTERM);
+        let log = tfo_run.end(Signal::SIGINT);
         assert!(!log.contains("gone"), "{log}");
         assert_clean(IFACE);
     });
@@ -421,7 +421,7 @@ fn an_mtu_that_changes() {
         assert_eq!(linked(IFACE), attached);
         assert_eq!(xdp_on(IFACE), Some(attached.program));
         Counts::of(IFACE).assert_agree(before);
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean(IFACE);
     });
 }
@@ -443,7 +443,7 @@ fn jumbo_frames_are_counted_in_generic_mode() {
         is_counted_with(&client, 8000);
         is_counted(&client);
         Counts::of(IFACE).assert_agree(before);
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean(IFACE);
     });
 }
@@ -469,14 +469,14 @@ fn an_interface_that_goes_and_comes_back_again_and_again() {
             assert_eq!(Counts::of(NIC).total(), n);
             drop(nic);
             if n % 2 == 0 {
-                eventually("it is noticed", || status(NIC)["controller"] == false);
+                eventually("it is noticed", || status(NIC)["attached"] == false);
             }
             nic = Tap::new(NIC, LinkLayer::Ethernet);
             eventually("it is attached again", || tfo(&["status", "-i", NIC]).status.success());
         }
         assert_eq!(Counts::of(NIC).field("since"), &since);
         assert_eq!(status(NIC)["keys"]["current"], fingerprint(key(1)));
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean(NIC);
     });
 }
@@ -511,7 +511,7 @@ fn an_interface_that_comes_back_with_the_same_index() {
         add();
         eventually("it is attached again", || xdp_on("v0").is_some());
         eventually("by another link", || tfo(&["status"]).status.success() && linked("v0") != first);
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean("v0");
     });
 }
@@ -535,7 +535,7 @@ fn an_interface_that_is_renamed() {
         let (code, error) = failure(&tfo(&["run", "-i", "renamed0"]));
         assert_eq!(code, Some(1));
         assert!(error.contains("renamed: run `tfo unload -i OLDNAME`"), "{error}");
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean("renamed0");
     });
 }
@@ -559,7 +559,7 @@ fn an_interface_that_takes_the_name_of_a_renamed_one() {
         assert_clean("renamed0");
         let tfo_run = Running::start(&["-i", NIC]);
         assert!(xdp_on(NIC).is_some());
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean(NIC);
     });
 }

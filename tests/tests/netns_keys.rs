@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -22,10 +22,11 @@ use tfo_common::{
     verdict::Verdict,
 };
 use tfo_tests::netns::{
-    Counts, IFACE, Running, StopOnDrop, eventually, failure, ip, key, keys_status, rotate, sandbox,
+    BPFFS, Counts, IFACE, Running, StopOnDrop, eventually, failure, ip, key, keys_status, rotate, sandbox,
     server_and_client, set_keys, status, tfo, xdp_on,
 };
 use tfo_userspace::{
+    control::{self, FOLDER},
     kernel::{self, TcpExt},
     keys::{
         KernelKeys, addresses, fingerprint,
@@ -39,6 +40,7 @@ use tfo_userspace::{
         net::{SERVERS, server, source},
         server::Listeners,
     },
+    pins::Bpffs,
 };
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
@@ -314,7 +316,7 @@ fn a_foreign_key_is_followed() {
         assert_eq!(keys_status(IFACE)["in_step"], false);
         rotate(&[]);
         assert_eq!(keys_status(IFACE)["in_step"], true, "told to, we write again");
-        let log = tfo_run.end(Signal::SIGTERM);
+        let log = tfo_run.end(Signal::SIGINT);
         assert!(log.contains("somebody else has set net.ipv4.tcp_fastopen_key"), "{log}");
     });
 }
@@ -467,7 +469,7 @@ fn a_restart_refuses_nobody() {
         for _ in 0..3 {
             rotate(&[]);
         }
-        first.end(Signal::SIGTERM);
+        first.end(Signal::SIGINT);
         // What a controller leaves that was killed while it wrote, and somebody else's file.
         let (left, other) =
             (dir.path().join(".keys.json.0123456789abcdef.new"), dir.path().join(".other.new"));
@@ -600,14 +602,14 @@ fn a_clock_that_goes_back_loses_nothing() {
     server_and_client(|_| {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("keys.json");
-        with_random_keys(&state, &[]).end(Signal::SIGTERM);
+        with_random_keys(&state, &[]).end(Signal::SIGINT);
         let (before, file) = (kernel_keys(), fs::read(&state).unwrap());
         let arguments =
             ["-i", IFACE, "--keys", "random", "--rotate", "10s", "--key-state", state.to_str().unwrap()];
         let tfo_run = Running::start_at(-86_400, &arguments);
         in_step(IFACE, "random");
         assert!(kernel_keys() == before);
-        let log = tfo_run.end(Signal::SIGTERM);
+        let log = tfo_run.end(Signal::SIGINT);
         assert!(log.contains("the clock is behind"), "{log}");
         assert_eq!(fs::read(&state).unwrap(), file);
     });
@@ -664,27 +666,32 @@ fn become_user(user: libc::uid_t) {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Anybody may take the name of the socket for orders first: that stops nothing, and nothing is told to them.
+/// A folder in which somebody else could wait for orders: none are taken or given there.
 #[test]
 fn a_stranger_at_the_socket_learns_nothing() {
-    use std::os::{linux::net::SocketAddrExt as _, unix::net as unix};
     server_and_client(|_| {
-        // One that is not root: the kernel remembers who began to listen.
-        let name = unix::SocketAddr::from_abstract_name(format!("tfo/{IFACE}")).unwrap();
-        become_user(65_534);
-        let stranger = unix::UnixListener::bind_addr(&name);
-        become_user(0);
-        let stranger = stranger.unwrap();
+        fs::create_dir(FOLDER).unwrap();
+        std::os::unix::fs::chown(FOLDER, Some(65_534), None).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let tfo_run = with_random_keys(&dir.path().join("keys.json"), &[]);
         let (code, error) = failure(&tfo(&["keys", "rotate"]));
+        assert_eq!(code, Some(3));
+        assert!(error.contains("no tfo that takes orders"), "{error}");
+        // One that listens in its place is not root: it is told nothing.
+        let pins = Bpffs::new(Path::new(BPFFS)).pins(IFACE);
+        let socket = control::socket(&pins).unwrap();
+        become_user(65_534);
+        let stranger = UnixListener::bind(socket);
+        become_user(0);
+        let stranger = stranger.unwrap();
+        let (code, error) = failure(&tfo(&["keys", "rotate"]));
         assert_eq!(code, Some(1));
-        assert!(error.contains("is not root"), "{error}");
+        assert!(error.contains("is another user"), "{error}");
         stranger.set_nonblocking(true).unwrap();
         let mut heard = Vec::new();
         std::io::Read::read_to_end(&mut stranger.accept().unwrap().0, &mut heard).unwrap();
         assert!(heard.is_empty());
-        let log = tfo_run.end(Signal::SIGTERM);
+        let log = tfo_run.end(Signal::SIGINT);
         assert!(log.contains("will not be heard"), "{log}");
     });
 }
@@ -707,7 +714,7 @@ fn keys_are_shown_nowhere() {
             said += &String::from_utf8_lossy(&tfo(args).stdout);
         }
         said += &fs::read_to_string(format!("/proc/{}/cmdline", tfo_run.id())).unwrap();
-        said += &tfo_run.end(Signal::SIGTERM);
+        said += &tfo_run.end(Signal::SIGINT);
         for key in [keys.current, keys.backup].into_iter().flatten() {
             for group in key_text(key).split('-') {
                 assert!(!said.contains(group), "{said}");

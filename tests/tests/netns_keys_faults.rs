@@ -130,7 +130,7 @@ fn a_sysctl_that_cannot_be_opened_changes_nothing() {
         read_only.end();
         eventually("the rotation is made up for", || kernel_keys().backup == before.current);
         in_step();
-        let log = tfo_run.end(Signal::SIGTERM);
+        let log = tfo_run.end(Signal::SIGINT);
         let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
         assert_eq!(lines("cannot open"), 1, "{log}");
         // At the start, the rotation before, and at the end.
@@ -157,7 +157,7 @@ fn a_sysctl_that_cannot_be_written_leaves_the_kernels_keys_in_the_maps() {
         connect(&client, 1);
         assert_eq!(connect(&client, 1), TcpExt { passive: 1, ..TcpExt::default() });
         assert!(kernel_keys() == kernel);
-        let log = tfo_run.end(Signal::SIGTERM);
+        let log = tfo_run.end(Signal::SIGINT);
         let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
         assert_eq!((lines("cannot write /proc/sys"), lines("the maps know the new keys")), (1, 1), "{log}");
     });

@@ -30,7 +30,7 @@ use tfo_userspace::{
 
 #[test]
 fn attaches_native_where_the_driver_can_and_leaves_nothing() {
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+    for signal in [Signal::SIGINT, Signal::SIGHUP] {
         sandbox(|| {
             ip("link add v0 type veth peer name v1");
             let tfo_run = Running::start(&["-i", "v0"]);
@@ -51,7 +51,7 @@ fn falls_back_to_generic_where_the_driver_cannot() {
         ip("tuntap add d0 mode tun");
         let tfo_run = Running::start(&["-i", "d0"]);
         assert_eq!(status("d0")["attach"], "generic");
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
 
         let output = tfo(&["run", "-i", "d0", "--attach", "native"]);
         let (code, error) = failure(&output);
@@ -167,7 +167,7 @@ fn an_unreadable_key_changes_nothing() {
         let second = Running::start(&["-i", "v0"]);
         assert_eq!(status("v0")["keys"]["current"], fingerprint(key(1)));
         eventually("it is counted", || keys_status("v0")["failures"] == 1);
-        let log = second.end(Signal::SIGTERM);
+        let log = second.end(Signal::SIGINT);
         assert!(log.contains("what is in force stays"), "{log}");
     });
 }
@@ -180,15 +180,15 @@ fn an_interface_that_goes_and_comes_back_is_attached_again() {
         set_keys("v0", key(1), None);
         let since = Counts::of("v0").field("since").clone();
         ip("link del v0");
-        eventually("it is noticed", || status("v0")["controller"] == false);
+        eventually("it is noticed", || status("v0")["attached"] == false);
         ip("link add v0 type veth peer name v1");
         eventually("it is attached again", || tfo(&["status", "-i", "v0"]).status.success());
         assert!(xdp_on("v0").is_some());
         assert_eq!(Counts::of("v0").field("since"), &since, "counting goes on");
         assert_eq!(status("v0")["keys"]["current"], fingerprint(key(1)));
         ip("link del v0");
-        eventually("it is noticed", || status("v0")["controller"] == false);
-        let log = tfo_run.end(Signal::SIGTERM);
+        eventually("it is noticed", || status("v0")["attached"] == false);
+        let log = tfo_run.end(Signal::SIGINT);
         assert!(log.contains("the interface is gone") && log.contains("the interface is back"), "{log}");
         assert!(!Path::new(BPFFS).join("tfo").exists());
     });
@@ -209,7 +209,7 @@ fn a_stalled_controller_lets_go_when_it_wakes() {
         stalled.wait();
         let next = Running::start(&["-i", "v0"]);
         assert!(xdp_on("v0").is_some());
-        next.end(Signal::SIGTERM);
+        next.end(Signal::SIGINT);
         assert_clean("v0");
     });
 }
@@ -223,7 +223,7 @@ fn a_closed_log_ends_nothing() {
         tfo_run.close_log();
         set_keys("v0", key(1), None);
         set_keys("v0", key(2), None);
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean("v0");
     });
 }
@@ -247,7 +247,7 @@ fn a_change_of_the_key_arrives_and_zeros_are_no_key() {
         eventually("zeros are taken as no key", || keys()["current"].is_null());
         assert_eq!(keys()["retired"].as_array().unwrap().len(), 3);
 
-        let log = tfo_run.end(Signal::SIGTERM);
+        let log = tfo_run.end(Signal::SIGINT);
         for n in 1..4 {
             for group in tfo_userspace::keys::key_text(key(n)).split('-') {
                 assert!(!log.contains(group), "a key is in the log: {log}");
@@ -313,7 +313,7 @@ fn takes_over_after_kill_9_with_no_counter_lost() {
             let counts = Counts::of(IFACE);
             assert_eq!(counts.field("since"), &since);
             counts.assert_agree(before);
-            second.end(Signal::SIGTERM);
+            second.end(Signal::SIGINT);
         });
         assert_clean(IFACE);
     });
@@ -329,7 +329,7 @@ fn a_second_controller_is_refused() {
         assert_eq!(code, Some(1));
         assert!(error.contains("another tfo already runs on v0"), "{error}");
         assert_eq!(status("v0")["controller"], true);
-        first.end(Signal::SIGTERM);
+        first.end(Signal::SIGINT);
     });
 }
 
@@ -369,11 +369,12 @@ fn an_interface_that_comes_back_with_a_foreign_program_is_not_taken_for_ours() {
         let foreign = occupied("v0");
         let there = xdp_on("v0");
         tfo_run.signal(Signal::SIGCONT);
-        eventually("it is noticed", || status("v0")["controller"] == false);
+        eventually("it is noticed", || status("v0")["attached"] == false);
+        assert_eq!(status("v0")["controller"], true, "it waits");
         assert_eq!(xdp_on("v0"), there);
         drop(foreign);
         eventually("it is attached again", || tfo(&["status", "-i", "v0"]).status.success());
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean("v0");
     });
 }
@@ -389,7 +390,7 @@ fn an_interface_that_was_made_anew_is_attached_again() {
         ip("link add v0 type veth peer name v1");
         let tfo_run = Running::start(&["-i", "v0"]);
         assert!(xdp_on("v0").is_some());
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean("v0");
     });
 }
@@ -400,7 +401,7 @@ fn maps_of_another_layout_are_replaced() {
     sandbox(|| {
         ip("link add v0 type veth peer name v1");
         Running::start(&["-i", "v0"]).kill();
-        let info = Path::new(BPFFS).join("tfo/v0/TFO_INFO");
+        let info = Path::new(BPFFS).join("tfo/v0/1/TFO_INFO");
         fs::remove_file(&info).unwrap();
         let other = aya::maps::Array::<aya::maps::MapData, u64>::create(1, 0).unwrap();
         other.pin(&info).unwrap();
@@ -411,7 +412,7 @@ fn maps_of_another_layout_are_replaced() {
 
         let tfo_run = Running::start(&["-i", "v0"]);
         assert_eq!(Counts::of("v0").total(), 0);
-        let log = tfo_run.end(Signal::SIGTERM);
+        let log = tfo_run.end(Signal::SIGINT);
         assert!(log.contains("counting starts anew"), "{log}");
         assert_clean("v0");
     });
@@ -423,7 +424,7 @@ fn maps_of_another_layout_stay_if_the_start_fails() {
     sandbox(|| {
         ip("link add v0 type veth peer name v1");
         Running::start(&["-i", "v0"]).kill();
-        let info = Path::new(BPFFS).join("tfo/v0/TFO_INFO");
+        let info = Path::new(BPFFS).join("tfo/v0/1/TFO_INFO");
         fs::remove_file(&info).unwrap();
         aya::maps::Array::<aya::maps::MapData, u64>::create(1, 0).unwrap().pin(&info).unwrap();
         let before = pins("v0");
@@ -447,7 +448,7 @@ fn mounts_the_bpf_file_system_and_unmounts_it() {
             || nix::sys::statfs::statfs(BPFFS).unwrap().filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC;
         let tfo_run = Running::start(&["-i", "v0"]);
         assert!(is_bpf());
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert!(!is_bpf());
     });
 }
@@ -465,7 +466,7 @@ fn rare_events_are_logged_on_request() {
             let tfo_run = Running::start(verbose);
             malformed(6000);
             eventually("it is counted", || Counts::of(IFACE).reason("malformed", "tcp_data_offset") == 1);
-            let log = tfo_run.end(Signal::SIGTERM);
+            let log = tfo_run.end(Signal::SIGINT);
             assert_eq!(log.contains("unclassified frame: tcp_data_offset"), expected, "{verbose:?}: {log}");
         }
     });
@@ -512,7 +513,7 @@ fn a_start_under_traffic_knows_the_keys_at_once() {
                 let tfo_run = Running::start(&["-i", IFACE]);
                 eventually("traffic is seen", || Counts::of(IFACE).class(Class::CookieCurrent) > 10);
                 assert_eq!(Counts::of(IFACE).class(Class::CookieUnknown), 0);
-                tfo_run.end(Signal::SIGTERM);
+                tfo_run.end(Signal::SIGINT);
             }
             stop.store(true, Ordering::Relaxed);
             traffic.join().unwrap().unwrap();

@@ -248,7 +248,7 @@ fn a_service_or_a_source_is_hidden() {
         }
         assert_taken(&[(1, 7413, 2), (1, 7414, 2), (2, 7413, 2)]);
         assert!(order(&["hide", "--list"]).ends_with("hidden: nothing\n"));
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean(IFACE);
     });
 }
@@ -286,7 +286,7 @@ fn an_order_outlives_its_controller() {
         order(&["show", "--all"]);
         hidden(serde_json::json!([]));
         assert_eq!(taken(&client, ends), 2);
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
         assert_clean(IFACE);
     });
 }
@@ -362,7 +362,7 @@ fn a_reload_loses_nothing() {
         counts.assert_agree(before);
         // Another program came in its place, where it took one: the link was never empty.
         assert_eq!(linked(IFACE).link, link);
-        tfo_run.end(Signal::SIGTERM);
+        tfo_run.end(Signal::SIGINT);
     });
 }
 

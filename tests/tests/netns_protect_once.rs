@@ -2,113 +2,23 @@
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
-use std::{
-    net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::Duration,
-};
-
-use tfo_common::{class::Class, parse::LinkLayer, policy::Guard, verdict::Verdict};
+use nix::sys::signal::Signal;
+use tfo_common::{class::Class, policy::Guard, verdict::Verdict};
 use tfo_tests::{
-    config::{guarded, protected},
+    between::{Between, NEAR, PORT},
+    config::{Config, guarded, protected},
     listener::Listener,
-    netns::{Counts, StopOnDrop, eventually, ip, is_idle, key, sandbox},
+    netns::{Counts, Running, eventually, sandbox, tfo},
     server::Server,
-    tap::Tap,
     wire::Seen,
 };
-use tfo_userspace::{
-    kernel::{KeySysctl, TcpExt, write_mode},
-    lab::{client::fast_open, net::Namespace},
-};
-
-const PORT: u16 = 7413;
-
-/// Two kernels, and between them a wire that is the test.
-struct Between {
-    near: Tap,
-    far: Tap,
-    client: Namespace,
-}
-
-const NEAR: &str = "10.9.0.1:7413";
-
-impl Between {
-    fn new() -> Self {
-        write_mode(3).unwrap();
-        KeySysctl::open().unwrap().write(key(1), None).unwrap();
-        let client = Namespace::new().unwrap();
-        let far = client
-            .run(|| {
-                write_mode(3)?;
-                let far = Tap::new("far", LinkLayer::Ethernet);
-                ip("link set far address 02:00:00:00:00:03");
-                ip("address add 10.9.0.2/24 dev far");
-                Ok(far)
-            })
-            .unwrap();
-        let near = Tap::new("near", LinkLayer::Ethernet);
-        ip("address add 10.9.0.1/24 dev near");
-        Self { near, far, client }
-    }
-
-    /// A client in the far namespace connects, says `data` and is answered, while the wire delivers each segment as many times
-    /// as `copies` says.
-    fn connect(&mut self, data: &[u8], mut copies: impl FnMut(&Seen, &[u8]) -> usize) {
-        let done = AtomicBool::new(false);
-        let Self { near, far, client } = self;
-        let to: SocketAddr = NEAR.parse().unwrap();
-        thread::scope(|scope| {
-            let connection = scope.spawn(|| {
-                let _done = StopOnDrop(&done);
-                client.run(|| fast_open("10.9.0.2".parse()?, to, data))
-            });
-            let mut carry = || {
-                let mut carried = 0;
-                for is_answer in [false, true] {
-                    let (from, to) =
-                        if is_answer { (&mut *near, &mut *far) } else { (&mut *far, &mut *near) };
-                    while let Some(frame) = from.sent() {
-                        carried += 1;
-                        for _ in 0..Seen::of(&frame).map_or(1, |seen| copies(&seen, &frame)) {
-                            to.receive(&frame).unwrap();
-                        }
-                    }
-                }
-                if carried == 0 {
-                    thread::sleep(Duration::from_micros(200));
-                }
-            };
-            while !done.load(Ordering::Relaxed) {
-                carry();
-            }
-            connection.join().unwrap().unwrap();
-            eventually("the server has closed, too", || {
-                carry();
-                is_idle()
-            });
-        });
-    }
-
-    /// Sends `frame` to the server, and sees how it answers; which nobody else does.
-    fn replay(&mut self, frame: &[u8]) -> Seen {
-        while self.near.sent().is_some() {}
-        self.near.receive(frame).unwrap();
-        let mut answer = None;
-        eventually("it is answered", || {
-            answer = self.near.sent().and_then(|frame| Seen::of(&frame)).filter(Seen::is_syn_ack);
-            answer.is_some()
-        });
-        answer.unwrap()
-    }
-}
+use tfo_userspace::kernel::TcpExt;
 
 /// What a replayed SYN's data does: how often the application gets it, and what `once` has done.
 fn replayed(guards: Option<&str>) -> usize {
     let mut times = 0;
     sandbox(|| {
-        let mut between = Between::new();
+        let mut between = Between::start();
         let server_at = Server::echo(Listener::on(NEAR).fast_open(16).listen());
         let _tfo = protected("near", PORT, guards);
         between.connect(b"a cookie, please", |_, _| 1);
@@ -156,7 +66,7 @@ fn once_serves_a_replay_no_second_time() {
 #[test]
 fn once_knows_a_retransmission() {
     sandbox(|| {
-        let mut between = Between::new();
+        let mut between = Between::start();
         let server_at = Server::echo(Listener::on(NEAR).fast_open(16).listen());
         let _tfo = protected("near", PORT, Some("once = true"));
         between.connect(b"a cookie, please", |_, _| 1);
@@ -188,7 +98,7 @@ fn once_knows_a_retransmission() {
 #[test]
 fn once_lets_a_duplicate_be() {
     sandbox(|| {
-        let mut between = Between::new();
+        let mut between = Between::start();
         let server_at = Server::echo(Listener::on(NEAR).fast_open(16).listen());
         let _tfo = protected("near", PORT, Some("once = true"));
         between.connect(b"a cookie, please", |_, _| 1);
@@ -198,5 +108,98 @@ fn once_lets_a_duplicate_be() {
         assert_eq!(TcpExt::read().unwrap().passive, before + 1);
         assert_eq!((server_at.times(order), guarded("near", Guard::Once).acted), (1, 0));
         assert_eq!(Counts::of("near").verdict(Class::CookieCurrent, Verdict::Pass), 2);
+    });
+}
+
+/// A service that is only looked at, and one that is served no SYN twice.
+const OBSERVED: &str = "[[service]]\nname = \"web\"\nports = [7413]\n";
+const ONCE: &str = "[[service]]\nname = \"web\"\nports = [7413]\nmode = \"shield\"\nonce = true\n";
+
+/// Whatever `way` leads to a `tfo run` with `once`: a SYN that is captured then is served once.
+fn is_served_once_after(way: &str, go: impl FnOnce(&Config) -> Running + Send) {
+    sandbox(|| {
+        let mut between = Between::start();
+        let server_at = Server::echo(Listener::on(NEAR).fast_open(16).listen());
+        let config = Config::new("near", OBSERVED);
+        let _tfo = go(&config);
+        between.connect(b"a cookie, please", |_, _| 1);
+        let order = b"order one";
+        let (seen, frame) = between.capture(order);
+        let answer = between.replay(&frame);
+        assert_eq!(answer.acknowledged, seen.sequence + 1, "{way}: its data is served again");
+        assert_eq!((server_at.times(order), guarded("near", Guard::Once).acted), (1, 1), "{way}");
+    });
+}
+
+#[test]
+fn once_is_in_force_on_every_way_to_it() {
+    is_served_once_after("start", |config| {
+        config.write(ONCE);
+        config.run()
+    });
+    is_served_once_after("reload", |config| {
+        let running = config.run();
+        config.write(ONCE);
+        assert!(tfo(&["reload"]).status.success());
+        running
+    });
+    is_served_once_after("kill -9 and take-over", |config| {
+        config.write(ONCE);
+        config.run().kill();
+        config.run()
+    });
+    is_served_once_after("kill -9 of an observer, and take-over", |config| {
+        config.run().kill();
+        config.write(ONCE);
+        config.run()
+    });
+    is_served_once_after("stop and start in another mode", |config| {
+        config.run().end(Signal::SIGTERM);
+        config.write(ONCE);
+        config.run()
+    });
+    is_served_once_after("other sizes of maps", |config| {
+        config.write(ONCE);
+        config.run().end(Signal::SIGTERM);
+        config.write(&format!("{ONCE}[maps]\nreplays = 131072\nsources = 4096\n"));
+        config.run()
+    });
+}
+
+/// What was captured before a controller went, or before the maps got another size, is known to the next one.
+#[test]
+fn once_remembers_over_restarts_and_other_sizes() {
+    sandbox(|| {
+        let mut between = Between::start();
+        let server_at = Server::echo(Listener::on(NEAR).fast_open(16).listen());
+        let config = Config::new("near", ONCE);
+        let running = config.run();
+        between.connect(b"a cookie, please", |_, _| 1);
+        let order = b"order one";
+        let (_, frame) = between.capture(order);
+        let mut acted = 0;
+        let mut assert_known = |way: &str| {
+            acted += 1;
+            // Not each is answered: to the kernel they are retransmissions of an ordinary SYN.
+            between.send(&frame);
+            eventually(&format!("{way}: it is known"), || guarded("near", Guard::Once).acted == acted);
+            assert_eq!(server_at.times(order), 1, "{way}: its data is served again");
+        };
+        assert_known("at once");
+        running.kill();
+        assert_known("without a controller");
+        let running = config.run();
+        assert_known("take-over");
+        running.end(Signal::SIGTERM);
+        config.write(&format!("{ONCE}[maps]\nreplays = 131072\nsources = 4096\n"));
+        let running = config.run();
+        assert_known("more room");
+        running.end(Signal::SIGTERM);
+        config.write(&format!("{ONCE}[maps]\nreplays = 1024\n"));
+        let _running = config.run();
+        assert_known("less room");
+        config.write(&format!("{ONCE}[maps]\nreplays = 1024\n[[service]]\nname = \"dns\"\nports = [53]\n"));
+        assert!(tfo(&["reload"]).status.success());
+        assert_known("one more service");
     });
 }

@@ -214,7 +214,7 @@ fn only_a_file_is_replaced_and_a_controller_must_run() {
         running.kill();
         let (code, said) = failure(&report(&path("mine")));
         assert_eq!((code, said.contains("v0")), (Some(3), true), "{said}");
-        Running::start(&["-i", "v0"]).end(Signal::SIGTERM);
+        Running::start(&["-i", "v0"]).end(Signal::SIGINT);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     });
 }

@@ -245,7 +245,7 @@ fn the_text_of_the_state_file_is_wiped() {
         let state = dir.path().join("keys.json");
         let first = with_random_keys(&state, &[]);
         (0..10).for_each(|_| drop(rotate(&[])));
-        first.end(Signal::SIGTERM);
+        first.end(Signal::SIGINT);
         let tfo_run = with_random_keys(&state, &[]);
         let keys = known(&state);
         assert_eq!(keys.len(), 10);
@@ -366,7 +366,7 @@ fn an_emergency_is_stopped_by_nothing_left_behind() {
         ip("link add v0 type veth peer name v1");
         eventually("it is attached again", || is_attached("v0"));
         assert!(!holds(leaked) && holds(now.current.unwrap()));
-        let log = tfo_run.end(Signal::SIGTERM);
+        let log = tfo_run.end(Signal::SIGINT);
         assert!(log.contains("leaked keys are in the maps left behind"), "{log}");
     });
 }
@@ -397,7 +397,7 @@ fn an_emergency_skips_no_map_that_it_cannot_open() {
         let dir = tempfile::tempdir().unwrap();
         Running::start(&["-i", "a0"]).kill();
         let _makes = with_random_keys(&dir.path().join("keys.json"), &[]);
-        fs::remove_file(Bpffs::new(Path::new(BPFFS)).pins("a0").map(names::INFO)).unwrap();
+        fs::remove_file(Bpffs::new(Path::new(BPFFS)).pins("a0").current().unwrap().map(names::INFO)).unwrap();
         let leaked = kernel_keys().current;
         let (code, error) = failure(&tfo(&["keys", "rotate", "--emergency", "-i", IFACE]));
         assert_eq!(code, Some(1), "{error}");

@@ -307,7 +307,7 @@ fn is_in_map(key: Key) -> bool {
     const WORDS: usize = size_of::<KeyStore>() / 8;
     // `ExpandedKey` has the key in its two last words, combined with these: SipHash's "lygenera" and "tedbytes".
     let words = [key.k0 ^ 0x6c79_6765_6e65_7261, key.k1 ^ 0x7465_6462_7974_6573];
-    let map = Map::Array(MapData::from_pin(pins().map(names::KEYS)).unwrap());
+    let map = Map::Array(MapData::from_pin(pins().current().unwrap().map(names::KEYS)).unwrap());
     let store = Array::<_, [u64; WORDS]>::try_from(map).unwrap().get(&0, 0).unwrap();
     store.windows(2).any(|window| window == words)
 }

@@ -155,7 +155,7 @@ fn it_waits_for_the_next_run_and_shows_the_next_interface() {
         let terminal = Terminal::open();
         terminal.type_in(&top(""));
         terminal.wait_for("tfo  v0  observe");
-        running.end(Signal::SIGTERM);
+        running.end(Signal::SIGINT);
         terminal.wait_for("tfo  v0  not attached: waiting for `tfo run`");
         let killed = Running::start(&["-i", "v0", "-i", "v1"]);
         terminal.wait_for("tfo  v0  observe");

@@ -1,0 +1,428 @@
+//! What outlives what: orders to hide, and what depends on a controller that confirms the keys.
+
+#![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixListener, UnixStream},
+    },
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{mount::umount, sys::signal::Signal};
+use serde_json::{Value, json};
+use tfo_common::{class::Class, cookie, policy::Guard, segment::Family, verdict::Verdict};
+use tfo_tests::{
+    config::{Config, guarded},
+    netns::{
+        BPFFS, Counts, IFACE, Running, assert_clean, binary, eventually, failure, ip, key, mount_on, sandbox,
+        server_and_client, set_keys, status, tfo, xdp_on,
+    },
+};
+use tfo_userspace::{
+    control::FOLDER,
+    kernel::{KeySysctl, TcpExt},
+    keys::addresses,
+    lab::{
+        client::{Syn, fast_open},
+        net::{Namespace, SERVERS, server, source},
+        server::Listeners,
+    },
+};
+
+const WEB: &str = "[[service]]\nname = \"web\"\nports = [7413]\nmode = \"shield\"\n";
+const MORE_ROOM: &str = "[maps]\nsources = 131072\n";
+
+/// `tfo ARGS`, which must succeed.
+fn order(args: &[&str]) {
+    let output = tfo(args);
+    assert!(output.status.success(), "{args:?}: {:?}", failure(&output));
+}
+
+/// What `tfo status` says is hidden.
+fn hidden() -> Value {
+    status(IFACE)["hidden"].clone()
+}
+
+/// SYNs with Fast Open that the kernel's TCP has seen.
+fn seen_by_the_kernel() -> u64 {
+    let TcpExt { cookie_reqd, passive, passive_fail, .. } = TcpExt::read().unwrap();
+    cookie_reqd + passive + passive_fail
+}
+
+/// Whether the kernel sees that a client asks for a cookie, or comes with one.
+fn is_seen(client: &Namespace) -> bool {
+    let before = seen_by_the_kernel();
+    client.run(|| fast_open(source(Family::Ipv4, 1), server(Family::Ipv4), b"GET /")).unwrap();
+    seen_by_the_kernel() > before
+}
+
+/// So many services on ports that nobody uses.
+fn services(count: u16) -> String {
+    (0..count).map(|n| format!("[[service]]\nname = \"s{n}\"\nports = [{}]\n", 10_000 + n)).collect()
+}
+
+#[test]
+fn hidden_is_hidden_until_it_is_shown() {
+    server_and_client(|client| {
+        let _listeners = Listeners::start(&SERVERS).unwrap();
+        let config = Config::new(IFACE, WEB);
+        let running = config.run();
+        assert!(is_seen(&client));
+        order(&["hide", "--all"]);
+        let assert_hidden = |way: &str| {
+            assert_eq!(hidden(), json!(["all"]), "{way}");
+            assert!(!is_seen(&client), "{way}");
+        };
+        assert_hidden("the order");
+        running.end(Signal::SIGTERM);
+        assert_hidden("stop");
+        let running = config.run();
+        assert_hidden("start");
+        running.kill();
+        assert_hidden("kill -9");
+        config.write(&format!("{WEB}{MORE_ROOM}"));
+        let running = config.run();
+        assert_hidden("other sizes");
+        running.end(Signal::SIGTERM);
+        config.write(&format!("{WEB}{}", services(100)));
+        let running = config.run();
+        assert_hidden("more services than fitted");
+        // In a mode that changes nothing, what was ordered is changed all the same.
+        config.write("[[service]]\nname = \"web\"\nports = [7413]\n");
+        order(&["reload"]);
+        assert_hidden("reload into observe");
+        running.end(Signal::SIGTERM);
+        // As after a reboot: nothing is left but files.
+        umount(BPFFS).unwrap();
+        mount_on("bpf", BPFFS);
+        eventually("the program is gone with its link", || xdp_on(IFACE).is_none());
+        assert!(is_seen(&client));
+        config.write(WEB);
+        let running = config.run();
+        assert_hidden("reboot");
+        order(&["show", "--all"]);
+        assert_eq!(hidden(), json!([]));
+        assert!(is_seen(&client));
+        running.kill();
+        let running = config.run();
+        assert_eq!(hidden(), json!([]), "shown is shown");
+        running.end(Signal::SIGINT);
+        assert_clean(IFACE);
+        let orders = fs::read_dir("/var/lib/tfo/orders").unwrap();
+        assert_eq!(orders.count(), 0);
+    });
+}
+
+/// By its name, whether it is there or not.
+#[test]
+fn an_order_for_a_service_waits_for_it() {
+    server_and_client(|client| {
+        let _listeners = Listeners::start(&SERVERS).unwrap();
+        let config = Config::new(IFACE, WEB);
+        let running = config.run();
+        order(&["hide", "--service", "web"]);
+        assert!(!is_seen(&client));
+        config.write(&WEB.replace("web", "shop"));
+        order(&["reload"]);
+        assert!(is_seen(&client), "another service");
+        config.write(WEB);
+        order(&["reload"]);
+        assert!(!is_seen(&client));
+        assert_eq!(hidden(), json!([{"service": "web"}]));
+        // Without it, the order can be taken back all the same; but not twice.
+        config.write(&WEB.replace("web", "shop"));
+        order(&["reload"]);
+        order(&["show", "--service", "web"]);
+        let (code, error) = failure(&tfo(&["show", "--service", "web"]));
+        assert_eq!(code, Some(1));
+        assert!(error.contains("there is no service web"), "{error}");
+        config.write(WEB);
+        order(&["reload"]);
+        assert!(is_seen(&client));
+        running.end(Signal::SIGINT);
+    });
+}
+
+#[test]
+fn an_interface_made_anew_has_its_orders() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let _running = Running::start(&["-i", "v0", "--mode", "shield"]);
+        order(&["hide", "--source", "192.0.2.0/24"]);
+        let start = Instant::now();
+        ip("link del v0");
+        eventually("it is noticed", || status("v0")["attached"] == false);
+        ip("link add v0 type veth peer name v1");
+        let made = Instant::now();
+        eventually("it is attached again", || xdp_on("v0").is_some());
+        println!(
+            "an interface made anew is attached after {:.0?} ({:.0?} in all)",
+            made.elapsed(),
+            start.elapsed()
+        );
+        assert_eq!(status("v0")["hidden"], json!([{"source": "192.0.2.0/24"}]));
+    });
+}
+
+/// Cookies that nobody can know to be forged are let through: the controller is stopped, and the kernel has another key.
+#[test]
+fn shed_drops_no_good_cookie_while_nobody_confirms_the_keys() {
+    server_and_client(|client| {
+        let _listeners = Listeners::start(&SERVERS).unwrap();
+        let guards = format!("{WEB}shed = {{ limit = \"1/h\", burst = 1, drop = true }}\n");
+        let running = Config::new(IFACE, &guards).run();
+        set_keys(IFACE, key(1), None);
+        let from = |number: u16| source(Family::Ipv4, number);
+        let to = server(Family::Ipv4);
+        let send = |number: u16, by: u32| {
+            let cookie = cookie::make(&key(by), &addresses(from(number), to.ip()).unwrap()).to_le_bytes();
+            let syn = Syn::new(5000 + number, to.port(), u32::from(number) << 8).fast_open(&cookie);
+            client.run(|| syn.data(b"GET /").send(from(number), to.ip())).unwrap();
+        };
+        let unknown = |verdict| Counts::of(IFACE).verdict(Class::CookieUnknown, verdict);
+        // While all is well, forged ones are dropped.
+        (1..5).for_each(|number| send(number, 9));
+        eventually("they are dropped", || unknown(Verdict::Drop) >= 3);
+        running.signal(Signal::SIGSTOP);
+        KeySysctl::open().unwrap().write(key(2), None).unwrap();
+        // Five seconds after the last confirmation, and the one that may have been under way.
+        thread::sleep(Duration::from_secs(6));
+        let (passive, dropped) = (TcpExt::read().unwrap().passive, unknown(Verdict::Drop));
+        (100..120).for_each(|number| send(number, 2));
+        eventually("all are served", || TcpExt::read().unwrap().passive == passive + 20);
+        assert_eq!(unknown(Verdict::Drop), dropped, "none is dropped");
+        running.signal(Signal::SIGCONT);
+        eventually("the keys are followed", || status(IFACE)["keys"]["in_step"] == true);
+        eventually("forged ones are dropped again", || {
+            let before = unknown(Verdict::Drop);
+            (200..204).for_each(|number| send(number, 9));
+            unknown(Verdict::Drop) > before
+        });
+        assert!(guarded(IFACE, Guard::Shed).acted > 0);
+    });
+}
+
+/// Whoever gave an order that a stopped controller did not take up was told so: it is not carried out later.
+#[test]
+fn an_order_that_was_given_up_is_not_carried_out() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let running = Running::start(&["-i", "v0", "--mode", "shield"]);
+        running.signal(Signal::SIGSTOP);
+        let (code, error) = failure(&tfo(&["hide", "--all"]));
+        assert_eq!(code, Some(1));
+        assert!(error.contains("no answer") && error.contains("is it stopped?"), "{error}");
+        running.signal(Signal::SIGCONT);
+        // It has taken it up by the time that it answers another one.
+        order(&["hide", "--source", "192.0.2.1"]);
+        assert_eq!(status("v0")["hidden"], json!([{"source": "192.0.2.1/32"}]));
+    });
+}
+
+/// The socket of an attachment: below a folder of root's.
+fn socket() -> UnixStream {
+    let sockets: Vec<_> = fs::read_dir(FOLDER).unwrap().flatten().map(|entry| entry.path()).collect();
+    let [path] = &sockets[..] else { panic!("{sockets:?}") };
+    UnixStream::connect(path).unwrap()
+}
+
+#[test]
+fn what_is_no_order_is_told_so() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let running = Running::start(&["-i", "v0"]);
+        for (request, expected) in [
+            (r#"{"version":9,"deadline_ns":1,"order":"reload"}"#, "understands version 1"),
+            (
+                r#"{"version":1,"deadline_ns":18446744073709551615,"order":"dance"}"#,
+                "does not understand that order",
+            ),
+            (r#"{"version":1,"deadline_ns":1,"order":"reload"}"#, "came too late"),
+            ("reload", "no request"),
+        ] {
+            let mut socket = socket();
+            socket.write_all(request.as_bytes()).unwrap();
+            socket.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).unwrap();
+            let answer: Value = serde_json::from_str(&answer).unwrap();
+            assert_eq!(answer["version"], 1);
+            assert!(
+                answer["failed"].as_str().is_some_and(|why| why.contains(expected)),
+                "{request}: {answer}"
+            );
+        }
+        running.end(Signal::SIGINT);
+        assert_eq!(fs::read_dir(FOLDER).unwrap().count(), 0, "the socket is gone");
+    });
+}
+
+/// Names that anybody can take are nobody's: the socket of the first tfo was an abstract one.
+#[test]
+fn a_stranger_with_the_name_disarms_nothing() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let address = SocketAddr::from_abstract_name("tfo/v0").unwrap();
+        let _squatter = UnixListener::bind_addr(&address).unwrap();
+        let _running = Running::start(&["-i", "v0", "--mode", "shield"]);
+        order(&["hide", "--all"]);
+        assert_eq!(status("v0")["hidden"], json!(["all"]));
+        // Who does not see the folder gives no orders.
+        mount_on("tmpfs", "/run");
+        let (code, error) = failure(&tfo(&["show", "--all"]));
+        assert_eq!(code, Some(3));
+        assert!(error.contains("no tfo that takes orders"), "{error}");
+        assert_eq!(status("v0")["hidden"], json!(["all"]));
+    });
+}
+
+/// Two network namespaces and two BPF file systems, in which interfaces have the same name.
+#[test]
+fn orders_reach_the_controller_of_their_attachment() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let here = Running::start(&["-i", "v0", "--mode", "shield"]);
+        let dir = tempfile::tempdir().unwrap();
+        let elsewhere = dir.path().display().to_string();
+        mount_on("bpf", &elsewhere);
+        let there = Namespace::new().unwrap();
+        let other = |args: &[&str]| tfo(&[&["--bpffs", &elsewhere], args].concat());
+        let running = there
+            .run(|| {
+                ip("link add v0 type veth peer name v1");
+                let running = Running::spawn(&["--bpffs", &elsewhere, "-i", "v0", "--mode", "shield"]);
+                eventually("it is up", || other(&["status", "-i", "v0"]).status.success());
+                Ok(running)
+            })
+            .unwrap();
+        order(&["hide", "--all"]);
+        assert!(other(&["hide", "--source", "192.0.2.1"]).status.success());
+        let hidden = |output: std::process::Output| -> Value {
+            let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+            line["hidden"].clone()
+        };
+        assert_eq!(hidden(tfo(&["hide", "--list", "--json"])), json!(["all"]));
+        assert_eq!(hidden(other(&["hide", "--list", "--json"])), json!([{"source": "192.0.2.1/32"}]));
+        // Each is kept for the one that it was given to.
+        here.end(Signal::SIGTERM);
+        running.end(Signal::SIGTERM);
+        let _here = Running::start(&["-i", "v0"]);
+        assert_eq!(hidden(tfo(&["hide", "--list", "--json"])), json!(["all"]));
+        assert!(other(&["unload"]).status.success());
+        umount(dir.path()).unwrap();
+    });
+}
+
+/// What lies in a folder that somebody else could have filled is not used.
+#[test]
+fn a_foreign_pin_folder_is_refused() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let ours = Path::new(BPFFS).join("tfo");
+        for prepare in ["mkdir -m 777 $0", "mkdir -m 700 $0 && chown 65534 $0"] {
+            let status = Command::new("sh").args(["-c", prepare]).arg(&ours).status().unwrap();
+            assert!(status.success());
+            let (code, error) = failure(&tfo(&["run", "-i", "v0"]));
+            assert_eq!(code, Some(1), "{error}");
+            assert!(error.contains("may be somebody else's"), "{error}");
+            fs::remove_dir_all(&ours).unwrap();
+        }
+    });
+}
+
+/// An emergency reaches each program by whoever controls it now, or by the command itself where nobody does.
+#[test]
+fn an_emergency_reaches_every_map() {
+    sandbox(|| {
+        for pair in 0..2 {
+            ip(&format!("link add a{pair} type veth peer name b{pair}"));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("keys.json").display().to_string();
+        let random = ["--keys", "random", "--rotate", "1w", "--key-state", &state, "--mode", "accelerate"];
+        let mut first = vec!["-i", "a0", "-i", "a1"];
+        first.extend(random);
+        let first = Running::start(&first);
+        eventually("it has made a key", || status("a1")["keys"]["in_step"] == true);
+        let leaked = status("a0")["keys"]["current"].clone();
+        assert!(leaked.is_string());
+        let knows =
+            |interface: &str| status(interface)["keys"].to_string().contains(leaked.as_str().unwrap());
+        // a1 goes to another controller, b0 to a third one, which is stopped; nobody controls b1.
+        order(&["unload", "-i", "a1"]);
+        let second = Running::start(&["-i", "a1", "--mode", "accelerate"]);
+        let third = Running::start(&["-i", "b0", "--mode", "accelerate"]);
+        Running::start(&["-i", "b1", "--mode", "accelerate"]).end(Signal::SIGTERM);
+        assert!(["a0", "a1", "b0", "b1"].into_iter().all(knows));
+        third.signal(Signal::SIGSTOP);
+        let (code, error) = failure(&tfo(&["keys", "rotate", "--emergency"]));
+        assert_eq!(code, Some(1), "{error}");
+        assert!(error.contains("b0: old keys may be in its map still"), "{error}");
+        assert_eq!(["a0", "a1", "b0", "b1"].map(knows), [false, false, true, false], "{error}");
+        third.signal(Signal::SIGCONT);
+        let (code, error) = failure(&tfo(&["keys", "rotate", "--emergency"]));
+        assert_eq!(code, Some(0), "{error}");
+        assert_eq!(["a0", "a1", "b0", "b1"].map(knows), [false; 4]);
+        drop((first, second));
+    });
+}
+
+/// In a container, whose cgroup namespace shows only a part, connections can't be followed: that is said.
+#[test]
+fn a_part_of_the_cgroups_is_no_root() {
+    use tfo_userspace::kernel::Cgroup2;
+    sandbox(|| {
+        let Cgroup2::Root(root) = Cgroup2::find().unwrap() else { panic!("this host has a cgroup2") };
+        let part = root.join(format!("tfo-test-{}", std::process::id()));
+        fs::create_dir(&part).unwrap();
+        // A process of its own: the tests go on where they are.
+        let script = "echo $$ > $1/cgroup.procs; exec unshare --cgroup --mount sh -c '\
+                      while umount -l /sys/fs/cgroup 2>/dev/null; do :; done; mount -t cgroup2 none /sys/fs/cgroup; \
+                      ip link add v0 type veth peer name v1; $0 check; \
+                      timeout -s INT 5 $0 run --config /run/c.toml' $0";
+        fs::write(
+            "/run/c.toml",
+            "interfaces = [\"v0\"]\n[[service]]\nname = \"web\"\nports = [1]\nmode = \"shield\"\nonce = true\n",
+        )
+        .unwrap();
+        let output = Command::new("sh").args(["-c", script]).arg(binary()).arg(&part).output().unwrap();
+        eventually("nothing runs there", || fs::remove_dir(&part).is_ok());
+        let (_, log) = failure(&output);
+        let checked = String::from_utf8_lossy(&output.stdout);
+        let expected = "shows a part of the hierarchy only";
+        assert!(checked.contains(expected), "{checked}{log}");
+        assert!(log.contains(expected) && log.contains("`once` protects nothing"), "{log}");
+    });
+}
+
+/// A tfo that is started by a shell in the background of a service: SIGTERM leaves all in place.
+#[test]
+fn a_stop_leaves_everything_and_an_unload_nothing() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let running = Running::start(&["-i", "v0"]);
+        let before = (xdp_on("v0"), Counts::of("v0").field("since").clone());
+        let log = running.end(Signal::SIGTERM);
+        assert!(log.contains("the program stays attached"), "{log}");
+        assert_eq!(status("v0")["controller"], false);
+        assert_eq!((xdp_on("v0"), Counts::of("v0").field("since").clone()), before);
+        let mut child = Command::new(binary());
+        let child = child.args(["status"]).stdout(Stdio::piped()).output().unwrap();
+        assert_eq!(child.status.code(), Some(3), "nobody is in charge");
+        let text = String::from_utf8(child.stdout).unwrap();
+        assert!(text.contains("controller   none"), "{text}");
+        let running = Running::start(&["-i", "v0"]);
+        assert_eq!(status("v0")["pid"], running.id());
+        assert_eq!(Counts::of("v0").field("since").clone(), before.1);
+        order(&["unload"]);
+        drop(running);
+        assert_clean("v0");
+    });
+}
