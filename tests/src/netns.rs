@@ -273,6 +273,15 @@ impl Running {
         log
     }
 
+    /// Sends `signal` and waits for the end: whether it ended with status 0, or else of the signal.
+    pub fn end_anyhow(mut self, signal: Signal) -> bool {
+        self.signal(signal);
+        let status = self.child.wait().expect("a child ends");
+        let log = self.log();
+        assert!(status.success() || status.signal() == Some(signal as i32), "{status}: {log}");
+        status.success()
+    }
+
     /// Kills it, and returns what it has logged.
     pub fn last_words(mut self) -> String {
         // It may have ended already.

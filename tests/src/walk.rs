@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use fastrand::Rng;
+use nix::sys::signal::Signal;
 use tfo_common::{
     class::Class,
     policy::{Guard, Limit, Policy, SourceMask},
@@ -175,10 +176,12 @@ pub enum Step {
     Stop,
     /// SIGKILL.
     Kill,
-    /// A new configuration by SIGHUP, and SIGKILL so many milliseconds later.
+    /// A new configuration by SIGHUP, and a signal that ends it so many milliseconds later.
     KillInReload {
         /// The configuration.
         desired: Desired,
+        /// SIGKILL, SIGTERM or SIGINT.
+        by: Signal,
         /// How much later.
         after_ms: u64,
     },
@@ -193,10 +196,12 @@ pub enum Step {
     },
     /// `tfo run`.
     Start(Desired),
-    /// `tfo run`, and SIGKILL so many milliseconds later.
+    /// `tfo run`, and a signal that ends it so many milliseconds later.
     KillInStart {
         /// The configuration.
         desired: Desired,
+        /// SIGKILL, SIGTERM or SIGINT.
+        by: Signal,
         /// How much later.
         after_ms: u64,
     },
@@ -224,6 +229,8 @@ pub enum Step {
     Delete,
     /// It is made anew.
     Make,
+    /// It is deleted and made anew at once.
+    Remake,
     /// It is given another name.
     Rename,
     /// A second controller, which must be refused.
@@ -232,6 +239,18 @@ pub enum Step {
     Interrupt,
     /// `tfo unload`, which leaves nothing, with a controller or without.
     Unload,
+    /// SIGKILL, and nothing is left but files, as after a reboot.
+    Reboot,
+}
+
+impl Step {
+    /// Whether the second interface is another one after it.
+    pub fn makes_anew(&self) -> bool {
+        match self {
+            Self::InReload { then, .. } => then.makes_anew(),
+            _ => matches!(self, Self::Remake),
+        }
+    }
 }
 
 /// What is wrong with a file.
@@ -267,35 +286,39 @@ enum Card {
     Up,
     Delete,
     Make,
+    Remake,
     Rename,
     SecondController,
     Interrupt,
     Unload,
+    Reboot,
 }
 
 /// Cards to draw from, so that each kind comes round.
-const DECK: [(Card, usize); 21] = [
-    (Card::Reload, 5),
+const DECK: [(Card, usize); 23] = [
+    (Card::Reload, 7),
     (Card::BadReload, 1),
     (Card::Stop, 1),
     (Card::Kill, 1),
-    (Card::KillInReload, 1),
+    (Card::KillInReload, 2),
     (Card::InReload, 3),
     (Card::Start, 2),
     (Card::StartOther, 2),
-    (Card::KillInStart, 1),
+    (Card::KillInStart, 2),
     (Card::StartWithout, 1),
-    (Card::Hide, 3),
+    (Card::Hide, 4),
     (Card::Show, 2),
     (Card::Rotate, 2),
     (Card::Down, 1),
     (Card::Up, 2),
     (Card::Delete, 1),
     (Card::Make, 1),
+    (Card::Remake, 2),
     (Card::Rename, 1),
     (Card::SecondController, 1),
     (Card::Interrupt, 1),
     (Card::Unload, 1),
+    (Card::Reboot, 1),
 ];
 
 /// Keys by their number, as a program knows them.
@@ -381,6 +404,13 @@ impl Model {
 
     /// Draws the next step.
     pub fn draw(&mut self, rng: &mut Rng) -> Step {
+        // Most steps need a controller.
+        if !self.controller && rng.bool() {
+            let card = if rng.bool() { Card::Start } else { Card::StartOther };
+            if let Some(step) = self.step(rng, card) {
+                return step;
+            }
+        }
         loop {
             for at in 0..self.deck.len() {
                 if let Some(step) = self.step(rng, self.deck[at]) {
@@ -401,14 +431,14 @@ impl Model {
         let can_be = match card {
             Card::Reload | Card::BadReload | Card::Hide | Card::Show | Card::Stop | Card::Kill => runs,
             Card::KillInReload | Card::InReload | Card::Interrupt => runs,
-            Card::Unload => self.in_force[0].is_some(),
+            Card::Unload | Card::Reboot => self.in_force[0].is_some(),
             // What a program knows of keys is known only with a start behind it.
             Card::KillInStart => !runs && is_whole && self.in_force[0].is_some(),
             Card::SecondController => runs && is_whole,
             Card::Start | Card::StartOther => !runs && is_whole,
             Card::StartWithout => !runs && !is_whole,
             Card::Rotate => self.is_known[0],
-            Card::Down | Card::Rename => link == Link::Up,
+            Card::Down | Card::Rename | Card::Remake => link == Link::Up,
             Card::Up => matches!(link, Link::Down | Link::Renamed),
             Card::Delete => link != Link::Gone,
             Card::Make => link == Link::Gone,
@@ -421,9 +451,13 @@ impl Model {
             }
             Card::Stop => Step::Stop,
             Card::Kill => Step::Kill,
-            Card::KillInReload => Step::KillInReload { desired: random(rng), after_ms: rng.u64(..1500) },
+            Card::KillInReload => {
+                let (desired, by) = (random(rng), ending(rng));
+                Step::KillInReload { desired, by, after_ms: rng.u64(..1500) }
+            }
             Card::KillInStart => {
-                Step::KillInStart { desired: Desired::with_other_sizes(rng), after_ms: rng.u64(..2000) }
+                let (desired, by) = (Desired::with_other_sizes(rng), ending(rng));
+                Step::KillInStart { desired, by, after_ms: rng.u64(..2000) }
             }
             Card::InReload => {
                 let desired = random(rng);
@@ -448,10 +482,12 @@ impl Model {
             Card::Up => Step::Up,
             Card::Delete => Step::Delete,
             Card::Make => Step::Make,
+            Card::Remake => Step::Remake,
             Card::Rename => Step::Rename,
             Card::SecondController => Step::SecondController,
             Card::Interrupt => Step::Interrupt,
             Card::Unload => Step::Unload,
+            Card::Reboot => Step::Reboot,
         })
     }
 
@@ -465,6 +501,7 @@ impl Model {
             Card::Up,
             Card::Delete,
             Card::Make,
+            Card::Remake,
             Card::Rename,
         ];
         let after = Self { desired: desired.clone(), ..self.clone() };
@@ -498,19 +535,31 @@ impl Model {
             }
     }
 
-    /// Notes that `step` was made; `is_reloaded` where a reload in it succeeded.
-    pub fn made(&mut self, step: &Step, is_reloaded: bool) {
+    /// Notes that `step` was made; `is_done` where a reload or a start in it succeeded.
+    pub fn made(&mut self, step: &Step, is_done: bool) {
         match step {
             Step::InReload { desired, then, .. } => {
-                if is_reloaded {
+                if is_done {
                     self.made(&Step::Reload { by_signal: false, desired: desired.clone() }, true);
                 }
                 self.made(then, true);
                 self.is_known[1] &= !matches!(**then, Step::Delete);
             }
-            Step::KillInStart { desired, .. } => {
+            Step::KillInStart { desired, by: Signal::SIGKILL, .. } => {
                 self.is_known = [false; 2];
                 self.is_second_attached = self.is_second_attached.filter(|is_attached| *is_attached);
+                self.desired = desired.clone();
+            }
+            // It heeds a signal when it has started, or has not heard of it.
+            Step::KillInStart { desired, by, .. } => {
+                if is_done {
+                    self.made(&Step::Start(desired.clone()), true);
+                    self.made(if *by == Signal::SIGINT { &Step::Interrupt } else { &Step::Stop }, true);
+                }
+                self.desired = desired.clone();
+            }
+            Step::KillInReload { desired, by: Signal::SIGINT, .. } => {
+                self.made(&Step::Interrupt, true);
                 self.desired = desired.clone();
             }
             Step::Reload { desired, .. } => {
@@ -554,6 +603,10 @@ impl Model {
             Step::Up => self.link = Link::Up,
             Step::Rename => self.link = Link::Renamed,
             Step::Delete => (self.link, self.is_second_attached) = (Link::Gone, Some(false)),
+            Step::Remake => {
+                self.made(&Step::Delete, true);
+                self.made(&Step::Make, true);
+            }
             Step::Make => {
                 self.link = Link::Up;
                 if self.controller {
@@ -562,12 +615,14 @@ impl Model {
                     self.in_force[1] = Some(self.desired.clone());
                 }
             }
-            Step::Interrupt | Step::Unload => {
+            Step::Interrupt | Step::Unload | Step::Reboot => {
                 self.controller = false;
                 self.is_known = [true; 2];
                 self.is_second_attached = Some(false);
                 self.in_force = [None, None];
-                self.orders = Default::default();
+                if !matches!(step, Step::Reboot) {
+                    self.orders = Default::default();
+                }
                 self.ring = Ring::default();
             }
         }
@@ -664,6 +719,10 @@ fn hidden(rng: &mut Rng) -> Hidden {
         1 | 2 => Hidden::Service(NAMES[rng.usize(..NAMES.len())].to_owned()),
         _ => Hidden::Source(PREFIXES[rng.usize(..PREFIXES.len())].parse().expect("a prefix")),
     }
+}
+
+fn ending(rng: &mut Rng) -> Signal {
+    [Signal::SIGKILL, Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT][rng.usize(..4)]
 }
 
 fn only(rng: &mut Rng) -> Option<usize> {

@@ -20,7 +20,7 @@ use std::{
 };
 
 use fastrand::Rng;
-use nix::sys::signal::Signal;
+use nix::{mount::umount, sys::signal::Signal};
 use serde_json::Value;
 use tfo_common::{
     class::Class,
@@ -35,7 +35,7 @@ use tfo_tests::{
     guards::Setting,
     netns::{
         BPFFS, IFACE, Running, StopOnDrop, assert_clean, binary, eventually, failure, ip, is_idle, key,
-        linked, server_and_client, status, tfo, xdp_on,
+        linked, mount_on, server_and_client, status, tfo, xdp_on,
     },
     packet::{Carry as _, Ip, Tcp, eth_between},
     random::{is_long, seed},
@@ -92,10 +92,11 @@ fn a_random_walk() {
                 walk.make_step(number, seed);
             }
             println!(
-                "walk: {steps} steps in {:.1?}; {} connections, {} SYNs of probes; {:?}",
+                "walk: {steps} steps in {:.1?}; {} connections, {} SYNs of probes, {} reloads refused; {:?}",
                 start.elapsed(),
                 traffic.done.load(Ordering::Relaxed),
                 walk.probed[0] + walk.probed[1],
+                walk.refused,
                 walk.kinds
             );
             walk.is_over = true;
@@ -186,6 +187,8 @@ struct Walk<'a> {
     second_base: Option<i128>,
     last: [Vec<u64>; 2],
     visitors: Vec<Visitor>,
+    /// Reloads that were refused since an interface came or went.
+    refused: u32,
     /// The kernel's ids of the links.
     links: [Option<u32>; 2],
     hz: u64,
@@ -211,6 +214,7 @@ impl<'a> Walk<'a> {
             second_base: None,
             last: Default::default(),
             visitors: Vec::new(),
+            refused: 0,
             links: [None; 2],
             hz: jiffies_per_second().unwrap(),
         }
@@ -223,21 +227,18 @@ impl<'a> Walk<'a> {
         let kind: String = text.chars().take_while(char::is_ascii_alphanumeric).collect();
         *self.kinds.entry(kind).or_default() += 1;
         self.history.push(format!("{number}: {text}"));
-        let is_reloaded = self.carry_out(&step);
-        self.model.made(&step, is_reloaded);
-        match &step {
-            Step::Interrupt | Step::Unload => {
-                self.visitors.clear();
-                (self.missed, self.second_base, self.last) = (None, None, Default::default());
-                self.links = [None; 2];
-            }
-            // Where a service may have come and gone, what was remembered for it may have, too.
-            Step::KillInReload { desired, .. } | Step::KillInStart { desired, .. } => {
-                self.visitors.retain(|visitor| visitor.is_to(desired));
-            }
-            _ => {}
+        let is_done = self.carry_out(&step);
+        self.model.made(&step, is_done);
+        if self.model.in_force[0].is_none() {
+            self.visitors.clear();
+            (self.missed, self.second_base, self.last) = (None, None, Default::default());
+            self.links = [None; 2];
         }
-        if self.model.link == Link::Gone {
+        if let Step::KillInReload { desired, .. } | Step::KillInStart { desired, .. } = &step {
+            // Where a service may have come and gone, what was remembered for it may have, too.
+            self.visitors.retain(|visitor| visitor.is_to(desired));
+        }
+        if self.model.link == Link::Gone || step.makes_anew() {
             self.links[1] = None;
         }
         self.check();
@@ -250,7 +251,7 @@ impl<'a> Walk<'a> {
         self.file.write(&desired.text());
     }
 
-    /// Makes a step; whether a reload in it succeeded.
+    /// Makes a step; whether a reload or a start in it succeeded.
     fn carry_out(&mut self, step: &Step) -> bool {
         let running = || self.running.as_ref().unwrap();
         match step {
@@ -285,12 +286,24 @@ impl<'a> Walk<'a> {
                 }
             }
             Step::Kill => self.running.take().unwrap().kill(),
-            Step::KillInReload { desired, after_ms } => {
+            Step::Reboot => {
+                if let Some(running) = self.running.take() {
+                    running.kill();
+                }
+                umount(BPFFS).unwrap();
+                mount_on("bpf", BPFFS);
+                let there = [Some(IFACE), (self.model.link != Link::Gone).then_some(self.second())];
+                eventually("programs are gone with their links", || {
+                    there.into_iter().flatten().all(|interface| xdp_on(interface).is_none())
+                });
+            }
+            Step::KillInReload { desired, by, after_ms } => {
                 self.write(desired);
                 running().signal(Signal::SIGHUP);
                 // Anywhere in it, or behind it.
                 thread::sleep(Duration::from_millis(*after_ms));
-                self.running.take().unwrap().kill();
+                let is_orderly = self.running.take().unwrap().end_anyhow(*by);
+                assert_eq!(is_orderly, *by != Signal::SIGKILL);
             }
             Step::InReload { desired, after_ms, then } => {
                 self.write(desired);
@@ -304,18 +317,19 @@ impl<'a> Walk<'a> {
                 let is_reloaded = output.status.success();
                 if !is_reloaded {
                     // An interface that comes or goes may keep it from all.
-                    let may_fail = matches!(**then, Step::Delete | Step::Make);
+                    let may_fail = matches!(**then, Step::Delete | Step::Make | Step::Remake);
                     assert!(may_fail, "{then:?}: {:?}", failure(&output));
+                    self.refused += 1;
                     self.history.push(format!("   refused: {:?}", failure(&output)));
                     self.write(&self.model.desired);
                 }
                 return is_reloaded;
             }
-            Step::KillInStart { desired, after_ms } => {
+            Step::KillInStart { desired, by, after_ms } => {
                 self.write(desired);
                 let running = Running::spawn(&["--config", &self.file.path()]);
                 thread::sleep(Duration::from_millis(*after_ms));
-                running.kill();
+                return running.end_anyhow(*by);
             }
             Step::Start(desired) => {
                 self.write(desired);
@@ -348,6 +362,10 @@ impl<'a> Walk<'a> {
             Step::Rename => ip(&format!("link set {SECOND} name {RENAMED}")),
             Step::Delete => ip(&format!("link del {}", self.second())),
             Step::Make => make_second(),
+            Step::Remake => {
+                ip(&format!("link del {SECOND}"));
+                make_second();
+            }
         }
         true
     }
