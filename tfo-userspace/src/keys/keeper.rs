@@ -83,8 +83,10 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Tries of one thing, with longer and longer pauses while they fail.
+///
+/// Boxed: where there is none, an option of the struct itself would be copied here with what is left of keys on the stack.
 #[derive(Default)]
-struct Tries(Option<Failed>);
+struct Tries(Option<Box<Failed>>);
 
 /// Failed tries.
 struct Failed {
@@ -114,7 +116,7 @@ impl Tries {
     fn note<T>(&mut self, outcome: Result<T>) -> Result<T> {
         self.0 = outcome.as_ref().err().map(|error| {
             let pause = self.0.as_ref().map_or(FIRST_PAUSE, |failed| LONGEST_PAUSE.min(failed.pause * 2));
-            Failed { why: format!("{error:#}"), pause, next: Instant::now() + pause }
+            Box::new(Failed { why: format!("{error:#}"), pause, next: Instant::now() + pause })
         });
         outcome
     }
