@@ -11,6 +11,7 @@ use tfo_common::names;
 use tfo_tests::netns::{
     BPFFS, Running, assert_clean, binary, failure, ip, key, mount_on, sandbox, set_keys, tfo, tfo_as_nobody,
 };
+use tfo_userspace::pins::Bpffs;
 
 /// Runs `tfo ARGS`, which must fail with one line that holds `expected`.
 fn refused(args: &[&str], code: i32, expected: &str) {
@@ -129,7 +130,8 @@ fn status_of_an_interface_whose_pins_cannot_be_read() {
         ip("link add v0 type veth peer name v1");
         ip("link add w0 type veth peer name w1");
         let running = Running::start(&["-i", "v0", "-i", "w0"]);
-        fs::remove_file(Path::new(BPFFS).join("tfo/v0").join(names::KEYS)).unwrap();
+        let generation = Bpffs::new(Path::new(BPFFS)).pins("v0").current().unwrap();
+        fs::remove_file(generation.map(names::KEYS)).unwrap();
         let output = tfo(&["status"]);
         let (code, error) = failure(&output);
         assert!(
@@ -169,7 +171,7 @@ fn keys_that_are_none() {
         ("1-2-3", "this is no key"),
         ("1-2-3-4,1-2-3-4,1-2-3-4", "these are 3 keys"),
         ("@/nonexistent", "cannot read the key file \"/nonexistent\""),
-        ("@/dev/zero", "this is no key"),
+        ("@/dev/zero", "/dev/zero is a device"),
     ] {
         let (code, error) = failure(&cookie(key));
         assert_eq!(code, Some(1));

@@ -182,7 +182,7 @@ const FAILED_UPGRADES: [FailedUpgrade; 10] = [
     (|| run_without(Bpf::MapLookupElem, libc::EPERM, &[]), "cannot read the info map"),
     (|| run_without(Bpf::ObjGet, libc::EACCES, &[]), "cannot open the pinned link"),
     (run_on_read_only_bpffs, "Read-only file system"),
-    (|| run_by("ulimit -n 12; exec \"$@\""), "Too many open files"),
+    (|| run_by("ulimit -n 12; exec \"$@\""), "may have to open 130 files"),
 ];
 
 /// The upgrades that succeed replace the program, one by one; those that fail leave the old one.
