@@ -161,7 +161,8 @@ impl Built {
                 Some(before) => before.seed,
                 None => self.object.seed(),
             },
-            ..before.unwrap_or_default()
+            // What is to be known of the keys is told when they are looked at: what another controller wanted says nothing.
+            ..Info::default()
         };
         // Before the link: whoever finds that finds the rest complete.
         let enforced =
