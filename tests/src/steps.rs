@@ -8,8 +8,11 @@ use std::{
     ffi::c_long,
     fmt::{self, Display, Formatter},
     fs,
+    mem::offset_of,
+    os::unix::fs::FileExt as _,
 };
 
+use aya::maps::{Array, Map, MapData};
 use nix::{
     sys::{
         ptrace::{self, Options},
@@ -17,6 +20,7 @@ use nix::{
     },
     unistd::Pid,
 };
+use tfo_common::keyring::KeyStore;
 
 use crate::{fault::Bpf, netns::Running};
 
@@ -127,12 +131,41 @@ impl Stopped {
         self.is_step(call, &arguments).then(|| name(call))
     }
 
+    /// Whether the attributes at `attr` of a map's update say no more than that the keys are the kernel's, which the controller does
+    /// each second.
+    fn only_confirms(&self, attr: u64) -> bool {
+        const WORDS: usize = size_of::<KeyStore>() / 8;
+        const CONFIRMED: usize = offset_of!(KeyStore, confirmed_ns) / 8;
+        let memory = fs::File::open(format!("/proc/{}/mem", self.main_thread)).expect("it is traced");
+        let word = |at: u64| {
+            let mut word = [0; 8];
+            memory.read_exact_at(&mut word, at).map(|()| u64::from_le_bytes(word))
+        };
+        // The map's descriptor, the key and the value: `union bpf_attr` (linux/bpf.h).
+        let [Ok(fd), Ok(value)] = [attr, attr + 16].map(word) else { return false };
+        let info = fs::read_to_string(format!("/proc/{}/fdinfo/{}", self.main_thread, fd as u32))
+            .unwrap_or_default();
+        let number = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|number| number.trim().parse::<usize>().ok())
+        };
+        let (Some(id), Some(size)) = (number("map_id:"), number("value_size:")) else { return false };
+        if size != size_of::<KeyStore>() {
+            return false;
+        }
+        let map = Map::Array(MapData::from_id(id as u32).expect("it is there"));
+        let map: Array<_, [u64; WORDS]> = map.try_into().expect("an array of key rings");
+        let now = map.get(&0, 0).expect("it can be read");
+        (0..WORDS).all(|at| at == CONFIRMED || word(value + at as u64 * 8).is_ok_and(|word| word == now[at]))
+    }
+
     fn is_step(&self, call: c_long, arguments: &[u64]) -> bool {
         const WRITES: i32 = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
         const LOOKS: [Bpf; 5] =
             [Bpf::MapLookupElem, Bpf::MapLookupBatch, Bpf::MapGetNextKey, Bpf::ObjGet, Bpf::ObjGetInfoByFd];
         match call {
             libc::SYS_openat => arguments[2] as i32 & WRITES != 0,
+            libc::SYS_bpf if arguments[0] == Bpf::MapUpdateElem as u64 => !self.only_confirms(arguments[1]),
             libc::SYS_bpf => !LOOKS.iter().any(|look| *look as u64 == arguments[0]),
             // With an address, it is a question to rtnetlink.
             libc::SYS_sendto => arguments[4] == 0,
@@ -161,6 +194,8 @@ const HARMLESS: &[c_long] = &[
     libc::SYS_fcntl,
     libc::SYS_fstat,
     libc::SYS_futex,
+    libc::SYS_getdents64,
+    libc::SYS_geteuid,
     libc::SYS_getpid,
     libc::SYS_getrandom,
     libc::SYS_getsockname,

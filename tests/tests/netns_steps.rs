@@ -163,9 +163,10 @@ fn in_step(source: &str) {
 
 /// The `tfo run` that `start` starts, once it has taken over what is there: until then, what the one before has said is seen.
 fn take_over(start: impl FnOnce() -> Running) -> Running {
-    let before = xdp_on(IFACE);
+    let in_force = || pins().in_force().unwrap().map(|generation| generation.number());
+    let before = in_force();
     let tfo_run = start();
-    eventually("its program is on", || xdp_on(IFACE) != before);
+    eventually("its generation is in force", || in_force() != before);
     tfo_run
 }
 

@@ -100,7 +100,7 @@ fn log_lines_stay_below_live_counters() {
             ip("link del v0");
             eventually("they are drawn without it", || !terminal.shows(counters));
         }
-        assert_eq!(terminal.picture().matches(warning).count(), 2, "{}", terminal.picture());
+        assert_eq!(terminal.picture().matches(warning).count(), 3, "{}", terminal.picture());
 
         // On a terminal that is too small for all, the counters have half of it, and the newest lines are there.
         ip("link add v0 type veth peer name v1");
@@ -110,7 +110,7 @@ fn log_lines_stay_below_live_counters() {
         terminal.resize(100, 30);
         eventually("there is room again", || {
             let picture = terminal.picture();
-            picture.starts_with(counters) && picture.matches("v0: the interface is back").count() == 2
+            picture.starts_with(counters) && picture.matches("v0: the interface is back").count() == 3
         });
 
         terminal.press(&["C-c"]);
