@@ -15,7 +15,7 @@ use crate::workspace::{command, describe, empty_dir, output, run};
 pub(super) fn make(kernel: &Kernel, programs: &[(String, PathBuf)], plan: &str) -> Result<PathBuf> {
     let root = packages::dir().join("image");
     empty_dir(&root)?;
-    for folder in ["bin", "dev", "etc", "modules", "proc", "sbin", "sys", "tests", "tmp"] {
+    for folder in ["bin", "dev", "etc", "modules", "proc", "run", "sbin", "sys", "tests", "tmp", "var/lib"] {
         empty_dir(&root.join(folder))?;
     }
     let busybox = packages::busybox()?;
