@@ -63,7 +63,7 @@ pub struct Built {
 impl Built {
     /// Loads `program` for `interface`, where there are these generations already, the oldest first.
     ///
-    /// It takes a second or so, and touches nothing that is in force: to be called on a thread of its own.
+    /// The verifier takes its time, and nothing that is in force is touched: to be called on a thread of its own.
     pub fn new(interface: &str, program: Program, generations: &[Generation]) -> Result<Self> {
         let past = Past::open(interface, generations)?;
         let seed = match &past.in_force {
