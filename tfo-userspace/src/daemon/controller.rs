@@ -7,12 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use log::{LevelFilter, debug, error, info, warn};
-use tfo_common::{
-    counters::Counters,
-    keyring::{Held, KeyRing},
-    policy::HIDDEN,
-    verdict::Mode,
-};
+use tfo_common::{counters::Counters, keyring::KeyRing, policy::HIDDEN, verdict::Mode};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::{
@@ -331,12 +326,10 @@ impl Controller {
     /// Puts what is loaded for the sites at `ready` in force, on all or on none.
     fn enforce(&mut self, ready: &[usize]) -> Result<()> {
         let (attach, now) = (self.desired.attach, unix_seconds());
-        // Where they can't be read, the next step says so.
-        let kernel = leaving_no_trace(|| KernelKeys::read().ok().map(Held::from));
         let earlier = self.keeper.earlier(now, self.retire.max_age);
         let mut enforced = Vec::new();
         for index in ready {
-            match self.sites[*index].enforce(attach, kernel, &earlier) {
+            match self.sites[*index].enforce(attach, &earlier) {
                 Ok(one) => enforced.push((*index, one)),
                 Err(error) => {
                     for (index, one) in enforced.into_iter().rev() {

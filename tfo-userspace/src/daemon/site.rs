@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use log::{info, warn};
-use tfo_common::{info::Attach, keyring::Held};
+use tfo_common::info::Attach;
 
 use super::{
     orders::OrderFile,
@@ -21,7 +21,7 @@ use crate::{
     datapath::{self, Built, Datapath, Enforced, OnDevice, Presence, Program, on_device},
     guards::Hidden,
     interface::Interface,
-    keys::{keeper::Publish, state::Made},
+    keys::{KernelKeys, keeper::Publish, state::Made},
     pins::Locked,
     secrecy::leaving_no_trace,
 };
@@ -242,12 +242,7 @@ impl Site {
     }
 
     /// Puts what is loaded in force, with the kernel's keys and `earlier` ones. It can still be taken back.
-    pub fn enforce(
-        &mut self,
-        attach: AttachMode,
-        kernel: Option<Held>,
-        earlier: &[Made],
-    ) -> Result<Enforced> {
+    pub fn enforce(&mut self, attach: AttachMode, earlier: &[Made]) -> Result<Enforced> {
         let interface =
             self.interface.as_ref().or(self.datapath.as_ref().map(|datapath| &datapath.interface));
         let (Some(interface), Some(mut built)) = (interface, self.built.take()) else {
@@ -265,8 +260,9 @@ impl Site {
             if let Some(ring) = built.key_ring_before()? {
                 built.object().publish(&ring)?;
             }
-            if let Some(kernel) = kernel {
-                built.object().hold(&self.name, Publish::Held(kernel))?;
+            // Where they can't be read, the controller's next step says so.
+            if let Ok(kernel) = KernelKeys::read() {
+                built.object().hold(&self.name, Publish::Held(kernel.into()))?;
             }
             built.object().remember(&self.name, earlier)
         })?;
