@@ -499,24 +499,27 @@ impl Controller {
         Ok(format!("{what}: {done}"))
     }
 
-    /// Says in the maps that their keys are the kernel's, where they are.
+    /// Says in the maps that their keys are the kernel's, where they are. Where one has others, as between two writes of the
+    /// kernel's keys, the next step looks again.
     fn confirm_keys(&mut self) {
         if self.confirmed.is_some_and(|at| at.elapsed() < CONFIRM_EVERY) {
             return;
         }
-        self.confirmed = Some(Instant::now());
         let Ok(kernel) = KernelKeys::read() else { return };
+        let mut are_all = true;
         for datapath in self.all_mut() {
             let is_kernels = |(ring, _): &(KeyRing, _)| KernelKeys::from(ring.held()) == kernel;
             let confirmed = match datapath.keys() {
-                Ok(keys) if is_kernels(&keys) => datapath.confirm_keys(),
-                Ok(_) => Ok(()),
+                Ok(keys) if is_kernels(&keys) => datapath.confirm_keys().map(|()| true),
+                Ok(_) => Ok(false),
                 Err(error) => Err(error),
             };
-            if let Err(error) = confirmed {
+            are_all &= confirmed.unwrap_or_else(|error| {
                 debug!("{}: keys cannot be confirmed: {error:#}", datapath.interface.name);
-            }
+                false
+            });
         }
+        self.confirmed = are_all.then(Instant::now);
     }
 
     fn describe_keys(&mut self, now: u64) {

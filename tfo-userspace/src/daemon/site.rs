@@ -260,9 +260,11 @@ impl Site {
             if let Some(ring) = built.key_ring_before()? {
                 built.object().publish(&ring)?;
             }
-            // Where they can't be read, the controller's next step says so.
+            // Where they can't be read, the controller's next step says so. Confirmed at once: no SYN is to see a policy in
+            // force of which a part does nothing yet.
             if let Ok(kernel) = KernelKeys::read() {
                 built.object().hold(&self.name, Publish::Held(kernel.into()))?;
+                built.object().confirm()?;
             }
             built.object().remember(&self.name, earlier)
         })?;
