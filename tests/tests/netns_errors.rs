@@ -1,6 +1,11 @@
 //! What is refused: one clear line, exit status 1 or 3, and nothing left behind.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt as _, chown, symlink},
+    path::Path,
+    process::Command,
+};
 
 use nix::{
     mount::{MsFlags, mount},
@@ -50,6 +55,38 @@ fn a_pin_folder_that_cannot_be_used() {
             "cannot make the pin folder /sys/fs/bpf/tfo/v0: Read-only file system",
         );
         assert_clean("v0");
+    });
+}
+
+/// What is pinned where somebody else could have put it is not taken for ours, and stays as it is.
+#[test]
+fn a_pin_folder_of_somebody_else() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let (ours, of_v0) = (Path::new(BPFFS).join("tfo"), Path::new(BPFFS).join("tfo/v0"));
+        for dir in [&ours, &of_v0] {
+            fs::create_dir_all(&of_v0).unwrap();
+            for path in [&ours, &of_v0] {
+                fs::set_permissions(path, Permissions::from_mode(0o700)).unwrap();
+            }
+            let wrong = |what: &str| {
+                refused(&["run", "-i", "v0"], 1, &format!("{} {what}", dir.display()));
+                assert_eq!(fs::read_dir(&of_v0).unwrap().count(), 0);
+            };
+            chown(dir, Some(1234), None).unwrap();
+            wrong("belongs to user 1234");
+            chown(dir, Some(0), None).unwrap();
+            fs::set_permissions(dir, Permissions::from_mode(0o720)).unwrap();
+            wrong("can be written by others (mode 0720)");
+            fs::set_permissions(dir, Permissions::from_mode(0o700)).unwrap();
+            let elsewhere = Path::new(BPFFS).join("elsewhere");
+            fs::rename(dir, &elsewhere).unwrap();
+            symlink(&elsewhere, dir).unwrap();
+            wrong("is no folder");
+            fs::remove_file(dir).unwrap();
+            fs::rename(elsewhere, dir).unwrap();
+        }
+        Running::start(&["-i", "v0"]).end(Signal::SIGINT);
     });
 }
 

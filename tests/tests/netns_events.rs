@@ -1,12 +1,21 @@
 //! Every event is explained by what really was the matter.
 
-use std::{collections::BTreeMap, net::IpAddr, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::IpAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use tfo_common::{class::Class, cookie, keyring::Key, segment::Family};
 use tfo_tests::{
     listener::Listener,
-    netns::{Counts, IFACE, Running, eventually, failure, ip, key, server_and_client, set_keys, tfo},
+    netns::{
+        Counts, IFACE, Running, StopOnDrop, eventually, failure, ip, key, server_and_client, set_keys, tfo,
+    },
 };
 use tfo_userspace::{
     keys::addresses,
@@ -230,6 +239,42 @@ fn a_flood_hides_nothing() {
         assert!((FLOOD * 9 / 10..=FLOOD).contains(&unknown), "{unknown}");
         let asked = prefix("2001:db8:1::/64");
         assert_eq!((&asked["requests"], &asked["valid"]), (&1.into(), &1.into()));
+    });
+}
+
+/// However many addresses a host has, among which an event's is looked for: the kernel's next key is followed all the same.
+#[test]
+fn keys_arrive_among_events_at_many_addresses() {
+    const ADDRESSES: u16 = 5000;
+
+    server_and_client(|client| {
+        let batch = tempfile::NamedTempFile::new().unwrap();
+        let lines: String = (0..ADDRESSES)
+            .map(|n| format!("address add 10.77.{}.{}/32 dev {IFACE}\n", n / 250, 1 + n % 250))
+            .collect();
+        fs::write(batch.path(), lines).unwrap();
+        ip(&format!("-batch {}", batch.path().display()));
+        let _tfo = Running::start(&["-i", IFACE]);
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let _stop = StopOnDrop(&stop);
+            scope.spawn(|| {
+                let (from, to) = (source(Family::Ipv4, 1), server(Family::Ipv4).ip());
+                let syn = Syn::new(1024, 7413, 1).fast_open(&[9; 8]);
+                while !stop.load(Ordering::Relaxed) {
+                    send(&client, &syn, from, to);
+                }
+            });
+            eventually("events come", || !events(&[]).is_empty());
+            for n in 1..=5 {
+                let start = Instant::now();
+                set_keys(IFACE, key(n), None);
+                println!(
+                    "key {n} arrived after {:?}, among events at {ADDRESSES} addresses",
+                    start.elapsed()
+                );
+            }
+        });
     });
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
 use std::{
+    collections::BTreeMap,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::Instant,
@@ -13,6 +14,7 @@ use tfo_common::{class::Class, cookie, segment::Family, verdict::Verdict};
 use tfo_tests::{
     config::Config,
     netns::{Counts, IFACE, Running, StopOnDrop, eventually, failure, key, server_and_client, set_keys, tfo},
+    wire::{Seen, Wire},
 };
 use tfo_userspace::{
     kernel::TcpExt,
@@ -23,6 +25,8 @@ use tfo_userspace::{
         server::Listeners,
     },
 };
+
+const DATA: [u8; 100] = [b'x'; 100];
 
 /// SYNs with Fast Open that the kernel's TCP has seen.
 fn seen_by_the_kernel() -> u64 {
@@ -58,7 +62,8 @@ fn under_fire(client: &Namespace, test: impl FnOnce()) -> u64 {
                         let (from, to) = (source(*family, (number % 4000) as u16), server(*family));
                         let cookie = cookie::make(&key(1), &addresses(from, to.ip())?).to_le_bytes();
                         let port = 10_000 + (number / 4000) as u16;
-                        Syn::new(port, to.port(), number).fast_open(&cookie).send(from, to.ip())?;
+                        let syn = Syn::new(port, to.port(), number).fast_open(&cookie).data(&DATA);
+                        syn.send(from, to.ip())?;
                         sent.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -101,6 +106,46 @@ fn no_syn_is_judged_by_less_than_the_old_or_the_new_rules() {
             "{RELOADS} reloads of 1,501 services under {:.0} SYNs a second: none of {sent} SYNs was served",
             sent as f64 / took.as_secs_f64()
         );
+        running.end(Signal::SIGINT);
+    });
+}
+
+/// Every window on the wire behind the program is one that the old policy or the new one sets, and not what half of one would.
+#[test]
+fn no_window_is_cut_by_half_a_policy() {
+    const RELOADS: usize = 6;
+    server_and_client(|client| {
+        let with = |factor: usize| {
+            format!(
+                "[[service]]\nname = \"by{factor}\"\nports = [7413]\nmode = \"shield\"\nclamp = {{ factor = {factor} }}\n"
+            )
+        };
+        let factor = |turn: usize| 2 + turn % 2;
+        let config = Config::new(IFACE, &with(factor(0)));
+        let running = config.run();
+        set_keys(IFACE, key(1), None);
+        let wire = Wire::at(IFACE);
+        let mut windows = BTreeMap::<_, u64>::new();
+        let mut look = || {
+            while let Some(frame) = wire.seen() {
+                if let Some(seen) = Seen::of(&frame).filter(|seen| seen.syn && !seen.ack) {
+                    *windows.entry(usize::from(seen.window)).or_default() += 1;
+                }
+            }
+        };
+        let sent = under_fire(&client, || {
+            for turn in 1..=RELOADS {
+                config.write(&with(factor(turn)));
+                let output = tfo(&["reload"]);
+                assert!(output.status.success(), "{:?}", failure(&output));
+                look();
+            }
+        });
+        eventually("every SYN is counted", || Counts::of(IFACE).total() == sent);
+        look();
+        let found: Vec<_> = windows.keys().copied().collect();
+        assert_eq!(found, [2 * DATA.len(), 3 * DATA.len()], "{windows:?}");
+        println!("{RELOADS} reloads of a clamp under {sent} SYNs: windows {windows:?}");
         running.end(Signal::SIGINT);
     });
 }
