@@ -9,7 +9,7 @@ use std::{
 
 use tfo_common::parse::LinkLayer;
 use tfo_userspace::{
-    kernel::{KeySysctl, write_mode},
+    kernel::sysctl::{KeySysctl, write_mode},
     lab::{client::fast_open, net::Namespace},
 };
 

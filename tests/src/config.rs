@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use tempfile::TempDir;
 use tfo_common::{counters::Guarded, policy::Guard};
-use tfo_userspace::{datapath::Pinned, pins::Bpffs};
+use tfo_userspace::dataplane::{Pinned, pins::Bpffs};
 
 use crate::netns::{BPFFS, Running, eventually, tfo};
 

@@ -9,9 +9,8 @@ use tfo_common::{
     verdict::Mode,
 };
 use tfo_userspace::{
-    datapath::{LoadOptions, Object, ServiceCounters, Shares},
-    guards::Hidden,
-    services::Services,
+    dataplane::{LoadOptions, Object, ServiceCounters, Shares},
+    model::{guards::Hidden, services::Services},
 };
 
 use crate::packet::ETHERNET;

@@ -25,12 +25,11 @@ use nix::{
 use serde_json::Value;
 use tfo_common::{class::Class, counters::Tally, keyring::Key, segment::Family, verdict::Verdict};
 use tfo_userspace::{
-    block_on,
-    interface::Interface,
-    kernel::{KeySysctl, TcpExt},
-    keys::fingerprint,
+    dataplane::pins::Bpffs,
+    kernel::{interface::Interface, sysctl::KeySysctl, tcp_ext::TcpExt},
     lab::net::{self, Namespace},
-    pins::Bpffs,
+    model::keys::fingerprint,
+    util::runtime::block_on,
 };
 
 /// How long anything may take that has to happen. Only a failure is ever waited for that long.
@@ -74,7 +73,7 @@ pub fn mount_on(kind: &str, path: &str) {
 pub fn server_and_client(test: impl FnOnce(Namespace) + Send) {
     sandbox(|| {
         let client = block_on(net::connect(IFACE)).expect("two namespaces on a veth pair");
-        tfo_userspace::kernel::write_mode(3).expect("Fast Open for clients and servers");
+        tfo_userspace::kernel::sysctl::write_mode(3).expect("Fast Open for clients and servers");
         test(client);
     });
 }

@@ -2,7 +2,7 @@
 
 use aya::programs::ProgramError;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tfo_userspace::datapath::{LoadOptions, Object};
+use tfo_userspace::dataplane::{LoadOptions, Object};
 
 /// What the verifier says of one program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

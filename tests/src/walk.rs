@@ -9,7 +9,7 @@ use tfo_common::{
     policy::{Guard, Limit, Policy, SourceMask},
     verdict::Mode,
 };
-use tfo_userspace::{datapath::OTHER_NAME, guards::Hidden};
+use tfo_userspace::model::{guards::Hidden, services::OTHER_NAME};
 
 use crate::guards::{Setting, Wanted};
 

@@ -33,9 +33,11 @@ use tfo_tests::{
     random::{frame, spoilt_frame},
 };
 use tfo_userspace::{
-    datapath::{LoadOptions, OTHER_NAME, ServiceCounters, Shares},
-    pins::{Bpffs, MAPS},
-    services::Services,
+    dataplane::{
+        LoadOptions, ServiceCounters, Shares,
+        pins::{Bpffs, MAPS},
+    },
+    model::services::{OTHER_NAME, Services},
 };
 
 /// The cases that can be run.

@@ -21,9 +21,12 @@ use tfo_tests::{
     packet::{Carry as _, Ip, Tcp, eth},
 };
 use tfo_userspace::{
-    datapath::{LoadOptions, Sizes},
-    guards::Hidden,
-    services::{Named, Services, parse_prefix},
+    dataplane::LoadOptions,
+    model::{
+        guards::Hidden,
+        services::{Named, Services, parse_prefix},
+        settings::Sizes,
+    },
 };
 
 /// The SYNs that each service has counted, by name.

@@ -30,8 +30,8 @@ use tfo_tests::{
     packet::{Carry, Ip, MORE_FRAGMENTS, Tcp, eth, ipv4, ipv6},
     random::{frame, spoilt_frame},
 };
-use tfo_userspace::{
-    datapath::{LoadOptions, Shares},
+use tfo_userspace::dataplane::{
+    LoadOptions, Shares,
     pins::{Bpffs, MAPS},
 };
 

@@ -2,7 +2,7 @@
 
 use tfo_common::{parse::LinkLayer, verdict::Mode};
 use tfo_tests::verifier::Cost;
-use tfo_userspace::datapath::{LoadOptions, Object};
+use tfo_userspace::dataplane::{LoadOptions, Object};
 
 /// `cargo xtask kernels` reads what this prints, and compares it with what was usual.
 #[test]

@@ -3,13 +3,13 @@
 use tfo_common::{class::Class, cookie, segment::Family};
 use tfo_tests::netns::{Counts, IFACE, Running, eventually, key, server_and_client, set_keys};
 use tfo_userspace::{
-    kernel::TcpExt,
-    keys::addresses,
+    kernel::tcp_ext::TcpExt,
     lab::{
         client::{Syn, fast_open, ordinary},
         net::{SERVERS, server, source},
         server::Listeners,
     },
+    model::keys::addresses,
 };
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";

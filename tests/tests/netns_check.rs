@@ -18,14 +18,17 @@ use tfo_tests::{
     },
 };
 use tfo_userspace::{
-    datapath::{LoadOptions, Object},
-    kernel::{CLIENT, EVERY_LISTENER, KeySysctl, SERVER, TcpExt, read_mode, write_mode},
-    keys::{addresses, fingerprint, key_text},
+    dataplane::{LoadOptions, Object},
+    kernel::{
+        sysctl::{CLIENT, EVERY_LISTENER, KeySysctl, SERVER, read_mode, write_mode},
+        tcp_ext::TcpExt,
+    },
     lab::{
         client::{self, Syn},
         net::{Namespace, server, source},
         server::Listeners,
     },
+    model::keys::{addresses, fingerprint, key_text},
 };
 
 /// What `tfo check --json ARGS` says. Its exit status must be that of the worst line.

@@ -25,11 +25,11 @@ use tfo_tests::{
     scrape::Samples,
 };
 use tfo_userspace::{
+    dataplane::pins::Bpffs,
     lab::{
         client::Syn,
         net::{Namespace, server, source},
     },
-    pins::Bpffs,
 };
 
 /// A service of the file.

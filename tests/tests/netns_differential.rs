@@ -34,7 +34,7 @@ use tfo_tests::{
     tap::Tap,
 };
 use tfo_userspace::{
-    kernel::{KeySysctl, TcpExt},
+    kernel::{sysctl::KeySysctl, tcp_ext::TcpExt},
     lab::server::listen,
 };
 
@@ -167,7 +167,7 @@ impl Bench {
             }
             ip(&format!("{family} route add default via {router} dev {NAME}"));
         }
-        tfo_userspace::kernel::write_mode(tfo_userspace::kernel::SERVER).unwrap();
+        tfo_userspace::kernel::sysctl::write_mode(tfo_userspace::kernel::sysctl::SERVER).unwrap();
         let listeners = SERVERS.map(|server| listen(server).unwrap());
         for listener in &listeners {
             listener.set_nonblocking(true).unwrap();

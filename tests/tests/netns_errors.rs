@@ -16,7 +16,7 @@ use tfo_common::names;
 use tfo_tests::netns::{
     BPFFS, Running, assert_clean, binary, failure, ip, key, mount_on, sandbox, set_keys, tfo, tfo_as_nobody,
 };
-use tfo_userspace::pins::Bpffs;
+use tfo_userspace::dataplane::pins::Bpffs;
 
 /// Runs `tfo ARGS`, which must fail with one line that holds `expected`.
 fn refused(args: &[&str], code: i32, expected: &str) {

@@ -18,12 +18,12 @@ use tfo_tests::{
     },
 };
 use tfo_userspace::{
-    keys::addresses,
     lab::{
         client::{Syn, fast_open},
         net::{Namespace, SERVERS, server, source},
         server::Listeners,
     },
+    model::keys::addresses,
 };
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
@@ -190,7 +190,7 @@ fn refusals_are_explained() {
         let expected = [(100, "listener_without_fast_open"), (101, "own_key"), (102, "queue_full")];
         assert_eq!(why(), expected.map(|(port, why)| (port, why.to_owned())).into());
 
-        tfo_userspace::kernel::write_mode(1).unwrap();
+        tfo_userspace::kernel::sysctl::write_mode(1).unwrap();
         good(102);
         eventually("it is reported", || events(&[]).len() == 4);
         assert!(why().values().all(|why| why == "server_off"), "{:?}", why());

@@ -29,13 +29,13 @@ use tfo_tests::{
 };
 use tfo_userspace::{
     daemon::controller::FOLLOW_EVERY,
-    kernel::TcpExt,
-    keys::{addresses, fingerprint},
+    kernel::tcp_ext::TcpExt,
     lab::{
         client::{Syn, fast_open},
         net::{Namespace, SERVERS, server, source},
         server::Listeners,
     },
+    model::keys::{addresses, fingerprint},
 };
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";

@@ -27,11 +27,13 @@ use tfo_tests::netns::{
 };
 use tfo_userspace::{
     control::{self, FOLDER},
-    kernel::{self, TcpExt},
+    dataplane::{Publish, pins::Bpffs},
+    kernel::{
+        sysctl::{self, KernelKeys},
+        tcp_ext::TcpExt,
+    },
     keys::{
-        KernelKeys, addresses, fingerprint,
-        keeper::{Keeper, Maps, Publish, Source},
-        key_text, parse_key,
+        keeper::{Keeper, Maps, Source},
         schedule::Schedule,
         secret::Secret,
     },
@@ -40,7 +42,7 @@ use tfo_userspace::{
         net::{SERVERS, server, source},
         server::Listeners,
     },
-    pins::Bpffs,
+    model::keys::{addresses, fingerprint, key_text, parse_key},
 };
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
@@ -64,7 +66,7 @@ fn in_step(interface: &str, source: &str) {
 }
 
 fn kernel_keys() -> KernelKeys {
-    KernelKeys::parse(&kernel::read_key().unwrap()).unwrap()
+    KernelKeys::parse(&sysctl::read_key().unwrap()).unwrap()
 }
 
 /// A client comes back after 1 to 9 rotations. With `accelerate` its data is accepted from the SYN each time, and it gets a
@@ -291,7 +293,7 @@ fn an_emergency_leaves_the_kernels_keys_in_every_map() {
         let held = schedule().held(&secret(), now);
         let mut keeper = Keeper::new(Source::Secret { secret: secret(), schedule: schedule() });
         let mut forget = |current: Key, backup: Option<Key>| {
-            kernel::KeySysctl::open().unwrap().write(current, backup).unwrap();
+            sysctl::KeySysctl::open().unwrap().write(current, backup).unwrap();
             let mut maps = Published(Vec::new());
             keeper.forget(now, &mut maps).unwrap();
             maps.0

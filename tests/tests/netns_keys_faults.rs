@@ -26,13 +26,17 @@ use tfo_tests::{
     },
 };
 use tfo_userspace::{
-    kernel::{KeySysctl, TcpExt},
-    keys::{KernelKeys, fingerprint, key_text, state::State},
+    kernel::{
+        sysctl::{KernelKeys, KeySysctl},
+        tcp_ext::TcpExt,
+    },
+    keys::state::State,
     lab::{
         client::fast_open,
         net::{Namespace, SERVERS, server, source},
         server::Listeners,
     },
+    model::keys::{fingerprint, key_text},
 };
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_fastopen_key";

@@ -18,14 +18,14 @@ use tfo_tests::netns::{
     keys_status, mount_on, pins, sandbox, server_and_client, set_keys, status, tfo, xdp_on,
 };
 use tfo_userspace::{
-    datapath::{LoadOptions, Object},
-    kernel::{KeySysctl, TcpExt},
-    keys::fingerprint,
+    dataplane::{LoadOptions, Object},
+    kernel::{sysctl::KeySysctl, tcp_ext::TcpExt},
     lab::{
         client::{Syn, fast_open},
         net::{SERVERS, server, source},
         server::Listeners,
     },
+    model::keys::fingerprint,
 };
 
 #[test]
@@ -249,7 +249,7 @@ fn a_change_of_the_key_arrives_and_zeros_are_no_key() {
 
         let log = tfo_run.end(Signal::SIGINT);
         for n in 1..4 {
-            for group in tfo_userspace::keys::key_text(key(n)).split('-') {
+            for group in tfo_userspace::model::keys::key_text(key(n)).split('-') {
                 assert!(!log.contains(group), "a key is in the log: {log}");
             }
         }

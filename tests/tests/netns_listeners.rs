@@ -10,9 +10,9 @@ use tfo_tests::{
     netns::{eventually, failure, ip, sandbox, tfo, tfo_as_nobody},
 };
 use tfo_userspace::{
-    kernel::{CLIENT, EVERY_LISTENER, SERVER, write_mode},
-    keys::fingerprint,
+    kernel::sysctl::{CLIENT, EVERY_LISTENER, SERVER, write_mode},
     lab::net::Namespace,
+    model::keys::fingerprint,
 };
 
 /// A sandbox with a loopback interface, and these bits of net.ipv4.tcp_fastopen.

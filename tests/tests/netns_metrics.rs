@@ -37,16 +37,17 @@ use tfo_tests::{
     tap::Tap,
 };
 use tfo_userspace::{
-    datapath::Pinned,
-    kernel::KeySysctl,
-    keys::{addresses, fingerprint, key_text},
+    dataplane::{Pinned, pins::Bpffs},
+    kernel::sysctl::KeySysctl,
     lab::{
         client::{Syn, fast_open},
         net::{SERVERS, server, source},
         server::Listeners,
     },
-    pins::Bpffs,
-    services::MOST,
+    model::{
+        keys::{addresses, fingerprint, key_text},
+        services::MOST,
+    },
 };
 
 /// A namespace with an interface `v0`, and a loopback that carries metrics.

@@ -9,7 +9,7 @@ use std::{
 use tfo_common::{class::Class, segment::Family};
 use tfo_tests::netns::{Counts, IFACE, Running, eventually, key, server_and_client, set_keys};
 use tfo_userspace::{
-    kernel::TcpExt,
+    kernel::tcp_ext::TcpExt,
     lab::net::{Namespace, SERVERS},
 };
 

@@ -19,7 +19,11 @@ use tfo_tests::{
     netns::{BPFFS, Running, ip, sandbox, set_keys, status, xdp_on},
     tap::Tap,
 };
-use tfo_userspace::{datapath::Pinned, kernel::TcpExt, lab::server::listen, pins::Bpffs};
+use tfo_userspace::{
+    dataplane::{Pinned, pins::Bpffs},
+    kernel::tcp_ext::TcpExt,
+    lab::server::listen,
+};
 
 #[test]
 fn ethernet_frames() {
@@ -42,7 +46,7 @@ fn check(link: LinkLayer, attach: &str) {
         ip(&format!("route add 192.0.2.0/24 dev {NAME}"));
         ip(&format!("route add default dev {NAME}"));
         ip(&format!("-6 route add default dev {NAME}"));
-        tfo_userspace::kernel::write_mode(3).unwrap();
+        tfo_userspace::kernel::sysctl::write_mode(3).unwrap();
         let cases: Vec<Case> =
             all().into_iter().filter(|case| case.link == link && can_be_had(case)).collect();
         let mut ports: Vec<u16> =

@@ -27,13 +27,13 @@ use tfo_tests::{
 };
 use tfo_userspace::{
     control::FOLDER,
-    kernel::{KeySysctl, TcpExt},
-    keys::addresses,
+    kernel::{sysctl::KeySysctl, tcp_ext::TcpExt},
     lab::{
         client::{Syn, fast_open},
         net::{Namespace, SERVERS, server, source},
         server::Listeners,
     },
+    model::keys::addresses,
 };
 
 const WEB: &str = "[[service]]\nname = \"web\"\nports = [7413]\nmode = \"shield\"\n";
@@ -377,7 +377,7 @@ fn an_emergency_reaches_every_map() {
 /// In a container, whose cgroup namespace shows only a part, connections can't be followed: that is said.
 #[test]
 fn a_part_of_the_cgroups_is_no_root() {
-    use tfo_userspace::kernel::Cgroup2;
+    use tfo_userspace::kernel::cgroup::Cgroup2;
     sandbox(|| {
         let Cgroup2::Root(root) = Cgroup2::find().unwrap() else { panic!("this host has a cgroup2") };
         let part = root.join(format!("tfo-test-{}", std::process::id()));

@@ -25,13 +25,13 @@ use tfo_tests::{
     tap::Tap,
 };
 use tfo_userspace::{
-    kernel::TcpExt,
-    keys::addresses,
+    kernel::tcp_ext::TcpExt,
     lab::{
         client::{Syn, fast_open, ordinary},
         net::{Namespace, SERVERS, server, source},
         server::{Listeners, TcpFastOpen},
     },
+    model::keys::addresses,
 };
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
@@ -269,12 +269,12 @@ fn the_round_trip_saved_is_the_wires() {
     const CONNECTIONS: u64 = 20;
 
     sandbox(|| {
-        tfo_userspace::kernel::write_mode(3).unwrap();
+        tfo_userspace::kernel::sysctl::write_mode(3).unwrap();
         let (at_server, at_client) = ("10.9.0.1/24", "10.9.0.2/24");
         let client = Namespace::new().unwrap();
         let far = client
             .run(|| {
-                tfo_userspace::kernel::write_mode(3)?;
+                tfo_userspace::kernel::sysctl::write_mode(3)?;
                 let far = Tap::new("far", LinkLayer::Ethernet);
                 ip("link set far address 02:00:00:00:00:03");
                 ip(&format!("address add {at_client} dev far"));

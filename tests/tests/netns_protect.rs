@@ -27,13 +27,16 @@ use tfo_tests::{
     wire::{Seen, Wire},
 };
 use tfo_userspace::{
-    kernel::{KeySysctl, TcpExt, write_mode},
-    keys::addresses,
+    kernel::{
+        sysctl::{KeySysctl, write_mode},
+        tcp_ext::TcpExt,
+    },
     lab::{
         client::{Syn, fast_open},
         net::{Namespace, server, source},
         server::listen,
     },
+    model::keys::addresses,
 };
 
 const PORT: u16 = 7413;

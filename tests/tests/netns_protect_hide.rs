@@ -22,7 +22,7 @@ use tfo_tests::{
     wire::{Seen, Wire},
 };
 use tfo_userspace::{
-    kernel::TcpExt,
+    kernel::tcp_ext::TcpExt,
     lab::{
         client::{fast_open, ordinary},
         net::{Namespace, server, source},

@@ -12,7 +12,7 @@ use tfo_tests::{
     server::Server,
     wire::Seen,
 };
-use tfo_userspace::kernel::TcpExt;
+use tfo_userspace::kernel::tcp_ext::TcpExt;
 
 /// What a replayed SYN's data does: how often the application gets it, and what `once` has done.
 fn replayed(guards: Option<&str>) -> usize {

@@ -17,13 +17,13 @@ use tfo_tests::{
     wire::{Seen, Wire},
 };
 use tfo_userspace::{
-    kernel::TcpExt,
-    keys::addresses,
+    kernel::tcp_ext::TcpExt,
     lab::{
         client::Syn,
         net::{Namespace, SERVERS, server, source},
         server::Listeners,
     },
+    model::keys::addresses,
 };
 
 const DATA: [u8; 100] = [b'x'; 100];
@@ -199,7 +199,7 @@ fn connections_are_followed_by_the_program_that_was_loaded_last() {
 /// The kernel's id of the program that follows connections.
 fn outcomes_program() -> u32 {
     use aya::programs::links::{FdLink, PinnedLink};
-    let pins = tfo_userspace::pins::Bpffs::new(tfo_tests::netns::BPFFS.as_ref()).pins(IFACE);
+    let pins = tfo_userspace::dataplane::pins::Bpffs::new(tfo_tests::netns::BPFFS.as_ref()).pins(IFACE);
     let link = PinnedLink::from_pin(pins.current().unwrap().outcomes_link()).unwrap();
     FdLink::from(link).info().unwrap().program_id()
 }

@@ -19,13 +19,14 @@ use tfo_tests::{
     scrape,
 };
 use tfo_userspace::{
+    dataplane::pins::Bpffs,
+    kernel::sysctl::KernelKeys,
     keys::{
-        KernelKeys, fingerprint, key_text,
         schedule::Schedule,
         secret::Secret,
         state::{State, random_key},
     },
-    pins::Bpffs,
+    model::keys::{fingerprint, key_text},
 };
 
 /// Eight bytes to look for: enough that nothing else has them by chance, and few enough to find half a key, too.
@@ -429,7 +430,7 @@ fn keys_out_of_step_are_seen() {
         let followed = kernel_keys();
         expect(true, followed, followed, None);
         let other = random_key().unwrap();
-        tfo_userspace::kernel::KeySysctl::open().unwrap().write(other, None).unwrap();
+        tfo_userspace::kernel::sysctl::KeySysctl::open().unwrap().write(other, None).unwrap();
         expect(false, followed, kernel_keys(), None);
     });
 }

@@ -28,10 +28,12 @@ use tfo_tests::{
     steps::{Killed, Stopped, at_each_step},
 };
 use tfo_userspace::{
-    datapath::Pinned,
-    kernel::TcpExt,
+    dataplane::{
+        Pinned,
+        pins::{Bpffs, Pins},
+    },
+    kernel::{sysctl::KernelKeys, tcp_ext::TcpExt},
     keys::{
-        KernelKeys,
         schedule::Schedule,
         secret::Secret,
         state::{REMEMBERED, State},
@@ -41,7 +43,6 @@ use tfo_userspace::{
         net::{Namespace, SERVERS, server, source},
         server::Listeners,
     },
-    pins::{Bpffs, Pins},
 };
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";

@@ -11,11 +11,11 @@ use tfo_tests::{
     scrape::Samples,
 };
 use tfo_userspace::{
-    keys::addresses,
     lab::{
         client::Syn,
         net::{Namespace, server, source},
     },
+    model::keys::addresses,
 };
 
 /// Each with its port.

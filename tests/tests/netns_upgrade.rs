@@ -22,12 +22,12 @@ use tfo_tests::{
     },
 };
 use tfo_userspace::{
-    keys::fingerprint,
+    dataplane::pins::{Bpffs, MAPS},
     lab::{
         client::Syn,
         net::{Namespace, server, source},
     },
-    pins::{Bpffs, MAPS},
+    model::keys::fingerprint,
 };
 
 const RUN: [&str; 6] = ["-i", IFACE, "--mode", "shield", "--service", "web=7413"];

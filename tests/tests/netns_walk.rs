@@ -44,16 +44,18 @@ use tfo_tests::{
     wire::Wire,
 };
 use tfo_userspace::{
-    datapath::{OTHER_NAME, Pinned, REMOVED_NAME},
-    guards::Hidden,
-    kernel::{KeySysctl, TcpExt, jiffies_per_second},
-    keys::{addresses, fingerprint},
+    dataplane::{Pinned, pins::Bpffs},
+    kernel::{clock::jiffies_per_second, sysctl::KeySysctl, tcp_ext::TcpExt},
     lab::{
         client::fast_open,
         net::{Namespace, server, source},
         server::listen,
     },
-    pins::Bpffs,
+    model::{
+        guards::Hidden,
+        keys::{addresses, fingerprint},
+        services::{OTHER_NAME, REMOVED_NAME},
+    },
 };
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";

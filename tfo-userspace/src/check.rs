@@ -12,7 +12,10 @@ use fix::Change;
 use serde::Serialize;
 use system::{btf, cgroup2, clock, kernel, memory_lock, privileges};
 
-use crate::{kernel::TcpExt, listeners::Listeners, pins::Bpffs};
+use crate::{
+    dataplane::pins::Bpffs,
+    kernel::{listeners::Listeners, tcp_ext::TcpExt},
+};
 
 /// How a check went, from good to bad.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -113,9 +116,9 @@ impl Report {
             ("memory_lock", memory_lock()),
             ("cgroup2", cgroup2()),
             ("clock", clock()),
-            ("tcp_fastopen", crate::kernel::read_mode().map(mode)),
+            ("tcp_fastopen", crate::kernel::sysctl::read_mode().map(mode)),
             ("tcp_fastopen_key", with_listeners(key)),
-            ("tcp_syncookies", crate::kernel::syncookies().map(syncookies)),
+            ("tcp_syncookies", crate::kernel::sysctl::syncookies().map(syncookies)),
             ("listeners", with_listeners(|listeners| Ok(fast_open::listeners(listeners)))),
             ("accept_backlog", with_listeners(|listeners| Ok(accept_backlog(listeners)))),
             ("fast_open_queue", with_counters(|counters| Ok(fast_open_queue(counters)))),

@@ -25,11 +25,13 @@ use tfo_common::verdict::Mode;
 use toml::de::{DeTable, DeValue};
 
 use crate::{
-    cli::{AttachMode, KeysFrom, ProgramMode, parse_share},
-    datapath::Sizes,
-    interface,
-    keys::schedule::{Schedule, parse_duration},
-    services::{Conflict, Conflicts, Named, Place, Services, parse_name, parse_ports, parse_prefix},
+    kernel::interface,
+    keys::schedule::Schedule,
+    model::{
+        services::{Conflict, Conflicts, Named, Place, Services, parse_name, parse_ports, parse_prefix},
+        settings::{AttachMode, KeysFrom, ProgramMode, Sizes, parse_share},
+    },
+    util::time::parse_duration,
 };
 
 /// The longest file, in bytes.
@@ -319,7 +321,7 @@ fn age(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guards::{Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen};
+    use crate::model::guards::{Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen};
 
     const FULL: &str = r#"
 interfaces = ["eth0", "eth1"]
@@ -598,7 +600,7 @@ fair = { limit = "7/s" }
     /// A limit is by the kernel's clock, whose ticks are not the same everywhere.
     #[test]
     fn a_burst_is_what_the_clock_needs_at_least() {
-        let hz = crate::kernel::jiffies_per_second().unwrap();
+        let hz = crate::kernel::clock::jiffies_per_second().unwrap();
         let fault = |guard: &str, key: &str, burst: u64| {
             let table = format!("[service.{guard}]\n{key}limit = '{}/min'\n{key}burst = {burst}", 600 * hz);
             let table = table.replace("per_source_limit", "per_source");

@@ -8,17 +8,32 @@ pub mod client;
 pub mod protocol;
 pub mod server;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 pub use client::give;
 pub use protocol::Order;
 pub use server::{Given, Reply, Server};
 
-use crate::pins::Pins;
+use crate::dataplane::pins::Pins;
 
 /// Where the sockets are. The usual folder of a service called tfo (`RuntimeDirectory=`, systemd.exec(5)).
 pub const FOLDER: &str = "/run/tfo";
+
+/// Nothing runs that the command could speak of.
+#[derive(Debug)]
+pub struct NotRunning(pub String);
+
+impl fmt::Display for NotRunning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotRunning {}
 
 /// The socket of whoever controls `pins`.
 pub fn socket(pins: &Pins) -> Result<PathBuf> {

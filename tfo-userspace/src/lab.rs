@@ -23,17 +23,16 @@ use log::LevelFilter;
 use script::Script;
 
 use crate::{
-    cli::{AttachMode, Lab},
-    counters::Report,
-    daemon::controller::{Controller, FOLLOW_EVERY, Options, Retire, every},
-    datapath::{preflight, unload},
-    kernel::{self, KeySysctl, TcpExt},
+    daemon::controller::{Controller, FOLLOW_EVERY, Options, Retire},
+    dataplane::{pins::Bpffs, preflight, unload},
+    kernel::{
+        sysctl::{self, KeySysctl},
+        tcp_ext::TcpExt,
+    },
     keys::keeper::Source,
-    output::print,
-    pins::Bpffs,
-    screen::Screen,
-    services::Services,
-    signals::Signals,
+    model::{services::Services, settings::AttachMode},
+    util::{output::print, screen::Screen, signals::Signals, time::every},
+    view::counters::Report,
 };
 
 /// The server's interface, with the program on it.
@@ -48,7 +47,7 @@ const UNLOADED: &str = "the lab's program was unloaded by somebody else";
 const SETTLE: Duration = Duration::from_secs(3);
 
 /// Runs the lab. Exit status 0 where our counters agree with the kernel's and every class was seen.
-pub async fn run(args: &Lab, bpffs: &Bpffs, log_level: LevelFilter) -> Result<ExitCode> {
+pub async fn run(duration: Option<Duration>, bpffs: &Bpffs, log_level: LevelFilter) -> Result<ExitCode> {
     preflight()?;
     let mut signals = Signals::new()?;
     let _mount = bpffs.mount()?;
@@ -60,7 +59,7 @@ pub async fn run(args: &Lab, bpffs: &Bpffs, log_level: LevelFilter) -> Result<Ex
 
     let client = net::connect(INTERFACE).await.context("cannot set up the lab's network")?;
     let client = Arc::new(client);
-    kernel::write_mode(kernel::CLIENT | kernel::SERVER)?;
+    sysctl::write_mode(sysctl::CLIENT | sysctl::SERVER)?;
     let listeners = server::Listeners::start(&net::SERVERS)?;
     let (before, sysctl) = (TcpExt::read()?, KeySysctl::open()?);
     let interfaces = [INTERFACE.to_owned()];
@@ -77,7 +76,7 @@ pub async fn run(args: &Lab, bpffs: &Bpffs, log_level: LevelFilter) -> Result<Ex
     let mut controller = Controller::new(&interfaces, bpffs, options).await?;
     controller.start().await?;
 
-    let outcome = play(args.duration, &mut controller, &mut signals, before, || {
+    let outcome = play(duration, &mut controller, &mut signals, before, || {
         Script::start(Arc::clone(&client), sysctl, pins)
     })
     .await;

@@ -4,7 +4,10 @@ use std::{io, process::ExitCode, time::Duration};
 
 use clap::Parser as _;
 use env_logger::Target;
-use tfo_userspace::{background::Background, cli::Cli, cmd, error, logging::Records};
+use tfo_userspace::{
+    cli::{args::Cli, commands, exit},
+    util::{background::Background, logging::Records},
+};
 
 /// Log lines that may wait for whoever reads them.
 const LOG_QUEUE: usize = 1024;
@@ -24,10 +27,10 @@ fn main() -> ExitCode {
         .format_target(false)
         .target(Target::Pipe(Box::new(Records::to(log.clone()))))
         .init();
-    let outcome = cmd::run(cli);
+    let outcome = commands::run(cli);
     log.drain(Duration::from_secs(1));
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
-        error::exit_code(&error)
+        exit::exit_code(&error)
     })
 }

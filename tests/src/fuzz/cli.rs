@@ -8,8 +8,8 @@ use std::{
 
 use clap::Parser as _;
 use tfo_userspace::{
-    cli::{Cli, Command},
-    keys::schedule::parse_duration,
+    cli::args::{Cli, Command},
+    util::time::parse_duration,
 };
 
 /// Takes the words of a command line, each on its line.

@@ -9,7 +9,7 @@ use tfo_common::{
     service::{ADDRESSES, NAME_LEN},
     verdict::Mode,
 };
-use tfo_userspace::{config::Config, kernel::jiffies_per_second, services::Named};
+use tfo_userspace::{config::Config, kernel::clock::jiffies_per_second, model::services::Named};
 
 /// Checks one file.
 pub fn check(data: &[u8]) {

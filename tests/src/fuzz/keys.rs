@@ -9,8 +9,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use tfo_common::keyring::Key;
 use tfo_userspace::{
     control::Order,
-    kernel::TcpExt,
-    keys::{KernelKeys, key_text, parse_key, secret::Secret},
+    kernel::{sysctl::KernelKeys, tcp_ext::TcpExt},
+    keys::secret::Secret,
+    model::keys::{key_text, parse_key},
 };
 
 /// Checks one text.

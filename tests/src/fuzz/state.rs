@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use serde_json::Value;
-use tfo_userspace::keys::{
-    parse_key,
-    state::{REMEMBERED, State},
+use tfo_userspace::{
+    keys::state::{REMEMBERED, State},
+    model::keys::parse_key,
 };
 
 use super::keys::plain;

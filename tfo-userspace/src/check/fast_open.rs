@@ -4,10 +4,13 @@ use anyhow::Result;
 
 use super::Finding;
 use crate::{
-    kernel::{self, CLIENT, SERVER, SERVER_NO_COOKIE, TcpExt},
-    keys::{KernelKeys, fingerprint},
-    listeners::{Listener, Listeners, bits},
-    secrecy::leaving_no_trace,
+    kernel::{
+        listeners::{Listener, Listeners, bits},
+        sysctl::{self, CLIENT, KernelKeys, SERVER, SERVER_NO_COOKIE},
+        tcp_ext::TcpExt,
+    },
+    model::keys::fingerprint,
+    util::secrecy::leaving_no_trace,
 };
 
 /// The share of attempts that may fail before it is worth a word.
@@ -138,7 +141,7 @@ pub(super) fn cookies_refused(counters: TcpExt) -> Finding {
 }
 
 pub(super) fn client_fallback(counters: TcpExt) -> Result<Finding> {
-    Ok(fallback(counters, kernel::blackhole_timeout()?))
+    Ok(fallback(counters, sysctl::blackhole_timeout()?))
 }
 
 /// `timeout`: `net.ipv4.tcp_fastopen_blackhole_timeout_sec`.

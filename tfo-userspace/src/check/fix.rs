@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
 use serde::Serialize;
 
-use crate::kernel::{self, CLIENT, SERVER};
+use crate::kernel::sysctl::{self, CLIENT, SERVER};
 
 const SYSCTL: &str = "net.ipv4.tcp_fastopen";
 /// The usual folder of files that set sysctls at boot.
@@ -59,7 +59,7 @@ impl Fix {
             let folder = folder.display();
             bail!("there is no folder {folder}: make it, or give --sysctl-dir the one that is read at boot");
         }
-        let is = kernel::read_mode()?;
+        let is = sysctl::read_mode()?;
         let to_be = is | CLIENT | SERVER;
         let path = folder.join(FILE);
         let old = match fs::read_to_string(&path) {
@@ -108,7 +108,7 @@ impl Fix {
     /// Changes it.
     pub fn apply(&self) -> Result<()> {
         if let Some((to_be, _)) = self.mode {
-            kernel::write_mode(to_be)?;
+            sysctl::write_mode(to_be)?;
         }
         let Some(NewFile { new, .. }) = &self.file else { return Ok(()) };
         let path = self.folder.join(FILE);

@@ -4,9 +4,8 @@ use tfo_common::info::Attach;
 
 use super::{Finding, netdev};
 use crate::{
-    datapath::linked_program,
-    interface::{Interface, XdpOnInterface},
-    pins::Bpffs,
+    dataplane::{linked_program, pins::Bpffs},
+    kernel::interface::{Interface, XdpOnInterface},
 };
 
 /// What a driver with one page for a frame keeps of it for itself, in bytes: room before it (XDP_PACKET_HEADROOM), behind it

@@ -10,7 +10,7 @@ use rtnetlink::{
     sys::protocols::NETLINK_GENERIC,
 };
 
-use crate::netlink;
+use crate::kernel::netlink;
 
 // linux/genetlink.h
 const CONTROLLER: u16 = 0x10;

@@ -8,7 +8,10 @@ use nix::unistd::geteuid;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::Finding;
-use crate::{kernel, secrecy::may_lock_memory};
+use crate::{
+    kernel::{cgroup, clock},
+    util::secrecy::may_lock_memory,
+};
 
 /// The oldest kernel on which the program is known to load.
 const OLDEST: (u32, u32) = (5, 10);
@@ -92,7 +95,7 @@ pub(super) fn memory_lock() -> Result<Finding> {
 }
 
 pub(super) fn cgroup2() -> Result<Finding> {
-    Ok(match kernel::Cgroup2::find()?.root() {
+    Ok(match cgroup::Cgroup2::find()?.root() {
         Ok(mount) => Finding::ok(mount.display().to_string()),
         Err([why, advice]) => Finding::warn(
             format!("{why}: what becomes of connections can't be seen, and `once` protects nothing"),
@@ -102,7 +105,7 @@ pub(super) fn cgroup2() -> Result<Finding> {
 }
 
 pub(super) fn clock() -> Result<Finding> {
-    Ok(if kernel::is_clock_synchronised()? {
+    Ok(if clock::is_clock_synchronised()? {
         Finding::ok("synchronised")
     } else {
         Finding::warn(

@@ -6,9 +6,9 @@ use tfo_common::policy;
 
 use super::table::{Table, flag, number, text};
 use crate::{
-    guards::{Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
-    kernel::jiffies_per_second,
-    keys::schedule::parse_duration,
+    kernel::clock::jiffies_per_second,
+    model::guards::{Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
+    util::time::parse_duration,
 };
 
 /// Those that stand in the table of a service.

@@ -15,7 +15,7 @@ use super::{
     protocol::{Answer, Order, Outcome, Request, VERSION, monotonic_ns, read, write},
     socket,
 };
-use crate::{error::NotRunning, pins::Pins};
+use crate::{control::NotRunning, dataplane::pins::Pins};
 
 /// How long an order may wait to be taken up: after that, a controller that was stopped does not carry it out any more.
 const DEADLINE: Duration = Duration::from_secs(5);

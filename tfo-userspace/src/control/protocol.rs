@@ -11,7 +11,7 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use crate::guards::Hidden;
+use crate::model::guards::Hidden;
 
 /// The version of requests and answers. Whoever speaks another one is told so.
 pub const VERSION: u32 = 1;
@@ -37,7 +37,7 @@ pub enum Order {
         /// The key.
         key: Zeroizing<String>,
     },
-    /// Hand out events: see [`EventLog::json`](crate::events::EventLog::json).
+    /// Hand out events: see [`EventLog::json`](crate::view::events::EventLog::json).
     Events {
         /// Of this interface.
         interface: String,
@@ -46,7 +46,7 @@ pub enum Order {
         /// And no more than so many, the newest.
         most: usize,
     },
-    /// Hand out what is remembered: see [`History::json`](crate::history::History::json).
+    /// Hand out what is remembered: see [`History::json`](crate::view::history::History::json).
     History {
         /// Of this interface.
         interface: String,

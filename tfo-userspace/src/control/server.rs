@@ -25,7 +25,7 @@ use super::{
     },
     socket,
 };
-use crate::pins::Pins;
+use crate::dataplane::pins::Pins;
 
 /// How long the other side may take to say what it wants, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);

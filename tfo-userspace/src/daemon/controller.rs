@@ -8,7 +8,6 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use log::{LevelFilter, debug, error, info, warn};
 use tfo_common::{counters::Counters, keyring::KeyRing, policy::HIDDEN, verdict::Mode};
-use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::{
     orders::OrderFile,
@@ -17,26 +16,23 @@ use super::{
     wake::Wake,
 };
 use crate::{
-    cli::AttachMode,
     config::Config,
     control::{Order, Reply},
-    counters::Report,
-    datapath::{
-        Datapath, KeyInfo, LoadOptions, OTHER_NAME, Program, Sizes, hidden_in, on_device, preflight,
-        unix_seconds,
+    dataplane::{
+        Datapath, KeyInfo, LoadOptions, Program, Publish, hidden_in, on_device,
+        pins::{Bpffs, MountGuard},
+        preflight,
     },
-    guards::Hidden,
-    history::History,
-    interface::Interface,
-    kernel::{TcpExt, netns_cookie},
-    keys::{
-        KernelKeys, fingerprint,
-        keeper::{Keeper, Maps, Publish, Source},
-        parse_key,
+    kernel::{interface::Interface, netns::netns_cookie, sysctl::KernelKeys, tcp_ext::TcpExt},
+    keys::keeper::{Keeper, Maps, Source},
+    model::{
+        guards::Hidden,
+        keys::{fingerprint, parse_key},
+        services::{OTHER_NAME, Services},
+        settings::{AttachMode, Sizes},
     },
-    pins::{Bpffs, MountGuard},
-    secrecy::leaving_no_trace,
-    services::Services,
+    util::{secrecy::leaving_no_trace, time::unix_seconds},
+    view::{counters::Report, history::History},
 };
 
 /// How often the kernel's keys are read: several times within the second that a change may take to arrive.
@@ -235,7 +231,7 @@ impl Controller {
             self.confirm_keys();
         });
         self.reconcile().await;
-        self.all_mut().for_each(Datapath::take_events);
+        self.sites.iter_mut().for_each(Site::take_events);
     }
 
     /// Makes the next steps from what is there to what is desired.
@@ -360,9 +356,9 @@ impl Controller {
                 };
                 keeper.import(key, now, maps)
             }),
-            Order::Events { interface, after, most } => self.datapath(&interface).and_then(|datapath| {
-                datapath.take_events();
-                datapath.events(after, most)
+            Order::Events { interface, after, most } => self.site(&interface).and_then(|site| {
+                site.take_events();
+                site.events(after, most)
             }),
             Order::History { interface } => {
                 self.sample();
@@ -398,11 +394,6 @@ impl Controller {
     fn site(&mut self, interface: &str) -> Result<&mut Site> {
         let found = self.sites.iter_mut().find(|site| site.name() == interface);
         found.with_context(|| format!("{interface} is not there now"))
-    }
-
-    fn datapath(&mut self, interface: &str) -> Result<&mut Datapath> {
-        let site = self.site(interface)?;
-        site.datapath.as_mut().with_context(|| format!("{interface} is not there now"))
     }
 
     /// Reads the configuration again. Where anything is wrong, nothing is changed. Whoever asked is told when it is done.
@@ -508,9 +499,9 @@ impl Controller {
         let Ok(kernel) = KernelKeys::read() else { return };
         let mut are_all = true;
         for datapath in self.all_mut() {
-            let is_kernels = |(ring, _): &(KeyRing, _)| KernelKeys::from(ring.held()) == kernel;
-            let confirmed = match datapath.keys() {
-                Ok(keys) if is_kernels(&keys) => datapath.confirm_keys().map(|()| true),
+            let is_kernels = |ring: &KeyRing| KernelKeys::from(ring.held()) == kernel;
+            let confirmed = match datapath.key_ring() {
+                Ok(ring) if is_kernels(&ring) => datapath.confirm_keys().map(|()| true),
                 Ok(_) => Ok(false),
                 Err(error) => Err(error),
             };
@@ -552,7 +543,7 @@ impl Controller {
 
     /// The programs that are attached, as of the last step.
     pub fn datapaths(&self) -> impl Iterator<Item = &Datapath> {
-        self.sites.iter().filter(|site| site.is_attached()).filter_map(|site| site.datapath.as_ref())
+        self.sites.iter().filter_map(Site::attached)
     }
 
     /// All programs, those whose interface is gone among them.
@@ -572,15 +563,15 @@ impl Controller {
 
     /// The same as users see it.
     pub fn reports(&self) -> Result<Vec<Report>> {
-        self.datapaths().map(Datapath::report).collect()
+        self.datapaths().map(Report::of).collect()
     }
 
-    /// Remembers how the counters stand; to be called every [`history::EVERY`](crate::history::EVERY). What can't be read
+    /// Remembers how the counters stand; to be called every [`history::EVERY`](crate::view::history::EVERY). What can't be read
     /// is missing there, and no reason for anything else.
     pub fn sample(&mut self) {
         let (now, kernel) = (Instant::now(), TcpExt::read().ok());
         for datapath in self.sites.iter().filter_map(|site| site.datapath.as_ref()) {
-            match datapath.report() {
+            match Report::of(datapath) {
                 Ok(report) => self.history.add(now, &report, kernel),
                 Err(error) => debug!("{}: no sample: {error:#}", datapath.interface.name),
             }
@@ -624,11 +615,4 @@ impl Maps for AllMaps<'_> {
         }
         outcome
     }
-}
-
-/// A ticker that never tries to catch up.
-pub fn every(period: Duration) -> Interval {
-    let mut interval = interval(period);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
 }

@@ -13,10 +13,10 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    files::replace,
-    guards::Hidden,
-    kernel,
-    pins::{Bpffs, DEFAULT_BPFFS, remove_if_there},
+    dataplane::pins::{Bpffs, DEFAULT_BPFFS, remove_if_there},
+    kernel::netns,
+    model::guards::Hidden,
+    util::files::replace,
 };
 
 /// The version of the file's form that this program writes, and the only one that it reads.
@@ -90,7 +90,7 @@ pub fn forget(state: &Path, bpffs: &Bpffs, interface: &str) -> Result<()> {
 /// that is the usual one: with another of either, another interface may have the same name.
 fn path_of(state: &Path, bpffs: &Bpffs, interface: &str) -> Result<PathBuf> {
     let mut name = interface.replace('%', "%25").replace('/', "%2f");
-    let here = kernel::netns()?;
+    let here = netns::netns()?;
     if fs::metadata("/proc/1/ns/net").is_ok_and(|of_host| of_host.ino() != here) {
         name.push_str(&format!("@{here}"));
     }

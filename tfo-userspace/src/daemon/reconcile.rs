@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{datapath::Program, guards::Hidden};
+use crate::{dataplane::Program, model::guards::Hidden};
 
 /// What an interface is to have.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +78,7 @@ mod tests {
     use tfo_common::{parse::LinkLayer, verdict::Mode};
 
     use super::*;
-    use crate::{datapath::LoadOptions, services::Services};
+    use crate::{dataplane::LoadOptions, model::services::Services};
 
     fn program(mode: Mode) -> Program {
         let services = Services::new(Vec::new(), mode).expect("services");

@@ -12,18 +12,19 @@ use log::{info, warn};
 use tfo_common::info::Attach;
 
 use super::{
+    events,
     orders::OrderFile,
     reconcile::{Actual, Desired, Device, Step, next_step},
     wake::Wake,
 };
 use crate::{
-    cli::AttachMode,
-    datapath::{self, Built, Datapath, Enforced, OnDevice, Presence, Program, on_device},
-    guards::Hidden,
-    interface::Interface,
-    keys::{KernelKeys, keeper::Publish, state::Made},
-    pins::Locked,
-    secrecy::leaving_no_trace,
+    dataplane::{
+        self, Built, Datapath, Enforced, OnDevice, Presence, Program, Publish, on_device, pins::Locked,
+    },
+    kernel::{interface::Interface, sysctl::KernelKeys},
+    model::{guards::Hidden, keys::Made, settings::AttachMode},
+    util::secrecy::leaving_no_trace,
+    view::events::EventLog,
 };
 
 /// An interface, whose controller we are.
@@ -32,6 +33,8 @@ pub struct Site {
     pins: Locked,
     /// What is in force, whether the interface is there or not.
     pub(super) datapath: Option<Datapath>,
+    /// The last events.
+    events: EventLog,
     /// What is to be hidden by order.
     pub(super) orders: OrderFile,
     /// What is hidden in the maps in force.
@@ -83,6 +86,7 @@ impl Site {
             name: interface.name.clone(),
             pins,
             datapath: None,
+            events: EventLog::default(),
             orders,
             hidden: BTreeSet::new(),
             device: Device::Bare,
@@ -236,6 +240,30 @@ impl Site {
         }
     }
 
+    /// Takes the program's events, and explains them.
+    pub fn take_events(&mut self) {
+        if let Some(datapath) = &mut self.datapath {
+            events::take(datapath, &mut self.events);
+        }
+    }
+
+    /// The events behind number `after`, or the newest `most` of them, as JSON: see [`EventLog::json`].
+    pub fn events(&self, after: u64, most: usize) -> Result<String> {
+        let lost =
+            self.datapath.as_ref().map_or(Ok(0), |datapath| anyhow::Ok(datapath.watch()?.events_lost))?;
+        self.events.json(after, most, lost)
+    }
+
+    /// Number of packets with an event that could not be kept.
+    pub fn dropped_events(&self) -> u64 {
+        self.events.lost()
+    }
+
+    /// The program in force, where it is attached.
+    pub fn attached(&self) -> Option<&Datapath> {
+        self.datapath.as_ref().filter(|_| self.is_attached())
+    }
+
     /// Gives up what is loaded and not in force.
     pub fn drop_built(&mut self) {
         self.built = None;
@@ -349,7 +377,7 @@ impl Site {
         if let Some(datapath) = &mut self.datapath {
             datapath.flush_log();
         }
-        datapath::remove(&self.pins).await?;
+        dataplane::remove(&self.pins).await?;
         info!("{}: detached", self.name);
         self.orders.remove()
     }

@@ -23,13 +23,13 @@ use tfo_common::{
 };
 use zeroize::Zeroizing;
 
-use super::{
-    KernelKeys, fingerprint,
-    schedule::Schedule,
-    secret::Secret,
-    state::{Made, State},
+use super::{schedule::Schedule, secret::Secret, state::State};
+use crate::{
+    dataplane::Publish,
+    kernel::sysctl::{KernelKeys, KeySysctl},
+    model::keys::{Made, fingerprint},
+    util::files::folder,
 };
-use crate::{files::folder, kernel::KeySysctl};
 
 /// Where keys come from.
 pub enum Source {
@@ -53,22 +53,6 @@ pub enum Source {
         /// The schedule.
         schedule: Schedule,
     },
-}
-
-/// What a map is to hold.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Publish {
-    /// These keys, and as retired ones all that it held before.
-    Held(Held),
-    /// The kernel's keys, and besides what it held before also these, which are about to become the kernel's.
-    Learn {
-        /// The kernel's keys now.
-        kernel: Held,
-        /// Its keys in a moment.
-        wanted: Held,
-    },
-    /// These keys and no others: what was held before has leaked.
-    Only(Held),
 }
 
 /// Puts keys into all maps.

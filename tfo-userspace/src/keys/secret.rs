@@ -19,7 +19,7 @@ use nix::{
 use tfo_common::keyring::Key;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::files::open_regular;
+use crate::util::files::open_regular;
 
 /// Bytes of a secret.
 pub const LENGTH: usize = 32;
@@ -213,7 +213,7 @@ pub(super) mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::keys::key_text;
+    use crate::model::keys::key_text;
 
     const DIGITS: &str = "363ec6a05e76eedeb9eb73bc5c25ca5f13f7c1df70c9af3531db4c83d23a8f6b";
 

@@ -14,8 +14,10 @@ use serde::{Deserialize, Serialize};
 use tfo_common::keyring::{Held, Key, RETIRED};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{key_text, parse_key};
-use crate::files::{END, beginning, folder, replace};
+use crate::{
+    model::keys::{Made, key_text, parse_key},
+    util::files::{END, beginning, folder, replace},
+};
 
 /// How many keys are remembered: as many as a [`KeyRing`](tfo_common::keyring::KeyRing) has room for, but for the next
 /// one, which nobody knows before it is made.
@@ -29,25 +31,6 @@ const TOO_LONG: u64 = 64 * 1024;
 const ENTRY: usize = 128;
 /// What helps where the file is of no use.
 const MOVE_AWAY: &str = "move it away to begin with new keys";
-
-/// A key, and when it was made.
-///
-/// It has no `Debug`: a key is never printed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Made {
-    /// The key.
-    pub key: Key,
-    /// Seconds since 1970 (UTC).
-    pub made: u64,
-}
-
-impl Zeroize for Made {
-    fn zeroize(&mut self) {
-        self.key.k0.zeroize();
-        self.key.k1.zeroize();
-        self.made.zeroize();
-    }
-}
 
 /// The keys that this host made for itself: at least one, and at most [`REMEMBERED`].
 ///

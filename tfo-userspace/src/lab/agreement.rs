@@ -3,7 +3,7 @@
 use comfy_table::CellAlignment::{Left, Right};
 use tfo_common::{class::Class, counters::Counters, segment::Family};
 
-use crate::{counters::table, kernel::TcpExt};
+use crate::{kernel::tcp_ext::TcpExt, view::table::table};
 
 /// What each side has counted.
 #[derive(Clone, Debug)]

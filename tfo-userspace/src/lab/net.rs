@@ -21,7 +21,7 @@ use rtnetlink::{
 };
 use tfo_common::segment::Family;
 
-use crate::{block_on, interface::Interface};
+use crate::{kernel::interface::Interface, util::runtime::block_on};
 
 /// Where the server listens. RFC 2544 and RFC 3849: addresses that nobody routes.
 pub const SERVERS: [SocketAddr; 2] = [

@@ -18,7 +18,11 @@ use super::{
     client::{Syn, fast_open, ordinary},
     net::{Namespace, server, source},
 };
-use crate::{datapath::Pinned, kernel::KeySysctl, keys::addresses, pins::Pins};
+use crate::{
+    dataplane::{Pinned, pins::Pins},
+    kernel::sysctl::KeySysctl,
+    model::keys::addresses,
+};
 
 /// How long a new key may take into the map.
 const KEY_PATIENCE: Duration = Duration::from_secs(5);

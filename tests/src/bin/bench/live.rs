@@ -41,7 +41,7 @@ use tfo_tests::{
     tap::Tap,
 };
 use tfo_userspace::{
-    kernel::{KeySysctl, SERVER, write_mode},
+    kernel::sysctl::{KeySysctl, SERVER, write_mode},
     lab::server::listen,
 };
 

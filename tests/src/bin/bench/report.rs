@@ -6,7 +6,7 @@ use anyhow::Result;
 use comfy_table::CellAlignment::{Left, Right};
 use nix::sys::utsname::uname;
 use serde::{Deserialize, Serialize};
-use tfo_userspace::counters::table;
+use tfo_userspace::view::table::table;
 
 use crate::{
     measure::{Measured, Plan, Sample},

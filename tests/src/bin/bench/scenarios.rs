@@ -14,7 +14,7 @@ use tfo_tests::{
     keys::{BACKUP, CURRENT, RETIRED, STRANGER, TestKey},
     packet::{Carry as _, Eth, Ip, Tcp, eth, ether_type, flag, protocol},
 };
-use tfo_userspace::{datapath::LoadOptions, services::Services};
+use tfo_userspace::{dataplane::LoadOptions, model::services::Services};
 
 /// One line of the table.
 pub(crate) struct Scenario {

@@ -28,7 +28,7 @@ use tfo_tests::{
     netns::{BPFFS, ip, sandbox},
     scrape,
 };
-use tfo_userspace::pins::{Bpffs, Pins};
+use tfo_userspace::dataplane::pins::{Bpffs, Pins};
 
 /// How many services there are, beside what none names.
 const SERVICES: [usize; 4] = [0, 10, 100, 1000];

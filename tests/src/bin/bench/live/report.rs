@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::Result;
 use comfy_table::CellAlignment::{Left, Right};
 use serde::Serialize;
-use tfo_userspace::counters::table;
+use tfo_userspace::view::table::table;
 
 use super::{Measured, STACK, Sample};
 use crate::{

@@ -1,0 +1,60 @@
+//! `tfo events`.
+
+use std::{collections::HashMap, time::Duration};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    cli::args::Events,
+    control::{Order, give},
+    dataplane::pins::Bpffs,
+    util::output::print,
+    view::events::{Event, Host, Recent, SHOWN, Why},
+};
+
+/// How often a follower asks for more.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// Prints the last events, with `--follow` all that come.
+pub(super) async fn run(args: &Events, bpffs: &Bpffs) -> Result<()> {
+    let mut interfaces = HashMap::new();
+    for pins in super::attached(args.select.interface.as_deref(), bpffs)? {
+        interfaces.insert(pins.interface().to_owned(), (pins, Seen::default()));
+    }
+    loop {
+        for (interface, (pins, seen)) in &mut interfaces {
+            let order = Order::Events { interface: interface.clone(), after: seen.last, most: SHOWN };
+            let recent: Recent =
+                serde_json::from_str(&give(pins, &order).await?).context("the answer is none")?;
+            // It takes a look at every process: only where there is something to tell.
+            let has_refused = recent.events.iter().any(|event| event.why == Why::Refused);
+            let host = has_refused.then(Host::ask).flatten();
+            for event in recent.events {
+                seen.last = event.number;
+                show(args, if let Some(host) = &host { host.explain(event) } else { event })?;
+            }
+            if recent.lost > seen.lost && !args.select.json {
+                eprintln!(
+                    "{interface}: {} more packets were remarkable, and too many",
+                    recent.lost - seen.lost
+                );
+            }
+            seen.lost = recent.lost;
+        }
+        if !args.follow {
+            return Ok(());
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    last: u64,
+    lost: u64,
+}
+
+fn show(args: &Events, event: Event) -> Result<()> {
+    let event = if args.anonymize { event.anonymized() } else { event };
+    print(&if args.select.json { serde_json::to_string(&event)? } else { event.text() })
+}

@@ -1,0 +1,40 @@
+//! `tfo hide` and `tfo show`.
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    cli::args::{Hide, Show, What},
+    control::Order,
+    dataplane::pins::Bpffs,
+    model::guards::Hidden,
+    util::output::print,
+};
+
+/// Hides Fast Open, or lists what is hidden.
+pub(super) async fn hide(args: &Hide, bpffs: &Bpffs) -> Result<()> {
+    let interface = args.interface.as_deref();
+    if !args.list {
+        return order(interface, bpffs, &args.what, true).await;
+    }
+    let show = |interface: &str, answer: &str| {
+        let hidden: Vec<Hidden> = serde_json::from_str(answer).context("the answer is none")?;
+        if args.json {
+            return print(&serde_json::json!({"interface": interface, "hidden": hidden}).to_string());
+        }
+        let names: Vec<_> = hidden.iter().map(Hidden::to_string).collect();
+        let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
+        print(&format!("{interface}: hidden: {names}"))
+    };
+    super::tell(interface, bpffs, |interface| Order::HideList { interface }, show).await
+}
+
+/// Hides it no longer.
+pub(super) async fn show(args: &Show, bpffs: &Bpffs) -> Result<()> {
+    order(args.interface.as_deref(), bpffs, &args.what, false).await
+}
+
+async fn order(interface: Option<&str>, bpffs: &Bpffs, what: &What, on: bool) -> Result<()> {
+    let what = what.hidden().context("--all, --service or --source says what")?;
+    let order = |interface| Order::Hide { interface, what: what.clone(), on };
+    super::tell(interface, bpffs, order, |interface, answer| print(&format!("{interface}: {answer}"))).await
+}

@@ -1,0 +1,64 @@
+//! `tfo report`.
+
+use std::{fs, io, io::Write as _, path::Path};
+
+use anyhow::{Context as _, Result, bail};
+use jiff::Timestamp;
+
+use crate::{
+    cli::args,
+    control::{self, NotRunning, Order},
+    dataplane::{
+        Pinned,
+        pins::{Bpffs, Pins},
+    },
+    util::{files, output::print},
+    view::{
+        counters, history,
+        html::{Hour, Section, page::page},
+        key_listing::Listing,
+    },
+};
+
+/// Writes the page on every interface whose controller runs here.
+pub(super) async fn run(args: &args::Report, bpffs: &Bpffs) -> Result<()> {
+    let mut sections = Vec::new();
+    let mut none_runs = None;
+    for pins in super::attached(args.interface.as_deref(), bpffs)? {
+        match section(&pins).await {
+            Ok(section) => sections.push(section),
+            // Of another network namespace, say: there may be others.
+            Err(error) if error.is::<NotRunning>() => none_runs = none_runs.or(Some(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    if let (true, Some(error)) = (sections.is_empty(), none_runs) {
+        return Err(error);
+    }
+    let page = page(&sections, Timestamp::now())?;
+    if args.html == Path::new("-") { print(&page) } else { write(&args.html, &page) }
+}
+
+async fn section(pins: &Pins) -> Result<Section> {
+    let interface = pins.interface().to_owned();
+    let samples = control::give(pins, &Order::History { interface: interface.clone() }).await?;
+    let hour = Hour::new(history::parse(&samples)?);
+    let pinned = Pinned::open(pins)?;
+    let report =
+        counters::Report::new(&interface, pinned.info(), &pinned.by_service()?, pins.has_outcomes()?);
+    Ok(Section { report, keys: Listing::of(pins, &pinned)?, hour })
+}
+
+/// Writes `page` in one step. Root is not to be led astray: only a regular file is replaced.
+fn write(path: &Path, page: &str) -> Result<()> {
+    let path_ = path.display();
+    match fs::symlink_metadata(path) {
+        Ok(there) if !there.is_file() => {
+            bail!("{path_} is there and is no regular file (a link, a folder, a device): name another one")
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot examine {path_}")),
+    }
+    files::replace(path, 0o644, |file| file.write_all(page.as_bytes()))
+}

@@ -1,0 +1,214 @@
+//! `tfo run`.
+
+use std::{
+    collections::BTreeMap,
+    fs::{DirBuilder, File},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use log::{LevelFilter, info, warn};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+
+use crate::{
+    cli::args::Run,
+    config::{Config, Keys},
+    control::Server,
+    daemon::{
+        controller::{Controller, FOLLOW_EVERY, FromFile, Options, Retire},
+        http,
+    },
+    dataplane::{Datapath, pins::Bpffs},
+    keys::{keeper::Source, schedule::Schedule, secret::Secret, state::State},
+    model::{
+        services::{Named, Services},
+        settings::{KeysFrom, Sizes},
+    },
+    util::{
+        descriptors::raise_limit,
+        screen::Screen,
+        secrecy::leaving_no_trace,
+        signals::{Caught, Signals},
+        time::{every, unix_seconds},
+    },
+    view::{counters::Report, history},
+};
+
+/// How often live counters are drawn on a terminal.
+const DRAW_EVERY: Duration = Duration::from_secs(1);
+/// How often totals are logged without one.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+
+/// Runs the controller until SIGINT, SIGTERM, `tfo unload`, or SIGHUP where there is no configuration to read again. All but
+/// SIGTERM leave nothing behind.
+pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path, log_level: LevelFilter) -> Result<()> {
+    // From the first attachment on a signal must find us ready to clean up.
+    let mut signals = Signals::new()?;
+    let config = config(args)?;
+    let Config { interfaces, attach, metrics, keys, services, .. } = config.clone();
+    raise_limit(&interfaces, metrics.is_some())?;
+    let options = Options {
+        attach,
+        log_level,
+        source: leaving_no_trace(|| source(&keys))?,
+        retire: Retire { below: keys.retire_below, max_age: keys.max_age },
+        services,
+        file: args.config.clone().map(|path| FromFile { path, config }),
+        state: state.to_owned(),
+    };
+    // Before anything is attached: a service manager that restarts us is not to attach and detach all the time.
+    let listener = match metrics {
+        Some(address) => Some(http::bind(address).await?),
+        None => None,
+    };
+    let mut controller = Controller::new(&interfaces, bpffs, options).await?;
+    // Before anything is attached: whoever sees that it is can give orders.
+    let (mut server, mut orders) = Server::listen(controller.sites().iter().map(|site| &**site.pins()));
+    controller.start().await?;
+    let wake = controller.wake();
+    let mut questions = http::serve(listener);
+    let mut screen = Screen::open();
+    let mut unread = BTreeMap::new();
+    let mut follow = every(FOLLOW_EVERY);
+    let mut sample = every(history::EVERY);
+    let mut show = every(if screen.is_some() { DRAW_EVERY } else { LOG_EVERY });
+    while !controller.is_idle() {
+        tokio::select! {
+            caught = signals.next() => match caught {
+                Caught::HangUp if args.config.is_some() => controller.reload(Vec::new()),
+                Caught::HangUp | Caught::Interrupt => break,
+                Caught::Terminate => {
+                    controller.leave();
+                    return Ok(());
+                }
+            },
+            _ = follow.tick() => controller.step().await,
+            () = wake.wait() => controller.step().await,
+            _ = sample.tick() => controller.sample(),
+            Some(given) = orders.recv() => if let Some((order, reply)) = given.take() {
+                controller.obey(order, reply);
+            },
+            Some(question) = questions.recv() => question.answer(&controller, &interfaces),
+            _ = show.tick() => display(&reports(&controller, &mut unread), screen.as_mut()),
+        }
+        server.retain(|interface| controller.sites().iter().any(|site| site.name() == interface));
+    }
+    controller.stop().await
+}
+
+/// What the file says, or else the command line.
+fn config(args: &Run) -> Result<Config> {
+    if let Some(file) = &args.config {
+        return Config::read(file);
+    }
+    // All services in the mode of `--mode`.
+    let mode = args.mode.into();
+    let named = args.services.iter().map(|named| Named { mode, ..named.clone() }).collect();
+    Ok(Config {
+        interfaces: args.interfaces.clone(),
+        attach: args.attach,
+        metrics: args.metrics,
+        keys: Keys {
+            source: args.keys.clone(),
+            rotate: args.rotate,
+            state: args.key_state.clone(),
+            retire_below: args.retire_below,
+            max_age: args.max_age,
+        },
+        maps: Sizes::default(),
+        services: Services::new(named, mode).context("--service")?,
+    })
+}
+
+/// Where `keys` says that they come from.
+fn source(keys: &Keys) -> Result<Source> {
+    if keys.source != KeysFrom::Kernel {
+        // Whatever the source, keys change neither faster nor more slowly than a fleet's may.
+        Schedule::new(keys.rotate)?;
+    }
+    if keys.max_age.is_some_and(|age| age.is_zero()) {
+        bail!("--max-age takes at least 1s");
+    }
+    match &keys.source {
+        KeysFrom::Kernel => Ok(Source::Kernel),
+        KeysFrom::Secret(file) => {
+            Ok(Source::Secret { secret: Secret::read(file)?, schedule: Schedule::new(keys.rotate)? })
+        }
+        KeysFrom::Random => {
+            let path = keys.state.clone();
+            if let Some(dir) = path.parent() {
+                let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+                made.with_context(|| format!("cannot make {}, where keys are to be kept", dir.display()))?;
+            }
+            let lock = lock(&path)?;
+            State::tidy(&path)?;
+            let state = match State::load(&path)? {
+                Some(state) => state,
+                None => {
+                    let state = State::new(unix_seconds())?;
+                    state.store(&path)?;
+                    state
+                }
+            };
+            Ok(Source::Random { state, path, lock, rotate: keys.rotate })
+        }
+    }
+}
+
+/// Makes sure that nobody else keeps keys in the file at `path`. The file itself is replaced with each change, so the lock
+/// is on one beside it.
+fn lock(path: &Path) -> Result<Flock<File>> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".lock");
+    let beside = PathBuf::from(beside);
+    let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&beside);
+    let file = file.with_context(|| format!("cannot open {}", beside.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, Errno::EWOULDBLOCK)) => {
+            bail!(
+                "another tfo keeps its keys in {}: give this one its own (--key-state; state of [keys] in a configuration)",
+                path.display()
+            )
+        }
+        Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", beside.display())),
+    }
+}
+
+/// What was counted on each interface. One that can't be read keeps no other from being shown, and is in `unread`, with the
+/// reason, which is logged once.
+fn reports(controller: &Controller, unread: &mut BTreeMap<String, String>) -> Vec<Report> {
+    let read = |datapath: &Datapath| {
+        let name = &datapath.interface.name;
+        match Report::of(datapath) {
+            Ok(report) => {
+                unread.remove(name);
+                Some(report)
+            }
+            Err(error) => {
+                let why = format!("{error:#}");
+                if unread.insert(name.clone(), why.clone()).as_ref() != Some(&why) {
+                    warn!("{name}: cannot read what is counted: {why}");
+                }
+                None
+            }
+        }
+    };
+    controller.datapaths().filter_map(read).collect()
+}
+
+/// Shows the counters, live on a terminal, else in the log.
+fn display(reports: &[Report], screen: Option<&mut Screen>) {
+    match screen {
+        Some(screen) => {
+            let text: Vec<_> = reports.iter().map(Report::text).collect();
+            screen.draw(&text.join("\n"));
+        }
+        None => reports.iter().for_each(|report| info!("{}: {}", report.interface, report.summary())),
+    }
+}

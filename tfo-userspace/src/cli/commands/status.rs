@@ -1,0 +1,136 @@
+//! `tfo status`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    cli::{args::Status, exit::NOT_RUNNING},
+    control,
+    dataplane::{
+        Pinned, is_attached,
+        pins::{Bpffs, Pins},
+    },
+    model::{guards::Hidden, keys::fingerprint},
+    util::output::print,
+    view::{
+        attestation::Attestation,
+        counters::{attach_name, mode_name, since},
+    },
+};
+
+/// What is known of one interface.
+#[derive(Serialize)]
+struct Report {
+    interface: String,
+    /// Whether the XDP program sees the interface's packets.
+    attached: bool,
+    /// Whether a `tfo run` keeps its keys in step.
+    controller: bool,
+    /// The process that takes orders for it.
+    pid: Option<u32>,
+    attach: &'static str,
+    /// The most that may be done to a packet.
+    mode: &'static str,
+    /// Whose Fast Open options are hidden by order.
+    hidden: Vec<Hidden>,
+    since: Timestamp,
+    keys: Keys,
+}
+
+/// Fingerprints of the keys in the map, and whether they are where they should be: never keys.
+#[derive(Serialize)]
+struct Keys {
+    generation: u64,
+    current: Option<String>,
+    backup: Option<String>,
+    retired: Vec<String>,
+    #[serde(flatten)]
+    attestation: Attestation,
+}
+
+/// An interface of which nothing is known.
+#[derive(Serialize)]
+struct Failure<'a> {
+    interface: &'a str,
+    /// Why.
+    error: String,
+}
+
+/// Prints the state of each interface. Exit status 0 where every one is attached and has its controller; 1 where one can't be
+/// read, which keeps no other from being shown; else 3.
+pub(super) async fn run(args: &Status, bpffs: &Bpffs) -> Result<ExitCode> {
+    let (mut all_well, mut all_read) = (true, true);
+    for pins in super::attached(args.select.interface.as_deref(), bpffs)? {
+        let report = match report(&pins).await {
+            Ok(report) => report,
+            Err(error) => {
+                all_read = false;
+                let (interface, error) = (pins.interface(), format!("{error:#}"));
+                eprintln!("error: {interface}: {error}");
+                if args.select.json {
+                    print(&serde_json::to_string(&Failure { interface, error })?)?;
+                }
+                continue;
+            }
+        };
+        all_well &= report.attached && report.controller;
+        if args.select.json {
+            print(&serde_json::to_string(&report)?)?;
+        } else {
+            print(&text(&report))?;
+        }
+    }
+    Ok(match (all_read, all_well) {
+        (false, _) => ExitCode::FAILURE,
+        (true, false) => ExitCode::from(NOT_RUNNING),
+        (true, true) => ExitCode::SUCCESS,
+    })
+}
+
+async fn report(pins: &Pins) -> Result<Report> {
+    let pinned = Pinned::open(pins)?;
+    let ring = pinned.key_ring()?;
+    Ok(Report {
+        interface: pins.interface().to_owned(),
+        // In another namespace there is only the link's word for it.
+        attached: is_attached(pins).await?.unwrap_or(true),
+        controller: pins.has_controller()?,
+        pid: control::client::process(pins),
+        attach: attach_name(pinned.info()),
+        mode: mode_name(pinned.info()),
+        hidden: pinned.hidden()?,
+        since: since(pinned.info()),
+        keys: Keys {
+            generation: ring.generation,
+            current: ring.get(0).map(fingerprint),
+            backup: ring.get(1).map(fingerprint),
+            retired: ring.retired().map(fingerprint).collect(),
+            attestation: Attestation::of(pins, &ring, pinned.info())?,
+        },
+    })
+}
+
+fn text(report: &Report) -> String {
+    let Report { interface, attached, controller, pid, attach, mode, hidden, since, keys } = report;
+    let attached = if *attached { format!("attached, {attach} mode") } else { "not attached".to_owned() };
+    let hidden: Vec<_> = hidden.iter().map(Hidden::to_string).collect();
+    let hidden = match hidden.join(", ") {
+        all if all.is_empty() => all,
+        some => format!("\n  hidden       {some}: `tfo show` ends that"),
+    };
+    let controller = match controller {
+        true => pid.map_or_else(|| "running".to_owned(), |pid| format!("running, process {pid}")),
+        false => {
+            format!("none: keys are not followed, and shed does nothing; `tfo run -i {interface}` takes over")
+        }
+    };
+    let retired = if keys.retired.is_empty() { "none".to_owned() } else { keys.retired.join(", ") };
+    format!(
+        "{interface}: {attached}\n  mode         {mode}{hidden}\n  controller   {controller}\n  \
+         counting     since {since:.0}\n  retired keys {retired}\n{}",
+        keys.attestation.text()
+    )
+}

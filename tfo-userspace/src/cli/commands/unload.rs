@@ -1,0 +1,31 @@
+//! `tfo unload`.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::{
+    cli::args::Unload,
+    control,
+    daemon::orders,
+    dataplane::{
+        pins::{Bpffs, remove_if_there},
+        unload,
+    },
+    util::output::print,
+};
+
+/// Detaches the program and removes its state, what is hidden by order with it. A controller that runs there sees it and ends.
+pub(super) async fn run(args: &Unload, bpffs: &Bpffs, state: &Path) -> Result<()> {
+    for pins in super::choose(bpffs.all()?.into_iter(), args.interface.as_deref())? {
+        // A controller that was killed has left it.
+        let socket = control::socket(&pins).ok();
+        unload(&pins).await?;
+        orders::forget(state, bpffs, pins.interface())?;
+        if let Some(socket) = socket {
+            remove_if_there(&socket)?;
+        }
+        print(&format!("{}: unloaded", pins.interface()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! Takes the program's events and has them explained.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use log::warn;
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
+
+use crate::{
+    dataplane::Datapath,
+    util::secrecy::leaving_no_trace,
+    view::events::{AT_ONCE, EventLog, Explainer},
+};
+
+/// Takes the events that have come to `datapath`, and adds each with its explanation to `log`.
+pub(super) fn take(datapath: &mut Datapath, log: &mut EventLog) {
+    let (mut events, mut of_kind) = (Vec::new(), HashMap::<_, usize>::new());
+    while let Some(event) = datapath.next_event() {
+        let count = of_kind.entry((event.subject.kind, event.subject.detail)).or_default();
+        *count += 1;
+        if *count <= AT_ONCE { events.push(event) } else { log.lose(event.weight) }
+    }
+    if events.is_empty() {
+        return;
+    }
+    let own: Vec<_> = getifaddrs().into_iter().flatten().filter_map(|own| ip(own.address?)).collect();
+    leaving_no_trace(|| {
+        let interface = &datapath.interface;
+        let ring = match datapath.key_ring() {
+            Ok(ring) => ring,
+            Err(error) => return warn!("{}: events go unexplained: {error:#}", interface.name),
+        };
+        let explainer = Explainer {
+            interface: &interface.name,
+            link: interface.link_layer,
+            ring: &ring,
+            own: &own,
+            service: &|index| datapath.service_name(index),
+            lately: &|prefix| datapath.lately(prefix),
+        };
+        events.iter().for_each(|event| log.add(explainer.explain(event)));
+    });
+}
+
+/// The IP address in `address`, if it is one.
+fn ip(address: SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+}

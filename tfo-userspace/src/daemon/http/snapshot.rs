@@ -1,0 +1,109 @@
+//! What is shown over HTTP, read from the maps and the kernel at that moment.
+
+use anyhow::Result;
+use log::debug;
+use tfo_common::keyring::{KeyRing, Role, SLOTS};
+
+use crate::{
+    daemon::{controller::Controller, site::Site},
+    dataplane::Datapath,
+    kernel::tcp_ext::TcpExt,
+    util::{secrecy::leaving_no_trace, time::unix_seconds},
+    view::{
+        attestation::Attestation,
+        metrics::{OnInterface, Program, RoleKeys, Snapshot},
+    },
+};
+
+/// What a scrape shows of `controller`, which is to be attached to `interfaces`.
+pub(super) fn take(controller: &Controller, interfaces: &[String]) -> Result<Snapshot> {
+    let rotation_interval = controller.keeper().rotate_seconds();
+    // One that can't be read is missing, and keeps no other from being shown.
+    let on_interface = |(name, site): (&str, Option<&Site>)| {
+        let program = site.and_then(program).transpose();
+        let is_unreadable = program.is_err();
+        let failed = |error| debug!("{name}: cannot read the program for a scrape: {error:#}");
+        OnInterface { name: name.to_owned(), program: program.map_err(failed).ok().flatten(), is_unreadable }
+    };
+    Ok(Snapshot {
+        interfaces: each(controller, interfaces).map(on_interface).collect(),
+        kernel: TcpExt::read()?,
+        key_failures: controller.keeper().failures(),
+        rotation_interval: (rotation_interval > 0).then_some(rotation_interval),
+    })
+}
+
+/// The program at `site`, where one is attached.
+fn program(site: &Site) -> Option<Result<Program>> {
+    site.attached().map(|datapath| read(datapath, site.dropped_events()))
+}
+
+fn read(datapath: &Datapath, dropped_events: u64) -> Result<Program> {
+    let (keys, in_step) = leaving_no_trace(|| {
+        let (ring, attestation) = attest(datapath)?;
+        anyhow::Ok((roles(&ring, unix_seconds()), attestation.in_step()))
+    })?;
+    let pins = datapath.pins().clone();
+    Ok(Program {
+        info: *datapath.info(),
+        services: datapath.by_service()?,
+        knows_outcomes: pins.has_outcomes()?,
+        watch: datapath.watch()?,
+        dropped_events,
+        keys,
+        in_step,
+        pins,
+    })
+}
+
+/// The keys of the map, and whether they are where they should be. To be called where keys may be handled.
+fn attest(datapath: &Datapath) -> Result<(KeyRing, Attestation)> {
+    let ring = datapath.key_ring()?;
+    let attestation = Attestation::of(datapath.pins(), &ring, datapath.info())?;
+    Ok((ring, attestation))
+}
+
+/// The keys of `ring` at `now`, seconds since 1970.
+fn roles(ring: &KeyRing, now: u64) -> Vec<RoleKeys> {
+    let of_role = |role| {
+        let slots = (0..SLOTS).filter(|slot| ring.holds(*slot) && Role::of_slot(*slot) == role);
+        let ages = slots.map(|slot| now.saturating_sub(ring.since[slot]));
+        RoleKeys { role, count: ages.clone().count() as u64, age: ages.max() }
+    };
+    [Role::Current, Role::Backup, Role::Next, Role::Retired].map(of_role).into()
+}
+
+/// Each of `interfaces` once, in their order, with the site that it is.
+fn each<'a>(
+    controller: &'a Controller,
+    interfaces: &'a [String],
+) -> impl Iterator<Item = (&'a str, Option<&'a Site>)> {
+    let is_first = |(place, name): &(usize, &String)| !interfaces[..*place].contains(name);
+    interfaces
+        .iter()
+        .enumerate()
+        .filter(is_first)
+        .map(|(_, name)| (name.as_str(), controller.sites().iter().find(|site| site.name() == name)))
+}
+
+/// Whether `controller` is attached to all of `interfaces` with keys in step, or why that isn't so.
+pub(super) fn health(controller: &Controller, interfaces: &[String]) -> Result<(), String> {
+    let mut reasons: Vec<String> = each(controller, interfaces)
+        .filter_map(|(name, site)| {
+            let Some(datapath) = site.and_then(Site::attached) else {
+                return Some(format!(
+                    "{name}: not attached: the interface is gone, or the program was unloaded"
+                ));
+            };
+            match leaving_no_trace(|| attest(datapath).map(|(_, attestation)| attestation.in_step())) {
+                Ok(Some(false)) => {
+                    Some(format!("{name}: keys are out of step (`tfo keys status` shows them)"))
+                }
+                Ok(Some(true) | None) => None,
+                Err(error) => Some(format!("{name}: cannot read the keys: {error:#}")),
+            }
+        })
+        .collect();
+    reasons.extend(controller.keeper().failure().map(|failure| format!("keys: {failure}")));
+    if reasons.is_empty() { Ok(()) } else { Err(reasons.join("\n")) }
+}

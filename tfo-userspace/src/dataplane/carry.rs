@@ -1,0 +1,466 @@
+//! What earlier generations of maps hold, and how the next one gets it.
+//!
+//! Counters go on exactly, whatever dies when: the next generation is told what all earlier ones have counted, in a map that
+//! no program writes ([`names::CARRIED`]), and is told again once their programs count no more. What is written is a sum and no
+//! difference, so it may be written as often as need be.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{Array, HashMap, Map, MapData, lpm_trie::LpmTrie};
+use log::{debug, warn};
+use tfo_common::{
+    carried::Carried,
+    counters::{Cell, Counters},
+    info::{Info, LAYOUT_VERSION},
+    keyring::{Held, KeyRing, KeyStore, Moment, TRACKS},
+    names,
+    observed::{Connection, Outcomes, Pending, Prefix, PrefixTally, Watch},
+    policy::{Policy, SEATS},
+    service::{OTHER, Service},
+};
+
+use super::{
+    Object,
+    object::wait_for_running_programs,
+    orders::Orders,
+    tables::{Shared, read_info},
+    whole::Whole,
+};
+use crate::{
+    dataplane::pins::{Generation, Locked, MAPS},
+    model::guards::Hidden,
+};
+use crate::{
+    model::services::{OTHER_NAME, REMOVED_NAME},
+    util::time::unix_seconds,
+};
+
+/// The layout of tfo 0.1, whose maps can be carried over, too.
+const LAYOUT_0_1: u32 = 6;
+
+/// The maps that generations have in common, so that nothing of them need be carried: all but those of services.
+const COMMON: [&str; 8] = [
+    names::KEYS,
+    names::WATCH,
+    names::PREFIXES,
+    names::PENDING,
+    names::EVENTS,
+    names::SOURCES,
+    names::FORGERS,
+    names::REPLAYS,
+];
+
+/// A row of a table of protections, as words: a tag and a value for each seat.
+type RowWords = [u64; 2 * SEATS];
+
+/// The maps of an earlier generation.
+pub(super) struct Earlier {
+    generation: Generation,
+    info: Info,
+    names: Vec<Option<String>>,
+    cells: Whole<Shared<Cell>>,
+    outcomes: Whole<Shared<Outcomes>>,
+    carried: Option<Whole<Shared<Carried>>>,
+}
+
+impl Earlier {
+    /// Opens the maps of `generation`, if they are of a layout that is known and none is missing; else why not.
+    pub(super) fn open(generation: &Generation) -> Result<Result<Self, String>> {
+        let is_there = |name: &&str| generation.map(name).exists();
+        if !is_there(&names::INFO) {
+            return Ok(Err("some of them are missing".to_owned()));
+        }
+        let open = |name| open(generation, name);
+        let Ok(info) = Array::<_, Shared<Info>>::try_from(open(names::INFO)?) else {
+            return Ok(Err("they are of another layout".to_owned()));
+        };
+        let info = read_info(&info)?;
+        let has_carried = match info.layout_version {
+            LAYOUT_VERSION => true,
+            LAYOUT_0_1 => false,
+            other => {
+                return Ok(Err(format!(
+                    "they are of layout {other}, and this tfo knows {LAYOUT_0_1} and {LAYOUT_VERSION}"
+                )));
+            }
+        };
+        let needed = MAPS.iter().filter(|name| has_carried || **name != names::CARRIED);
+        if !needed.into_iter().all(is_there) {
+            return Ok(Err("some of them are missing".to_owned()));
+        }
+        let carried = match has_carried {
+            true => Some(Whole::of(&open(names::CARRIED)?, Shared(Carried::EMPTY))?),
+            false => None,
+        };
+        let mut names = Vec::new();
+        let services = Whole::of(&open(names::SERVICES)?, Shared(Service::default()))?;
+        services
+            .each(|index, service| {
+                let name = service.first().and_then(|Shared(service)| service.name());
+                names.push(if index == OTHER { Some(OTHER_NAME) } else { name }.map(str::to_owned));
+            })
+            .context("cannot read the map of services")?;
+        Ok(Ok(Self {
+            generation: generation.clone(),
+            info,
+            names,
+            cells: Whole::of(&open(names::COUNTERS)?, Shared(Cell::EMPTY))?,
+            outcomes: Whole::of(&open(names::OUTCOMES)?, Shared(Outcomes::default()))?,
+            carried,
+        }))
+    }
+
+    /// Where it lies.
+    pub(super) fn generation(&self) -> &Generation {
+        &self.generation
+    }
+
+    /// What its controller said of it.
+    pub(super) fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// The service that stands at each place.
+    pub(super) fn names(&self) -> &[Option<String>] {
+        &self.names
+    }
+
+    /// The maps that a program of this layout, with so many rows for sources and for replays, may go on using.
+    pub(super) fn shareable(&self, [sources, replays]: [u32; 2]) -> Result<Vec<&'static str>> {
+        let mut shareable = Vec::new();
+        for name in COMMON {
+            let rows = match name {
+                names::SOURCES | names::FORGERS => Some(sources),
+                names::REPLAYS => Some(replays),
+                _ => None,
+            };
+            if self.info.layout_version != LAYOUT_VERSION {
+                continue;
+            }
+            let data = MapData::from_pin(self.generation.map(name));
+            let data = data.with_context(|| format!("cannot open the map {name}"))?;
+            let entries = data.info().context("cannot ask for the size of a map")?.max_entries();
+            if rows.is_none_or(|rows| rows == entries) {
+                shareable.push(name);
+            }
+        }
+        Ok(shareable)
+    }
+
+    /// Adds to `sums` what it has counted, by the name of the service; also what it was told of generations before it, if
+    /// `with_carried`.
+    fn add_counts(&self, sums: &mut BTreeMap<String, Carried>, with_carried: bool) -> Result<()> {
+        let name = |index: u32| self.names.get(index as usize).cloned().flatten();
+        let mut sum = |index: u32, add: &mut dyn FnMut(&mut Carried)| {
+            // What nobody has a name for is nobody's: a place that was never used.
+            if let Some(name) = name(index) {
+                add(sums.entry(name).or_insert(Carried::EMPTY));
+            }
+        };
+        self.cells
+            .each(|index, cells| {
+                sum(index, &mut |sum| cells.iter().for_each(|Shared(cell)| sum.cell.add(cell)));
+            })
+            .context("cannot read the counters")?;
+        self.outcomes
+            .each(|index, outcomes| {
+                sum(index, &mut |sum| {
+                    outcomes.iter().for_each(|Shared(outcomes)| sum.outcomes.add(outcomes))
+                });
+            })
+            .context("cannot read the outcomes")?;
+        if let Some(carried) = self.carried.as_ref().filter(|_| with_carried) {
+            carried
+                .each(|index, carried| {
+                    sum(index, &mut |sum| carried.iter().for_each(|Shared(carried)| sum.add(carried)));
+                })
+                .context("cannot read what was counted before")?;
+        }
+        Ok(())
+    }
+
+    /// What it has observed besides.
+    fn watch(&self) -> Result<Watch> {
+        let map = open(&self.generation, names::WATCH)?;
+        let mut sum = Watch::EMPTY;
+        if self.info.layout_version == LAYOUT_VERSION {
+            let all = Whole::of(&map, Shared(Watch::default()))?;
+            all.each(|_, cpus| cpus.iter().for_each(|Shared(watch)| sum.add(watch)))
+                .context("cannot read the state of observing")?;
+        } else {
+            // Five words of a budget, then five counters.
+            let all = Whole::of(&map, [0_u64; 10])?;
+            all.each(|_, cpus| {
+                for [.., events, lost, skipped, prefixes, forgotten] in cpus {
+                    sum.events += events;
+                    sum.events_lost += lost;
+                    sum.events_skipped += skipped;
+                    sum.prefixes += prefixes;
+                    sum.sources_forgotten += forgotten;
+                }
+            })
+            .context("cannot read the state of observing")?;
+        }
+        Ok(sum)
+    }
+
+    /// The key ring in force there.
+    pub(super) fn key_ring(&self) -> Result<KeyRing> {
+        let keys = Array::<_, Shared<KeyStore>>::try_from(open(&self.generation, names::KEYS)?)?;
+        let Shared(store) = keys.get(&0, 0).context("cannot read the key map")?;
+        Ok(*store.current())
+    }
+
+    /// What is hidden by order there.
+    pub(super) fn hidden(&self) -> Result<Vec<Hidden>> {
+        if self.info.layout_version == LAYOUT_VERSION {
+            let orders = Orders::new(|name| open(&self.generation, name))?;
+            return orders.hidden(self.names.len() as u32, |index| Ok(self.names[index as usize].clone()));
+        }
+        let mut hidden = Vec::new();
+        let policies = Whole::of(&open(&self.generation, names::POLICIES)?, Shared(Policy::default()))?;
+        policies
+            .each(|index, policy| {
+                let has = |flag| policy.first().is_some_and(|Shared(policy)| policy.has(flag));
+                if index == OTHER && has(Policy::HIDDEN_ALL) {
+                    hidden.push(Hidden::All);
+                }
+                if has(Policy::HIDDEN_SERVICE) {
+                    hidden.extend(self.names[index as usize].clone().map(Hidden::Service));
+                }
+            })
+            .context("cannot read the policies")?;
+        // An address without its family: IPv4 stood where IPv6 has it mapped (RFC 4291, 2.5.5.2).
+        let sources = LpmTrie::<_, [u32; 4], u32>::try_from(open(&self.generation, names::HIDDEN)?)?;
+        for key in sources.keys() {
+            let key = key.context("cannot read the map of hidden sources")?;
+            hidden.extend(super::plan::prefix_0_1(key.prefix_len(), key.data()).map(Hidden::Source));
+        }
+        Ok(hidden)
+    }
+}
+
+impl Earlier {
+    /// Goes on from here, where `next` was in force for a while: takes over what was counted there.
+    pub(super) fn take_back(&self, next: &Object) -> Result<()> {
+        if self.carried.is_none() {
+            bail!(
+                "{}: what was counted meanwhile is lost: tfo 0.1 has no place for it",
+                self.generation.dir().display()
+            );
+        }
+        let mut map = Array::<_, Shared<Carried>>::try_from(open(&self.generation, names::CARRIED)?)?;
+        for place in OTHER..next.tables.capacity() {
+            let name = next.tables.service(place)?;
+            let index = self.names.iter().position(|index| name.is_some() && *index == name);
+            // A service that is not there is told by that in which services are that are no more.
+            let index = index.unwrap_or(self.names.len() - 1) as u32;
+            let Shared(mut carried) = map.get(&index, 0).context("cannot read what was counted before")?;
+            carried.add(&next.tables.counted_here(place)?);
+            map.set(index, Shared(carried), 0).context("cannot write what was counted before")?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the maps under `pins`, in force or not, hold no keys but `held`: what they held before has leaked.
+pub fn forget_keys(pins: &Locked, held: Held) -> Result<()> {
+    for generation in pins.generations()?.iter().filter(|generation| generation.map(names::KEYS).exists()) {
+        let mut keys = Array::<_, Shared<KeyStore>>::try_from(open(generation, names::KEYS)?)?;
+        let Shared(mut store) = keys.get(&0, 0).context("cannot read the key map")?;
+        let moment = Moment { seconds: unix_seconds(), hits: &[0; TRACKS] };
+        let ring = KeyRing { generation: store.current().generation, ..KeyRing::EMPTY }.follow(held, moment);
+        // As `Object::publish` does it, over one ring after the other.
+        for _ in 0..store.rings.len() {
+            let spare = KeyStore::index(store.active + 1);
+            store.rings[spare] = ring;
+            keys.set(0, Shared(store), 0).context("cannot write the key map")?;
+            wait_for_running_programs();
+            store.active = spare as u64;
+            keys.set(0, Shared(store), 0).context("cannot write the key map")?;
+            wait_for_running_programs();
+        }
+    }
+    Ok(())
+}
+
+fn open(generation: &Generation, name: &str) -> Result<Map> {
+    let path = generation.map(name);
+    let data = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(Map::from_map_data(data)?)
+}
+
+/// All that was there before.
+#[derive(Default)]
+pub(super) struct Past {
+    /// The generation that has the link of the XDP program.
+    pub(super) linked: Option<Generation>,
+    /// Its maps, if they can be read.
+    pub(super) in_force: Option<Earlier>,
+    /// Generations that were made after it and have not come into force, since their controller died. Their programs may be
+    /// attached all the same, and count there.
+    unfinished: Vec<Earlier>,
+}
+
+impl Past {
+    /// Opens the generations among `all`, the oldest first. What can't be carried is said.
+    pub(super) fn open(interface: &str, all: &[Generation]) -> Result<Self> {
+        let Some(at) = all.iter().rposition(|generation| generation.has_link().unwrap_or(false)) else {
+            return Ok(Self::default());
+        };
+        let in_force = match Earlier::open(&all[at])? {
+            Ok(earlier) => Some(earlier),
+            Err(why) => {
+                warn!(
+                    "{interface}: counting starts anew, and sources are forgotten: the maps in {} can't be carried over: {why}",
+                    all[at].dir().display()
+                );
+                None
+            }
+        };
+        let mut unfinished = Vec::new();
+        for generation in &all[at + 1..] {
+            match Earlier::open(generation)? {
+                Ok(earlier) => unfinished.push(earlier),
+                // It never counted anything.
+                Err(why) => debug!("{interface}: {} is not whole: {why}", generation.dir().display()),
+            }
+        }
+        Ok(Self { linked: Some(all[at].clone()), in_force, unfinished })
+    }
+
+    /// What was counted by now, by the name of the service.
+    fn counts(&self) -> Result<BTreeMap<String, Carried>> {
+        let mut sums = BTreeMap::new();
+        if let Some(in_force) = &self.in_force {
+            in_force.add_counts(&mut sums, true)?;
+        }
+        // What those were told of the one in force is older than what that says.
+        self.unfinished.iter().try_for_each(|earlier| earlier.add_counts(&mut sums, false))?;
+        Ok(sums)
+    }
+
+    /// The newest first: what is remembered there goes before what is remembered elsewhere.
+    fn newest_first(&self) -> impl Iterator<Item = &Earlier> {
+        self.unfinished.iter().rev().chain(&self.in_force)
+    }
+}
+
+impl Object {
+    /// Tells these maps what was counted before them.
+    pub(super) fn carry_counts(&mut self, past: &Past, shared: &[&str]) -> Result<()> {
+        let last = self.tables.capacity() - 1;
+        let mut counts = past.counts()?;
+        let mut removed = counts.remove(REMOVED_NAME).unwrap_or(Carried::EMPTY);
+        let mut places = Vec::new();
+        for index in OTHER..last {
+            let name = self.tables.service(index)?;
+            places.push((index, name.and_then(|name| counts.remove(&name)).unwrap_or(Carried::EMPTY)));
+        }
+        counts.values().for_each(|gone| removed.add(gone));
+        if removed.cell.counters() != Counters::EMPTY || removed.outcomes != Outcomes::default() {
+            self.name(last, Service::new(REMOVED_NAME).unwrap_or_default())?;
+        }
+        places.push((last, removed));
+        if !shared.contains(&names::WATCH) {
+            for earlier in past.newest_first() {
+                places[OTHER as usize].1.watch.add(&earlier.watch()?);
+            }
+        }
+        for (index, carried) in places {
+            self.tables.carry(index, &carried)?;
+        }
+        Ok(())
+    }
+
+    /// Takes over what earlier generations remember of sources, connections and prefixes, in all maps but the `shared` ones.
+    pub(super) fn carry_memory(&mut self, past: &Past, shared: &[&str]) -> Result<()> {
+        for earlier in past.newest_first() {
+            for name in [names::SOURCES, names::FORGERS, names::REPLAYS] {
+                if !shared.contains(&name) {
+                    self.carry_rows(earlier, name)?;
+                }
+            }
+            if !shared.contains(&names::PENDING) {
+                let from: HashMap<_, Shared<Connection>, Shared<Pending>> =
+                    open(&earlier.generation, names::PENDING)?.try_into()?;
+                for (connection, pending) in from.iter().flatten() {
+                    self.tables
+                        .pending
+                        .insert(connection, pending, 0)
+                        .context("cannot write what is pending")?;
+                }
+            }
+            if !shared.contains(&names::PREFIXES) {
+                let from: HashMap<_, Shared<Prefix>, Shared<PrefixTally>> =
+                    open(&earlier.generation, names::PREFIXES)?.try_into()?;
+                for (prefix, tally) in from.iter().flatten() {
+                    self.tables.prefixes.insert(prefix, tally, 0).context("cannot write the prefixes")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over a table of protections, whatever its size: a tag tells its row.
+    fn carry_rows(&mut self, earlier: &Earlier, name: &'static str) -> Result<()> {
+        let context = || format!("cannot carry over the map {name}");
+        let map = self.ebpf.map_mut(name).with_context(context)?;
+        let mut rows = Vec::new();
+        Whole::of(map, RowWords::default())?
+            .each(|_, row| rows.extend(row.iter().map(|row| (*row, false))))
+            .with_context(context)?;
+        let last = rows.len() as u64 - 1;
+        Whole::of(&open(&earlier.generation, name)?, RowWords::default())?
+            .each(|_, row| {
+                for seat in row.iter().flatten().copied().collect::<Vec<_>>().chunks_exact(2) {
+                    if seat[0] != 0 {
+                        let (row, changed) = &mut rows[((seat[0] >> 32) & last) as usize];
+                        *changed |= take_seat(row, [seat[0], seat[1]]);
+                    }
+                }
+            })
+            .with_context(context)?;
+        let mut table = Array::<_, RowWords>::try_from(map)?;
+        for (index, (row, changed)) in (0..).zip(rows) {
+            if changed {
+                table.set(index, row, 0).with_context(context)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts a seat into `row`, unless what is there is newer: see `Row::seat`. Whether that changes anything.
+fn take_seat(row: &mut RowWords, [tag, value]: [u64; 2]) -> bool {
+    let (seats, _) = row.as_chunks_mut::<2>();
+    if let Some(seat) = seats.iter_mut().find(|seat| seat[0] == tag) {
+        let is_newer = value > seat[1];
+        seat[1] = seat[1].max(value);
+        return is_newer;
+    }
+    match seats.iter_mut().min_by_key(|seat| seat[1]) {
+        Some(oldest) if oldest[1] < value => {
+            *oldest = [tag, value];
+            true
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_of_a_row_stay() {
+        let mut row = RowWords::default();
+        assert!(take_seat(&mut row, [1, 10]) && take_seat(&mut row, [2, 20]));
+        assert_eq!(row, [1, 10, 2, 20]);
+        assert!(!take_seat(&mut row, [2, 5]) && take_seat(&mut row, [2, 21]));
+        assert!(!take_seat(&mut row, [3, 9]), "older than all that is there");
+        assert!(take_seat(&mut row, [3, 11]));
+        assert_eq!(row, [3, 11, 2, 21]);
+    }
+}

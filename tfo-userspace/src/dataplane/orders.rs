@@ -1,0 +1,135 @@
+//! What is hidden by order, and where that is kept: in the policies of services, and in the map of hidden sources.
+
+use std::collections::{BTreeSet, HashSet};
+
+use anyhow::{Context as _, Result};
+use aya::maps::{
+    Array, Map, MapData,
+    lpm_trie::{Key, LpmTrie},
+};
+use tfo_common::{
+    names,
+    policy::{FAMILY_BITS, Policy, hidden_key},
+    service::OTHER,
+};
+
+use super::{
+    plan::{prefix, words},
+    tables::Shared,
+};
+use crate::model::guards::Hidden;
+use crate::model::services::OTHER_NAME;
+
+/// The value of an entry that says no more than that it is there.
+const THERE: u32 = 1;
+
+/// The maps with policies and orders.
+pub(super) struct Orders {
+    policies: Array<MapData, Shared<Policy>>,
+    sources: LpmTrie<MapData, [u32; 5], u32>,
+}
+
+impl Orders {
+    /// The maps that `take` gives by their names.
+    pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<Map>) -> Result<Self> {
+        Ok(Self { policies: take(names::POLICIES)?.try_into()?, sources: take(names::HIDDEN)?.try_into()? })
+    }
+
+    /// The policy of the service at `index`.
+    pub(super) fn policy(&self, index: u32) -> Result<Policy> {
+        let Shared(policy) = self.policies.get(&index, 0).context("cannot read the map of policies")?;
+        Ok(policy)
+    }
+
+    /// Makes `policy` that of the service at `index`.
+    pub(super) fn set_policy(&mut self, index: u32, policy: &Policy) -> Result<()> {
+        self.policies.set(index, Shared(*policy), 0).context("cannot write the map of policies")
+    }
+
+    /// Makes `hidden` all that is hidden by order, where `name` tells the service at each of so many places. Services that are
+    /// not there are left out.
+    pub(super) fn set(
+        &mut self,
+        places: u32,
+        name: impl Fn(u32) -> Result<Option<String>>,
+        hidden: &BTreeSet<Hidden>,
+    ) -> Result<()> {
+        let sources: HashSet<_> = hidden.iter().filter_map(source).collect();
+        let there = self.sources()?;
+        // New ones before any policy says that there are some, so that an order is in force at once.
+        for (len, address) in sources.difference(&there) {
+            let inserted = self.sources.insert(&Key::new(*len, *address), THERE, 0);
+            inserted.context("cannot write the map of hidden sources")?;
+        }
+        for index in 0..places {
+            let mut flags = 0;
+            if hidden.contains(&Hidden::All) {
+                flags |= Policy::HIDDEN_ALL;
+            }
+            if !sources.is_empty() {
+                flags |= Policy::HIDES_SOURCES;
+            }
+            if let Some(name) = name(index)?
+                && hidden.contains(&Hidden::Service(name))
+            {
+                flags |= Policy::HIDDEN_SERVICE;
+            }
+            let policy = self.policy(index)?;
+            let ordered = Policy { flags: policy.flags & !ORDERS | flags, ..policy };
+            if ordered != policy {
+                self.set_policy(index, &ordered)?;
+            }
+        }
+        for (len, address) in there.difference(&sources) {
+            let removed = self.sources.remove(&Key::new(*len, *address));
+            removed.context("cannot write the map of hidden sources")?;
+        }
+        Ok(())
+    }
+
+    /// The keys of the map of hidden sources.
+    fn sources(&self) -> Result<HashSet<SourceKey>> {
+        let keys = self.sources.keys().map(|key| key.map(|key| (key.prefix_len(), key.data())));
+        keys.collect::<Result<_, _>>().context("cannot read the map of hidden sources")
+    }
+
+    /// What is hidden.
+    pub(super) fn hidden(
+        &self,
+        places: u32,
+        name: impl Fn(u32) -> Result<Option<String>>,
+    ) -> Result<Vec<Hidden>> {
+        let mut all = Vec::new();
+        for index in 0..places {
+            let policy = self.policy(index)?;
+            if index == OTHER && policy.has(Policy::HIDDEN_ALL) {
+                all.push(Hidden::All);
+            }
+            if policy.has(Policy::HIDDEN_SERVICE) {
+                all.push(Hidden::Service(name(index)?.unwrap_or_else(|| OTHER_NAME.to_owned())));
+            }
+        }
+        for (len, [family, address @ ..]) in self.sources()? {
+            all.extend(prefix(family, len - FAMILY_BITS, address).map(Hidden::Source));
+        }
+        all.sort();
+        Ok(all)
+    }
+}
+
+/// How many bits of a key count, and the key.
+type SourceKey = (u32, [u32; 5]);
+
+/// The key of a source, if `hidden` is one.
+fn source(hidden: &Hidden) -> Option<SourceKey> {
+    match hidden {
+        Hidden::Source(source) => {
+            let (family, len, address) = words(*source);
+            Some((FAMILY_BITS + len, hidden_key(family, address)))
+        }
+        Hidden::All | Hidden::Service(_) => None,
+    }
+}
+
+/// What an order says in a policy.
+const ORDERS: u64 = Policy::HIDDEN_ALL | Policy::HIDDEN_SERVICE | Policy::HIDES_SOURCES;

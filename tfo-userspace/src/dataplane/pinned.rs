@@ -1,0 +1,168 @@
+//! The maps of a program that somebody else attached.
+
+use std::{fmt, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{Array, Map, MapData};
+use tfo_common::{
+    counters::Counters,
+    info::{Info, LAYOUT_VERSION},
+    keyring::KeyRing,
+    names,
+    observed::{Prefix, PrefixTally, Watch},
+    policy::Policy,
+    service::OTHER,
+};
+
+use super::{
+    orders::Orders,
+    tables::{Entries, ServiceCounters, Tables, read_info},
+};
+use crate::{
+    dataplane::pins::{Generation, Pins},
+    model::guards::Hidden,
+};
+
+/// The pinned maps are those of a tfo with another layout.
+#[derive(Debug)]
+pub struct OtherVersion(PathBuf);
+
+impl fmt::Display for OtherVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dir = self.0.display();
+        write!(
+            f,
+            "the maps in {dir} are of another version of tfo: use that one, or start `tfo run` of this one"
+        )
+    }
+}
+
+impl std::error::Error for OtherVersion {}
+
+/// The maps of a program that somebody else attached, opened from their pins.
+pub struct Pinned {
+    tables: Tables,
+    /// The maps of generations that are to come into force: in the middle of a change, their program counts already.
+    next: Vec<Tables>,
+    orders: Orders,
+    info: Info,
+}
+
+impl Pinned {
+    /// Opens the maps in force under `pins`; fails with [`OtherVersion`] where they are of another layout.
+    pub fn open(pins: &Pins) -> Result<Self> {
+        /// How often a change may come in between: the maps before it are removed.
+        const TRIES: usize = 5;
+
+        let mut generation = pins.current()?;
+        for _ in 1..TRIES {
+            match Self::of(pins, &generation) {
+                Err(error) if !error.is::<OtherVersion>() => {
+                    let now = pins.current()?;
+                    if now == generation {
+                        return Err(error);
+                    }
+                    generation = now;
+                }
+                outcome => return outcome,
+            }
+        }
+        Self::of(pins, &generation)
+    }
+
+    fn of(pins: &Pins, generation: &Generation) -> Result<Self> {
+        let open = |name| {
+            let path = generation.map(name);
+            MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))
+        };
+        let other = || OtherVersion(pins.dir().to_owned());
+        let info = read_info(&Array::try_from(Map::Array(open(names::INFO)?)).with_context(other)?)?;
+        if info.layout_version != LAYOUT_VERSION {
+            bail!(other());
+        }
+        let take = |name| Map::from_map_data(open(name)?).with_context(other);
+        let mut next = pins.generations()?;
+        next.retain(|other| other.number() > generation.number());
+        // One that is not whole is just being made.
+        let next = next.iter().filter_map(|next| {
+            Tables::new(|name| Ok(Map::from_map_data(MapData::from_pin(next.map(name))?)?)).ok()
+        });
+        Ok(Self { tables: Tables::new(take)?, next: next.collect(), orders: Orders::new(take)?, info })
+    }
+
+    /// What the controller said of the program in force, whatever the layout of its maps: that of the info map has not changed
+    /// since tfo 0.1.
+    pub fn info_of(pins: &Pins) -> Result<Info> {
+        let path = pins.current()?.map(names::INFO);
+        let map = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        read_info(&Array::try_from(Map::Array(map))?)
+    }
+
+    /// What was counted, summed over all services and CPUs.
+    pub fn counters(&self) -> Result<Counters> {
+        let mut sum = self.tables.counters()?;
+        for next in &self.next {
+            (OTHER..next.capacity()).try_for_each(|place| {
+                sum.add_cell(&next.counted_here(place)?.cell);
+                anyhow::Ok(())
+            })?;
+        }
+        Ok(sum)
+    }
+
+    /// Every service with what was counted for it; first what no service names.
+    pub fn by_service(&self) -> Result<Vec<ServiceCounters>> {
+        let mut services = self.tables.by_service()?;
+        for next in &self.next {
+            for place in OTHER..next.capacity() {
+                let Some(name) = next.service(place)? else { continue };
+                let counted = next.counted_here(place)?;
+                if let Some(service) = services.iter_mut().find(|service| service.name == name) {
+                    service.counters.add_cell(&counted.cell);
+                    service.outcomes.add(&counted.outcomes);
+                } else {
+                    let (counters, outcomes) = (counted.cell.counters(), counted.outcomes);
+                    services.push(ServiceCounters { name, counters, outcomes });
+                }
+            }
+        }
+        Ok(services)
+    }
+
+    /// What was observed besides counters.
+    pub fn watch(&self) -> Result<Watch> {
+        self.tables.watch()
+    }
+
+    /// How many entries the maps have.
+    pub fn entries(&self) -> Entries {
+        self.tables.entries()
+    }
+
+    /// The prefixes of sources. One that comes or goes meanwhile may be left out.
+    pub fn prefixes(&self) -> Vec<(Prefix, PrefixTally)> {
+        self.tables.prefixes()
+    }
+
+    /// The key ring in force.
+    pub fn key_ring(&self) -> Result<KeyRing> {
+        self.tables.key_ring()
+    }
+
+    /// What is hidden by order.
+    pub fn hidden(&self) -> Result<Vec<Hidden>> {
+        self.orders.hidden(self.tables.capacity(), |index| self.tables.service(index))
+    }
+
+    /// Every service that has a name, with its policy; first what no service names.
+    pub fn policies(&self) -> Result<Vec<(String, Policy)>> {
+        let places = OTHER..self.tables.capacity();
+        let named = places.filter_map(|index| Some((index, self.tables.service(index).transpose()?)));
+        named.map(|(index, name)| Ok((name?, self.orders.policy(index)?))).collect()
+    }
+
+    /// What its controller said of it.
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+}

@@ -1,0 +1,52 @@
+//! Services and their policies, carried into new maps before any program uses them.
+
+use anyhow::{Context as _, Result};
+use aya::maps::lpm_trie::Key;
+use tfo_common::{
+    policy::Policy,
+    service::{OTHER, Service},
+};
+
+use super::{Object, plan::Plan, tables::Shared};
+use crate::{kernel::clock, model::services::Services};
+
+impl Object {
+    /// Makes `services` those that are served and counted for, in maps that have none yet.
+    pub fn serve(&mut self, services: &Services) -> Result<()> {
+        self.serve_after(services, &[])
+    }
+
+    /// The same; a service that is named `before` keeps its place.
+    pub(super) fn serve_after(&mut self, services: &Services, before: &[Option<String>]) -> Result<()> {
+        let mut before = before.to_vec();
+        before.resize(self.tables.capacity() as usize, None);
+        let plan = Plan::new(services, &before, clock::jiffies_per_second()?)?;
+        for (index, service) in (OTHER..).zip(&plan.places) {
+            if let Some(service) = service {
+                self.name(index, *service)?;
+            }
+        }
+        for (index, policy) in (OTHER..).zip(&plan.policies) {
+            self.set_policy(index, policy)?;
+        }
+        for ((bits, key), service) in &plan.addresses {
+            let key = Key::new(*bits, *key);
+            self.addresses.insert(&key, service, 0).context("cannot write the map of addresses")?;
+        }
+        for (port, entry) in (0..).zip(&plan.ports) {
+            if *entry != OTHER {
+                self.ports.set(port, entry, 0).context("cannot write the map of ports")?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn name(&mut self, index: u32, service: Service) -> Result<()> {
+        self.tables.services.set(index, Shared(service), 0).context("cannot write the map of services")
+    }
+
+    /// Makes `policy` that of the service at `index`.
+    pub fn set_policy(&mut self, index: u32, policy: &Policy) -> Result<()> {
+        self.orders.set_policy(index, policy)
+    }
+}

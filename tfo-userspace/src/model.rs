@@ -1,0 +1,6 @@
+//! Plain values that several layers share.
+
+pub mod guards;
+pub mod keys;
+pub mod services;
+pub mod settings;

@@ -1,0 +1,115 @@
+//! Keys as text, and what may be shown of them.
+
+use std::{fmt::Write as _, net::IpAddr};
+
+use anyhow::{Result, bail};
+use tfo_common::{
+    cookie,
+    keyring::{Key, KeyRing},
+    segment::Addresses,
+};
+use zeroize::{Zeroize, Zeroizing};
+
+/// A key, and when it was made.
+///
+/// It has no `Debug`: a key is never printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Made {
+    /// The key.
+    pub key: Key,
+    /// Seconds since 1970 (UTC).
+    pub made: u64,
+}
+
+impl Zeroize for Made {
+    fn zeroize(&mut self) {
+        self.key.k0.zeroize();
+        self.key.k1.zeroize();
+        self.made.zeroize();
+    }
+}
+
+/// The key written as four groups of eight hexadecimal digits.
+///
+/// The kernel's own parser (`proc_tcp_fastopen_key`: sscanf `%x-%x-%x-%x`) also takes fewer digits, so do we.
+pub fn parse_key(text: &str) -> Option<Key> {
+    let mut words = text.split('-').map(|word| {
+        let digits = !word.is_empty() && word.len() <= 8 && word.bytes().all(|b| b.is_ascii_hexdigit());
+        if digits { u32::from_str_radix(word, 16).ok() } else { None }
+    });
+    let key = Key::from_words([words.next()??, words.next()??, words.next()??, words.next()??]);
+    words.next().is_none().then_some(key)
+}
+
+/// The key as the sysctl takes it. A secret: for the kernel only.
+pub fn key_text(key: Key) -> Zeroizing<String> {
+    let [a, b, c, d] = key.to_words();
+    // It is not to grow, which would leave a copy behind.
+    let mut text = Zeroizing::new(String::with_capacity(4 * 9));
+    write!(text, "{a:08x}-{b:08x}-{c:08x}-{d:08x}").expect("writing to a String cannot fail");
+    text
+}
+
+/// The two addresses from which a cookie is made; an error where they are of different families.
+pub fn addresses(src: IpAddr, dst: IpAddr) -> Result<Addresses> {
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let mut bytes = [0; 8];
+            bytes[..4].copy_from_slice(&src.octets());
+            bytes[4..].copy_from_slice(&dst.octets());
+            Ok(Addresses::from_ipv4(bytes))
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let mut bytes = [0; 32];
+            bytes[..16].copy_from_slice(&src.octets());
+            bytes[16..].copy_from_slice(&dst.octets());
+            Ok(Addresses::from_ipv6(bytes))
+        }
+        _ => bail!("{src} and {dst} are of different families"),
+    }
+}
+
+/// What may be shown of a key: sixteen hexadecimal digits that tell it from others and say nothing about it.
+pub fn fingerprint(key: Key) -> String {
+    format!("{:016x}", cookie::fingerprint(&key))
+}
+
+/// One line about the keys of `ring`, by their fingerprints.
+pub fn describe(ring: &KeyRing) -> String {
+    let show = |slot| ring.get(slot).map_or_else(|| "none".to_owned(), fingerprint);
+    let mut line = format!("current {}, backup {}", show(0), show(1));
+    match ring.retired().count() {
+        0 => {}
+        retired => write!(line, ", {retired} retired").expect("writing to a String cannot fail"),
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "a0bf63f7-ed803d81-cd641d30-cebc4a90";
+    const TWO: &str = "a1a1a1a1-b2b2b2b2-c3c3c3c3-d4d4d4d4";
+
+    #[test]
+    fn a_key_has_four_groups() {
+        let one = parse_key(ONE).unwrap();
+        assert_eq!(*key_text(one), ONE);
+        assert_eq!(one.to_words(), [0xa0bf_63f7, 0xed80_3d81, 0xcd64_1d30, 0xcebc_4a90]);
+        let broken = ["", "-", "1-2-3", "1-2-3-4-5", "1-2-3-g", "1-2-3-+4", "1-2-3-123456789"];
+        for text in broken {
+            assert!(parse_key(text).is_none(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_shows_nothing_of_the_key() {
+        let shown = fingerprint(parse_key(ONE).unwrap());
+        assert_eq!(shown.len(), 16);
+        for group in ONE.split('-') {
+            assert!(!shown.contains(group));
+        }
+        assert_ne!(shown, fingerprint(parse_key(TWO).unwrap()));
+    }
+}

@@ -1,0 +1,514 @@
+//! Services: the groups of ports and addresses by which things are counted, and each with its protections.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    net::IpAddr,
+    ops::RangeInclusive,
+    str::FromStr,
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use tfo_common::{
+    service::{ADDRESSES, NAME_LEN},
+    verdict::Mode,
+};
+
+use crate::model::guards::Guards;
+
+/// The name of what no service names.
+pub const OTHER_NAME: &str = "other";
+/// The name under which is kept what services have counted that are no more.
+pub const REMOVED_NAME: &str = "removed";
+/// How many services there may be: the program counts for each on every CPU.
+pub const MOST: usize = 4095;
+
+/// A service as the command line names it: `web=80,443,8000-8010`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Named {
+    /// Its name.
+    pub name: String,
+    /// Its ports.
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// The addresses of the host that it is served on; none for all.
+    pub addresses: Vec<IpNet>,
+    /// What may be done to its packets.
+    pub mode: Mode,
+    /// Its protections: they act in [`Mode::Shield`], and only count elsewhere.
+    pub guards: Guards,
+}
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = "it is NAME=PORTS, such as web=80,443,8000-8010";
+        let (name, ports) = text.split_once('=').ok_or(form)?;
+        let ports =
+            ports.split(',').map(|range| parse_ports(range).map_err(|what| format!("{what}; {form}")));
+        Ok(Self {
+            name: parse_name(name)?,
+            ports: ports.collect::<Result<_, _>>()?,
+            addresses: Vec::new(),
+            mode: Mode::Observe,
+            guards: Guards::default(),
+        })
+    }
+}
+
+/// The name of a service.
+pub fn parse_name(name: &str) -> Result<String, String> {
+    let is_fit = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.len() > NAME_LEN || !name.chars().all(is_fit) {
+        return Err(format!("a name has 1 to {NAME_LEN} letters, digits, or . _ -"));
+    }
+    if name == OTHER_NAME {
+        return Err(format!("{OTHER_NAME} is the name of what no service names"));
+    }
+    if name == REMOVED_NAME {
+        return Err(format!("{REMOVED_NAME} is the name of what services have counted that are no more"));
+    }
+    Ok(name.to_owned())
+}
+
+/// A port, or a range of them: `80`, `8000-8010`.
+pub fn parse_ports(range: &str) -> Result<RangeInclusive<u16>, String> {
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    // `parse` would take a sign.
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let port = |text: &str| text.parse().ok().filter(|port| *port != 0 && is_number(text));
+    match (port(first), port(last)) {
+        (Some(first), Some(last)) if first <= last => Ok(first..=last),
+        _ => Err(format!("`{range}` is no port and no range of ports (1 to 65535)")),
+    }
+}
+
+/// An address, or a network without bits behind its length. A network of IPv4 in its IPv6 form (RFC 4291, 2.5.5.2) is that of IPv4.
+pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
+    let host = text.parse::<IpAddr>().map(IpNet::from);
+    let prefix: IpNet = host.or_else(|_| text.parse()).map_err(|_| {
+        format!(
+            "`{text}` is no address and no prefix; it is such as 192.0.2.1, 192.0.2.0/24 or 2001:db8::/64"
+        )
+    })?;
+    match prefix.trunc() {
+        trunc if trunc != prefix => {
+            Err(format!("`{text}` is a host in a network; write {} or {trunc}", prefix.addr()))
+        }
+        IpNet::V6(net) => {
+            let mapped = net.network().to_ipv4_mapped().zip(net.prefix_len().checked_sub(96));
+            let mapped = mapped.and_then(|(address, len)| Ipv4Net::new(address, len).ok());
+            Ok(mapped.map_or(IpNet::V6(net), IpNet::V4))
+        }
+        trunc => Ok(trunc),
+    }
+}
+
+/// All services.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Services {
+    named: Vec<Named>,
+    /// What may be done to the packets of all that no service names.
+    other: Mode,
+}
+
+impl Services {
+    /// Those of `named`, or all that keeps them from standing side by side.
+    pub fn new(named: Vec<Named>, other: Mode) -> Result<Self, Conflicts> {
+        let conflicts = conflicts(&named);
+        if conflicts.is_empty() { Ok(Self { named, other }) } else { Err(Conflicts(conflicts)) }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.named.len()
+    }
+
+    /// The services that have a name.
+    pub fn named(&self) -> &[Named] {
+        &self.named
+    }
+
+    /// What may be done to the packets of all that no service names.
+    pub fn other(&self) -> Mode {
+        self.other
+    }
+
+    /// The most that may be done to any packet.
+    pub fn mode(&self) -> Mode {
+        self.named.iter().map(|named| named.mode).fold(self.other, Mode::max)
+    }
+
+    /// The mode of the program that carries it out: the one that protects where services differ in what may be done to their
+    /// packets, or have protections, of which some may only be counted.
+    pub(crate) fn program(&self) -> Mode {
+        let is_plain = |named: &Named| named.mode == self.other && named.guards == Guards::default();
+        if self.named.iter().all(is_plain) { self.other } else { Mode::Shield }
+    }
+
+    /// What may be done to the packets of the service called `name`; `None` where there is none such.
+    pub fn mode_of(&self, name: &str) -> Option<Mode> {
+        let named = self.named.iter().find(|named| named.name == name).map(|named| named.mode);
+        named.or((name == OTHER_NAME).then_some(self.other))
+    }
+
+    /// How many services, ports and protections there are, in words.
+    pub fn summary(&self) -> String {
+        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let ports: BTreeSet<u16> =
+            self.named.iter().flat_map(|named| named.ports.iter().cloned().flatten()).collect();
+        let acts = |named: &Named| {
+            let is_shield = named.mode == Mode::Shield;
+            named.guards.dry_runs().map(move |dry_run| is_shield && !dry_run).collect::<Vec<_>>()
+        };
+        let (acting, dry): (Vec<bool>, Vec<bool>) = self.named.iter().flat_map(acts).partition(|acts| *acts);
+        let verb = if acting.len() == 1 { "acts" } else { "act" };
+        let protections = match (acting.len(), dry.len()) {
+            (0, 0) => "no protections".to_owned(),
+            (acting, dry) => format!("{} {verb}, {}", count(acting, "protection"), count(dry, "dry run")),
+        };
+        format!("{} on {}; {protections}", count(self.len(), "service"), count(ports.len(), "port"))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.named.is_empty()
+    }
+}
+
+/// A service, by its index, and which of its ports, where it is about ports.
+pub type Place = (usize, Option<usize>);
+
+/// What keeps services from standing side by side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// Where it comes to light.
+    pub at: Place,
+    /// What stands there before.
+    pub earlier: Option<Place>,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub advice: String,
+}
+
+/// All that keeps services from standing side by side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflicts(pub Vec<Conflict>);
+
+impl fmt::Display for Conflicts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: Vec<_> = self.0.iter().map(|it| format!("{}: {}", it.what, it.advice)).collect();
+        f.write_str(&all.join("; "))
+    }
+}
+
+impl std::error::Error for Conflicts {}
+
+/// Where two services have a name, or a port at the same addresses, in common; and where there are too many services, or too
+/// many pairs of a port and an address.
+///
+/// Addresses within others are no conflict: the longest prefix wins, and a service without addresses has what is left.
+fn conflicts(named: &[Named]) -> Vec<Conflict> {
+    let mut found = Vec::new();
+    if named.len() > MOST {
+        found.push(Conflict {
+            at: (MOST, None),
+            earlier: None,
+            what: format!("there may be {MOST} services, and these are {}", named.len()),
+            advice: "put some of them together".to_owned(),
+        });
+    }
+    let mut names = HashMap::new();
+    for (service, Named { name, .. }) in named.iter().enumerate() {
+        if let Some(earlier) = names.insert(name, service) {
+            found.push(Conflict {
+                at: (service, None),
+                earlier: Some((earlier, None)),
+                what: format!("there are two services {name}"),
+                advice: "give one of them all the ports, or the other another name".to_owned(),
+            });
+        }
+    }
+    let sites: Vec<_> = (0..named.len()).map(|service| Site::of(named, service, &mut found)).collect();
+    // Memory is taken only for a number of claims that could be right, or nearly so.
+    let may_be_right = sites.iter().map(Site::claims).sum::<usize>() <= 8 * ADDRESSES;
+    let looked_at = sites.iter().filter(|site| may_be_right || !site.has_addresses());
+    let taken = overlaps(named, looked_at, &mut found);
+    let pairs = if may_be_right { taken } else { sites.iter().map(Site::pairs).sum() };
+    if pairs > ADDRESSES as u64
+        && let Some(most) = sites.iter().max_by_key(|site| site.pairs())
+    {
+        let name = &named[most.service].name;
+        found.push(Conflict {
+            at: (most.service, None),
+            earlier: None,
+            what: format!(
+                "the services have {pairs} pairs of a port and an address, {} of them in service {name}, and there may be \
+                 {ADDRESSES}",
+                most.pairs()
+            ),
+            advice: "name fewer ports where addresses are named, or a prefix in place of many addresses"
+                .to_owned(),
+        });
+    }
+    found
+}
+
+/// Ports and addresses of a service, each once.
+struct Site {
+    service: usize,
+    /// First and last port of ranges that do not overlap, and the range of the service from which each is.
+    ports: Vec<(u16, u16, usize)>,
+    /// `None` stands for all addresses.
+    prefixes: BTreeSet<Option<IpNet>>,
+}
+
+impl Site {
+    /// Those of a service. Ports that stand there twice go to `found`.
+    fn of(named: &[Named], service: usize, found: &mut Vec<Conflict>) -> Self {
+        let Named { ports, addresses, .. } = &named[service];
+        let mut ranges: Vec<_> =
+            ports.iter().enumerate().map(|(at, range)| (*range.start(), *range.end(), at)).collect();
+        ranges.sort_unstable();
+        let mut ports: Vec<(u16, u16, usize)> = Vec::new();
+        for (first, last, at) in ranges {
+            match ports.last() {
+                Some(&(_, end, before)) if first <= end => {
+                    let both = [at.min(before), at.max(before)];
+                    found.push(overlap(named, first, None, both.map(|at| (service, at))));
+                    if last > end {
+                        ports.push((end + 1, last, at));
+                    }
+                }
+                _ => ports.push((first, last, at)),
+            }
+        }
+        let prefixes = match addresses.as_slice() {
+            [] => [None].into(),
+            addresses => addresses.iter().map(|address| Some(address.trunc())).collect(),
+        };
+        Self { service, ports, prefixes }
+    }
+
+    fn has_addresses(&self) -> bool {
+        !self.prefixes.contains(&None)
+    }
+
+    /// Number of ranges at named addresses.
+    fn claims(&self) -> usize {
+        if self.has_addresses() { self.ports.len() * self.prefixes.len() } else { 0 }
+    }
+
+    /// Number of pairs of a port and an address, which each take an entry of a map.
+    fn pairs(&self) -> u64 {
+        let ports: u64 = self.ports.iter().map(|(first, last, _)| u64::from(last - first) + 1).sum();
+        if self.has_addresses() { ports * self.prefixes.len() as u64 } else { 0 }
+    }
+}
+
+/// Adds to `found` where two of `sites` have a port at the same addresses. Number of pairs of a port and an address in all.
+fn overlaps<'a>(named: &[Named], sites: impl Iterator<Item = &'a Site>, found: &mut Vec<Conflict>) -> u64 {
+    // Each prefix with ports on it, and where that stands: what overlaps is side by side once they are in order.
+    let mut claims = Vec::new();
+    for Site { service, ports, prefixes } in sites {
+        let all = prefixes.iter().flat_map(|prefix| ports.iter().map(move |range| (*prefix, *range)));
+        claims.extend(all.map(|(prefix, (first, last, at))| (prefix, first, last, (*service, at))));
+    }
+    claims.sort_unstable();
+    let mut told = BTreeSet::new();
+    let mut pairs = 0;
+    // The claim that reaches furthest.
+    let mut widest: Option<(Option<IpNet>, u16, (usize, usize))> = None;
+    for (prefix, first, last, at) in claims {
+        let new: u16 = match widest {
+            Some((same, end, before)) if same == prefix && first <= end => {
+                let both = [at.min(before), at.max(before)];
+                // Two services with many addresses in common are told once.
+                if told.insert(both) {
+                    found.push(overlap(named, first, prefix, both));
+                }
+                last.saturating_sub(end)
+            }
+            // Port 0 belongs to no service.
+            _ => last - first + 1,
+        };
+        if new > 0 {
+            widest = Some((prefix, last, at));
+        }
+        pairs += if prefix.is_some() { u64::from(new) } else { 0 };
+    }
+    pairs
+}
+
+/// Both have `port` at `prefix`, the earlier one first.
+fn overlap(named: &[Named], port: u16, prefix: Option<IpNet>, both: [(usize, usize); 2]) -> Conflict {
+    let [owner, name] = both.map(|(service, _)| &named[service].name);
+    let [earlier, at] = both.map(|(service, ports)| (service, Some(ports)));
+    let place = prefix.map_or(String::new(), |prefix| format!(" at {prefix}"));
+    let (what, advice) = if at.0 == earlier.0 {
+        (format!("service {name} has port {port} twice"), "leave one out")
+    } else {
+        let what = format!("port {port} of service {name} is one of service {owner} already{place}");
+        (what, "take it from one of them, or give them different addresses")
+    };
+    Conflict { at, earlier: Some(earlier), what, advice: advice.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::guards::{Clamp, Hide};
+
+    fn named(text: &str) -> Named {
+        text.parse().expect("a service")
+    }
+
+    #[test]
+    fn ports_and_ranges() {
+        let web = named("web=80,443,8000-8010");
+        assert_eq!(web.name, "web");
+        assert_eq!(web.ports, [80..=80, 443..=443, 8000..=8010]);
+        for wrong in [
+            "web",
+            "=80",
+            "web=",
+            "web=+1",
+            "web=0",
+            "web=2-1",
+            "web=65536",
+            "web=80,",
+            "we b=80",
+            "other=80",
+            "web=a",
+        ] {
+            assert!(wrong.parse::<Named>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn prefixes() {
+        for (text, expected) in [
+            ("192.0.2.1", "192.0.2.1/32"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:192.0.2.1", "192.0.2.1/32"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("::/0", "::/0"),
+            ("::/80", "::/80"),
+            ("::/96", "::/96"),
+            ("::fffe:0:0/95", "::fffe:0:0/95"),
+            ("::fffe:10.0.0.0/104", "::fffe:10.0.0.0/104"),
+            ("2001:db8::/32", "2001:db8::/32"),
+        ] {
+            assert_eq!(parse_prefix(text), Ok(expected.parse().expect("a prefix")), "{text}");
+        }
+        for wrong in ["", "a", "10.0.0.1/8", "::ffff:10.0.0.1/104", "10.0.0.0/33", "::/129"] {
+            assert!(parse_prefix(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    /// The later service and its ports, and the earlier one, of each conflict.
+    fn found(named: Vec<Named>) -> Vec<(usize, Option<usize>, usize)> {
+        let conflicts = Services::new(named, Mode::Observe).err().map_or(Vec::new(), |conflicts| conflicts.0);
+        conflicts.iter().map(|it| (it.at.0, it.at.1, it.earlier.map_or(0, |(service, _)| service))).collect()
+    }
+
+    #[test]
+    fn nothing_twice() {
+        assert_eq!(found(vec![named("a=1-10"), named("b=11")]), []);
+        assert_eq!(found(vec![named("a=1-10"), named("b=10")]), [(1, Some(0), 0)]);
+        assert_eq!(found(vec![named("a=10"), named("b=12,1-10")]), [(1, Some(1), 0)]);
+        assert_eq!(found(vec![named("a=1"), named("a=2")]), [(1, None, 0)]);
+        assert_eq!(found(vec![named("a=1,1")]), [(0, Some(1), 0)]);
+        // Behind a wide range, in which there is a narrow one.
+        let all = vec![named("a=1-100"), named("b=5"), named("c=50")];
+        assert_eq!(found(all), [(1, Some(0), 0), (2, Some(0), 0)]);
+        let many: Vec<_> = (1..=MOST + 1).map(|port| named(&format!("s{port}={port}"))).collect();
+        assert_eq!(found(many[..MOST].to_vec()), []);
+        assert_eq!(found(many), [(MOST, None, 0)]);
+    }
+
+    #[test]
+    fn the_same_port_at_other_addresses() {
+        let at = |text: &str, addresses: &[&str]| Named {
+            addresses: addresses.iter().map(|address| address.parse().expect("a prefix")).collect(),
+            ..named(text)
+        };
+        let (net, host) = ("192.0.2.0/24", "192.0.2.1/32");
+        assert_eq!(found(vec![at("a=80", &[net]), at("b=80", &[])]), []);
+        assert_eq!(found(vec![at("a=80", &[net]), at("b=80", &[host])]), []);
+        assert_eq!(found(vec![at("a=80", &[net]), at("b=80", &["2001:db8::/32"])]), []);
+        assert_eq!(found(vec![at("a=80", &[host]), at("b=81", &[host])]), []);
+        assert_eq!(found(vec![at("a=80", &[]), at("b=80", &[])]), [(1, Some(0), 0)]);
+        assert_eq!(found(vec![at("a=80", &[net]), at("b=80", &[host, net])]), [(1, Some(0), 0)]);
+        let both = [net, "2001:db8::/32"];
+        assert_eq!(found(vec![at("a=80", &both), at("b=80", &both)]), [(1, Some(0), 0)]);
+        assert_eq!(found(vec![at("a=80", &[net, net])]), []);
+    }
+
+    /// They are found before anything is made of them: of these, the entries would take a gigabyte.
+    #[test]
+    fn pairs_of_a_port_and_an_address_have_a_limit() {
+        let prefixes = |count: u32| (0..count).map(|n| IpNet::from(IpAddr::from((n << 8).to_be_bytes())));
+        let at = |text: &str, count: u32| Named { addresses: prefixes(count).collect(), ..named(text) };
+        let pairs = |named: Vec<Named>| {
+            let Conflicts(conflicts) = Services::new(named, Mode::Observe).err()?;
+            let [conflict] = &conflicts[..] else { panic!("{conflicts:?}") };
+            assert_eq!((conflict.at.1, conflict.earlier), (None, None));
+            Some((conflict.at.0, conflict.what.clone()))
+        };
+        assert_eq!(pairs(vec![at("a=1-64", 256)]), None);
+        assert_eq!(pairs(vec![at("a=1-65535", 0), at("b=1", 256)]), None);
+        let told = |service, all, own| {
+            let name = ["a", "b"][service];
+            let what = format!(
+                "the services have {all} pairs of a port and an address, {own} of them in service {name}, and there may \
+                 be 16384"
+            );
+            Some((service, what))
+        };
+        assert_eq!(pairs(vec![at("a=1-64", 256), at("b=65", 1)]), told(0, 16385, 16384));
+        assert_eq!(pairs(vec![at("a=1", 1), at("b=2-66", 256)]), told(1, 16641, 16640));
+        assert_eq!(pairs(vec![at("a=1-65535", 300)]), told(0, 19_660_500, 19_660_500));
+        // Each port on its own.
+        let ports: Vec<_> = (1..=u16::MAX).map(|port| port..=port).collect();
+        assert_eq!(pairs(vec![Named { ports, ..at("a=1", 300) }]), told(0, 19_660_500, 19_660_500));
+        // What two services have in common is one pair.
+        let twice = Services::new(vec![at("a=1-64", 256), at("b=1-64", 256)], Mode::Observe).err();
+        assert_eq!(twice.map(|Conflicts(found)| found.len()), Some(1));
+        let double = Named { addresses: prefixes(256).chain(prefixes(256)).collect(), ..named("a=1-64") };
+        assert_eq!(pairs(vec![double]), None);
+    }
+
+    #[test]
+    fn modes() {
+        let shield = Named { mode: Mode::Shield, ..named("a=1") };
+        let services = Services::new(vec![shield, named("b=2")], Mode::Accelerate).expect("services");
+        let modes = ["a", "b", "other", "c"].map(|name| services.mode_of(name));
+        assert_eq!(modes, [Some(Mode::Shield), Some(Mode::Observe), Some(Mode::Accelerate), None]);
+        assert_eq!(services.mode(), Mode::Shield);
+    }
+
+    #[test]
+    fn a_summary_counts_what_acts() {
+        let summary = |named, other| Services::new(named, other).expect("services").summary();
+        assert_eq!(summary(Vec::new(), Mode::Shield), "0 services on 0 ports; no protections");
+        let guards = Guards {
+            hide: Some(Hide { dry_run: false }),
+            clamp: Some(Clamp { factor: 3, dry_run: true }),
+            ..Guards::default()
+        };
+        let shield = Named { mode: Mode::Shield, guards: guards.clone(), ..named("a=1") };
+        assert_eq!(
+            summary(vec![shield.clone()], Mode::Observe),
+            "1 service on 1 port; 1 protection acts, 1 dry run"
+        );
+        // Elsewhere than in shield all of them are.
+        let observe = Named { guards, ..named("b=2-4") };
+        assert_eq!(
+            summary(vec![shield, observe], Mode::Observe),
+            "2 services on 4 ports; 1 protection acts, 3 dry runs"
+        );
+    }
+}

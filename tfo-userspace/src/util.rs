@@ -1,0 +1,12 @@
+//! What has nothing to do with Fast Open.
+
+pub mod background;
+pub mod descriptors;
+pub mod files;
+pub mod logging;
+pub mod output;
+pub mod runtime;
+pub mod screen;
+pub mod secrecy;
+pub mod signals;
+pub mod time;

@@ -1,0 +1,13 @@
+//! What people and programs read of an interface: tables, JSON, metrics, a page, a screen.
+
+pub mod attestation;
+pub mod counters;
+pub mod events;
+pub mod history;
+pub mod html;
+pub mod key_listing;
+pub mod listeners;
+pub mod metrics;
+pub mod rtt_saved;
+pub mod table;
+pub mod tui;

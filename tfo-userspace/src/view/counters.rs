@@ -1,0 +1,324 @@
+//! Counters as users see them: a table, and JSON.
+
+use std::fmt::Write as _;
+
+use comfy_table::CellAlignment::{Left, Right};
+use jiff::Timestamp;
+use serde::Serialize;
+use tfo_common::{
+    class::Class,
+    counters::{Counters, Guarded},
+    info::{Attach, Info},
+    parse::{Malformed, Unsupported},
+    policy::Guard,
+    segment::Family,
+    verdict::{Mode, Verdict},
+};
+
+use crate::{
+    dataplane::{Datapath, ServiceCounters},
+    view::{
+        rtt_saved::{RttSaved, seconds},
+        table::table,
+    },
+};
+
+/// The counters of one interface; see `tfo counters --json`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// The interface's name.
+    pub interface: String,
+    /// What the program may do.
+    pub mode: &'static str,
+    /// Where in the receive path it runs.
+    pub attach: &'static str,
+    /// When counting began (RFC 3339, UTC).
+    pub since: Timestamp,
+    /// SYNs, without the rows that are zero.
+    pub syn: Vec<SynRow>,
+    /// Frames passed because they are malformed, without the rows that are zero.
+    pub malformed: Vec<ReasonRow>,
+    /// Frames passed because they use what is not supported, without the rows that are zero.
+    pub unsupported: Vec<ReasonRow>,
+    /// Whether it is known what becomes of connections.
+    pub outcomes: bool,
+    /// The same SYNs by service, and what became of the service's connections in the whole network namespace.
+    pub services: Vec<ServiceReport>,
+}
+
+/// SYNs of one family, class and verdict.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SynRow {
+    /// `ipv4` or `ipv6`.
+    pub family: &'static str,
+    /// The class.
+    pub class: &'static str,
+    /// What was done with them.
+    pub verdict: &'static str,
+    /// How many.
+    pub packets: u64,
+    /// How many of them carried data.
+    pub with_data: u64,
+    /// The bytes of data in those.
+    pub data_bytes: u64,
+}
+
+/// Frames passed for one reason.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReasonRow {
+    /// The reason.
+    pub reason: &'static str,
+    /// How many.
+    pub packets: u64,
+}
+
+/// What was counted for one service.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ServiceReport {
+    /// Its name; `other` for what no service names.
+    pub name: String,
+    /// Its SYNs, without the rows that are zero.
+    pub syn: Vec<SynRow>,
+    /// Fast Open children that the kernel made.
+    pub accepted: u64,
+    /// SYNs with a cookie that the kernel should have taken, and which it answered with an ordinary handshake.
+    pub refused: u64,
+    /// What accepted connections did not wait for.
+    pub rtt_saved: RttSaved,
+    /// What protected it, without the rows that are zero.
+    pub guards: Vec<GuardRow>,
+}
+
+/// What one protection did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GuardRow {
+    /// The protection.
+    pub guard: &'static str,
+    /// SYNs on which it acted.
+    pub acted: u64,
+    /// SYNs on which it would have, if it were no dry run.
+    pub would: u64,
+}
+
+impl Report {
+    /// What was counted by the program of `datapath`.
+    pub fn of(datapath: &Datapath) -> anyhow::Result<Self> {
+        let outcomes = datapath.pins().has_outcomes()?;
+        Ok(Self::new(&datapath.interface.name, datapath.info(), &datapath.by_service()?, outcomes))
+    }
+
+    /// The report on what was counted by service, where it is known (`outcomes`) or not what became of connections.
+    pub fn new(interface: &str, info: &Info, by_service: &[ServiceCounters], outcomes: bool) -> Self {
+        let mut counters = Counters::default();
+        by_service.iter().for_each(|service| counters.add(&service.counters));
+        let malformed =
+            Malformed::ALL.iter().map(|reason| (reason.name(), counters.malformed[reason.index()]));
+        let unsupported =
+            Unsupported::ALL.iter().map(|reason| (reason.name(), counters.unsupported[reason.index()]));
+        Self {
+            interface: interface.to_owned(),
+            mode: mode_name(info),
+            attach: attach_name(info),
+            since: since(info),
+            syn: syn_rows(&counters),
+            malformed: reason_rows(malformed),
+            unsupported: reason_rows(unsupported),
+            outcomes,
+            services: by_service
+                .iter()
+                .map(|ServiceCounters { name, counters, outcomes }| ServiceReport {
+                    name: name.clone(),
+                    syn: syn_rows(counters),
+                    accepted: outcomes.accepted,
+                    refused: outcomes.refused,
+                    rtt_saved: RttSaved::new(outcomes),
+                    guards: guard_rows(counters),
+                })
+                .collect(),
+        }
+    }
+
+    /// How many connections began with Fast Open, where that is known.
+    pub fn accepted(&self) -> Option<u64> {
+        self.outcomes.then(|| self.outcome().0)
+    }
+
+    /// What became of all connections: how many were accepted and refused, and what the former saved.
+    pub fn outcome(&self) -> (u64, u64, RttSaved) {
+        let mut saved = RttSaved::default();
+        self.services.iter().for_each(|service| saved.add(&service.rtt_saved));
+        let sum = |of: fn(&ServiceReport) -> u64| self.services.iter().map(of).sum();
+        (sum(|service| service.accepted), sum(|service| service.refused), saved)
+    }
+
+    /// A report on nothing, for tests to fill in.
+    #[cfg(test)]
+    pub(crate) fn nothing() -> Self {
+        Self::new("v0", &Info::default(), &[], false)
+    }
+
+    /// The report in one line, for a log.
+    pub fn summary(&self) -> String {
+        let mut parts: Vec<String> = Vec::new();
+        for class in Class::ALL {
+            let packets: u64 =
+                self.syn.iter().filter(|row| row.class == class.name()).map(|row| row.packets).sum();
+            if packets > 0 {
+                parts.push(format!("{class} {packets}"));
+            }
+        }
+        for (what, rows) in [("malformed", &self.malformed), ("unsupported", &self.unsupported)] {
+            let packets: u64 = rows.iter().map(|row| row.packets).sum();
+            if packets > 0 {
+                parts.push(format!("{what} {packets}"));
+            }
+        }
+        if parts.is_empty() { "no SYN yet".to_owned() } else { parts.join(", ") }
+    }
+
+    /// The report as text for a terminal.
+    pub fn text(&self) -> String {
+        let Self { interface, mode, attach, since, syn, malformed, unsupported, outcomes, services } = self;
+        let mut text = format!("{interface}  {mode}  {attach}  counting since {since:.0}\n");
+        if syn.is_empty() {
+            text.push_str("no SYN yet\n");
+        } else {
+            let rows = syn.iter().map(|row| {
+                let numbers = [row.packets, row.with_data, row.data_bytes].map(|n| n.to_string());
+                [row.family, row.class, row.verdict].map(str::to_owned).into_iter().chain(numbers)
+            });
+            let columns = [
+                ("family", Left),
+                ("class", Left),
+                ("verdict", Left),
+                ("packets", Right),
+                ("with data", Right),
+                ("data bytes", Right),
+            ];
+            text.push_str(&table(&columns, rows));
+        }
+        for (what, rows) in [("malformed", malformed), ("unsupported", unsupported)] {
+            if !rows.is_empty() {
+                let rows = rows.iter().map(|row| [row.reason.to_owned(), row.packets.to_string()]);
+                text.push_str(&table(&[(what, Left), ("packets", Right)], rows));
+            }
+        }
+        if services.len() > 1 {
+            text.push_str(&service_table(services));
+        }
+        if services.iter().any(|service| !service.guards.is_empty()) {
+            text.push_str(&guard_table(services));
+        }
+        text.push_str(&if *outcomes { self.sentence() } else { UNKNOWN.to_owned() });
+        text.push('\n');
+        text
+    }
+
+    /// What Fast Open was good for.
+    fn sentence(&self) -> String {
+        let (accepted, refused, saved) = self.outcome();
+        let mut sentence = match accepted {
+            0 => "No connection has begun with Fast Open yet".to_owned(),
+            1 => "1 connection began with Fast Open".to_owned(),
+            n => format!("{n} connections began with Fast Open"),
+        };
+        if let Some(median) = saved.median() {
+            let [all, median] = [saved.seconds, median].map(seconds);
+            write!(sentence, ", which saved {all} of waiting (a round trip of {median} in the median)")
+                .expect("writing to a String cannot fail");
+        }
+        if refused > 0 {
+            write!(sentence, "; {refused} had a good cookie and were refused").expect("as above");
+        }
+        sentence + "."
+    }
+}
+
+const UNKNOWN: &str = "What became of connections is not known here (`tfo check` says why).";
+
+fn service_table(services: &[ServiceReport]) -> String {
+    let is_valid = |row: &&SynRow| {
+        [Class::CookieCurrent, Class::CookieBackup, Class::CookieRetired]
+            .iter()
+            .any(|class| class.name() == row.class)
+    };
+    let rows = services.iter().map(|service| {
+        let sum =
+            |rows: &mut dyn Iterator<Item = &SynRow>| rows.map(|row| row.packets).sum::<u64>().to_string();
+        [
+            service.name.clone(),
+            sum(&mut service.syn.iter()),
+            sum(&mut service.syn.iter().filter(is_valid)),
+            service.accepted.to_string(),
+            service.refused.to_string(),
+            seconds(service.rtt_saved.seconds),
+        ]
+    });
+    let columns = [
+        ("service", Left),
+        ("SYNs", Right),
+        ("good cookies", Right),
+        ("accepted", Right),
+        ("refused", Right),
+        ("waiting saved", Right),
+    ];
+    table(&columns, rows)
+}
+
+fn guard_table(services: &[ServiceReport]) -> String {
+    let rows = services.iter().flat_map(|service| {
+        service.guards.iter().map(|GuardRow { guard, acted, would }| {
+            [(*guard).to_owned(), service.name.clone(), acted.to_string(), would.to_string()]
+        })
+    });
+    table(&[("protections", Left), ("service", Left), ("acted", Right), ("would have", Right)], rows)
+}
+
+fn guard_rows(counters: &Counters) -> Vec<GuardRow> {
+    let counted = Guard::ALL.iter().zip(counters.guards).filter(|(_, count)| *count != Guarded::default());
+    counted.map(|(guard, Guarded { acted, would })| GuardRow { guard: guard.name(), acted, would }).collect()
+}
+
+fn syn_rows(counters: &Counters) -> Vec<SynRow> {
+    let mut rows = Vec::new();
+    for family in Family::ALL {
+        for class in Class::ALL {
+            for verdict in Verdict::ALL {
+                let tally = counters.syn[family.index()][class.index()][verdict.index()];
+                if tally.packets > 0 {
+                    rows.push(SynRow {
+                        family: family.name(),
+                        class: class.name(),
+                        verdict: verdict.name(),
+                        packets: tally.packets,
+                        with_data: tally.with_data,
+                        data_bytes: tally.data_bytes,
+                    });
+                }
+            }
+        }
+    }
+    rows
+}
+
+/// The most that may be done to a packet.
+pub fn mode_name(info: &Info) -> &'static str {
+    Mode::ALL.get(info.mode as usize).map_or("unknown", |mode| mode.name())
+}
+
+/// Where the program runs, by its name.
+pub fn attach_name(info: &Info) -> &'static str {
+    Attach::ALL.get(info.attach as usize).map_or("unknown", |attach| attach.name())
+}
+
+/// When counting began.
+pub fn since(info: &Info) -> Timestamp {
+    Timestamp::from_nanosecond(i128::from(info.since_unix_ns)).unwrap_or_default()
+}
+
+fn reason_rows(reasons: impl Iterator<Item = (&'static str, u64)>) -> Vec<ReasonRow> {
+    reasons
+        .filter(|(_, packets)| *packets > 0)
+        .map(|(reason, packets)| ReasonRow { reason, packets })
+        .collect()
+}

@@ -1,0 +1,197 @@
+//! Says of an event what it means, with all that is known here: keys, addresses of this host, and who came lately.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use etherparse::{LaxNetSlice, LaxSlicedPacket};
+use jiff::Timestamp;
+use tfo_common::{
+    bytes::Bytes,
+    class::Class,
+    keyring::{KeyRing, NEWEST, Role, SLOTS},
+    observed::{self, Connection, Kind, Prefix, Told},
+    parse::{LinkLayer, Malformed, Unsupported, parse},
+    segment::{Addresses, Cookie, Family, FastOpen},
+    verdict::Verdict,
+};
+
+use super::{Event, Why};
+
+/// What is known where an event is explained.
+pub struct Explainer<'a> {
+    /// The interface.
+    pub interface: &'a str,
+    /// What its frames begin with.
+    pub link: LinkLayer,
+    /// The keys.
+    pub ring: &'a KeyRing,
+    /// The host's own addresses.
+    pub own: &'a [IpAddr],
+    /// The name of a service, by its index.
+    pub service: &'a dyn Fn(u32) -> String,
+    /// The last 64 bits of addresses of an IPv6 prefix that came lately.
+    pub lately: &'a dyn Fn(Prefix) -> Vec<u64>,
+}
+
+impl Explainer<'_> {
+    /// What `event` means. To be called where keys may be handled: see [`leaving_no_trace`](crate::util::secrecy::leaving_no_trace).
+    pub fn explain(&self, event: &observed::Event) -> Event {
+        let subject = &event.subject;
+        let head = Head(&event.head[..event.head.len().min(event.head_len as usize)]);
+        let (kind, detail) = (Kind::ALL.get(subject.kind as usize), subject.detail as usize);
+        let (what, why, experimental) = match kind {
+            Some(Kind::Malformed) => (name(Malformed::ALL, detail, Malformed::name), Why::Malformed, false),
+            Some(Kind::Unsupported) => {
+                (name(Unsupported::ALL, detail, Unsupported::name), Why::Unsupported, false)
+            }
+            Some(Kind::Refused) | None => (name(Class::ALL, detail, Class::name), Why::Refused, false),
+            Some(Kind::Syn) => {
+                let (why, experimental) = self.syn(&subject.connection, detail, &head);
+                (name(Class::ALL, detail, Class::name), why, experimental)
+            }
+        };
+        let guard = Told::from_word(subject.guard);
+        let is_parsed = matches!(kind, Some(Kind::Syn | Kind::Refused));
+        let ends = if is_parsed { ends(&subject.connection) } else { self.ends_of(head.0) };
+        Event {
+            number: 0,
+            time: Timestamp::now(),
+            interface: self.interface.to_owned(),
+            packets: event.weight,
+            what,
+            verdict: name(Verdict::ALL, subject.verdict as usize, Verdict::name),
+            service: (self.service)(subject.service),
+            source: ends.map(|[source, _]| source),
+            source_port: is_parsed.then(|| subject.connection.ports()[0]),
+            destination: ends.map(|[_, destination]| destination),
+            destination_port: is_parsed.then(|| subject.connection.ports()[1]),
+            experimental,
+            guard: guard.map(|(guard, _)| guard.name().to_owned()),
+            dry_run: guard.is_some_and(|(_, acted)| !acted),
+            why,
+        }
+    }
+
+    fn syn(&self, connection: &Connection, class: usize, head: &Head<'_>) -> (Why, bool) {
+        let why = match Class::ALL.get(class) {
+            // These are no events but by what a protection has to say of them.
+            Some(Class::CookieCurrent | Class::CookieBackup) => Why::GoodCookie,
+            Some(Class::CookieRequest) => Why::Request,
+            Some(Class::OptionIgnored) => Why::IgnoredOption,
+            Some(Class::CookieBadLength) => Why::WrongLength,
+            _ => Why::Forged,
+        };
+        let Ok(Some(segment)) = parse(head, self.link) else { return (why, false) };
+        let FastOpen::Cookie(cookie) = segment.fast_open else { return (why, false) };
+        let why = if why == Why::GoodCookie { why } else { self.cookie(connection, cookie) };
+        (why, is_experimental(head, segment.tcp, cookie))
+    }
+
+    /// Why the kernel did not take `cookie`.
+    fn cookie(&self, connection: &Connection, cookie: Cookie) -> Why {
+        let addresses = connection.addresses();
+        if let Some(slot) = self.maker(&addresses, cookie) {
+            return match Role::of_slot(slot) {
+                Role::Next => Why::NextKey,
+                Role::Retired => Why::RetiredKey { generation: slot - NEWEST + 1 },
+                Role::Current | Role::Backup => Why::KeyLearned,
+            };
+        }
+        let [source, destination] = of(&addresses);
+        let is_made_for = |source, destination| {
+            let addresses = crate::model::keys::addresses(source, destination);
+            addresses.is_ok_and(|addresses| self.maker(&addresses, cookie).is_some())
+        };
+        let mut own = self.own.iter().filter(|own| **own != destination && own.is_ipv4() == source.is_ipv4());
+        if let Some(made_by) = own.find(|own| is_made_for(source, **own)) {
+            return Why::WrongDestination { made_by: *made_by };
+        }
+        match self.neighbours(connection).into_iter().find(|neighbour| is_made_for(*neighbour, destination)) {
+            Some(neighbour) => Why::NeighbourAddress { neighbour },
+            None => Why::Forged,
+        }
+    }
+
+    /// The slot of the key that makes `cookie` for `addresses`.
+    fn maker(&self, addresses: &Addresses, cookie: Cookie) -> Option<usize> {
+        let makes = |slot: &usize| self.ring.slots[*slot].cookie(addresses) == cookie.value;
+        (0..SLOTS).filter(|slot| self.ring.holds(*slot)).find(makes)
+    }
+
+    /// Who else is in the network of the source: all that may be, or of IPv6 those that came lately.
+    fn neighbours(&self, connection: &Connection) -> Vec<IpAddr> {
+        match of(&connection.addresses())[0] {
+            IpAddr::V4(source) => {
+                (0..=0xff).map(|last| IpAddr::V4((source.to_bits() & !0xff | last).into())).collect()
+            }
+            IpAddr::V6(source) => {
+                let network = source.to_bits() >> 64 << 64;
+                let lately = (self.lately)(Prefix::of(connection)).into_iter();
+                // As words of a packet: in the order of the wire.
+                lately.map(|last| IpAddr::V6((network | u128::from(last.swap_bytes())).into())).collect()
+            }
+        }
+    }
+
+    /// Source and destination of a frame that is not well made, where it has come to them.
+    fn ends_of(&self, head: &[u8]) -> Option<[IpAddr; 2]> {
+        let packet = match self.link {
+            LinkLayer::Ethernet => LaxSlicedPacket::from_ethernet(head).ok()?,
+            LinkLayer::Ip => LaxSlicedPacket::from_ip(head).ok()?,
+        };
+        match packet.net? {
+            LaxNetSlice::Ipv4(ip) => {
+                Some([ip.header().source_addr().into(), ip.header().destination_addr().into()])
+            }
+            LaxNetSlice::Ipv6(ip) => {
+                Some([ip.header().source_addr().into(), ip.header().destination_addr().into()])
+            }
+            LaxNetSlice::Arp(_) => None,
+        }
+    }
+}
+
+/// How a frame begins. Its end is not known, and what is behind its beginning does not matter: zeros, without end.
+struct Head<'a>(&'a [u8]);
+
+impl Bytes for Head<'_> {
+    fn len(&self) -> usize {
+        // More than any IP packet says that it has.
+        1 << 20
+    }
+
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        Some(std::array::from_fn(|i| self.0.get(offset + i).copied().unwrap_or_default()))
+    }
+}
+
+/// Whether the option that holds `cookie` is of kind 254 (RFC 6994): then the kind is four bytes before it.
+fn is_experimental(head: &Head<'_>, tcp: u32, cookie: Cookie) -> bool {
+    const EXPERIMENTAL: [u8; 4] = [254, 12, 0xf9, 0x89];
+    head.read((tcp + cookie.offset) as usize - EXPERIMENTAL.len()) == Some(EXPERIMENTAL)
+}
+
+fn name<T: Copy>(all: &[T], index: usize, name: impl Fn(T) -> &'static str) -> String {
+    all.get(index).map_or("unknown", |one| name(*one)).to_owned()
+}
+
+fn ends(connection: &Connection) -> Option<[IpAddr; 2]> {
+    Some(of(&connection.addresses()))
+}
+
+/// Source and destination.
+pub(super) fn of(addresses: &Addresses) -> [IpAddr; 2] {
+    let words = addresses.words.map(u64::to_le_bytes);
+    match addresses.family {
+        Family::Ipv4 => {
+            let [s0, s1, s2, s3, d0, d1, d2, d3] = words[0];
+            [Ipv4Addr::new(s0, s1, s2, s3).into(), Ipv4Addr::new(d0, d1, d2, d3).into()]
+        }
+        Family::Ipv6 => {
+            let address = |high: [u8; 8], low: [u8; 8]| {
+                let bits = u128::from(u64::from_be_bytes(high)) << 64 | u128::from(u64::from_be_bytes(low));
+                IpAddr::V6(Ipv6Addr::from_bits(bits))
+            };
+            [address(words[0], words[1]), address(words[2], words[3])]
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The keys of an interface, as `tfo keys status` and `tfo top` show them: by fingerprints, never keys.
+
+use anyhow::Result;
+use comfy_table::CellAlignment::{Left, Right};
+use serde::Serialize;
+use tfo_common::{
+    info::KeySource,
+    keyring::{Role, SLOTS},
+};
+
+use super::attestation::Attestation;
+use crate::model::keys::fingerprint;
+use crate::{
+    dataplane::{Pinned, pins::Pins},
+    util::time::unix_seconds,
+    view::table::table,
+};
+
+/// The keys of one interface.
+#[derive(Serialize)]
+pub struct Listing {
+    /// The interface's name.
+    pub interface: String,
+    /// Where they come from.
+    pub source: &'static str,
+    /// How often they change, in seconds.
+    pub rotate: Option<u64>,
+    /// How often the kernel's keys could not be read or written, or were changed by somebody else.
+    pub failures: u64,
+    /// Whether they are where they should be.
+    #[serde(flatten)]
+    pub attestation: Attestation,
+    /// Those in the map, in the order of their roles.
+    pub keys: Vec<Generation>,
+}
+
+/// A key in the map.
+#[derive(Clone, Debug, Serialize)]
+pub struct Generation {
+    /// What it is to the kernel.
+    pub role: &'static str,
+    /// What may be shown of it.
+    pub fingerprint: String,
+    /// Seconds since it came into the map.
+    pub age: u64,
+    /// Cookies of it that have come since.
+    pub hits: u64,
+    /// Of all hits of the keys in the map.
+    pub share: f64,
+    /// In how many seconds it goes because of its age.
+    pub goes_in: Option<u64>,
+}
+
+impl Listing {
+    /// Those behind `pins`, which are open as `pinned`.
+    pub fn of(pins: &Pins, pinned: &Pinned) -> Result<Self> {
+        let (ring, info, hits) = (pinned.key_ring()?, pinned.info(), pinned.counters()?.hits);
+        let slots = || (0..SLOTS).filter(|slot| ring.holds(*slot));
+        let all: u64 = slots().map(|slot| ring.hits(slot, &hits)).sum();
+        let generation = |slot: usize| {
+            let age = unix_seconds().saturating_sub(ring.since[slot]);
+            let hits = ring.hits(slot, &hits);
+            let role = Role::of_slot(slot);
+            let may_go = role == Role::Retired && info.max_age_seconds > 0;
+            Generation {
+                role: role.name(),
+                fingerprint: fingerprint(ring.slots[slot].key()),
+                age,
+                hits,
+                share: if all == 0 { 0.0 } else { hits as f64 / all as f64 },
+                goes_in: may_go.then(|| info.max_age_seconds.saturating_sub(age)),
+            }
+        };
+        Ok(Self {
+            interface: pins.interface().to_owned(),
+            source: KeySource::ALL.get(info.key_source as usize).map_or("unknown", |source| source.name()),
+            rotate: (info.rotate_seconds > 0).then_some(info.rotate_seconds),
+            failures: info.key_failures,
+            attestation: Attestation::of(pins, &ring, info)?,
+            keys: slots().map(generation).collect(),
+        })
+    }
+
+    /// As users see it.
+    pub fn text(&self) -> String {
+        let Self { interface, source, rotate, failures, attestation, keys } = self;
+        let mut text = format!("{interface}: keys from {source}");
+        if let Some(rotate) = rotate {
+            text += &format!(", a new one every {rotate} s");
+        }
+        text.push('\n');
+        if *failures > 0 {
+            text += &format!(
+                "{failures} failures to read or write the kernel's keys, or changes of them by somebody else\n"
+            );
+        }
+        text += &attestation.text();
+        let rows = keys.iter().map(|key| {
+            let goes = key.goes_in.map_or_else(String::new, |seconds| format!("in {seconds} s"));
+            let share = format!("{:.2}%", key.share * 100.0);
+            [
+                key.role.to_owned(),
+                key.fingerprint.clone(),
+                key.age.to_string(),
+                key.hits.to_string(),
+                share,
+                goes,
+            ]
+        });
+        let columns = [
+            ("role", Left),
+            ("fingerprint", Left),
+            ("age (s)", Right),
+            ("hits", Right),
+            ("share", Right),
+            ("goes", Left),
+        ];
+        text + &table(&columns, rows)
+    }
+}

@@ -1,0 +1,260 @@
+//! `tfo top`: a screen with live rates, for people. It only reads, in a process of its own.
+
+pub mod draw;
+pub mod input;
+pub mod model;
+
+use std::{
+    cmp::Reverse,
+    io::{self, stdout},
+    net::{Ipv4Addr, Ipv6Addr},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use crossterm::{
+    cursor, event, execute,
+    terminal::{EnterAlternateScreen, disable_raw_mode, enable_raw_mode},
+};
+use input::Action;
+use log::LevelFilter;
+use model::{Look, Model, Prefix};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use ratatui::DefaultTerminal;
+use tfo_common::{
+    observed::{self, PrefixTally},
+    segment::Family,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::timeout,
+};
+
+use crate::{
+    control::{Order, give},
+    dataplane::{
+        Pinned,
+        pins::{Bpffs, Pins},
+    },
+    kernel::{netns, tcp_ext::TcpExt},
+    util::{signals::Signals, time::every},
+    view::{
+        counters::Report,
+        events::{Event, Recent},
+        key_listing::Listing,
+    },
+};
+
+/// How often the counters are read.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Key strokes that may wait.
+const INPUT_QUEUE: usize = 64;
+/// Events that are shown.
+const EVENTS: usize = 100;
+/// How long a controller may take to tell its events; meanwhile no key stroke is heard.
+const ANSWER: Duration = Duration::from_millis(300);
+/// Source prefixes that are shown.
+const PREFIXES: usize = 100;
+
+/// Looks at what is attached behind `pins`.
+pub fn look(pins: &Pins) -> Result<Look> {
+    let pinned = Pinned::open(pins)?;
+    let keys = Listing::of(pins, &pinned)?;
+    let is_our_namespace = pinned.info().netns == netns::netns()?;
+    Ok(Look {
+        at: Instant::now(),
+        report: Report::new(pins.interface(), pinned.info(), &pinned.by_service()?, pins.has_outcomes()?),
+        kernel: is_our_namespace.then(TcpExt::read).and_then(Result::ok),
+        controller: pins.has_controller()?,
+        in_step: keys.attestation.in_step(),
+        keys: keys.keys,
+        prefixes: Some(prefixes(&pinned)),
+        events: None,
+    })
+}
+
+/// The source prefixes, the one with most first.
+fn prefixes(pinned: &Pinned) -> Vec<Prefix> {
+    let mut all = pinned.prefixes();
+    let weight = |tally: &PrefixTally| Reverse(tally.requests + tally.valid + tally.unknown);
+    all.sort_by_key(|(prefix, tally)| (weight(tally), prefix.family, prefix.bytes.swap_bytes()));
+    all.truncate(PREFIXES);
+    let shown = all.into_iter().map(|(prefix, PrefixTally { requests, valid, unknown, .. })| Prefix {
+        prefix: prefix_name(prefix),
+        requests,
+        valid,
+        unknown,
+    });
+    shown.collect()
+}
+
+/// As people write it.
+fn prefix_name(prefix: observed::Prefix) -> String {
+    let bytes = prefix.bytes.to_le_bytes();
+    if prefix.family == Family::Ipv4.index() as u64 {
+        let [a, b, c, ..] = bytes;
+        format!("{}/24", Ipv4Addr::new(a, b, c, 0))
+    } else {
+        let address = u128::from(u64::from_be_bytes(bytes)) << 64;
+        format!("{}/64", Ipv6Addr::from_bits(address))
+    }
+}
+
+/// Shows the screen, first with `interface`, until it is quit or a signal ends it. What ends meanwhile is waited for.
+pub async fn run(interface: &str, bpffs: &Bpffs) -> Result<()> {
+    // From now on a signal must find us ready to restore the terminal.
+    let mut signals = Signals::new()?;
+    let mut continued =
+        signal(SignalKind::from_raw(Signal::SIGCONT as i32)).context("cannot catch signals")?;
+    let mut tick = every(LOOK_EVERY);
+    let mut model = Model::new(interface);
+    let mut screen = Screen::open()?;
+    let mut input = input()?;
+    loop {
+        screen.draw(&model)?;
+        tokio::select! {
+            _ = signals.next() => return Ok(()),
+            // Somebody else had the terminal meanwhile.
+            _ = continued.recv() => screen.take()?,
+            _ = tick.tick() => if !model.paused { update(&mut model, bpffs).await },
+            event = input.recv() => {
+                let event = event.context("the keyboard is gone")??;
+                match input::handle(&event, &mut model) {
+                    Action::None => {}
+                    Action::Quit => return Ok(()),
+                    Action::Suspend => screen.suspend()?,
+                    Action::NextInterface => {
+                        next_interface(&mut model, bpffs);
+                        update(&mut model, bpffs).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The latest events, newest first; `None` where no controller tells them.
+async fn events(pins: &Pins) -> Option<Vec<String>> {
+    let order = Order::Events { interface: pins.interface().to_owned(), after: 0, most: EVENTS };
+    let answer = timeout(ANSWER, give(pins, &order)).await.ok()?.ok()?;
+    let recent: Recent = serde_json::from_str(&answer).ok()?;
+    Some(recent.events.iter().rev().map(Event::text).collect())
+}
+
+/// Looks again.
+async fn update(model: &mut Model, bpffs: &Bpffs) {
+    let pins = bpffs.pins(&model.interface);
+    match pins.has_link() {
+        Ok(false) => model.miss("not attached: waiting for `tfo run`".to_owned()),
+        Ok(true) => match look(&pins) {
+            Ok(look) => model.see(Look { events: events(&pins).await, ..look }),
+            Err(error) => model.miss(format!("{error:#}")),
+        },
+        Err(error) => model.miss(format!("{error:#}")),
+    }
+}
+
+/// Shows the interface after this one, in the order of their names, where there is another one.
+fn next_interface(model: &mut Model, bpffs: &Bpffs) {
+    let Ok(attached) = bpffs.attached() else { return };
+    let names: Vec<_> = attached.map(|pins| pins.interface().to_owned()).collect();
+    let next = names.iter().find(|name| **name > model.interface).or(names.first());
+    if let Some(next) = next.filter(|next| **next != model.interface) {
+        model.switch(next);
+    }
+}
+
+/// What is typed. Reading blocks, so a thread does it; it ends with the process.
+fn input() -> Result<mpsc::Receiver<io::Result<event::Event>>> {
+    let (sender, receiver) = mpsc::channel(INPUT_QUEUE);
+    let read = move || {
+        loop {
+            let event = event::read();
+            let is_over = event.is_err();
+            if sender.blocking_send(event).is_err() || is_over {
+                return;
+            }
+        }
+    };
+    thread::Builder::new().name("keyboard".to_owned()).spawn(read).context("cannot start a thread")?;
+    Ok(receiver)
+}
+
+/// The terminal while it is ours. It is restored when this is dropped, and before a panic is reported.
+struct Screen {
+    terminal: DefaultTerminal,
+    log_level: LevelFilter,
+}
+
+impl Screen {
+    fn open() -> Result<Self> {
+        let terminal = ratatui::try_init().inspect_err(|_| drop(ratatui::try_restore()));
+        let terminal = terminal.context("cannot use this terminal")?;
+        let log_level = log::max_level();
+        // A line of the log would be in the middle of the picture.
+        log::set_max_level(LevelFilter::Off);
+        Ok(Self { terminal, log_level })
+    }
+
+    fn draw(&mut self, model: &Model) -> Result<()> {
+        self.terminal.draw(|frame| draw::draw(frame, model)).context("cannot write to the terminal")?;
+        Ok(())
+    }
+
+    /// Stops the process as Ctrl-Z does, until somebody continues it.
+    fn suspend(&mut self) -> Result<()> {
+        self.give_back();
+        // To all of the job, such as a pipeline; where there is no shell that could continue it, nothing happens.
+        kill(Pid::from_raw(0), Signal::SIGTSTP).context("cannot suspend")?;
+        self.take()
+    }
+
+    /// Makes the terminal ours again, whatever others have done to it.
+    fn take(&mut self) -> Result<()> {
+        let mut take = || {
+            disable_raw_mode()?;
+            enable_raw_mode()?;
+            execute!(stdout(), EnterAlternateScreen, cursor::Hide)?;
+            // Not `clear`, which asks the terminal where its cursor is: the thread that reads the keyboard would get the answer.
+            self.terminal.resize(self.terminal.size()?.into())
+        };
+        take().context("cannot use the terminal again")
+    }
+
+    fn give_back(&mut self) {
+        // Where the terminal is gone, there is nothing to restore.
+        let _: io::Result<()> = self.terminal.show_cursor();
+        let _: io::Result<()> = ratatui::try_restore();
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        self.give_back();
+        log::set_max_level(self.log_level);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tfo_common::observed::Connection;
+
+    use super::*;
+    use crate::model::keys::addresses;
+
+    #[test]
+    fn prefixes_are_written_as_people_do() {
+        for (source, server, expected) in [
+            ("192.0.2.77", "198.18.0.1", "192.0.2.0/24"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8::1", "2001:db8:1:2::/64"),
+        ] {
+            let addresses = addresses(source.parse().unwrap(), server.parse().unwrap()).unwrap();
+            assert_eq!(prefix_name(observed::Prefix::of(&Connection::new(&addresses, [0; 4]))), expected);
+        }
+    }
+}
