@@ -1,4 +1,6 @@
-//! `cargo xtask lint`: formatting and clippy, for the host crates and for the eBPF crate.
+//! `cargo xtask lint`: formatting, layers, and clippy for the host crates and for the eBPF crate.
+
+mod layers;
 
 use anyhow::Result;
 
@@ -11,6 +13,9 @@ use crate::{
 pub(crate) fn lint() -> Result<()> {
     step("formatting");
     run(cargo().args(["fmt", "--all", "--check"]))?;
+
+    step("layers");
+    layers::check()?;
 
     setup::ensure()?;
     step("clippy, host");
