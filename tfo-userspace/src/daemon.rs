@@ -3,7 +3,7 @@
 pub mod controller;
 mod events;
 pub mod http;
-pub mod orders;
+pub mod order_file;
 pub mod reconcile;
 pub mod site;
 pub mod wake;

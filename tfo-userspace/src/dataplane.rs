@@ -1,8 +1,9 @@
 //! The program on an interface: attaching, taking over, letting go. [`Object`] is what is loaded, with its maps.
 
+mod batch;
 mod carry;
 mod change;
-mod earlier;
+mod device;
 mod link;
 mod object;
 mod options;
@@ -10,11 +11,10 @@ mod orders;
 mod pinned;
 pub mod pins;
 mod plan;
-mod serve;
+mod services;
 mod syscall;
 mod tables;
 mod unpinned;
-mod whole;
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -23,11 +23,11 @@ use aya::programs::ProgramType;
 use aya_log::EbpfLogger;
 pub use carry::forget_keys;
 pub use change::{Built, Enforced, Program, hidden_in};
-pub use earlier::{OnDevice, on_device};
+pub use device::{OnDevice, on_device};
 use link::detach;
 pub use link::{is_attached, linked_program, unload};
-use log::{Log, warn};
-pub use object::{Object, Shares};
+use log::Log;
+pub use object::{Object, SharedMaps};
 pub use options::LoadOptions;
 pub use pinned::{OtherVersion, Pinned};
 use tables::Shared;
@@ -38,6 +38,7 @@ use tfo_common::{
     keyring::{CURRENT, Held, KeyRing, NEWEST, SLOTS, TRACKS},
     observed::{Event, Prefix, Watch},
 };
+use tracing::warn;
 
 use crate::{
     dataplane::pins::{Generation, Locked, Pins, remove_if_there, rename_if_there},

@@ -19,7 +19,6 @@ use std::{
 
 use agreement::Agreement;
 use anyhow::{Context as _, Result, bail};
-use log::LevelFilter;
 use script::Script;
 
 use crate::{
@@ -47,7 +46,7 @@ const UNLOADED: &str = "the lab's program was unloaded by somebody else";
 const SETTLE: Duration = Duration::from_secs(3);
 
 /// Runs the lab. Exit status 0 where our counters agree with the kernel's and every class was seen.
-pub async fn run(duration: Option<Duration>, bpffs: &Bpffs, log_level: LevelFilter) -> Result<ExitCode> {
+pub async fn run(duration: Option<Duration>, bpffs: &Bpffs) -> Result<ExitCode> {
     preflight()?;
     let mut signals = Signals::new()?;
     let _mount = bpffs.mount()?;
@@ -65,7 +64,6 @@ pub async fn run(duration: Option<Duration>, bpffs: &Bpffs, log_level: LevelFilt
     let interfaces = [INTERFACE.to_owned()];
     let options = Options {
         attach: AttachMode::Auto,
-        log_level,
         source: Source::Kernel,
         retire: Retire::default(),
         services: Services::default(),

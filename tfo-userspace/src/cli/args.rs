@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use ipnet::IpNet;
-use log::LevelFilter;
+use tracing::level_filters::LevelFilter;
 
 use crate::{
     check::fix::FOLDER,
@@ -15,7 +15,7 @@ use crate::{
         services::{Named, parse_prefix},
         settings::{AttachMode, KeysFrom, ProgramMode, parse_share},
     },
-    util::time::parse_duration,
+    util::{logging::Format, time::parse_duration},
 };
 
 /// Observes TCP Fast Open in the kernel's receive path, with XDP.
@@ -37,22 +37,26 @@ pub struct Cli {
     /// Say more: -v adds the rare events that the XDP program itself reports, -vv what the libraries log
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+
+    /// The form of log lines. What is logged is up to -v, or to the environment variable RUST_LOG, such as warn,tfo=debug
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub log_format: Format,
 }
 
 impl Cli {
     /// The level up to which log lines of the libraries are shown.
     pub fn libraries_log_level(&self) -> LevelFilter {
-        if self.verbose < 2 { LevelFilter::Warn } else { LevelFilter::Debug }
+        if self.verbose < 2 { LevelFilter::WARN } else { LevelFilter::DEBUG }
     }
 
     /// The level up to which our own log lines are shown. The program's own rare events are at level debug.
     pub fn log_level(&self) -> LevelFilter {
         match self.verbose {
             // The lab changes keys all the time, and says itself what there is to see.
-            0 if matches!(self.command, Command::Lab(_)) => LevelFilter::Warn,
-            0 => LevelFilter::Info,
-            1 => LevelFilter::Debug,
-            _ => LevelFilter::Trace,
+            0 if matches!(self.command, Command::Lab(_)) => LevelFilter::WARN,
+            0 => LevelFilter::INFO,
+            1 => LevelFilter::DEBUG,
+            _ => LevelFilter::TRACE,
         }
     }
 }

@@ -37,13 +37,12 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         die_quietly_on_broken_pipe();
     }
     let bpffs = Bpffs::new(&cli.bpffs);
-    let log_level = cli.log_level();
     match cli.command {
-        Command::Run(args) => block_on(run::run(&args, &bpffs, &cli.state_dir, log_level)).map(done),
+        Command::Run(args) => block_on(run::run(&args, &bpffs, &cli.state_dir)).map(done),
         Command::Reload(args) => block_on(reload::run(&args, &bpffs)).map(done),
         Command::Hide(args) => block_on(hide::hide(&args, &bpffs)).map(done),
         Command::Show(args) => block_on(hide::show(&args, &bpffs)).map(done),
-        Command::Lab(args) => block_on(lab::run(args.duration, &bpffs, log_level)),
+        Command::Lab(args) => block_on(lab::run(args.duration, &bpffs)),
         Command::Status(args) => block_on(status::run(&args, &bpffs)),
         Command::Counters(args) => counters::run(&args, &bpffs).map(done),
         Command::Events(args) => block_on(events::run(&args, &bpffs)).map(done),

@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use log::{debug, warn};
 use nix::unistd::geteuid;
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -17,6 +16,7 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
+use tracing::{debug, warn};
 
 use super::{
     FOLDER,

@@ -6,11 +6,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use log::{LevelFilter, debug, error, info, warn};
 use tfo_common::{counters::Counters, keyring::KeyRing, policy::HIDDEN, verdict::Mode};
+use tracing::{debug, error, info, warn};
 
 use super::{
-    orders::OrderFile,
+    order_file::OrderFile,
     reconcile::Step,
     site::{Fate, Site},
     wake::Wake,
@@ -31,7 +31,7 @@ use crate::{
         services::{OTHER_NAME, Services},
         settings::{AttachMode, Sizes},
     },
-    util::{secrecy::leaving_no_trace, time::unix_seconds},
+    util::{logging, secrecy::leaving_no_trace, time::unix_seconds},
     view::{counters::Report, history::History},
 };
 
@@ -114,8 +114,6 @@ struct Change {
 pub struct Options {
     /// Where in the receive path the program is attached.
     pub attach: AttachMode,
-    /// Up to which level its own events are logged.
-    pub log_level: LevelFilter,
     /// Where keys come from.
     pub source: Source,
     /// When retired keys are given up.
@@ -149,7 +147,7 @@ pub struct Retire {
 impl Controller {
     /// The controller of `interfaces`, on which it has nothing yet: whoever else wants them is refused from now on.
     pub async fn new(interfaces: &[String], bpffs: &Bpffs, options: Options) -> Result<Self> {
-        let Options { attach, log_level, source, retire, services, file, state } = options;
+        let Options { attach, source, retire, services, file, state } = options;
         preflight()?;
         let mut found = Vec::new();
         for name in interfaces {
@@ -181,8 +179,7 @@ impl Controller {
             sites,
             desired: Desired {
                 attach,
-                // aya numbers levels as log does: 0 is off, and the program's rare events are at debug.
-                log_level: if log_level >= LevelFilter::Debug { log_level as u8 } else { 0 },
+                log_level: logging::program_level(),
                 services,
                 sizes: file.as_ref().map_or_else(Sizes::default, |file| file.config.maps),
                 netns_cookie,

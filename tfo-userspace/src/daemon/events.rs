@@ -2,8 +2,8 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use log::warn;
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
+use tracing::warn;
 
 use crate::{
     dataplane::Datapath,

@@ -26,13 +26,13 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use log::info;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
     task::spawn_blocking,
     time::{sleep, timeout},
 };
+use tracing::info;
 
 use crate::{
     daemon::controller::Controller,

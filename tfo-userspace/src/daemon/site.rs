@@ -8,12 +8,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use log::{info, warn};
 use tfo_common::info::Attach;
+use tracing::{info, warn};
 
 use super::{
     events,
-    orders::OrderFile,
+    order_file::OrderFile,
     reconcile::{Actual, Desired, Device, Step, next_step},
     wake::Wake,
 };

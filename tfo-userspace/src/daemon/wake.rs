@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use futures_util::StreamExt as _;
-use log::debug;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 use tokio::sync::Notify;
+use tracing::debug;
 
 /// Wakes the controller. What happened it finds out by itself, so that nothing is missed.
 #[derive(Clone, Debug, Default)]

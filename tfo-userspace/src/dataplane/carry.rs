@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, HashMap, Map, MapData, lpm_trie::LpmTrie};
-use log::{debug, warn};
 use tfo_common::{
     carried::Carried,
     counters::{Cell, Counters},
@@ -19,13 +18,14 @@ use tfo_common::{
     policy::{Policy, SEATS},
     service::{OTHER, Service},
 };
+use tracing::{debug, warn};
 
 use super::{
     Object,
+    batch::BatchReader,
     object::wait_for_running_programs,
     orders::Orders,
     tables::{Shared, read_info},
-    whole::Whole,
 };
 use crate::{
     dataplane::pins::{Generation, Locked, MAPS},
@@ -55,16 +55,16 @@ const COMMON: [&str; 8] = [
 type RowWords = [u64; 2 * SEATS];
 
 /// The maps of an earlier generation.
-pub(super) struct Earlier {
+pub(super) struct EarlierGeneration {
     generation: Generation,
     info: Info,
     names: Vec<Option<String>>,
-    cells: Whole<Shared<Cell>>,
-    outcomes: Whole<Shared<Outcomes>>,
-    carried: Option<Whole<Shared<Carried>>>,
+    cells: BatchReader<Shared<Cell>>,
+    outcomes: BatchReader<Shared<Outcomes>>,
+    carried: Option<BatchReader<Shared<Carried>>>,
 }
 
-impl Earlier {
+impl EarlierGeneration {
     /// Opens the maps of `generation`, if they are of a layout that is known and none is missing; else why not.
     pub(super) fn open(generation: &Generation) -> Result<Result<Self, String>> {
         let is_there = |name: &&str| generation.map(name).exists();
@@ -90,11 +90,11 @@ impl Earlier {
             return Ok(Err("some of them are missing".to_owned()));
         }
         let carried = match has_carried {
-            true => Some(Whole::of(&open(names::CARRIED)?, Shared(Carried::EMPTY))?),
+            true => Some(BatchReader::of(&open(names::CARRIED)?, Shared(Carried::EMPTY))?),
             false => None,
         };
         let mut names = Vec::new();
-        let services = Whole::of(&open(names::SERVICES)?, Shared(Service::default()))?;
+        let services = BatchReader::of(&open(names::SERVICES)?, Shared(Service::default()))?;
         services
             .each(|index, service| {
                 let name = service.first().and_then(|Shared(service)| service.name());
@@ -105,8 +105,8 @@ impl Earlier {
             generation: generation.clone(),
             info,
             names,
-            cells: Whole::of(&open(names::COUNTERS)?, Shared(Cell::EMPTY))?,
-            outcomes: Whole::of(&open(names::OUTCOMES)?, Shared(Outcomes::default()))?,
+            cells: BatchReader::of(&open(names::COUNTERS)?, Shared(Cell::EMPTY))?,
+            outcomes: BatchReader::of(&open(names::OUTCOMES)?, Shared(Outcomes::default()))?,
             carried,
         }))
     }
@@ -185,12 +185,12 @@ impl Earlier {
         let map = open(&self.generation, names::WATCH)?;
         let mut sum = Watch::EMPTY;
         if self.info.layout_version == LAYOUT_VERSION {
-            let all = Whole::of(&map, Shared(Watch::default()))?;
+            let all = BatchReader::of(&map, Shared(Watch::default()))?;
             all.each(|_, cpus| cpus.iter().for_each(|Shared(watch)| sum.add(watch)))
                 .context("cannot read the state of observing")?;
         } else {
             // Five words of a budget, then five counters.
-            let all = Whole::of(&map, [0_u64; 10])?;
+            let all = BatchReader::of(&map, [0_u64; 10])?;
             all.each(|_, cpus| {
                 for [.., events, lost, skipped, prefixes, forgotten] in cpus {
                     sum.events += events;
@@ -219,7 +219,7 @@ impl Earlier {
             return orders.hidden(self.names.len() as u32, |index| Ok(self.names[index as usize].clone()));
         }
         let mut hidden = Vec::new();
-        let policies = Whole::of(&open(&self.generation, names::POLICIES)?, Shared(Policy::default()))?;
+        let policies = BatchReader::of(&open(&self.generation, names::POLICIES)?, Shared(Policy::default()))?;
         policies
             .each(|index, policy| {
                 let has = |flag| policy.first().is_some_and(|Shared(policy)| policy.has(flag));
@@ -241,7 +241,7 @@ impl Earlier {
     }
 }
 
-impl Earlier {
+impl EarlierGeneration {
     /// Goes on from here, where `next` was in force for a while: takes over what was counted there.
     pub(super) fn take_back(&self, next: &Object) -> Result<()> {
         if self.carried.is_none() {
@@ -293,23 +293,23 @@ fn open(generation: &Generation, name: &str) -> Result<Map> {
 
 /// All that was there before.
 #[derive(Default)]
-pub(super) struct Past {
+pub(super) struct EarlierGenerations {
     /// The generation that has the link of the XDP program.
     pub(super) linked: Option<Generation>,
     /// Its maps, if they can be read.
-    pub(super) in_force: Option<Earlier>,
+    pub(super) in_force: Option<EarlierGeneration>,
     /// Generations that were made after it and have not come into force, since their controller died. Their programs may be
     /// attached all the same, and count there.
-    unfinished: Vec<Earlier>,
+    unfinished: Vec<EarlierGeneration>,
 }
 
-impl Past {
+impl EarlierGenerations {
     /// Opens the generations among `all`, the oldest first. What can't be carried is said.
     pub(super) fn open(interface: &str, all: &[Generation]) -> Result<Self> {
         let Some(at) = all.iter().rposition(|generation| generation.has_link().unwrap_or(false)) else {
             return Ok(Self::default());
         };
-        let in_force = match Earlier::open(&all[at])? {
+        let in_force = match EarlierGeneration::open(&all[at])? {
             Ok(earlier) => Some(earlier),
             Err(why) => {
                 warn!(
@@ -321,7 +321,7 @@ impl Past {
         };
         let mut unfinished = Vec::new();
         for generation in &all[at + 1..] {
-            match Earlier::open(generation)? {
+            match EarlierGeneration::open(generation)? {
                 Ok(earlier) => unfinished.push(earlier),
                 // It never counted anything.
                 Err(why) => debug!("{interface}: {} is not whole: {why}", generation.dir().display()),
@@ -342,14 +342,14 @@ impl Past {
     }
 
     /// The newest first: what is remembered there goes before what is remembered elsewhere.
-    fn newest_first(&self) -> impl Iterator<Item = &Earlier> {
+    fn newest_first(&self) -> impl Iterator<Item = &EarlierGeneration> {
         self.unfinished.iter().rev().chain(&self.in_force)
     }
 }
 
 impl Object {
     /// Tells these maps what was counted before them.
-    pub(super) fn carry_counts(&mut self, past: &Past, shared: &[&str]) -> Result<()> {
+    pub(super) fn carry_counts(&mut self, past: &EarlierGenerations, shared: &[&str]) -> Result<()> {
         let last = self.tables.capacity() - 1;
         let mut counts = past.counts()?;
         let mut removed = counts.remove(REMOVED_NAME).unwrap_or(Carried::EMPTY);
@@ -375,7 +375,7 @@ impl Object {
     }
 
     /// Takes over what earlier generations remember of sources, connections and prefixes, in all maps but the `shared` ones.
-    pub(super) fn carry_memory(&mut self, past: &Past, shared: &[&str]) -> Result<()> {
+    pub(super) fn carry_memory(&mut self, past: &EarlierGenerations, shared: &[&str]) -> Result<()> {
         for earlier in past.newest_first() {
             for name in [names::SOURCES, names::FORGERS, names::REPLAYS] {
                 if !shared.contains(&name) {
@@ -404,15 +404,15 @@ impl Object {
     }
 
     /// Takes over a table of protections, whatever its size: a tag tells its row.
-    fn carry_rows(&mut self, earlier: &Earlier, name: &'static str) -> Result<()> {
+    fn carry_rows(&mut self, earlier: &EarlierGeneration, name: &'static str) -> Result<()> {
         let context = || format!("cannot carry over the map {name}");
         let map = self.ebpf.map_mut(name).with_context(context)?;
         let mut rows = Vec::new();
-        Whole::of(map, RowWords::default())?
+        BatchReader::of(map, RowWords::default())?
             .each(|_, row| rows.extend(row.iter().map(|row| (*row, false))))
             .with_context(context)?;
         let last = rows.len() as u64 - 1;
-        Whole::of(&open(&earlier.generation, name)?, RowWords::default())?
+        BatchReader::of(&open(&earlier.generation, name)?, RowWords::default())?
             .each(|_, row| {
                 for seat in row.iter().flatten().copied().collect::<Vec<_>>().chunks_exact(2) {
                     if seat[0] != 0 {

@@ -17,17 +17,17 @@ use aya::programs::{
     loaded_programs,
 };
 use jiff::Timestamp;
-use log::{debug, warn};
 use tfo_common::{
     info::{Attach, Info, LAYOUT_VERSION},
     keyring::KeyRing,
     names,
 };
+use tracing::{debug, warn};
 
 use super::{
     LoadOptions, Object,
-    carry::{Earlier, Past},
-    object::{Shares, wait_for_running_programs},
+    carry::{EarlierGeneration, EarlierGenerations},
+    object::{SharedMaps, wait_for_running_programs},
     syscall,
     tables::Shared,
 };
@@ -51,7 +51,7 @@ pub struct Built {
     /// What it was made from.
     pub program: Program,
     object: Object,
-    past: Past,
+    past: EarlierGenerations,
     shared: Vec<&'static str>,
     /// Why connections can't be followed, if they can't.
     outcomes: Result<(), String>,
@@ -62,7 +62,7 @@ impl Built {
     ///
     /// The verifier takes its time, and nothing that is in force is touched: to be called on a thread of its own.
     pub fn new(interface: &str, program: Program, generations: &[Generation]) -> Result<Self> {
-        let past = Past::open(interface, generations)?;
+        let past = EarlierGenerations::open(interface, generations)?;
         let seed = match &past.in_force {
             Some(earlier) => earlier.info().seed,
             // Nobody who sends packets is to know it.
@@ -73,8 +73,10 @@ impl Built {
             Some(earlier) => (earlier.shareable(options.sizes.rows())?, earlier.names()),
             None => (Vec::new(), [].as_slice()),
         };
-        let shares =
-            past.in_force.as_ref().map(|earlier| Shares { generation: earlier.generation(), maps: &shared });
+        let shares = past
+            .in_force
+            .as_ref()
+            .map(|earlier| SharedMaps { generation: earlier.generation(), maps: &shared });
         let mut object = Object::prepare(&options, shares)?;
         object.serve_after(&program.services, before)?;
         object.carry_memory(&past, &shared)?;
@@ -218,7 +220,7 @@ impl Built {
 pub fn hidden_in(pins: &Locked) -> Result<Vec<Hidden>> {
     let Some(generation) = pins.in_force()? else { return Ok(Vec::new()) };
     // Where that can't be told, it is said when the rest of these maps is to be carried over.
-    Earlier::open(&generation)?.map_or(Ok(Vec::new()), |earlier| earlier.hidden())
+    EarlierGeneration::open(&generation)?.map_or(Ok(Vec::new()), |earlier| earlier.hidden())
 }
 
 impl Object {
@@ -246,7 +248,7 @@ pub struct Enforced {
     pub(super) generation: Generation,
     pub(super) info: Info,
     pub(super) outcomes: Result<(), String>,
-    past: Past,
+    past: EarlierGenerations,
     shared: Vec<&'static str>,
     former: Former,
 }

@@ -7,8 +7,8 @@ use aya::programs::{
     ProgramError, XdpMode,
     links::{FdLink, PinnedLink},
 };
-use log::{debug, warn};
 use tfo_common::info::Attach;
+use tracing::{debug, warn};
 
 use super::{Object, Pinned};
 use crate::{

@@ -8,7 +8,6 @@ use aya::{
     maps::{Array, MapData, RingBuf, lpm_trie::LpmTrie},
     programs::{SockOps, Xdp},
 };
-use log::{info, trace};
 use nix::{
     sys::resource::{RLIM_INFINITY, Resource, setrlimit},
     time::{ClockId, clock_gettime},
@@ -21,6 +20,7 @@ use tfo_common::{
     observed::{Event, Prefix, Watch},
     verdict::Mode,
 };
+use tracing::{info, trace};
 
 use super::{
     options::LoadOptions,
@@ -40,7 +40,7 @@ use crate::{
 
 /// Maps that a program takes from a generation that is there already. Those of them that are not there yet are made and pinned.
 #[derive(Clone, Copy, Debug)]
-pub struct Shares<'a> {
+pub struct SharedMaps<'a> {
     /// Where they are pinned.
     pub generation: &'a Generation,
     /// Their names.
@@ -65,7 +65,7 @@ pub struct Object {
 
 impl Object {
     /// Loads the XDP program; with `shared`, on maps that are pinned already.
-    pub fn load(options: &LoadOptions, shared: Option<Shares<'_>>) -> Result<Self> {
+    pub fn load(options: &LoadOptions, shared: Option<SharedMaps<'_>>) -> Result<Self> {
         let mut object = Self::prepare(options, shared)?;
         object.verify()?;
         Ok(object)
@@ -77,7 +77,7 @@ impl Object {
     }
 
     /// The first half of [`load`](Self::load): the maps are there, and the verifier has not seen the program yet.
-    pub fn prepare(options: &LoadOptions, shared: Option<Shares<'_>>) -> Result<Self> {
+    pub fn prepare(options: &LoadOptions, shared: Option<SharedMaps<'_>>) -> Result<Self> {
         // Before Linux 5.11 maps count as locked memory.
         if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
             trace!("cannot lift the limit of locked memory: {error}");
@@ -114,7 +114,7 @@ impl Object {
             loader.map_max_entries(name, source_rows);
         }
         loader.map_max_entries(names::REPLAYS, replay_rows);
-        if let Some(Shares { generation, maps }) = shared {
+        if let Some(SharedMaps { generation, maps }) = shared {
             for name in maps {
                 loader.map_pin_path(name, generation.map(name));
             }

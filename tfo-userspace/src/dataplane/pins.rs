@@ -15,7 +15,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use log::{debug, warn};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -24,6 +23,7 @@ use nix::{
     unistd::geteuid,
 };
 use tfo_common::names;
+use tracing::{debug, warn};
 
 /// Where systemd, bpftool and libbpf mount the BPF file system, too.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";

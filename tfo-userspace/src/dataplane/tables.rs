@@ -19,7 +19,7 @@ use tfo_common::{
     service::{OTHER, Service},
 };
 
-use super::whole::Whole;
+use super::batch::BatchReader;
 
 use crate::model::services::OTHER_NAME;
 
@@ -64,10 +64,10 @@ pub(super) struct Tables {
     pub(super) prefixes: HashMap<MapData, Shared<Prefix>, Shared<PrefixTally>>,
     pub(super) pending: HashMap<MapData, Shared<Connection>, Shared<Pending>>,
     watch: PerCpuArray<MapData, Shared<Watch>>,
-    all_cells: Whole<Shared<Cell>>,
-    all_services: Whole<Shared<Service>>,
-    all_outcomes: Whole<Shared<Outcomes>>,
-    all_carried: Whole<Shared<Carried>>,
+    all_cells: BatchReader<Shared<Cell>>,
+    all_services: BatchReader<Shared<Service>>,
+    all_outcomes: BatchReader<Shared<Outcomes>>,
+    all_carried: BatchReader<Shared<Carried>>,
 }
 
 /// One service, by its name, and what was counted for it.
@@ -97,10 +97,10 @@ impl Tables {
             [names::COUNTERS, names::SERVICES, names::OUTCOMES, names::CARRIED].map(&mut take);
         let (cells, services, outcomes, carried) = (cells?, services?, outcomes?, carried?);
         Ok(Self {
-            all_cells: Whole::of(&cells, Shared(Cell::EMPTY))?,
-            all_services: Whole::of(&services, Shared(Service::default()))?,
-            all_outcomes: Whole::of(&outcomes, Shared(Outcomes::default()))?,
-            all_carried: Whole::of(&carried, Shared(Carried::EMPTY))?,
+            all_cells: BatchReader::of(&cells, Shared(Cell::EMPTY))?,
+            all_services: BatchReader::of(&services, Shared(Service::default()))?,
+            all_outcomes: BatchReader::of(&outcomes, Shared(Outcomes::default()))?,
+            all_carried: BatchReader::of(&carried, Shared(Carried::EMPTY))?,
             cells: cells.try_into()?,
             keys: take(names::KEYS)?.try_into()?,
             services: services.try_into()?,

@@ -15,12 +15,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use log::{debug, info, warn};
 use nix::fcntl::Flock;
 use tfo_common::{
     info::KeySource,
     keyring::{Held, Key, RETIRED},
 };
+use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use super::{schedule::Schedule, secret::Secret, state::State};

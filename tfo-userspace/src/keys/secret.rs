@@ -11,12 +11,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use log::debug;
 use nix::{
     sys::mman::mlock,
     unistd::{Uid, geteuid},
 };
 use tfo_common::keyring::Key;
+use tracing::debug;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::util::files::open_regular;

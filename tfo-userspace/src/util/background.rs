@@ -3,14 +3,24 @@
 
 use std::{
     io::{self, Write},
-    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 /// A writer with a thread of its own. What comes while the queue is full is dropped.
+///
+/// `tracing_appender::non_blocking` is much the same, but for its end: where its queue stays full it says so on standard output,
+/// and waits for ever where nobody reads that either.
 #[derive(Clone, Debug)]
-pub struct Background(SyncSender<Message>);
+pub struct Background {
+    queue: SyncSender<Message>,
+    dropped: Arc<AtomicU64>,
+}
 
 #[derive(Debug)]
 enum Message {
@@ -24,7 +34,12 @@ impl Background {
     pub fn new(out: impl Write + Send + 'static, queue: usize) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(queue);
         thread::Builder::new().name("writer".to_owned()).spawn(move || write_all(out, &receiver))?;
-        Ok(Self(sender))
+        Ok(Self { queue: sender, dropped: Arc::default() })
+    }
+
+    /// Number of writes that were dropped.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// Waits until all is written, but no longer than `patience`.
@@ -33,7 +48,7 @@ impl Background {
         let (done, is_done) = sync_channel(1);
         let mut mark = Message::Mark(done);
         // The queue may be full for ever, or only until the writer gets to it.
-        while let Err(TrySendError::Full(back)) = self.0.try_send(mark) {
+        while let Err(TrySendError::Full(back)) = self.queue.try_send(mark) {
             if Instant::now() >= end {
                 return;
             }
@@ -46,9 +61,10 @@ impl Background {
 
 impl Write for Background {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        match self.0.try_send(Message::Text(text.to_vec())) {
-            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Ok(text.len()),
+        if self.queue.try_send(Message::Text(text.to_vec())).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+        Ok(text.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -98,6 +114,8 @@ mod tests {
             background.write_all(&[b'x'; 65_536]).unwrap();
         }
         background.drain(Duration::from_millis(1));
+        // One is being written, and four wait.
+        assert!((95..100).contains(&background.dropped()), "{}", background.dropped());
     }
 
     /// Where one that waits fills the queue, too.

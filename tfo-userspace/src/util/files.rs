@@ -1,14 +1,15 @@
 //! Files that are replaced as a whole.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions, Permissions},
     io,
-    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::Path,
 };
 
 use anyhow::{Context as _, Result, bail};
-use log::{debug, warn};
+use tempfile::Builder;
+use tracing::warn;
 
 /// Opens the file at `path` for reading, where it is a regular one. Another kind could be waited for without end.
 pub fn open_regular(path: &Path) -> Result<File> {
@@ -32,20 +33,16 @@ pub fn open_regular(path: &Path) -> Result<File> {
 pub fn replace(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let path_ = path.display();
     let folder = folder(path);
-    let number = getrandom::u64().context("cannot get a random number (getrandom)")?;
-    let temporary = Temporary(folder.join(format!("{}{number:016x}{END}", beginning(path)?)));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&temporary.0)
+    let mut file = Builder::new()
+        .prefix(&beginning(path)?)
+        .suffix(END)
+        .permissions(Permissions::from_mode(mode))
+        .tempfile_in(folder)
         .with_context(|| format!("cannot write {path_}: cannot make a file in {}", folder.display()))?;
-    write(&mut file)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&temporary.0, path))
+    write(file.as_file_mut())
+        .and_then(|()| file.as_file().sync_all())
+        .and_then(|()| file.persist(path).map_err(|error| error.error))
         .with_context(|| format!("cannot write {path_}"))?;
-    temporary.keep();
     // The new name is to outlive a crash, too. It is in force all the same, so this is no failure.
     if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
         warn!("{path_} is written, but may be gone after a power failure: cannot sync its folder: {error}");
@@ -67,26 +64,5 @@ pub(crate) fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
-    }
-}
-
-/// The path of a file that is removed on drop.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    /// Removes nothing: the file has another name now.
-    fn keep(mut self) {
-        self.0 = PathBuf::new();
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if self.0 != Path::new("")
-            && let Err(error) = fs::remove_file(&self.0)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            debug!("cannot remove {}: {error}", self.0.display());
-        }
     }
 }

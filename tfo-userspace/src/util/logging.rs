@@ -3,18 +3,32 @@
 
 use std::{
     collections::VecDeque,
+    env, fmt,
     io::{self, Write},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+use tracing::{Event, Level, Subscriber, enabled, level_filters::LevelFilter};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{FmtContext, FormatEvent, FormatFields, format},
+    registry::LookupSpan,
 };
 
 use crate::util::background::Background;
 
+/// Log lines that may wait for whoever reads them.
+const QUEUE: usize = 1024;
 /// Records that a screen shows.
 const SHOWN: usize = 5;
 /// Records that are held until a screen is gone. Older ones are left out.
 const HELD: usize = 1000;
 
-static LOG: Mutex<Log> = Mutex::new(Log { out: None, last: VecDeque::new(), held: None, left_out: 0 });
+static LOG: Mutex<Log> =
+    Mutex::new(Log { out: None, last: VecDeque::new(), held: None, left_out: 0, all_left_out: 0 });
 
 struct Log {
     /// `None` until it is set up.
@@ -24,20 +38,103 @@ struct Log {
     /// Records that are still to be written; `None` where each is written at once.
     held: Option<VecDeque<String>>,
     /// Number of records that were held and made room for others.
-    left_out: usize,
+    left_out: u64,
+    /// The same, over all the time.
+    all_left_out: u64,
+}
+
+/// What lines look like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// The time, the level and the message
+    #[default]
+    Text,
+    /// A JSON object on each line
+    Json,
+    /// For systemd's journal: the level as sd-daemon(3) has it, such as <4>, and the message; the journal adds the time
+    Journald,
+}
+
+/// Begins to log to standard error, in `format`: what the environment variable RUST_LOG lets through; without it, all up to
+/// level `ours`, and of libraries all up to level `libraries`.
+pub fn init(format: Format, ours: LevelFilter, libraries: LevelFilter) -> Result<()> {
+    let directives = match env::var("RUST_LOG") {
+        Ok(directives) if !directives.is_empty() => directives,
+        _ => format!("{libraries},tfo={ours}"),
+    };
+    let filter = EnvFilter::builder().parse(&directives).with_context(|| {
+        format!(
+            "RUST_LOG is {directives:?}: give it a level, such as debug, or a list such as warn,tfo=debug"
+        )
+    })?;
+    log().out = Some(Background::new(io::stderr(), QUEUE).context("cannot start a thread")?);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    let builder = builder.with_target(false).with_writer(|| Records);
+    match format {
+        Format::Text => builder.init(),
+        Format::Json => builder.json().flatten_event(true).init(),
+        Format::Journald => builder.event_format(Journald).init(),
+    }
+    Ok(())
+}
+
+/// Waits until all is written, but no longer than `patience`.
+pub fn drain(patience: Duration) {
+    let out = log().out.clone();
+    if let Some(out) = out {
+        out.drain(patience);
+    }
+}
+
+/// Number of lines that were not written, since there were too many or nobody read them.
+pub fn dropped() -> u64 {
+    let log = log();
+    log.all_left_out + log.out.as_ref().map_or(0, Background::dropped)
+}
+
+/// The level up to which the XDP program is to report events of its own, as aya numbers it: 0 is off.
+pub fn program_level() -> u8 {
+    const OFF: u8 = 0;
+    const DEBUG: u8 = 4;
+    const TRACE: u8 = 5;
+    if enabled!(target: "tfo_ebpf", Level::TRACE) {
+        TRACE
+    } else if enabled!(target: "tfo_ebpf", Level::DEBUG) {
+        DEBUG
+    } else {
+        OFF
+    }
+}
+
+/// Lines for systemd's journal.
+struct Journald;
+
+impl<S, N> FormatEvent<S, N> for Journald
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: format::Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => libc::LOG_ERR,
+            Level::WARN => libc::LOG_WARNING,
+            Level::INFO => libc::LOG_INFO,
+            Level::DEBUG | Level::TRACE => libc::LOG_DEBUG,
+        };
+        write!(writer, "<{priority}>")?;
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
 }
 
 /// Takes log records, one at each write.
 #[derive(Debug)]
-pub struct Records(());
-
-impl Records {
-    /// From now on they go to `out`.
-    pub fn to(out: Background) -> Self {
-        log().out = Some(out);
-        Self(())
-    }
-}
+struct Records;
 
 impl Write for Records {
     fn write(&mut self, record: &[u8]) -> io::Result<usize> {
@@ -68,7 +165,7 @@ impl Log {
     fn add(&mut self, record: &str) {
         push(&mut self.last, record, SHOWN);
         match &mut self.held {
-            Some(held) => self.left_out += usize::from(push(held, record, HELD)),
+            Some(held) => self.left_out += u64::from(push(held, record, HELD)),
             None => self.write(record),
         }
     }
@@ -78,6 +175,7 @@ impl Log {
             self.held.get_or_insert_default();
         } else if let Some(held) = self.held.take() {
             let left_out = std::mem::take(&mut self.left_out);
+            self.all_left_out += left_out;
             let before =
                 if left_out > 0 { format!("({left_out} log lines are left out)\n") } else { String::new() };
             // In one piece: what finds the queue full is dropped.
@@ -115,7 +213,7 @@ mod tests {
     fn what_is_held_is_written_in_the_end() {
         let (mut reader, writer) = io::pipe().expect("a pipe");
         let out = Background::new(writer, 16).expect("a thread");
-        let mut log = Log { out: Some(out), last: VecDeque::new(), held: None, left_out: 0 };
+        let mut log = Log { out: Some(out), last: VecDeque::new(), held: None, left_out: 0, all_left_out: 0 };
         log.add("one\n");
         log.hold(true);
         log.hold(true);

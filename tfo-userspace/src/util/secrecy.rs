@@ -3,12 +3,12 @@
 use std::{hint::black_box, io};
 
 use anyhow::{Context as _, Result};
-use log::debug;
 use rustix::{
     mm::{MlockAllFlags, mlockall},
     process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior},
     thread::{CapabilitySet, capabilities},
 };
+use tracing::debug;
 
 /// How much of the stack is wiped, in bytes: several times what any work with keys takes.
 const STACK: usize = 256 * 1024;

@@ -2,29 +2,16 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{Span, SpanRelativeTo, Timestamp};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-/// The units of [`parse_duration`], in seconds.
-const UNITS: [(char, u64); 5] =
-    [('s', 1), ('m', 60), ('h', 60 * 60), ('d', 24 * 60 * 60), ('w', 7 * 24 * 60 * 60)];
-
-/// A duration on the command line: a whole number and its unit, `s`, `m`, `h`, `d` or `w`.
+/// A duration as users write it, such as `90s`, `4h`, `1h 30m` or `1w`; a day is 24 hours.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    const FORM: &str = "give a whole number and its unit, s, m, h, d or w: 90s, 15m, 4h, 1d, 1w";
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(FORM.to_owned());
-    }
-    let unit = &text[digits.len()..];
-    if unit.is_empty() {
-        return Err(format!("{text} of what? {FORM}"));
-    }
-    let Some((_, seconds)) = UNITS.iter().find(|(name, _)| unit.chars().eq([*name])) else {
-        return Err(format!("{unit:?} is no unit: {FORM}"));
-    };
-    let duration = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(*seconds));
-    duration.map(Duration::from_secs).ok_or_else(|| format!("{text} is too long"))
+    const FORM: &str = "give a number and its unit, such as 90s, 15m, 4h, 1d or 1w";
+    let span: Span = text.parse().map_err(|_| FORM.to_owned())?;
+    let duration = span.to_duration(SpanRelativeTo::days_are_24_hours());
+    let duration = duration.map_err(|_| format!("months and years have no fixed length: {FORM}"))?;
+    Duration::try_from(duration).map_err(|_| format!("it is negative: {FORM}"))
 }
 
 /// Seconds since 1970 (UTC).
@@ -54,25 +41,20 @@ mod tests {
             ("1w", 604_800),
             ("0s", 0),
             ("007m", 420),
+            ("1h30m", 5_400),
+            ("1 h", 3_600),
         ] {
             assert_eq!(duration(text), Ok(seconds), "{text}");
         }
         for (text, complaint) in [
-            ("", "whole number"),
-            ("h", "whole number"),
-            ("-1h", "whole number"),
-            ("+1h", "whole number"),
-            ("1.5h", "whole number"),
-            ("1h30m", "whole number"),
-            (" 1h", "whole number"),
-            ("14400", "14400 of what?"),
-            ("1y", "no unit"),
-            ("1 h", "no unit"),
-            ("1H", "no unit"),
-            ("1ms", "no unit"),
-            ("1é", "no unit"),
-            ("18446744073709551616s", "too long"),
-            ("18446744073709551615w", "too long"),
+            ("", "give a number"),
+            ("h", "give a number"),
+            ("-1h", "negative"),
+            ("14400", "give a number"),
+            ("1y", "no fixed length"),
+            ("1mo", "no fixed length"),
+            ("1x", "give a number"),
+            ("18446744073709551616s", "give a number"),
         ] {
             let error = duration(text).unwrap_err();
             assert!(error.contains(complaint), "{text:?}: {error}");

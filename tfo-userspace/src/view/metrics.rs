@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub kernel: TcpExt,
     /// How often the kernel's keys could not be read or written, or were changed by somebody else.
     pub key_failures: u64,
+    /// Number of log lines that were not written: there were too many, or nobody read them.
+    pub log_lines_dropped: u64,
     /// How often the key changes, in seconds; `None` where that is the kernel's to decide.
     pub rotation_interval: Option<u64>,
 }

@@ -18,7 +18,6 @@ use crossterm::{
     terminal::{EnterAlternateScreen, disable_raw_mode, enable_raw_mode},
 };
 use input::Action;
-use log::LevelFilter;
 use model::{Look, Model, Prefix};
 use nix::{
     sys::signal::{Signal, kill},
@@ -42,7 +41,7 @@ use crate::{
         pins::{Bpffs, Pins},
     },
     kernel::{netns, tcp_ext::TcpExt},
-    util::{signals::Signals, time::every},
+    util::{logging, signals::Signals, time::every},
     view::{
         counters::Report,
         events::{Event, Recent},
@@ -188,17 +187,15 @@ fn input() -> Result<mpsc::Receiver<io::Result<event::Event>>> {
 /// The terminal while it is ours. It is restored when this is dropped, and before a panic is reported.
 struct Screen {
     terminal: DefaultTerminal,
-    log_level: LevelFilter,
 }
 
 impl Screen {
     fn open() -> Result<Self> {
         let terminal = ratatui::try_init().inspect_err(|_| drop(ratatui::try_restore()));
         let terminal = terminal.context("cannot use this terminal")?;
-        let log_level = log::max_level();
         // A line of the log would be in the middle of the picture.
-        log::set_max_level(LevelFilter::Off);
-        Ok(Self { terminal, log_level })
+        logging::hold(true);
+        Ok(Self { terminal })
     }
 
     fn draw(&mut self, model: &Model) -> Result<()> {
@@ -236,7 +233,7 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         self.give_back();
-        log::set_max_level(self.log_level);
+        logging::hold(false);
     }
 }
 

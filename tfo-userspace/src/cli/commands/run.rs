@@ -9,11 +9,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use log::{LevelFilter, info, warn};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
 };
+use tracing::{info, warn};
 
 use crate::{
     cli::args::Run,
@@ -46,7 +46,7 @@ const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs the controller until SIGINT, SIGTERM, `tfo unload`, or SIGHUP where there is no configuration to read again. All but
 /// SIGTERM leave nothing behind.
-pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path, log_level: LevelFilter) -> Result<()> {
+pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
     // From the first attachment on a signal must find us ready to clean up.
     let mut signals = Signals::new()?;
     let config = config(args)?;
@@ -54,7 +54,6 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path, log_level: Leve
     raise_limit(&interfaces, metrics.is_some())?;
     let options = Options {
         attach,
-        log_level,
         source: leaving_no_trace(|| source(&keys))?,
         retire: Retire { below: keys.retire_below, max_age: keys.max_age },
         services,

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     cli::args::Unload,
     control,
-    daemon::orders,
+    daemon::order_file,
     dataplane::{
         pins::{Bpffs, remove_if_there},
         unload,
@@ -21,7 +21,7 @@ pub(super) async fn run(args: &Unload, bpffs: &Bpffs, state: &Path) -> Result<()
         // A controller that was killed has left it.
         let socket = control::socket(&pins).ok();
         unload(&pins).await?;
-        orders::forget(state, bpffs, pins.interface())?;
+        order_file::forget(state, bpffs, pins.interface())?;
         if let Some(socket) = socket {
             remove_if_there(&socket)?;
         }

@@ -11,13 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use log::debug;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{Sleep, sleep},
 };
+use tracing::debug;
 
 /// Connections that there are at once: one more cuts off the slowest.
 pub(crate) const CONNECTIONS: usize = 128;

@@ -1,14 +1,14 @@
 //! What is shown over HTTP, read from the maps and the kernel at that moment.
 
 use anyhow::Result;
-use log::debug;
 use tfo_common::keyring::{KeyRing, Role, SLOTS};
+use tracing::debug;
 
 use crate::{
     daemon::{controller::Controller, site::Site},
     dataplane::Datapath,
     kernel::tcp_ext::TcpExt,
-    util::{secrecy::leaving_no_trace, time::unix_seconds},
+    util::{logging, secrecy::leaving_no_trace, time::unix_seconds},
     view::{
         attestation::Attestation,
         metrics::{OnInterface, Program, RoleKeys, Snapshot},
@@ -29,6 +29,7 @@ pub(super) fn take(controller: &Controller, interfaces: &[String]) -> Result<Sna
         interfaces: each(controller, interfaces).map(on_interface).collect(),
         kernel: TcpExt::read()?,
         key_failures: controller.keeper().failures(),
+        log_lines_dropped: logging::dropped(),
         rotation_interval: (rotation_interval > 0).then_some(rotation_interval),
     })
 }

@@ -255,7 +255,10 @@ impl Snapshot {
         let help =
             "Times that the kernel's keys could not be read or written, or were changed by somebody else";
         let mut failures = counter(encoder, "tfo_key_failures", help, None)?;
-        failures.encode_counter::<NoLabelSet, _, u64>(&self.key_failures, None)
+        failures.encode_counter::<NoLabelSet, _, u64>(&self.key_failures, None)?;
+        let help = "Log lines that were not written, since there were too many or nobody read them";
+        let mut dropped = counter(encoder, "tfo_log_lines_dropped", help, None)?;
+        dropped.encode_counter::<NoLabelSet, _, u64>(&self.log_lines_dropped, None)
     }
 
     /// The kernel's own counters, under their own names.
@@ -433,6 +436,7 @@ mod tests {
             interfaces: vec![on("v0", true), on("w0", false)],
             kernel: TcpExt::default(),
             key_failures: 0,
+            log_lines_dropped: 0,
             rotation_interval: None,
         };
         let text = snapshot.text(Format::Prometheus);

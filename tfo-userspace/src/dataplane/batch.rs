@@ -45,7 +45,7 @@ struct Batch {
 const _: () = assert!(size_of::<Elem>() == 32 && size_of::<Batch>() == 56);
 
 /// An array whose entries are made of `V`: one, or one for each CPU.
-pub(super) struct Whole<V> {
+pub(super) struct BatchReader<V> {
     map: OwnedFd,
     entries: u32,
     /// How many `V` an entry has.
@@ -54,7 +54,7 @@ pub(super) struct Whole<V> {
     empty: V,
 }
 
-impl<V: Pod> Whole<V> {
+impl<V: Pod> BatchReader<V> {
     /// The array `map`; `empty` is any value.
     pub(super) fn of(map: &Map, empty: V) -> Result<Self> {
         let (data, width) = match map {
