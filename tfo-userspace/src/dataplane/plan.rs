@@ -19,7 +19,7 @@ use crate::model::{
 /// What the maps are to hold.
 pub(super) struct Plan {
     /// At which index each service stands; [`OTHER`] has no name, and the last is for
-    /// [`REMOVED_NAME`](super::tables::REMOVED_NAME).
+    /// [`REMOVED_NAME`](crate::model::services::REMOVED_NAME).
     pub(super) places: Vec<Option<Service>>,
     /// The entry of each port.
     pub(super) ports: Vec<u32>,
