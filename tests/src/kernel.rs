@@ -9,7 +9,7 @@ use tfo_common::{
     verdict::Mode,
 };
 use tfo_userspace::{
-    dataplane::{LoadOptions, Object, ServiceCounters, Shares},
+    dataplane::{LoadOptions, Object, ServiceCounters, SharedMaps},
     model::{guards::Hidden, services::Services},
 };
 
@@ -37,7 +37,7 @@ impl Kernel {
     }
 
     /// A program with these options, on the maps of a generation, if given. In mode `shield` it has no guards yet.
-    pub fn with(options: &LoadOptions, shared: Option<Shares<'_>>) -> Self {
+    pub fn with(options: &LoadOptions, shared: Option<SharedMaps<'_>>) -> Self {
         let mut kernel = Self(Object::load(options, shared).expect("the program loads (is this root?)"));
         // Most tests have no controller that would do it every second.
         kernel.confirm_at(u64::MAX);

@@ -34,7 +34,7 @@ use tfo_tests::{
 };
 use tfo_userspace::{
     dataplane::{
-        LoadOptions, ServiceCounters, Shares,
+        LoadOptions, ServiceCounters, SharedMaps,
         pins::{Bpffs, MAPS},
     },
     model::services::{OTHER_NAME, Services},
@@ -157,7 +157,7 @@ fn counts_of_earlier_maps_are_added() {
         let lock = pins.lock(Duration::ZERO).expect("nobody else is here");
         let generation = lock.next_generation().expect("a folder");
         let options = LoadOptions { services: 1, ..LoadOptions::new(LinkLayer::Ethernet, Mode::Observe) };
-        let mut kernel = Kernel::with(&options, Some(Shares { generation: &generation, maps: &MAPS }));
+        let mut kernel = Kernel::with(&options, Some(SharedMaps { generation: &generation, maps: &MAPS }));
         let web = "web=80".parse().expect("a service");
         kernel.serve(&Services::new(vec![web], Mode::Observe).expect("services"));
         kernel.pass("web", &eth().ipv4(CLIENT_V4, SERVER_V4).syn().ports(1, 80).build(), 3);

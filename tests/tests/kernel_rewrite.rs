@@ -31,7 +31,7 @@ use tfo_tests::{
     random::{frame, spoilt_frame},
 };
 use tfo_userspace::dataplane::{
-    LoadOptions, Shares,
+    LoadOptions, SharedMaps,
     pins::{Bpffs, MAPS},
 };
 
@@ -408,7 +408,7 @@ fn check_publication(mode: Mode) {
         let pins = Bpffs::new(BPFFS.as_ref()).pins("publication");
         let lock = pins.lock(Duration::ZERO).expect("nobody else is here");
         let generation = lock.next_generation().expect("a folder");
-        let shared = Shares { generation: &generation, maps: &MAPS };
+        let shared = SharedMaps { generation: &generation, maps: &MAPS };
         let options = LoadOptions::new(LinkLayer::Ethernet, mode);
         let load = || Kernel::with(&options, Some(shared));
         let (mut writer, mut reader) = (load(), load());
