@@ -86,7 +86,7 @@ fn log_lines_stay_below_live_counters() {
         ip("link add v0 type veth peer name v1");
         let terminal = Terminal::open();
         terminal.type_in(&format!("{} run -i v0", binary().display()));
-        let (counters, warning) = ("v0  observe  native  counting since", "WARN ] v0: the interface is gone");
+        let (counters, warning) = ("v0  observe  native  counting since", "WARN v0: the interface is gone");
         terminal.wait_for(counters);
         ip("link del v0");
         terminal.wait_for(warning);
