@@ -17,6 +17,7 @@
 //! | [`server`] | a server that keeps what it was told |
 //! | [`scrape`] | clients of its metrics |
 //! | [`fault`] | system calls that fail, or kill who makes them |
+//! | [`layout_0_1`] | the pins of tfo 0.1, made of those of this tfo |
 //! | [`steps`] | the real `tfo`, killed between two steps of what it does |
 //! | [`tap`] | an interface whose wire is a test |
 //! | [`wire`] | frames past the kernel's stack |
@@ -40,6 +41,7 @@ pub mod guards;
 pub mod host;
 pub mod kernel;
 pub mod keys;
+pub mod layout_0_1;
 pub mod listener;
 pub mod netns;
 pub mod oracle;

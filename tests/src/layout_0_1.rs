@@ -1,0 +1,114 @@
+//! The pins of tfo 0.1, made of those of this tfo, for tests of what a start takes over from there.
+
+use std::{array::from_fn, fs, mem::offset_of, path::Path};
+
+use aya::{
+    maps::{
+        Array, Map, MapData, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
+    util::nr_cpus,
+};
+use tfo_common::{
+    carried::Carried,
+    counters::Cell,
+    info::Info,
+    names,
+    observed::{Outcomes, Watch},
+    policy::FAMILY_BITS,
+};
+use tfo_userspace::dataplane::pins::{Bpffs, MAPS};
+
+use crate::netns::BPFFS;
+
+/// The version of its maps' layout.
+const LAYOUT: u32 = 6;
+/// Sizes in words of the structs in the maps, all of which are made of 64-bit integers.
+const CELL: usize = size_of::<Cell>() / 8;
+const OUTCOMES: usize = size_of::<Outcomes>() / 8;
+const CARRIED: usize = size_of::<Carried>() / 8;
+const WATCH: usize = size_of::<Watch>() / 8;
+/// The same of the state of observing in tfo 0.1: a budget, and five counters. Ours begins with these.
+const WATCH_0_1: usize = 10;
+
+type Words<const N: usize> = [u64; N];
+
+/// Makes of the pins of `interface`, whose controller is gone, what tfo 0.1 would have left. What is counted, the keys, what
+/// guards remember, and what is hidden come through.
+///
+/// tfo 0.1 had no folders for generations, and no map of carried counts: those are in the counters themselves here. Its state
+/// of observing had no confirmations. Sources were hidden without their family. Orders were in the maps only, so those for
+/// services that are not there are lost. No frame that is counted may come meanwhile: counters are read and written back.
+///
+/// # Panics
+///
+/// Where the pins are not those of one generation of this layout.
+pub fn as_of_0_1(interface: &str) {
+    let pins = Bpffs::new(Path::new(BPFFS)).pins(interface);
+    let [generation] = &pins.generations().expect("pins")[..] else { panic!("one generation, and no other") };
+    assert_ne!(generation.dir(), pins.dir(), "a folder of its own");
+    for name in MAPS {
+        fs::rename(generation.map(name), pins.dir().join(name)).expect("a pin can be moved");
+    }
+    for (from, to) in [(generation.link(), "link"), (generation.outcomes_link(), "outcomes-link")] {
+        fs::rename(from, pins.dir().join(to)).expect("a link can be moved");
+    }
+    fs::remove_dir(generation.dir()).expect("nothing else is in it");
+    let open = |name| {
+        let data = MapData::from_pin(pins.dir().join(name)).expect("a pinned map");
+        Map::from_map_data(data).expect("a map of a known kind")
+    };
+    let replace = |name| {
+        let path = pins.dir().join(name);
+        fs::remove_file(&path).expect("it is pinned");
+        path
+    };
+
+    let mut info: Array<_, [u32; size_of::<Info>() / 4]> = open(names::INFO).try_into().expect("an array");
+    let mut words = info.get(&0, 0).expect("its only entry");
+    words[offset_of!(Info, layout_version) / 4] = LAYOUT;
+    info.set(0, words, 0).expect("the map takes it");
+
+    let carried: Array<_, Words<CARRIED>> = open(names::CARRIED).try_into().expect("an array");
+    let mut cells: PerCpuArray<_, Words<CELL>> = open(names::COUNTERS).try_into().expect("an array");
+    let mut outcomes: Array<_, Words<OUTCOMES>> = open(names::OUTCOMES).try_into().expect("an array");
+    let mut watched = [0; WATCH];
+    for index in 0..carried.len() {
+        // The words of it that are no counts are zeros.
+        let carried = carried.get(&index, 0).expect("an entry");
+        let mut cell = cells.get(&index, 0).expect("an entry").to_vec();
+        add(&mut cell[0], &carried[offset_of!(Carried, cell) / 8..]);
+        cells.set(index, cell.try_into().expect("one of each CPU"), 0).expect("the map takes it");
+        let mut outcome = outcomes.get(&index, 0).expect("an entry");
+        add(&mut outcome, &carried[offset_of!(Carried, outcomes) / 8..]);
+        outcomes.set(index, outcome, 0).expect("the map takes it");
+        add(&mut watched, &carried[offset_of!(Carried, watch) / 8..]);
+    }
+    replace(names::CARRIED);
+
+    let watch: PerCpuArray<_, Words<WATCH>> = open(names::WATCH).try_into().expect("an array");
+    let mut cpus = watch.get(&0, 0).expect("its only entry").to_vec();
+    // A budget is no count.
+    let counts = offset_of!(Watch, events) / 8;
+    add(&mut cpus[0][counts..], &watched[counts..]);
+    assert_eq!(cpus.len(), nr_cpus().expect("CPUs can be counted"));
+    let cpus: Vec<Words<WATCH_0_1>> = cpus.iter().map(|words| from_fn(|i| words[i])).collect();
+    let mut map = PerCpuArray::create(1, 0).expect("a map");
+    map.set(0, cpus.try_into().expect("one of each CPU"), 0).expect("the map takes it");
+    map.pin(replace(names::WATCH)).expect("the place is free");
+
+    const NO_PREALLOC: u32 = 1;
+    let sources: LpmTrie<_, [u32; 5], u32> = open(names::HIDDEN).try_into().expect("a trie");
+    let mut map = LpmTrie::<_, [u32; 4], u32>::create(4096, NO_PREALLOC).expect("a map");
+    for key in sources.keys().map(|key| key.expect("a key")) {
+        let (len, [_, address @ ..]) = (key.prefix_len() - FAMILY_BITS, key.data());
+        map.insert(&Key::new(len, address), 1, 0).expect("the map takes it");
+    }
+    map.pin(replace(names::HIDDEN)).expect("the place is free");
+    // Those of all interfaces: no start may come between.
+    fs::remove_dir_all("/var/lib/tfo/orders").unwrap_or_default();
+}
+
+fn add(sums: &mut [u64], counts: &[u64]) {
+    sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+}
