@@ -251,14 +251,22 @@ impl EarlierGeneration {
             );
         }
         let mut map = Array::<_, Shared<Carried>>::try_from(open(&self.generation, names::CARRIED)?)?;
+        let mut services = Array::<_, Shared<Service>>::try_from(open(&self.generation, names::SERVICES)?)?;
+        let removed = (self.names.len() - 1) as u32;
         for place in OTHER..next.tables.capacity() {
+            let counted = next.tables.counted_here(place)?;
             let name = next.tables.service(place)?;
             let index = self.names.iter().position(|index| name.is_some() && *index == name);
             // A service that is not there is told by that in which services are that are no more.
-            let index = index.unwrap_or(self.names.len() - 1) as u32;
+            let index = index.map_or(removed, |index| index as u32);
             let Shared(mut carried) = map.get(&index, 0).context("cannot read what was counted before")?;
-            carried.add(&next.tables.counted_here(place)?);
+            carried.add(&counted);
             map.set(index, Shared(carried), 0).context("cannot write what was counted before")?;
+            if index == removed && counted != Carried::EMPTY {
+                // What has no name is read by nobody.
+                let service = Service::new(REMOVED_NAME).unwrap_or_default();
+                services.set(index, Shared(service), 0).context("cannot write the map of services")?;
+            }
         }
         Ok(())
     }
