@@ -16,7 +16,7 @@ use tfo_tests::{
     },
 };
 use tfo_userspace::{
-    dataplane::pins::{Bpffs, MAPS},
+    dataplane::pins::Bpffs,
     lab::{
         client::Syn,
         net::{Namespace, server, source},
