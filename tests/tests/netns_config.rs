@@ -7,7 +7,8 @@ use std::{
     os::unix::fs::{PermissionsExt as _, chown},
     path::Path,
     process::{Command, Output},
-    sync::atomic::{AtomicU16, Ordering},
+    sync::atomic::{AtomicBool, AtomicU16, Ordering},
+    thread,
 };
 
 use nix::{
@@ -19,7 +20,7 @@ use tfo_common::segment::Family;
 use tfo_tests::{
     config::Config,
     netns::{
-        BPFFS, Counts, IFACE, Running, assert_clean, binary, eventually, failure, ip, sandbox,
+        BPFFS, Counts, IFACE, Running, StopOnDrop, assert_clean, binary, eventually, failure, ip, sandbox,
         server_and_client, tfo, tfo_as_nobody, xdp_on,
     },
     scrape::Samples,
@@ -184,6 +185,38 @@ fn several_interfaces_change_together_or_not_at_all() {
         }
         tfo_run.end(Signal::SIGINT);
         [IFACE, SECOND].iter().for_each(|interface| assert_clean(interface));
+    });
+}
+
+/// What came while the first interface had a change that the second refused is counted for services that are no more.
+#[test]
+fn what_a_change_that_is_undone_has_counted_is_kept() {
+    const SECOND: &str = "tfo-second";
+    server_and_client(|client| {
+        ip(&format!("link add {SECOND} type veth peer name v1"));
+        ip(&format!("link set {SECOND} up"));
+        let config = Config::of_several(&[IFACE, SECOND], &on_ports("web", "80"));
+        let _tfo = config.run();
+        config.write(&on_ports("mail", "25"));
+        fs::create_dir(Bpffs::new(Path::new(BPFFS)).pins(SECOND).dir().join(u32::MAX.to_string())).unwrap();
+        let stop = AtomicBool::new(false);
+        let [source, server] = [source(Family::Ipv4, 1), server(Family::Ipv4).ip()];
+        let fire = || {
+            while !stop.load(Ordering::Relaxed) {
+                Syn::new(4000, 25, 1).send(source, server)?;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| client.run(fire).unwrap());
+            let _stop = StopOnDrop(&stop);
+            eventually("a SYN comes in between", || {
+                assert_eq!(tfo(&["reload"]).status.code(), Some(1));
+                by_service().iter().any(|(name, packets)| name == "removed" && *packets > 0)
+            });
+        });
+        let of_services: u64 = by_service().iter().map(|(_, packets)| packets).sum();
+        assert_eq!(of_services, Counts::of(IFACE).total());
     });
 }
 
