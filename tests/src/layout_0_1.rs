@@ -33,12 +33,13 @@ const WATCH_0_1: usize = 10;
 
 type Words<const N: usize> = [u64; N];
 
-/// Makes of the pins of `interface`, whose controller is gone, what tfo 0.1 would have left. What is counted, the keys, what
-/// guards remember, and what is hidden come through.
+/// Makes of the pins of `interface`, whose controller is gone, what tfo 0.1 would have left. What is counted, the keys,
+/// what guards remember, and what is hidden come through.
 ///
-/// tfo 0.1 had no folders for generations, and no map of carried counts: those are in the counters themselves here. Its state
-/// of observing had no confirmations. Sources were hidden without their family. Orders were in the maps only, so those for
-/// services that are not there are lost. No frame that is counted may come meanwhile: counters are read and written back.
+/// tfo 0.1 had no folders for generations, and no map of carried counts: those are in the counters themselves here. Its
+/// state of observing had no confirmations. Sources were hidden without their family. Orders were in the maps only, so
+/// those for services that are not there are lost. No frame that is counted may come meanwhile: counters are read and
+/// written back.
 ///
 /// # Panics
 ///

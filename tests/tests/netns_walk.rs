@@ -8,11 +8,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::{IpAddr, SocketAddr},
+    io::{Read as _, Write as _},
+    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
     path::Path,
     process::{Command, Stdio},
     sync::{
-        Mutex, PoisonError, RwLock,
+        Mutex, PoisonError, RwLock, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -21,27 +22,22 @@ use std::{
 
 use fastrand::Rng;
 use nix::{mount::umount, sys::signal::Signal};
-use serde_json::Value;
-use tfo_common::{
-    class::Class,
-    cookie,
-    counters::{Counters, Guarded},
-    policy::Guard,
-    segment::Family,
-    verdict::Verdict,
-};
+use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
+use tfo_common::{counters::Counters, segment::Family};
 use tfo_tests::{
     config::Config,
-    guards::Setting,
+    layout_0_1::as_of_0_1,
     netns::{
-        BPFFS, IFACE, Running, StopOnDrop, assert_clean, binary, eventually, failure, ip, is_idle, key,
-        linked, mount_on, server_and_client, status, tfo, xdp_on,
+        BPFFS, IFACE, Running, StopOnDrop, binary, eventually, failure, ip, is_idle, key, linked, mount_on,
+        server_and_client, status, tfo, xdp_on,
     },
-    packet::{Carry as _, Ip, Tcp, eth_between},
     random::{is_long, seed},
     server::Server,
-    walk::{BURST, Bad, Desired, Link, Model, PORTS, Step},
-    wire::Wire,
+    walk::{
+        Bad, Deck, Desired, INTERFACES, Keys, Link, Model, PORTS, RENAMED, SECOND, Step, Topology, Visit,
+        Visitor, counts_by_service,
+    },
 };
 use tfo_userspace::{
     dataplane::{Pinned, pins::Bpffs},
@@ -51,33 +47,17 @@ use tfo_userspace::{
         net::{Namespace, server, source},
         server::listen,
     },
-    model::{
-        guards::Hidden,
-        keys::{addresses, fingerprint},
-        services::{OTHER_NAME, REMOVED_NAME},
-    },
+    model::{guards::Hidden, keys::fingerprint, services::REMOVED_NAME},
 };
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
-/// The client's end of the first veth pair.
-const CLIENT: &str = "tfo-client";
-/// The second interface, which comes and goes, its name at other times, and its other end.
-const SECOND: &str = "second";
-const RENAMED: &str = "renamed";
-const FAR: &str = "far";
-const INTERFACES: [&str; 2] = [IFACE, SECOND];
-const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
-
 #[test]
 fn a_random_walk() {
     let steps = if is_long() { 500 } else { 24 };
     let seed = seed(&format!("{steps} random steps"));
     let mut rng = Rng::with_seed(seed);
     server_and_client(|client| {
-        let off = || Ok(Command::new("ethtool").args(["-K", CLIENT, "tx", "off"]).output()?.status.success());
-        assert!(client.run(off).unwrap(), "checksums as on a wire");
-        make_second();
+        let topology = Topology::new(&client);
         KeySysctl::open().unwrap().write(key(1), None).unwrap();
         let _servers: Vec<_> = Family::ALL
             .iter()
@@ -87,8 +67,9 @@ fn a_random_walk() {
         let traffic = Traffic::default();
         thread::scope(|scope| {
             scope.spawn(|| traffic.go(&client));
+            let mut walk = Walk::new(&client, topology, &traffic, &mut rng);
+            // Before clients may connect again.
             let _stop = StopOnDrop(&traffic.stop);
-            let mut walk = Walk::new(&client, &traffic, &mut rng);
             let start = Instant::now();
             for number in 1..=steps {
                 walk.make_step(number, seed);
@@ -104,18 +85,6 @@ fn a_random_walk() {
             walk.is_over = true;
         });
     });
-}
-
-fn make_second() {
-    ip(&format!("link add {SECOND} address 02:00:00:00:00:01 type veth peer name {FAR}"));
-    ip(&format!("link set {SECOND} up"));
-    ip(&format!("link set {FAR} up"));
-}
-
-/// Whether `interface` carries packets.
-fn is_up(interface: &str) -> bool {
-    let output = Command::new("ip").args(["-o", "link", "show", "dev", interface]).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).contains(" state UP ")
 }
 
 /// Clients that connect all the time, but while it is held up.
@@ -137,8 +106,12 @@ impl Traffic {
             })
             .collect();
         let connect = || {
-            for (from, to) in ends.iter().cycle().take_while(|_| !self.stop.load(Ordering::Relaxed)) {
+            for (from, to) in ends.iter().cycle() {
                 let going = self.held_up.read().unwrap_or_else(PoisonError::into_inner);
+                // The walk may end while there is no way for clients.
+                if self.stop.load(Ordering::Relaxed) {
+                    break;
+                }
                 fast_open(*from, *to, DATA)?;
                 self.done.fetch_add(1, Ordering::Relaxed);
                 drop(going);
@@ -153,34 +126,22 @@ impl Traffic {
     }
 }
 
-/// A source that has sent SYNs, and what must be remembered of it.
-#[derive(Clone)]
-struct Visitor {
-    /// To which service, and port.
-    to: (String, u16),
-    family: Family,
-    from: IpAddr,
-    /// Next source port.
-    port: u16,
-    /// Number of good cookies under `fair`, and of forged ones under `shed`.
-    spent: [u32; 2],
-    /// The key of its first cookie, the SYN that had it, and whether that must be known to `once`.
-    first: Option<(u32, Vec<u8>)>,
-    is_remembered: bool,
-}
-
 struct Walk<'a> {
     client: &'a Namespace,
+    topology: Topology<'a>,
     traffic: &'a Traffic,
     rng: &'a mut Rng,
     model: Model,
+    deck: Deck,
     file: Config,
     running: Option<Running>,
     history: Vec<String>,
     kinds: BTreeMap<String, u32>,
     seed: u64,
     is_over: bool,
-    client_wire: Wire,
+    /// Keeps clients from connecting, while it is there.
+    held_up: Option<RwLockWriteGuard<'a, ()>>,
+    keys: Keys,
     /// SYNs of probes that either program has seen.
     probed: [u64; 2],
     /// SYNs that were sent and not counted, and connections accepted and not counted: while there was no program.
@@ -197,20 +158,23 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(client: &'a Namespace, traffic: &'a Traffic, rng: &'a mut Rng) -> Self {
+    fn new(client: &'a Namespace, topology: Topology<'a>, traffic: &'a Traffic, rng: &'a mut Rng) -> Self {
         let model = Model::new(rng);
         Self {
             client,
+            topology,
             traffic,
             rng,
             model,
+            deck: Deck::default(),
             file: Config::of_several(&INTERFACES, ""),
             running: None,
             history: Vec::new(),
             kinds: BTreeMap::new(),
             seed: 0,
             is_over: false,
-            client_wire: client.run(|| Ok(Wire::blind(CLIENT))).unwrap(),
+            held_up: None,
+            keys: Keys::default(),
             probed: [0; 2],
             missed: None,
             second_base: None,
@@ -224,29 +188,59 @@ impl<'a> Walk<'a> {
 
     fn make_step(&mut self, number: usize, seed: u64) {
         self.seed = seed;
-        let step = self.model.draw(self.rng);
+        let step = self.deck.draw(&self.model, self.rng);
         let text = format!("{step:?}");
         let kind: String = text.chars().take_while(char::is_ascii_alphanumeric).collect();
         *self.kinds.entry(kind).or_default() += 1;
         self.history.push(format!("{number}: {text}"));
+        let innermost = step.innermost();
+        if let Step::Down(0) | Step::Delete(0) | Step::Remake(0) = innermost {
+            // Who connects while it goes is lost with it, whatever tfo does.
+            self.hold_up();
+        }
         let is_done = self.carry_out(&step);
         self.model.made(&step, is_done);
-        if self.model.in_force[0].is_none() {
-            self.visitors.clear();
-            (self.missed, self.second_base, self.last) = (None, None, Default::default());
-            self.links = [None; 2];
+        self.keys.learn(&self.model);
+        match &self.model.in_force[0] {
+            Some(desired) => self.visitors.retain(|visitor| visitor.is_to(desired)),
+            None => {
+                self.visitors.clear();
+                (self.missed, self.second_base, self.last) = (None, None, Default::default());
+                self.links = [None; 2];
+            }
         }
-        if let Step::KillInReload { desired, .. } | Step::KillInStart { desired, .. } = &step {
+        if let Step::KillInReload(desired, _) | Step::KillInStart(desired, _) = &step {
             // Where a service may have come and gone, what was remembered for it may have, too.
             self.visitors.retain(|visitor| visitor.is_to(desired));
         }
-        if self.model.link == Link::Gone || step.makes_anew() {
-            self.links[1] = None;
+        for (at, link) in self.links.iter_mut().enumerate() {
+            if self.model.links[at] == Link::Gone || matches!(innermost, Step::Remake(made) if *made == at) {
+                *link = None;
+            }
         }
         self.check();
         if let Some(failure) = &*self.traffic.failure.lock().unwrap() {
             panic!("a connection was lost: {failure}");
         }
+    }
+
+    /// Keeps clients from connecting, and waits for those that have.
+    fn hold_up(&mut self) {
+        let traffic = self.traffic;
+        self.held_up.get_or_insert_with(|| traffic.held_up.write().unwrap_or_else(PoisonError::into_inner));
+        eventually("all connections are over", is_idle);
+    }
+
+    /// Lets clients connect again, if there is a way.
+    fn let_go(&mut self) {
+        if self.model.serves() {
+            self.wait_until_up(0);
+            self.held_up = None;
+        }
+    }
+
+    fn wait_until_up(&self, interface: usize) {
+        self.topology.wait_until_up(interface, self.now(interface));
     }
 
     fn write(&self, desired: &Desired) {
@@ -278,6 +272,18 @@ impl<'a> Walk<'a> {
                 must(&["reload"], 1);
                 self.file.write(&good);
             }
+            Step::FailingReload(desired) => {
+                // All numbers of generations are used up: the program can be loaded, and not be put in force.
+                let last = bpffs().pins(SECOND).dir().join(u32::MAX.to_string());
+                fs::create_dir(&last).unwrap();
+                let before = INTERFACES.map(linked);
+                self.write(desired);
+                let refused = must(&["reload"], 1);
+                assert!(refused.contains("no number is left"), "{refused}");
+                fs::remove_dir(&last).unwrap();
+                assert_eq!(INTERFACES.map(linked), before, "the first has gone back");
+                self.write(&self.model.desired);
+            }
             Step::Stop => drop(self.running.take().unwrap().end(Signal::SIGTERM)),
             Step::Interrupt => drop(self.running.take().unwrap().end(Signal::SIGINT)),
             Step::Unload => {
@@ -294,18 +300,15 @@ impl<'a> Walk<'a> {
                 }
                 umount(BPFFS).unwrap();
                 mount_on("bpf", BPFFS);
-                let there = [Some(IFACE), (self.model.link != Link::Gone).then_some(self.second())];
-                eventually("programs are gone with their links", || {
-                    there.into_iter().flatten().all(|interface| xdp_on(interface).is_none())
-                });
+                eventually("programs are gone with their links", || self.are_bare());
             }
-            Step::KillInReload { desired, by, after_ms } => {
+            Step::KillInReload(desired, death) => {
                 self.write(desired);
                 running().signal(Signal::SIGHUP);
                 // Anywhere in it, or behind it.
-                thread::sleep(Duration::from_millis(*after_ms));
-                let is_orderly = self.running.take().unwrap().end_anyhow(*by);
-                assert_eq!(is_orderly, *by != Signal::SIGKILL);
+                thread::sleep(Duration::from_millis(death.after_ms));
+                let is_orderly = self.running.take().unwrap().end_anyhow(death.by);
+                assert_eq!(is_orderly, death.by != Signal::SIGKILL);
             }
             Step::InReload { desired, after_ms, then } => {
                 self.write(desired);
@@ -319,7 +322,7 @@ impl<'a> Walk<'a> {
                 let is_reloaded = output.status.success();
                 if !is_reloaded {
                     // An interface that comes or goes may keep it from all.
-                    let may_fail = matches!(**then, Step::Delete | Step::Make | Step::Remake);
+                    let may_fail = matches!(**then, Step::Delete(_) | Step::Make(_) | Step::Remake(_));
                     assert!(may_fail, "{then:?}: {:?}", failure(&output));
                     self.refused += 1;
                     self.history.push(format!("   refused: {:?}", failure(&output)));
@@ -327,11 +330,11 @@ impl<'a> Walk<'a> {
                 }
                 return is_reloaded;
             }
-            Step::KillInStart { desired, by, after_ms } => {
+            Step::KillInStart(desired, death) => {
                 self.write(desired);
                 let running = Running::spawn(&["--config", &self.file.path()]);
-                thread::sleep(Duration::from_millis(*after_ms));
-                return running.end_anyhow(*by);
+                thread::sleep(Duration::from_millis(death.after_ms));
+                return running.end_anyhow(death.by);
             }
             Step::Start(desired) => {
                 self.write(desired);
@@ -339,6 +342,14 @@ impl<'a> Walk<'a> {
             }
             Step::StartWithout | Step::SecondController => {
                 must(&["run", "--config", &self.file.path()], 1);
+            }
+            Step::Upgrade(by, desired) => {
+                self.running.take().unwrap().end_anyhow(*by);
+                self.hold_up();
+                INTERFACES.iter().for_each(|name| as_of_0_1(name));
+                self.let_go();
+                self.write(desired);
+                self.running = Some(self.file.run());
             }
             Step::Order { on, what, only } => {
                 let verb = if *on { "hide" } else { "show" };
@@ -354,56 +365,91 @@ impl<'a> Walk<'a> {
                 let code = i32::from(!concerned.all(|interface| self.model.obeys(interface, *on, what)));
                 must(&args.iter().map(String::as_str).collect::<Vec<_>>(), code);
             }
-            Step::Rotate { .. } => {
-                let (current, backup) = self.model.rotated(step);
-                KeySysctl::open().unwrap().write(key(current), backup.map(key)).unwrap();
+            Step::SetKeys { .. } => {
+                let mut after = self.model.clone();
+                after.made(step, true);
+                let (current, backup) = after.kernel;
+                let backup = backup.map(|backup| self.keys.get(backup));
+                KeySysctl::open().unwrap().write(key(current), backup).unwrap();
             }
-            Step::Down => ip(&format!("link set {SECOND} down")),
-            Step::Up if self.model.link == Link::Renamed => ip(&format!("link set {RENAMED} name {SECOND}")),
-            Step::Up => ip(&format!("link set {SECOND} up")),
-            Step::Rename => ip(&format!("link set {SECOND} name {RENAMED}")),
-            Step::Delete => ip(&format!("link del {}", self.second())),
-            Step::Make => make_second(),
-            Step::Remake => {
-                ip(&format!("link del {SECOND}"));
-                make_second();
+            Step::Rotate => self.give_keys_order(&["keys", "rotate"]),
+            Step::Emergency => self.give_keys_order(&["keys", "rotate", "--emergency"]),
+            Step::Down(at) => ip(&format!("link set {} down", INTERFACES[*at])),
+            Step::Up(at) if self.model.links[*at] == Link::Renamed => {
+                ip(&format!("link set {} name {}", RENAMED[*at], INTERFACES[*at]));
+            }
+            Step::Up(at) => self.topology.bring_up(*at),
+            Step::Rename(at) => ip(&format!("link set {} name {}", INTERFACES[*at], RENAMED[*at])),
+            Step::Delete(at) => ip(&format!("link del {}", self.now(*at))),
+            Step::Make(at) => self.topology.make(*at),
+            Step::Remake(at) => {
+                ip(&format!("link del {}", INTERFACES[*at]));
+                self.topology.make(*at);
             }
         }
         true
     }
 
-    /// The second interface's name at the moment.
-    fn second(&self) -> &'static str {
-        if self.model.link == Link::Renamed { RENAMED } else { SECOND }
+    /// An order for keys, over which a connection goes on.
+    fn give_keys_order(&self, order: &[&str]) {
+        let connection = self.connect();
+        must(order, i32::from(!self.model.desired.makes_keys));
+        if let Some(connection) = connection {
+            go_on(connection);
+        }
+    }
+
+    /// A client that has connected with Fast Open, and been answered; none where clients are held up.
+    fn connect(&self) -> Option<TcpStream> {
+        if self.held_up.is_some() {
+            return None;
+        }
+        let (from, to) = (source(Family::Ipv4, 2), server(Family::Ipv4));
+        let connect = || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.bind(&SocketAddr::new(from, 0).into())?;
+            let sent = socket.send_to_with_flags(DATA, &to.into(), libc::MSG_FASTOPEN)?;
+            let mut connection = TcpStream::from(socket);
+            connection.write_all(&DATA[sent..])?;
+            connection.read_exact(&mut [0; DATA.len()])?;
+            Ok(connection)
+        };
+        let connection = self.client.run(connect).unwrap();
+        self.traffic.done.fetch_add(1, Ordering::Relaxed);
+        Some(connection)
+    }
+
+    /// The name of an interface at the moment.
+    fn now(&self, interface: usize) -> &'static str {
+        let is_renamed = self.model.links[interface] == Link::Renamed;
+        if is_renamed { RENAMED[interface] } else { INTERFACES[interface] }
+    }
+
+    /// Whether no interface has a program.
+    fn are_bare(&self) -> bool {
+        let there = (0..2).filter(|at| self.model.links[*at] != Link::Gone);
+        there.map(|at| xdp_on(self.now(at))).all(|program| program.is_none())
     }
 
     fn check(&mut self) {
-        if self.model.in_force[0].is_none() {
-            assert_clean(IFACE);
-            if self.model.link != Link::Gone {
-                assert_eq!(xdp_on(self.second()), None);
-            }
-            return;
-        }
-        (0..2).for_each(|interface| self.check_state(interface));
-        let traffic = self.traffic;
-        let _held_up = traffic.held_up.write().unwrap_or_else(PoisonError::into_inner);
-        eventually("all connections are over", is_idle);
-        self.check_counts();
-        if self.model.is_known[0] {
+        if !self.model.is_installed() {
+            assert!(self.are_bare(), "a program is left");
+            assert!(!Path::new(BPFFS).join("tfo").exists(), "pins are left");
+        } else {
+            (0..2).for_each(|interface| self.check_state(interface));
+            self.hold_up();
+            self.check_counts();
             self.probe();
             self.check_counts();
         }
+        self.let_go();
     }
 
     /// What is there is what is desired, by reading it back.
     fn check_state(&mut self, interface: usize) {
         let (model, name) = (&self.model, INTERFACES[interface]);
-        let Some(is_attached) = model.is_second_attached.map(|is_attached| interface == 0 || is_attached)
-        else {
-            return;
-        };
-        let now = if interface == 0 { IFACE } else { self.second() };
+        let Some(is_attached) = model.attached[interface] else { return };
+        let now = self.now(interface);
         settle(&format!("{name}: attached, with a controller"), (is_attached, model.controller), || {
             let status = status(name);
             (status["attached"] == true, status["controller"] == true)
@@ -414,18 +460,19 @@ impl<'a> Walk<'a> {
             });
             let link = *self.links[interface].get_or_insert(linked(name).link);
             assert_eq!(linked(name).link, link, "{name}: it was detached for a while");
-        } else if interface == 0 || model.link != Link::Gone {
+        } else if model.links[interface] != Link::Gone {
             assert_eq!(xdp_on(now), None, "{name}");
         }
         if !model.is_known[interface] {
             return;
         }
         if let Some((current, backup)) = model.ring.held {
-            let expected = (Some(fingerprint(key(current))), backup.map(key).map(fingerprint));
+            let text = |number: u32| fingerprint(self.keys.get(number));
+            let retired: Vec<_> = model.ring.retired.iter().map(|number| text(*number)).collect();
+            let expected = json!({"current": text(current), "backup": backup.map(text), "retired": retired});
             settle(&format!("{name}: the keys"), expected, || {
                 let keys = &status(name)["keys"];
-                let text = |name: &str| keys[name].as_str().map(str::to_owned);
-                (text("current"), text("backup"))
+                json!({"current": keys["current"], "backup": keys["backup"], "retired": keys["retired"]})
             });
         }
         settle(&format!("{name}: policies"), model.policies(interface, self.hz), || {
@@ -442,6 +489,8 @@ impl<'a> Walk<'a> {
             (status["mode"].as_str().unwrap().to_owned(), hidden.iter().map(Hidden::to_string).collect())
         });
         if model.controller {
+            let generations = || bpffs().pins(name).generations().unwrap().len();
+            settle(&format!("{name}: generations, of which no old one is left"), 1, generations);
             let output = tfo(&["hide", "--list", "--json", "-i", name]);
             let list: Value = serde_json::from_slice(&output.stdout).unwrap();
             let list: BTreeSet<Hidden> = serde_json::from_value(list["hidden"].clone()).unwrap();
@@ -488,54 +537,38 @@ impl<'a> Walk<'a> {
 
     /// Sends what protections are for. Traffic must be held up.
     fn probe(&mut self) {
-        // Those that came before: what is remembered of them must still be.
-        for visitor in std::mem::take(&mut self.visitors) {
-            if visitor.is_to(self.model.in_force[0].as_ref().unwrap()) {
+        let certain = [0, 1].map(|interface| self.model.is_certain(interface));
+        (0..2).filter(|interface| certain[*interface]).for_each(|interface| self.wait_until_up(interface));
+        if certain[0] {
+            // Those that came before: what is remembered of them must still be.
+            for visitor in std::mem::take(&mut self.visitors) {
                 self.probe_by(0, visitor);
             }
+            for port in PORTS {
+                let visitor = Visitor::new(&self.model, 0, port, self.rng);
+                let visitor = self.probe_by(0, visitor);
+                self.visitors.push(visitor);
+            }
         }
-        for port in PORTS {
-            let visitor = self.visitor(0, port);
-            let visitor = self.probe_by(0, visitor);
-            self.visitors.push(visitor);
-        }
-        if self.model.is_second_attached == Some(true) && matches!(self.model.link, Link::Up | Link::Renamed)
-        {
-            eventually("the second interface is up", || is_up(self.second()) && is_up(FAR));
+        if certain[1] {
             let port = PORTS[self.rng.usize(..PORTS.len())];
-            let visitor = self.visitor(1, port);
+            let visitor = Visitor::new(&self.model, 1, port, self.rng);
             self.probe_by(1, visitor);
-        }
-    }
-
-    fn visitor(&mut self, interface: usize, port: u16) -> Visitor {
-        let family = Family::ALL[self.rng.usize(..2)];
-        let service = self.model.in_force[interface].as_ref().unwrap().on(port);
-        Visitor {
-            to: (service.map_or(OTHER_NAME, |service| service.name).to_owned(), port),
-            family,
-            from: source(family, self.rng.u16(1024..)),
-            port: self.rng.u16(1024..60_000),
-            spent: [0; 2],
-            first: None,
-            is_remembered: false,
         }
     }
 
     /// A visit: what became of it by the counters, and what the kernel saw of it, must be as expected.
     fn probe_by(&mut self, interface: usize, visitor: Visitor) -> Visitor {
         let name = INTERFACES[interface];
-        let before = (counts_by_service(name), TcpExt::read().unwrap());
-        let far = (interface == 1).then(|| Wire::blind(FAR));
-        let wire = far.as_ref().unwrap_or(&self.client_wire);
-        let mut visit =
-            Visit { model: &self.model, interface, wire, visitor, expected: Expected::default(), sent: 0 };
-        visit.make();
-        let Visit { visitor, expected, sent, .. } = visit;
-        self.probed[interface] += sent;
+        let counts = || counts_by_service(&pinned(name));
+        let before = (counts(), TcpExt::read().unwrap());
+        let wire = self.topology.wire(interface);
+        let visit = Visit::new(&self.model, &self.keys, interface, &wire, visitor);
+        let (visitor, expected) = visit.make();
+        self.probed[interface] += expected.sent;
         let what = format!("{name}, port {}, from {}: what becomes of SYNs", visitor.to.1, visitor.from);
         settle(&what, expected.counts, || {
-            let mut now = counts_by_service(name);
+            let mut now = counts();
             for (what, before) in &before.0 {
                 *now.entry(what.clone()).or_default() -= before;
             }
@@ -547,100 +580,6 @@ impl<'a> Walk<'a> {
             assert_eq!(TcpExt::read().unwrap() - before.1, expected.kernel, "{what}, by the kernel (left)");
         }
         visitor
-    }
-}
-
-/// SYNs of a visitor, one after the other.
-struct Visit<'a> {
-    model: &'a Model,
-    interface: usize,
-    wire: &'a Wire,
-    visitor: Visitor,
-    expected: Expected,
-    sent: u64,
-}
-
-impl Visit<'_> {
-    fn make(&mut self) {
-        let Some((current, backup)) = self.model.ring.held else { unreachable!("there was a controller") };
-        let earlier = self.visitor.first.clone();
-        if let Some((key, frame)) = &earlier {
-            self.send(self.class(*key), Some(*key), true, frame);
-        }
-        let request = self.visitor.syn().request().build();
-        self.send(Class::CookieRequest, None, false, &request);
-        let plain = self.visitor.syn().build();
-        self.send(Class::PlainSyn, None, false, &plain);
-        for number in 0..=BURST {
-            let frame = self.visitor.with_cookie_of(current);
-            let is_first = earlier.is_none() && number == 0;
-            self.send(self.class(current), Some(current), is_first, &frame);
-            if is_first {
-                self.visitor.first = Some((current, frame));
-            }
-        }
-        // What a controller has to confirm is not certain without one.
-        if self.model.controller {
-            let retired = self.model.ring.retired.first().copied();
-            let others = backup.into_iter().chain(retired).chain([FORGED; BURST as usize + 1]);
-            for key in others {
-                let frame = self.visitor.with_cookie_of(key);
-                self.send(self.class(key), Some(key), false, &frame);
-            }
-        }
-        if let Some((key, frame)) = self.visitor.first.clone().filter(|_| self.interface == 0) {
-            eventually("its connections are over", is_idle);
-            self.send(self.class(key), Some(key), true, &frame);
-        }
-    }
-
-    fn class(&self, key: u32) -> Class {
-        self.model.ring.class(key)
-    }
-
-    /// Sends a SYN of `class`, with a cookie of `key` if it has one, and notes what must come of it. `is_first` for the one that
-    /// comes again.
-    fn send(&mut self, class: Class, key: Option<u32>, is_first: bool, frame: &[u8]) {
-        let Self { model, interface, visitor, expected, .. } = self;
-        let interface = *interface;
-        let service = model.in_force[interface].as_ref().and_then(|desired| desired.on(visitor.to.1));
-        let wanted = model.wanted(interface, service);
-        let decided = wanted.expected(class, model.controller, |guard| match guard {
-            Guard::Hide => model.is_hidden(interface, visitor.from),
-            Guard::Once => is_first && visitor.is_remembered,
-            Guard::Fair => visitor.spent[0] >= BURST,
-            Guard::Clamp => true,
-            Guard::Shed => visitor.spent[1] >= BURST,
-        });
-        for (guard, spent) in [Guard::Fair, Guard::Shed].into_iter().zip(&mut visitor.spent) {
-            if decided.asked & 1 << guard.index() != 0 {
-                *spent += 1;
-            }
-        }
-        let mut count = |what: String| *expected.counts.entry((visitor.to.0.clone(), what)).or_default() += 1;
-        count(format!("{} {} {}", visitor.family.name(), class.name(), decided.verdict.name()));
-        if let Some(guard) = decided.guard {
-            count(format!("{} acted", guard.name()));
-        }
-        for guard in Guard::ALL.iter().filter(|guard| decided.would & 1 << guard.index() != 0) {
-            count(format!("{} would", guard.name()));
-        }
-        let arrives = interface == 0 && matches!(decided.verdict, Verdict::Pass | Verdict::Rewrite);
-        let seen = if decided.verdict == Verdict::Rewrite { model.ring.translation() } else { key };
-        let kernel = &mut expected.kernel;
-        match seen {
-            _ if !arrives => {}
-            Some(key) if key == model.kernel.0 || Some(key) == model.kernel.1 => {
-                kernel.passive += 1;
-                kernel.passive_alt_key += u64::from(key != model.kernel.0);
-                let is_set = service.is_some_and(|service| service.setting(Guard::Once) != Setting::Off);
-                visitor.is_remembered |= is_first && is_set;
-            }
-            Some(_) => kernel.passive_fail += 1,
-            None => kernel.cookie_reqd += u64::from(class == Class::CookieRequest),
-        }
-        self.wire.send(frame);
-        self.sent += 1;
     }
 }
 
@@ -656,67 +595,19 @@ impl Drop for Walk<'_> {
     }
 }
 
-/// A key that the kernel never has.
-const FORGED: u32 = u32::MAX;
-
-impl Visitor {
-    /// A SYN from its next port.
-    fn syn(&mut self) -> Tcp {
-        self.port += 1;
-        let link = eth_between(CLIENT_MAC, SERVER_MAC);
-        let ip: Ip = match (self.from, server(self.family).ip()) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => link.ipv4(from, to).into(),
-            (IpAddr::V6(from), IpAddr::V6(to)) => link.ipv6(from, to).into(),
-            _ => unreachable!("both are of one family"),
-        };
-        ip.syn().ports(self.port, self.to.1).mss(1460)
-    }
-
-    /// Whether it visits a service of `desired`, which has had its port all the time.
-    fn is_to(&self, desired: &Desired) -> bool {
-        desired.on(self.to.1).map_or(OTHER_NAME, |service| service.name) == self.to.0
-    }
-
-    fn with_cookie_of(&mut self, number: u32) -> Vec<u8> {
-        let addresses = addresses(self.from, server(self.family).ip()).unwrap();
-        let cookie = cookie::make(&key(number), &addresses).to_le_bytes();
-        self.syn().fast_open(&cookie).data(b"data").build()
-    }
+/// What a client has said is heard, and the end is the end: no connection was cut off.
+fn go_on(mut connection: TcpStream) {
+    connection.write_all(DATA).unwrap();
+    connection.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(connection.read(&mut [0]).unwrap(), 0);
 }
 
-/// What is to come of a visit: by service, and class and verdict, or guard.
-#[derive(Default)]
-struct Expected {
-    counts: ByService,
-    kernel: TcpExt,
-}
-
-type ByService = BTreeMap<(String, String), u64>;
-
-fn counts_by_service(interface: &str) -> ByService {
-    let mut all = ByService::new();
-    for service in pinned(interface).by_service().unwrap() {
-        let mut add =
-            |what: String, count: u64| *all.entry((service.name.clone(), what)).or_default() += count;
-        for family in Family::ALL {
-            for class in Class::ALL {
-                for verdict in Verdict::ALL {
-                    let tally = service.counters.syn[family.index()][class.index()][verdict.index()];
-                    add(format!("{} {} {}", family.name(), class.name(), verdict.name()), tally.packets);
-                }
-            }
-        }
-        for guard in Guard::ALL {
-            let Guarded { acted, would } = service.counters.guards[guard.index()];
-            add(format!("{} acted", guard.name()), acted);
-            add(format!("{} would", guard.name()), would);
-        }
-    }
-    all
+fn bpffs() -> Bpffs {
+    Bpffs::new(Path::new(BPFFS))
 }
 
 fn pinned(interface: &str) -> Pinned {
-    Pinned::open(&Bpffs::new(Path::new(BPFFS)).pins(interface)).unwrap()
+    Pinned::open(&bpffs().pins(interface)).unwrap()
 }
 
 fn total(counters: &Counters) -> u64 {
@@ -731,10 +622,11 @@ fn flat(counters: &Counters) -> Vec<u64> {
     syn.chain(counters.hits).chain(guards).collect()
 }
 
-/// `tfo ARGS`, which must end with `code`.
-fn must(args: &[&str], code: i32) {
-    let output = tfo(args);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {:?}", failure(&output));
+/// `tfo ARGS`, which must end with `code`; what it said to standard error.
+fn must(args: &[&str], code: i32) -> String {
+    let (found, error) = failure(&tfo(args));
+    assert_eq!(found, Some(code), "{args:?}: {error:?}");
+    error
 }
 
 /// Waits until `now` gives what is expected.
