@@ -230,6 +230,19 @@ impl Table {
                 Subject::Varied { setup, sources: 1, key: BACKUP },
                 backup,
             );
+            // What is not decided at once: the cookie is none of the kernel's, or the frame no usual one.
+            let request = syn(family).linux_options().request().nops(2).build();
+            self.tfo(format!("{family}: cookie request, shield, all protections"), setup, request);
+            let restored = Subject::Varied { setup, sources: 1, key: RETIRED[0] };
+            let retired = linux(syn(family), RETIRED[0]);
+            self.add(format!("{family}: rewrite of retired 1, shield, all protections"), restored, retired);
+            let tagged = ip(eth().vlan(5), family).syn().linux_options().cookie_of(CURRENT).nops(2).data(DATA);
+            self.tfo(format!("{family}: current, VLAN, shield, all protections"), setup, tagged.build());
+            // A dry run: else what passes once in a while would be counted apart from what is dropped.
+            let sheds = Policy { flags: all.flags | Policy::SHEDS_ALL, shed: Limit::new(1, 1000, 1), ..all };
+            let sheds = Setup { keys: 2, policy: sheds.with(Guard::Shed, false), ..setup };
+            let forged = linux(syn(family), STRANGER);
+            self.tfo(format!("{family}: unknown, two keys, shield, shed in a dry run"), sheds, forged);
             // What is remembered of each lies somewhere else.
             for sources in [100, 60_000] {
                 let subject = Subject::Varied { setup, sources, key: CURRENT };
