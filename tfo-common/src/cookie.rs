@@ -1,9 +1,37 @@
 //! The kernel's Fast Open cookie: SipHash-2-4 over the two addresses.
 
-use crate::{
-    keyring::Key,
-    segment::{Addresses, Family},
-};
+use crate::segment::{Addresses, Family};
+
+/// A SipHash key: the kernel's 16 bytes as two little-endian words.
+///
+/// `tcp_fastopen_reset_cipher` (net/ipv4/tcp_fastopen.c). It has no `Debug`: a key is never printed.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Key {
+    /// The first eight bytes, little-endian.
+    pub k0: u64,
+    /// The last eight bytes, little-endian.
+    pub k1: u64,
+}
+
+impl Key {
+    /// The key whose four words are written `%08x-%08x-%08x-%08x` in `net.ipv4.tcp_fastopen_key`.
+    ///
+    /// `proc_tcp_fastopen_key` (net/ipv4/sysctl_net_ipv4.c) stores each word little-endian, in order.
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self { k0: words[0] as u64 | (words[1] as u64) << 32, k1: words[2] as u64 | (words[3] as u64) << 32 }
+    }
+
+    /// The four words, as the sysctl writes them.
+    pub const fn to_words(self) -> [u32; 4] {
+        [self.k0 as u32, (self.k0 >> 32) as u32, self.k1 as u32, (self.k1 >> 32) as u32]
+    }
+
+    /// Whether this is the key of zeros that the sysctl shows before any key was set: it means "none yet".
+    pub const fn is_zero(self) -> bool {
+        self.k0 == 0 && self.k1 == 0
+    }
+}
 
 /// The cookie that a server holding `key` gives to the source address of `addresses`.
 ///

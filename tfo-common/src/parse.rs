@@ -5,104 +5,20 @@
 //! passed on and counted once.
 
 mod eth;
+mod fault;
 mod ip;
 mod options;
 mod tcp;
 mod usual;
 
+pub use eth::LinkLayer;
+pub use fault::{Fault, Malformed, Unsupported};
 pub use options::{MAX as MAX_OPTIONS, area as option_area, fast_open_places};
 
 use crate::{
     bytes::Bytes,
     segment::{Family, Segment},
 };
-
-named! {
-    /// How the frames of an interface begin.
-    pub enum LinkLayer {
-        /// With an Ethernet header.
-        Ethernet = "ethernet",
-        /// With the IP header, as on tun.
-        Ip = "ip",
-    }
-}
-
-named! {
-    /// Why a frame is one that the kernel drops before Fast Open can matter. A TCP segment that is not a SYN counts
-    /// here only where its headers are too broken to tell.
-    pub enum Malformed {
-        /// The Ethernet header or a VLAN tag is cut short.
-        LinkTruncated = "link_truncated",
-        /// The IP header is cut short.
-        IpTruncated = "ip_truncated",
-        /// The IP version is not what the frame announced.
-        IpVersion = "ip_version",
-        /// IPv4 header length below five words (`ip_rcv_core`).
-        IpHeaderLength = "ip_header_length",
-        /// The IP packet is longer than its frame, or shorter than its header (`ip_rcv_core`, `ip6_rcv_core`).
-        IpTotalLength = "ip_total_length",
-        /// An IPv6 extension header is cut short.
-        ExtensionTruncated = "extension_truncated",
-        /// There are fewer than 20 bytes for the TCP header (`tcp_v4_rcv`, `tcp_v6_rcv`).
-        TcpTruncated = "tcp_truncated",
-        /// TCP data offset below five words.
-        TcpDataOffset = "tcp_data_offset",
-        /// TCP data offset past the packet's end.
-        TcpOptionsTruncated = "tcp_options_truncated",
-        /// A SYN with RST or FIN: a listener drops it (`tcp_rcv_state_process`).
-        TcpFlags = "tcp_flags",
-    }
-}
-
-named! {
-    /// Why a frame that may be a good SYN is passed without being classified.
-    pub enum Unsupported {
-        /// More than two VLAN tags.
-        VlanDepth = "vlan_depth",
-        /// A fragment other than the first: it has no TCP header.
-        LaterFragment = "later_fragment",
-        /// A first fragment that ends inside the TCP header.
-        FragmentedHeader = "fragmented_header",
-        /// More IPv6 extension headers than we follow, or in an order that the kernel does not take.
-        ExtensionChain = "extension_chain",
-        /// An IPv6 routing header that names further stops, or of a kind that hosts refuse.
-        SourceRoute = "source_route",
-    }
-}
-
-/// Why a frame is passed without being classified.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The kernel drops it.
-    Malformed(Malformed),
-    /// We do not follow it.
-    Unsupported(Unsupported),
-}
-
-impl From<Malformed> for Fault {
-    #[inline(always)]
-    fn from(reason: Malformed) -> Self {
-        Self::Malformed(reason)
-    }
-}
-
-impl From<Unsupported> for Fault {
-    #[inline(always)]
-    fn from(reason: Unsupported) -> Self {
-        Self::Unsupported(reason)
-    }
-}
-
-impl Fault {
-    /// The reason's name.
-    #[inline(always)]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Malformed(reason) => reason.name(),
-            Self::Unsupported(reason) => reason.name(),
-        }
-    }
-}
 
 /// The SYN in `frame`; `None` where it is anything else that the kernel may take.
 #[inline(always)]

@@ -8,7 +8,7 @@ use network_types::{
     vlan::VlanHdr,
 };
 
-use super::{Fault, LinkLayer, Malformed, Unsupported};
+use super::fault::{Fault, Malformed, Unsupported};
 use crate::{bytes::Bytes, segment::Family};
 
 /// VLAN tags that are followed: 802.1ad around 802.1Q is the deepest that is in use.
@@ -20,6 +20,16 @@ const IPV6: [u8; 2] = (EtherType::Ipv6 as u16).to_ne_bytes();
 /// The two TPIDs that Linux takes for a VLAN tag (`eth_type_vlan`).
 const VLAN: [[u8; 2]; 2] =
     [(EtherType::Ieee8021q as u16).to_ne_bytes(), (EtherType::Ieee8021ad as u16).to_ne_bytes()];
+
+named! {
+    /// How the frames of an interface begin.
+    pub enum LinkLayer {
+        /// With an Ethernet header.
+        Ethernet = "ethernet",
+        /// With the IP header, as on tun.
+        Ip = "ip",
+    }
+}
 
 /// Which IP header comes next, and where.
 #[derive(Clone, Copy)]

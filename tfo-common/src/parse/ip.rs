@@ -4,7 +4,10 @@ use core::mem::offset_of;
 
 use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 
-use super::{Fault, Malformed, Unsupported, eth::Network};
+use super::{
+    eth::Network,
+    fault::{Fault, Malformed, Unsupported},
+};
 use crate::{
     bytes::Bytes,
     segment::{Addresses, Family},

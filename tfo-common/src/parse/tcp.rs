@@ -2,7 +2,10 @@
 
 use network_types::tcp::TcpHdr;
 
-use super::{Fault, Malformed, Unsupported, ip::Packet};
+use super::{
+    fault::{Fault, Malformed, Unsupported},
+    ip::Packet,
+};
 use crate::bytes::Bytes;
 
 /// The byte with the data offset, and the byte with the flags.
