@@ -28,11 +28,11 @@ pub fn count_in(cell: &mut Cell, frame: &[u8], link: LinkLayer, policy: &Policy,
     match parse(frame, link) {
         Ok(Some(segment)) => {
             let found = classify(&segment, ring);
-            let decision = decide(policy, found.class, Looks { frame, segment, policy, ring });
-            cell.count_syn(&segment, found, decision.verdict(), ring);
+            let decision = decide(policy, found.class, Syn { frame, segment, policy, ring });
+            cell.count_syn(&segment, found, decision.verdict, ring);
             for (place, guard) in Guard::ALL.iter().enumerate() {
-                cell.guards[place].acted += u64::from(decision.guard() == Some(*guard));
-                cell.guards[place].would += u64::from(decision.would() >> place & 1);
+                cell.guards[place].acted += u64::from(decision.guard == Some(*guard));
+                cell.guards[place].would += u64::from(decision.would >> place & 1);
             }
         }
         Ok(None) => {}
@@ -43,14 +43,14 @@ pub fn count_in(cell: &mut Cell, frame: &[u8], link: LinkLayer, policy: &Policy,
 }
 
 /// What guards that remember nothing look at.
-struct Looks<'a> {
+struct Syn<'a> {
     frame: &'a [u8],
     segment: Segment,
     policy: &'a Policy,
     ring: &'a KeyRing,
 }
 
-impl Facts for Looks<'_> {
+impl Facts for Syn<'_> {
     fn has_translation(&self) -> bool {
         self.ring.translation().is_some()
     }
@@ -72,12 +72,12 @@ pub fn carry_out(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing)
     let mut out = frame.to_vec();
     let Ok(Some(segment)) = parse(frame, link) else { return out };
     let class = classify(&segment, ring).class;
-    let decision = decide(policy, class, Looks { frame, segment, policy, ring });
+    let decision = decide(policy, class, Syn { frame, segment, policy, ring });
     let tcp = segment.tcp as usize;
-    if decision.clamps() {
+    if decision.clamps {
         rewrite::clamp(&mut out[..], tcp, policy.most(segment.data_len));
     }
-    match (decision.verdict(), ring.translation()) {
+    match (decision.verdict, ring.translation()) {
         (Verdict::Rewrite, Some(key)) => {
             rewrite::translate(&mut out[..], &segment, key.cookie(&segment.addresses));
         }

@@ -38,7 +38,6 @@ pub fn reference(frame: &[u8], link: LinkLayer) -> Parsed {
     Ok(Some(Segment {
         addresses: inner.addresses,
         fast_open: kernel_walk(&header[fixed.len()..]),
-        source: offset_in(frame, inner.addresses_at),
         tcp: offset_in(frame, inner.tcp),
         data_len: data.len() as u32,
     }))
@@ -69,7 +68,6 @@ pub(crate) fn network(frame: &[u8], link: LinkLayer) -> Found<(u8, &[u8])> {
 /// A TCP segment, or the beginning of one, and what its IP header says.
 struct Inner<'a> {
     addresses: Addresses,
-    addresses_at: &'a [u8],
     tcp: &'a [u8],
     is_first_fragment: bool,
 }
@@ -93,7 +91,7 @@ fn ipv4(packet: &[u8]) -> Found<Inner<'_>> {
         return Err(Unsupported::LaterFragment.into());
     }
     let addresses = Addresses::from_ipv4(header[12..].try_into().expect("eight bytes"));
-    Ok(Some(Inner { addresses, addresses_at: &packet[12..], tcp, is_first_fragment: fragment & 0x2000 != 0 }))
+    Ok(Some(Inner { addresses, tcp, is_first_fragment: fragment & 0x2000 != 0 }))
 }
 
 fn ipv6(packet: &[u8]) -> Found<Inner<'_>> {
@@ -114,7 +112,7 @@ fn ipv6(packet: &[u8]) -> Found<Inner<'_>> {
     for place in 0.. {
         if next == protocol::TCP {
             let addresses = Addresses::from_ipv6(header[8..].try_into().expect("32 bytes"));
-            return Ok(Some(Inner { addresses, addresses_at: &packet[8..], tcp: rest, is_first_fragment }));
+            return Ok(Some(Inner { addresses, tcp: rest, is_first_fragment }));
         }
         if !may_lead_to_tcp(next) {
             return Ok(None);
@@ -182,7 +180,7 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
             _ => return Some(Ok(None)),
         }
     }
-    let (ip, addresses, source) = match packet.net.as_ref() {
+    let (ip, addresses) = match packet.net.as_ref() {
         None | Some(NetSlice::Arp(_)) => return Some(Ok(None)),
         Some(NetSlice::Ipv4(ip)) => {
             let header = ip.header();
@@ -192,8 +190,7 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
             if header.fragments_offset().value() > 0 {
                 return Some(Err(Unsupported::LaterFragment.into()));
             }
-            let source = offset_in(frame, &header.slice()[12..]);
-            (ip.payload(), Addresses::from_ipv4(concat(header.source(), header.destination())), source)
+            (ip.payload(), Addresses::from_ipv4(concat(header.source(), header.destination())))
         }
         Some(NetSlice::Ipv6(ip)) => {
             let header = ip.header();
@@ -204,8 +201,7 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
             if let Some(parsed) = not_followed(ip.extensions().clone()) {
                 return Some(parsed);
             }
-            let source = offset_in(frame, &header.slice()[8..]);
-            (ip.payload(), Addresses::from_ipv6(concat(header.source(), header.destination())), source)
+            (ip.payload(), Addresses::from_ipv6(concat(header.source(), header.destination())))
         }
     };
     if ip.ip_number.0 != protocol::TCP {
@@ -219,7 +215,6 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
         (true, false) => Ok(Some(Segment {
             addresses,
             fast_open: kernel_walk(tcp.options()),
-            source,
             tcp: offset_in(frame, tcp.slice()),
             data_len: tcp.payload().len() as u32,
         })),

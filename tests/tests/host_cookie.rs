@@ -118,7 +118,7 @@ proptest! {
         let cookie = TestKey(keys[slot]).cookie(source, destination);
         let addresses = addresses(source, destination);
         let fast_open = FastOpen::Cookie(Cookie { value: u64::from_le_bytes(cookie), offset: 22 });
-        let found = classify(&Segment { addresses, fast_open, source: 26, tcp: 34, data_len: 0 }, &ring);
+        let found = classify(&Segment { addresses, fast_open, tcp: 34, data_len: 0 }, &ring);
         let class = match slot {
             _ if !held[slot] => Class::CookieUnknown,
             0 => Class::CookieCurrent,

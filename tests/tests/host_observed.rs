@@ -1,12 +1,13 @@
-//! What is looked at, how much it stands for, and what the look is told.
+//! What is looked at, and how much it stands for.
 
 use std::collections::HashSet;
 
 use proptest::prelude::*;
 use tfo_common::{
     class::Class,
-    handed::Hint,
-    observed::{Kind, Outcomes, RTT_BUCKETS, rtt_bucket},
+    counters::Cell,
+    description::Description,
+    observed::{Outcomes, RTT_BUCKETS, rtt_bucket},
     parse::{Fault, Malformed, Unsupported},
     policy::Decision,
     sample::{BUDGET, Budget, EVENT_BUDGET, FIRSTS, SPARSEST, Sampler, Samplers},
@@ -126,56 +127,24 @@ fn refusals_that_are_told() {
     }
 }
 
-/// `verdict`, by no guard.
-fn decision(verdict: Verdict) -> Decision {
-    Decision::from_word(verdict as u64)
-}
-
-/// What is put into a hint comes out again.
-#[test]
-fn hints() {
-    for addresses in [Addresses::from_ipv4([1; 8]), Addresses::from_ipv6([1; 32])] {
-        for class in Class::ALL {
-            for verdict in Verdict::ALL {
-                for (source, tcp, service) in
-                    [(0, 0, 0), (26, 34, 1), (0x3fff, 0x3ffe, 4095), (12, 0x3fff, 0x1fff)]
-                {
-                    let segment =
-                        Segment { addresses, fast_open: FastOpen::Absent, source, tcp, data_len: 0 };
-                    let hint = Hint::syn(&segment, *class, decision(*verdict), service);
-                    assert_eq!((hint.kind(), hint.detail()), (Kind::Syn as u32, *class as u32));
-                    assert_eq!((hint.verdict(), hint.service()), (*verdict as u16, service));
-                    assert_eq!((hint.place().family(), hint.guard()), (addresses.family, 0));
-                    assert_eq!((hint.place().source(), hint.place().tcp()), (source as usize, tcp as usize));
-                }
-            }
-        }
-    }
-    for reason in Malformed::ALL {
-        let hint = Hint::fault(Fault::Malformed(*reason));
-        assert_eq!((hint.kind(), hint.detail()), (Kind::Malformed as u32, *reason as u32));
-    }
-    for reason in Unsupported::ALL {
-        let hint = Hint::fault(Fault::Unsupported(*reason));
-        assert_eq!((hint.kind(), hint.detail()), (Kind::Unsupported as u32, *reason as u32));
-    }
-}
-
-/// Each kind of packet has a sampler of its own, within those of its service.
+/// Each kind of packet has a sampler and a count of its own.
 #[test]
 fn each_kind_has_its_own_sampler() {
-    let mut hints: Vec<Hint> = Vec::new();
+    let mut packets: Vec<Description> = Vec::new();
     for addresses in [Addresses::from_ipv4([1; 8]), Addresses::from_ipv6([1; 32])] {
-        let segment = Segment { addresses, fast_open: FastOpen::Absent, source: 26, tcp: 34, data_len: 0 };
-        for class in Class::ALL {
-            hints.extend(
-                Verdict::ALL.iter().map(|verdict| Hint::syn(&segment, *class, decision(*verdict), 1)),
-            );
+        let segment = Segment { addresses, fast_open: FastOpen::Absent, tcp: 34, data_len: 0 };
+        for (class, verdict) in
+            Class::ALL.iter().flat_map(|class| Verdict::ALL.iter().map(move |v| (class, v)))
+        {
+            let decision = Decision { verdict: *verdict, ..Decision::PASS };
+            packets.push(Description::syn(&segment, *class).decided(decision, 1));
         }
     }
-    hints.extend(Malformed::ALL.iter().map(|reason| Hint::fault(Fault::Malformed(*reason))));
-    hints.extend(Unsupported::ALL.iter().map(|reason| Hint::fault(Fault::Unsupported(*reason))));
-    let mut samplers = Samplers::NEW;
-    let places: HashSet<_> = hints.iter().map(|hint| &raw const *samplers.of(*hint)).collect();
-    assert_eq!(places.len(), hints.len());
+    packets.extend(Malformed::ALL.iter().map(|reason| Description::fault(Fault::Malformed(*reason))));
+    packets.extend(Unsupported::ALL.iter().map(|reason| Description::fault(Fault::Unsupported(*reason))));
+    let (mut samplers, mut cell) = (Samplers::NEW, Cell::EMPTY);
+    let places: HashSet<_> = packets.iter().map(|packet| &raw const *samplers.of(packet)).collect();
+    assert_eq!(places.len(), packets.len());
+    let places: HashSet<_> = packets.iter().map(|packet| &raw const *cell.due(packet).1).collect();
+    assert_eq!(places.len(), packets.len());
 }

@@ -1,4 +1,4 @@
-//! What may be done to a SYN, and what is remembered for it: decisions, limits, tables, and the words in which they are handed on.
+//! What may be done to a SYN, and what is remembered for it: decisions, limits, tables, and the description of a packet.
 
 use std::{
     cell::Cell,
@@ -10,15 +10,15 @@ use proptest::{collection::vec, prelude::*};
 use tfo_common::{
     class::{Class, Classified, classify},
     counters::{self, Counters, Guarded},
-    handed::{Found, Handed, Hint},
-    keyring::{KeyRing, SLOTS},
-    observed::Told,
-    parse::{Fault, Malformed, Unsupported, parse},
+    description::Description,
+    keyring::KeyRing,
+    observed::EventGuard,
+    parse::parse,
     policy::{
         Decision, Facts, Guard, Limit, Policy, Remembered, Row, SEATS, SourceMask, Spent, TICKS, Tag, decide,
         decide_good, syn_tag,
     },
-    segment::{Addresses, Cookie, Family, FastOpen, Segment},
+    segment::{Addresses, Family, FastOpen, Segment},
     verdict::Verdict,
 };
 use tfo_tests::{
@@ -28,13 +28,13 @@ use tfo_tests::{
 };
 
 /// What guards look at: some trip, and all are seen being asked.
-struct Looks<'a> {
+struct Asked<'a> {
     has_translation: bool,
     trips: u8,
     asked: &'a mut u8,
 }
 
-impl Facts for Looks<'_> {
+impl Facts for Asked<'_> {
     fn has_translation(&self) -> bool {
         self.has_translation
     }
@@ -49,9 +49,9 @@ impl Facts for Looks<'_> {
 
 fn decided(policy: &Policy, class: Class, has_translation: bool, trips: u8) -> (Decision, Expected) {
     let mut asked = 0;
-    let decision = decide(policy, class, Looks { has_translation, trips, asked: &mut asked });
-    let (verdict, clamps, would) = (decision.verdict(), decision.clamps(), decision.would());
-    (decision, Expected { verdict, clamps, guard: decision.guard(), would, asked })
+    let decision = decide(policy, class, Asked { has_translation, trips, asked: &mut asked });
+    let (verdict, clamps, would) = (decision.verdict, decision.clamps, decision.would);
+    (decision, Expected { verdict, clamps, guard: decision.guard, would, asked })
 }
 
 /// Each way in which five guards can be set.
@@ -82,20 +82,17 @@ fn every_decision() {
                     let (decision, got) = decided(&policy, class, known, trips);
                     let expected = wanted.expected(class, known, |guard| trips >> guard.index() & 1 == 1);
                     assert_eq!(got, expected, "{wanted:?}, {class}, translation: {known}, trips {trips:05b}");
-                    let changes = got.verdict != Verdict::Pass || got.clamps;
-                    assert_eq!(decision.changes_nothing(), !changes);
-                    assert_eq!(decision.is_silent(), got.guard.is_none() && got.would == 0);
                     if let Class::CookieCurrent | Class::CookieBackup = class {
                         check_quick(&policy, trips, decision);
                     }
-                    outcomes.insert(decision.word());
+                    outcomes.insert(decision);
                 }
             }
         }
     }
     assert!(outcomes.len() > 30, "{} decisions", outcomes.len());
-    for word in outcomes {
-        check_words(Decision::from_word(word));
+    for decision in outcomes {
+        check_description(decision);
     }
 }
 
@@ -124,8 +121,8 @@ fn check_quick(policy: &Policy, trips: u8, decision: Decision) {
         assert_eq!(quick.replace(Some(decision)), None, "decided twice");
     });
     assert_eq!(is_decided, quick.get().is_some());
-    let only_clamps = [Some(Guard::Clamp), None].contains(&decision.guard())
-        && decision.would() & !(1 << Guard::Clamp.index()) == 0;
+    let only_clamps = [Some(Guard::Clamp), None].contains(&decision.guard)
+        && decision.would & !(1 << Guard::Clamp.index()) == 0;
     let asks_hide = policy.has(Policy::HIDDEN_SERVICE | Policy::HIDDEN_ALL | Policy::HIDES_SOURCES)
         || [true, false].iter().any(|acts| policy.with(Guard::Hide, *acts) == *policy);
     match quick.get() {
@@ -134,42 +131,36 @@ fn check_quick(policy: &Policy, trips: u8, decision: Decision) {
     }
 }
 
-/// What is counted of a decision, and what is told of it, is what it says.
-fn check_words(decision: Decision) {
-    assert_eq!(Decision::from_word(decision.word()), decision);
-    assert_eq!(decision.verdict_place(), decision.verdict() as u64);
-    assert_eq!(decision.guard_place(), decision.guard().map_or(0, |guard| guard.index() + 1));
-    let first = Guard::ALL.iter().find(|guard| decision.would() >> guard.index() & 1 == 1);
-    let told = decision.guard().map(|guard| (guard, true)).or(first.map(|guard| (*guard, false)));
-    assert_eq!(Told::from_word(Told::of(decision).word()), told, "{decision:?}");
-
+/// A decision comes out of a description as it went in, is counted as what it is, and an event names its guard.
+fn check_description(decision: Decision) {
     let segment = Segment {
         addresses: Addresses::from_ipv6([7; 32]),
         fast_open: FastOpen::Request,
-        source: 22,
         tcp: 54,
         data_len: 9,
     };
     let found = Classified { class: Class::CookieBackup, slot: Some(1) };
     let (ring, service) = (keys::ring(), 4095);
-    let handed = Handed::syn(&segment, found, &ring);
-    let hint = handed.hint(decision, service);
-    assert_eq!(hint, Hint::syn(&segment, found.class, decision, service));
-    assert_eq!(Told::from_word(hint.guard()), told);
-    assert_eq!((hint.verdict(), hint.service()), (decision.verdict() as u16, service));
+    let described = Description::classified(&segment, found, &ring).decided(decision, service);
+    assert_eq!((described.decision(), described.service), (decision, service));
 
-    // Counted alike, whether by its parts or as it is handed on.
+    let first = Guard::ALL.iter().find(|guard| decision.would >> guard.index() & 1 == 1);
+    let named = decision.guard.map(|guard| (guard, true)).or(first.map(|guard| (*guard, false)));
+    let number = EventGuard::new(described.guard, described.would).number();
+    assert_eq!(EventGuard::from_number(number), named, "{decision:?}");
+
+    // Counted alike, whether by its parts or by its description.
     let mut cells = [counters::Cell::EMPTY; 2];
-    cells[0].count_syn(&segment, found, decision.verdict(), &ring);
-    cells[1].count_handed(handed, hint, decision);
-    let [mut expected, counted] = cells.map(|cell| cell.counters());
-    for guard in Guard::ALL {
-        expected.guards[guard.index()] = Guarded {
-            acted: u64::from(decision.guard() == Some(*guard)),
-            would: u64::from(decision.would() >> guard.index() & 1),
-        };
-    }
+    cells[0].count_syn(&segment, found, decision.verdict, &ring);
+    cells[0].count_guards(decision);
+    cells[1].count_described(&described);
+    let [expected, counted] = cells.map(|cell| cell.counters());
     assert!(counted == expected, "{:#?}, expected {:#?}", rows(&counted), rows(&expected));
+    for guard in Guard::ALL {
+        let acted = u64::from(decision.guard == Some(*guard));
+        let would = u64::from(decision.would >> guard.index() & 1);
+        assert_eq!(counted.guards[guard.index()], Guarded { acted, would }, "{decision:?}, {guard}");
+    }
 }
 
 /// Who has nothing to hide, and the mode that nobody asked for, changes nothing.
@@ -198,9 +189,9 @@ fn windows() {
     }
 }
 
-/// What was handed on of every case is what was found in it.
+/// The description of every case says what was found in it.
 #[test]
-fn what_is_handed_on_comes_out_again() {
+fn descriptions() {
     let mut cookies = 0;
     for case in all() {
         let (frame, ring) = (case.frame.as_slice(), case.keys.ring());
@@ -208,59 +199,43 @@ fn what_is_handed_on_comes_out_again() {
             Ok(Some(segment)) => segment,
             Ok(None) => continue,
             Err(fault) => {
-                assert_eq!(Handed::fault(fault).found(), Found::Fault(fault), "{}", case.name);
+                assert_eq!(Description::fault(fault).class(), None, "{}", case.name);
                 continue;
             }
         };
         let found = classify(&segment, &ring);
-        let handed = Handed::syn(&segment, found, &ring);
-        assert_eq!(Handed::from_word(handed.word()), handed);
-        assert_eq!(handed.found(), Found::Syn(handed), "{}", case.name);
-        assert_eq!(handed.place().class(), found.class as u64, "{}", case.name);
-        assert_eq!(handed.data_len(), segment.data_len, "{}", case.name);
-        let track = found.slot.map_or(0, |slot| usize::from(ring.tracks[slot]) + 1);
-        assert_eq!(handed.track(), track, "{}", case.name);
-        assert_eq!(handed.place().addresses(frame), Some(segment.addresses), "{}", case.name);
+        let described = Description::classified(&segment, found, &ring);
+        assert_eq!(described.class(), Some(found.class), "{}", case.name);
+        let track = found.slot.map_or(0, |slot| u32::from(ring.tracks[slot]) + 1);
+        assert_eq!(described.track, track, "{}", case.name);
         if let FastOpen::Cookie(_) = segment.fast_open {
-            assert_eq!(handed.read(frame), Some(segment), "{}", case.name);
+            assert_eq!(described.segment(), segment, "{}", case.name);
             cookies += 1;
         }
+        let without_key = Description { cookie: 0, cookie_offset: 0, track: 0, ..described };
+        assert_eq!(Description::syn(&segment, found.class), without_key, "{}", case.name);
     }
     assert!(cookies > 100, "{cookies} cases have a cookie");
 }
 
-/// The same of all that can be, at the ends of their ranges.
+/// Bytes that nobody has written make a description, too.
 #[test]
-fn what_is_handed_on_has_room() {
-    for addresses in [Addresses::from_ipv4([1; 8]), Addresses::from_ipv6([1; 32])] {
-        for class in Class::ALL {
-            for slot in (0..SLOTS).map(Some).chain([None]) {
-                for (source, tcp, data_len, offset) in
-                    [(0, 0, 0, 22), (0x3fff, 0x3ffe, 0x1_ffff, 52), (26, 0x3fff, 1, 24)]
-                {
-                    let fast_open = FastOpen::Cookie(Cookie { value: 0, offset });
-                    let segment = Segment { addresses, fast_open, source, tcp, data_len };
-                    let handed = Handed::syn(&segment, Classified { class: *class, slot }, &keys::ring());
-                    assert_eq!(handed.found(), Found::Syn(handed));
-                    assert_eq!(
-                        (handed.place().class(), handed.place().family()),
-                        (*class as u64, addresses.family)
-                    );
-                    assert_eq!(
-                        (handed.place().source(), handed.place().tcp()),
-                        (source as usize, tcp as usize)
-                    );
-                    assert_eq!((handed.data_len(), handed.cookie()), (data_len, offset));
-                    assert_eq!(handed.track(), slot.map_or(0, |slot| slot + 1));
-                }
-            }
-        }
+fn any_numbers_are_a_description() {
+    let any = u32::MAX;
+    let none = Description {
+        kind: any,
+        detail: any,
+        family: any,
+        verdict: any,
+        guard: any,
+        ..Description::default()
+    };
+    assert_eq!(none.class(), None);
+    assert_eq!(none.decision(), Decision::PASS);
+    for (index, class) in (0..).zip(Class::ALL) {
+        assert_eq!(Class::from_index(index), Some(*class));
     }
-    let malformed = Malformed::ALL.iter().map(|reason| Fault::Malformed(*reason));
-    for fault in malformed.chain(Unsupported::ALL.iter().map(|reason| Fault::Unsupported(*reason))) {
-        assert_eq!(Handed::fault(fault).found(), Found::Fault(fault));
-    }
-    assert_eq!(Handed::NOTHING.found(), Found::Nothing);
+    assert_eq!(Class::from_index(Class::COUNT as u32), None);
 }
 
 /// What a guard has done adds up over CPUs and services.

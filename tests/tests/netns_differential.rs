@@ -240,7 +240,7 @@ impl Bench {
             Ok(None) => panic!("no SYN was generated"),
         };
         let class = classify(&segment, &self.ring).class;
-        let verdict = decide(&self.policy, class, Unguarded(self.ring.translation().is_some())).verdict();
+        let verdict = decide(&self.policy, class, Unguarded(self.ring.translation().is_some())).verdict;
         let none = TcpExt::default();
         let (takes_data, gives_cookie, counted) = match (class, verdict) {
             (Class::PlainSyn | Class::OptionIgnored, _) | (_, Verdict::Hide) => (false, false, none),

@@ -4,7 +4,7 @@ use core::hint::black_box;
 
 use crate::{
     class::{Class, Classified},
-    handed::{Handed, Hint},
+    description::{Description, Kind},
     keyring::{KeyRing, TRACKS},
     parse::{Fault, Malformed, Unsupported},
     policy::{Decision, GUARD_SLOTS},
@@ -103,9 +103,8 @@ impl Cell {
         counters
     }
 
-    /// Counts one SYN: how many of its kind there are now, and at how many one is due. The fewer of class, verdict and family
-    /// are constants where this is inlined, the more has to be shown to the verifier: then it is for
-    /// [`count_handed`](Self::count_handed).
+    /// Counts one SYN, and tells whether a closer look at it is due. The fewer of class, verdict and family are constants where
+    /// this is inlined, the more has to be shown to the verifier: then it is for [`count_described`](Self::count_described).
     #[inline(always)]
     pub fn count_syn(
         &mut self,
@@ -113,7 +112,7 @@ impl Cell {
         found: Classified,
         verdict: Verdict,
         ring: &KeyRing,
-    ) -> (u64, &mut u64) {
+    ) -> bool {
         let at = syn_place(segment.addresses.family.index(), found.class.index(), verdict.index());
         if let Some(slot) = found.slot {
             self.hits[usize::from(ring.track(slot)) & (TRACKS - 1)] += 1;
@@ -121,51 +120,63 @@ impl Cell {
         self.count_at(at & (SYN_PLACES - 1), segment.data_len)
     }
 
-    /// The same of a SYN of which the verifier knows nothing, and of which that was decided.
+    /// The same of a SYN of which the verifier knows nothing, and of what guards did to it.
     #[inline(always)]
-    pub fn count_handed(&mut self, syn: Handed, hint: Hint, decision: Decision) -> (u64, &mut u64) {
-        if !decision.is_silent() {
-            self.count_guards(decision);
+    pub fn count_described(&mut self, syn: &Description) -> bool {
+        self.count_guards(syn.decision());
+        if syn.track != 0 {
+            self.hits[place(syn.track as usize - 1, TRACKS)] += 1;
         }
-        if syn.track() != 0 {
-            self.hits[(syn.track() - 1) & (TRACKS - 1)] += 1;
-        }
-        self.count_at(hint.syn_place(), syn.data_len())
+        self.count_at(syn_place_of(syn), syn.data_len)
     }
 
     /// Counts what guards did to a SYN, or would have done.
     #[inline(always)]
     pub fn count_guards(&mut self, decision: Decision) {
-        if decision.guard_place() != 0 {
-            self.guards[(decision.guard_place() - 1) & (GUARD_SLOTS - 1)].acted += 1;
+        if let Some(guard) = decision.guard {
+            self.guards[place(guard.index(), GUARD_SLOTS)].acted += 1;
         }
-        if decision.would() != 0 {
+        if decision.would != 0 {
             for (guard, counts) in self.guards.iter_mut().enumerate() {
-                counts.would += u64::from(decision.would() >> guard & 1);
+                counts.would += u64::from(decision.would >> guard & 1);
             }
         }
     }
 
     #[inline(always)]
-    fn count_at(&mut self, at: usize, data_len: u32) -> (u64, &mut u64) {
+    fn count_at(&mut self, at: usize, data_len: u32) -> bool {
         let Sampled { count: tally, due } = &mut self.syn.as_flattened_mut().as_flattened_mut()[at];
         tally.packets += 1;
-        let packets = tally.packets;
         if data_len > 0 {
             tally.with_data += 1;
             tally.data_bytes += u64::from(data_len);
         }
-        (packets, due)
+        tally.packets >= *due
     }
 
-    /// Counts one frame that is passed unclassified: how many there are now for that reason, and at how many one is due.
+    /// Counts one frame that is passed unclassified, and tells whether a closer look at it is due.
     #[inline(always)]
-    pub fn count_fault(&mut self, fault: Fault) -> (u64, &mut u64) {
+    pub fn count_fault(&mut self, fault: Fault) -> bool {
         let Sampled { count, due } = match fault {
             Fault::Malformed(reason) => &mut self.malformed[place(reason.index(), MALFORMED_SLOTS)],
             Fault::Unsupported(reason) => &mut self.unsupported[place(reason.index(), UNSUPPORTED_SLOTS)],
         };
         *count += 1;
+        *count >= *due
+    }
+
+    /// Number of packets of the kind of `packet`, and at how many the next closer look is due.
+    #[inline(always)]
+    pub fn due(&mut self, packet: &Description) -> (u64, &mut u64) {
+        let at = packet.detail as usize;
+        let Sampled { count, due } = match Kind::from_index(packet.kind) {
+            Some(Kind::Malformed) => &mut self.malformed[place(at, MALFORMED_SLOTS)],
+            Some(Kind::Unsupported) => &mut self.unsupported[place(at, UNSUPPORTED_SLOTS)],
+            _ => {
+                let syn = &mut self.syn.as_flattened_mut().as_flattened_mut()[syn_place_of(packet)];
+                return (syn.count.packets, &mut syn.due);
+            }
+        };
         (*count, due)
     }
 }
@@ -179,6 +190,12 @@ pub(crate) fn place(index: usize, slots: usize) -> usize {
 
 /// The places in [`Counters::syn`].
 pub(crate) const SYN_PLACES: usize = Family::COUNT * Class::COUNT * VERDICT_SLOTS;
+
+/// The place of a SYN. The verifier sees that it is one.
+#[inline(always)]
+pub(crate) fn syn_place_of(syn: &Description) -> usize {
+    place(syn_place(syn.family as usize, syn.detail as usize, syn.verdict as usize), SYN_PLACES)
+}
 
 /// That of a SYN, by the indices of its family, class and verdict.
 #[inline(always)]

@@ -27,7 +27,7 @@ pub mod carried;
 pub mod class;
 pub mod cookie;
 pub mod counters;
-pub mod handed;
+pub mod description;
 pub mod info;
 pub mod keyring;
 mod layout;

@@ -2,7 +2,7 @@
 
 /// The order of the variants is part of the maps' layout: new ones go to the end, or `LAYOUT_VERSION` is raised.
 ///
-/// Declares an enum of consecutive `u8` discriminants with `ALL`, `COUNT`, `name` and `index`.
+/// Declares an enum of consecutive `u8` discriminants with `ALL`, `COUNT`, `name`, `index` and `from_index`.
 macro_rules! named {
     ($(#[$meta:meta])* $vis:vis enum $enum:ident { $($(#[$doc:meta])* $variant:ident = $name:literal,)+ }) => {
         $(#[$meta])*
@@ -26,6 +26,13 @@ macro_rules! named {
             #[inline(always)]
             pub fn constant<T>(self, then: impl Fn(Self) -> T) -> T {
                 match self { $(Self::$variant => then(Self::$variant),)+ }
+            }
+
+            /// The variant with this index; `None` where there is none.
+            #[inline(always)]
+            pub const fn from_index(index: u32) -> Option<Self> {
+                $(if index == Self::$variant as u32 { return Some(Self::$variant) })+
+                None
             }
 
             /// The place in an array of [`Self::COUNT`] counters.

@@ -3,7 +3,7 @@
 use crate::{
     class::Class,
     keyring::Confirmed,
-    policy::{Decision, Guard},
+    policy::Guard,
     sample::{Budget, EVENT_BUDGET},
     segment::{Addresses, Family},
     verdict::Verdict,
@@ -267,25 +267,11 @@ impl Watch {
     }
 }
 
-named! {
-    /// What an event is about.
-    pub enum Kind {
-        /// A SYN that is remarkable: its class is the detail.
-        Syn = "syn",
-        /// A malformed frame: the detail is the reason.
-        Malformed = "malformed",
-        /// An unsupported frame: the detail is the reason.
-        Unsupported = "unsupported",
-        /// A SYN that the kernel should have taken and has not: its class is the detail.
-        Refused = "refused",
-    }
-}
-
 /// Whom and what an event is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Subject {
-    /// [`Kind`] index.
+    /// [`Kind`](crate::description::Kind) index.
     pub kind: u32,
     /// The index of a class or of a reason.
     pub detail: u32,
@@ -293,7 +279,7 @@ pub struct Subject {
     pub connection: Connection,
     /// [`Verdict`] index.
     pub verdict: u16,
-    /// Which guard: see [`Told`].
+    /// [`EventGuard::number`].
     pub guard: u16,
     /// The index of the service.
     pub service: u32,
@@ -309,40 +295,39 @@ impl Subject {
     }
 }
 
-/// The guard that had something to say of a packet, in few bits: the one that acted, or the first of a dry run.
+/// The guard of an event: the one that acted, or the first that would have in a dry run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Told(u16);
+pub struct EventGuard(u16);
 
-impl Told {
+impl EventGuard {
     const DRY: u16 = 8;
 
-    /// That of `decision`.
+    /// That of a packet, by [`Description::guard`] and [`Description::would`].
+    ///
+    /// [`Description::guard`]: crate::description::Description::guard
+    /// [`Description::would`]: crate::description::Description::would
     #[inline(always)]
-    pub const fn of(decision: Decision) -> Self {
-        if decision.is_silent() {
-            return Self(0);
-        }
-        let guard = decision.guard_place();
-        if guard != 0 {
+    pub const fn new(guard: u32, would: u32) -> Self {
+        if guard != 0 || would == 0 {
             return Self(guard as u16);
         }
         let mut first = 0;
-        while first < Guard::COUNT as u16 && decision.would() >> first & 1 == 0 {
+        while first < Guard::COUNT as u16 && would >> first & 1 == 0 {
             first += 1;
         }
         Self((first + 1) | Self::DRY)
     }
 
-    /// As it stands in [`Subject::guard`].
+    /// Its number in [`Subject::guard`]; 0 for none.
     #[inline(always)]
-    pub const fn word(self) -> u16 {
+    pub const fn number(self) -> u16 {
         self.0
     }
 
-    /// The guard that `word` tells of, and whether it acted.
-    pub fn from_word(word: u16) -> Option<(Guard, bool)> {
-        let guard = Guard::ALL.get(usize::from(word & !Self::DRY).checked_sub(1)?)?;
-        Some((*guard, word & Self::DRY == 0))
+    /// The guard with this `number`, and whether it acted.
+    pub fn from_number(number: u16) -> Option<(Guard, bool)> {
+        let guard = Guard::ALL.get(usize::from(number & !Self::DRY).checked_sub(1)?)?;
+        Some((*guard, number & Self::DRY == 0))
     }
 }
 

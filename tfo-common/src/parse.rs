@@ -62,7 +62,6 @@ pub fn walk<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Segm
     Ok(Some(Segment {
         addresses: packet.addresses,
         fast_open: options::fast_open(frame, syn.options, syn.data),
-        source: packet.source as u32,
         tcp: packet.transport as u32,
         data_len: (packet.end - syn.data) as u32,
     }))

@@ -4,7 +4,7 @@
 //! either acts or, in a dry run, is only counted. The first that acts decides; [`clamp`](Guard::Clamp) goes with any verdict
 //! by which the kernel takes the data.
 
-use core::{cell::Cell, fmt};
+use core::cell::Cell;
 
 use crate::{
     class::Class,
@@ -170,119 +170,32 @@ impl Policy {
     }
 }
 
-/// What is done with a SYN, and why, in one word: see [`Bytes::opaque`](crate::bytes::Bytes::opaque).
-///
-/// | bits | meaning |
-/// |---|---|
-/// | 0..2 | [`Verdict`] index |
-/// | 2 | its window is cut |
-/// | 8..12 | the index of the [`Guard`] that decided, and one; 0 for none |
-/// | 16..24 | the guards that would have acted, if this were no dry run |
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Decision(u64);
-
-impl Decision {
-    /// Nothing.
-    pub const PASS: Self = Self(Verdict::Pass as u64);
-
-    const VERDICT: u64 = 0x3;
-    /// Set in [`Verdict::Hide`] and [`Verdict::Drop`]: there is nothing more to decide.
-    const IS_LAST: u64 = 0x2;
-    const CLAMPS: u64 = 0x4;
-    const GUARD: u32 = 8;
-    const WOULD: u32 = 16;
-
-    /// `verdict`, by no guard.
-    #[inline(always)]
-    const fn by_nobody(verdict: Verdict) -> Self {
-        Self(verdict as u64)
-    }
-
-    /// Also what `guard` does, to the packet or with it.
-    #[inline(always)]
-    const fn by(self, guard: Guard, verdict: Option<Verdict>) -> Self {
-        let rest = self.0 & !(0xf << Self::GUARD) | (guard as u64 + 1) << Self::GUARD;
-        match verdict {
-            Some(verdict) => Self(rest & !Self::VERDICT | verdict as u64),
-            None => Self(rest | Self::CLAMPS),
-        }
-    }
-
-    /// Also what `guard` would do.
-    #[inline(always)]
-    const fn would_be_by(self, guard: Guard) -> Self {
-        Self(self.0 | guard.bit() << Self::WOULD)
-    }
-
-    /// As a number, and back.
-    #[inline(always)]
-    pub const fn word(self) -> u64 {
-        self.0
-    }
-
-    /// What [`word`](Self::word) gave.
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        Self(word)
-    }
-
-    /// Where [`verdict`](Self::verdict) is counted.
-    #[inline(always)]
-    pub const fn verdict_place(self) -> u64 {
-        self.0 & Self::VERDICT
-    }
-
-    /// What becomes of the SYN.
-    #[inline(always)]
-    pub const fn verdict(self) -> Verdict {
-        match self.verdict_place() {
-            0 => Verdict::Pass,
-            1 => Verdict::Rewrite,
-            2 => Verdict::Hide,
-            _ => Verdict::Drop,
-        }
-    }
-
-    /// Whether it goes on with nothing changed.
-    #[inline(always)]
-    pub const fn changes_nothing(self) -> bool {
-        self.0 & (Self::VERDICT | Self::CLAMPS) == 0
-    }
-
+/// What is done with a SYN, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Decision {
+    /// Verdict on the SYN.
+    pub verdict: Verdict,
     /// Whether its window is cut.
-    #[inline(always)]
-    pub const fn clamps(self) -> bool {
-        self.0 & Self::CLAMPS != 0
-    }
-
-    /// Whether no guard has anything to say.
-    #[inline(always)]
-    pub const fn is_silent(self) -> bool {
-        self.0 >> Self::GUARD == 0
-    }
-
-    /// The index of the guard that decided, and one; 0 for none.
-    #[inline(always)]
-    pub const fn guard_place(self) -> usize {
-        (self.0 >> Self::GUARD & 0xf) as usize
-    }
-
+    pub clamps: bool,
     /// The guard that decided.
-    pub fn guard(self) -> Option<Guard> {
-        Guard::ALL.get(self.guard_place().checked_sub(1)?).copied()
-    }
-
-    /// The guards that would have acted, if this were no dry run, by [`Guard`] index.
-    #[inline(always)]
-    pub const fn would(self) -> u8 {
-        (self.0 >> Self::WOULD) as u8
-    }
+    pub guard: Option<Guard>,
+    /// The guards that would have acted, if this were no dry run: a bit for each, by [`Guard`] index.
+    pub would: u8,
 }
 
-impl fmt::Debug for Decision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (verdict, guard, would) = (self.verdict(), self.guard(), self.would());
-        write!(f, "{verdict}, clamps: {}, by {guard:?}, would: {would:#x}", self.clamps())
+impl Decision {
+    /// Nothing, by no guard.
+    pub const PASS: Self = Self::by_nobody(Verdict::Pass);
+
+    #[inline(always)]
+    const fn by_nobody(verdict: Verdict) -> Self {
+        Self { verdict, clamps: false, guard: None, would: 0 }
+    }
+
+    /// Whether there is nothing more to decide.
+    #[inline(always)]
+    const fn is_last(self) -> bool {
+        matches!(self.verdict, Verdict::Hide | Verdict::Drop)
     }
 }
 
@@ -295,12 +208,6 @@ pub trait Facts {
     /// Whether `guard` has a reason to act; of [`Guard::Hide`], whether the source is one that is to be hidden. [`Guard::Shed`] has none
     /// while the keys are not confirmed: which cookies are unknown is not known then.
     fn trips(&mut self, guard: Guard) -> bool;
-
-    /// See [`Bytes::opaque`](crate::bytes::Bytes::opaque).
-    #[inline(always)]
-    fn opaque(&self, word: u64) -> u64 {
-        word
-    }
 }
 
 /// Whether the kernel holds a key to translate cookies into, where there are no guards.
@@ -331,9 +238,8 @@ pub fn decide(policy: &Policy, class: Class, mut facts: impl Facts) -> Decision 
     let mut decision = Decision::by_nobody(verdict);
     // Each a copy of its own, in which the guard is a constant: LLVM leaves a loop one.
     let mut ask = |guard: Guard| {
-        if decision.0 & Decision::IS_LAST == 0 && policy.asks(guard) && guard.concerns(class, is_good) {
+        if !decision.is_last() && policy.asks(guard) && guard.concerns(class, is_good) {
             decision = judge(policy, guard, decision, &mut facts);
-            decision = Decision(facts.opaque(decision.0));
         }
     };
     ask(Guard::Hide);
@@ -361,9 +267,9 @@ pub fn decide_good(policy: &Policy, mut facts: impl Facts, then: impl Fn(Decisio
     if !clamps {
         then(Decision::PASS);
     } else if policy.acts(Guard::Clamp) {
-        then(Decision::PASS.by(Guard::Clamp, None));
+        then(Decision { clamps: true, guard: Some(Guard::Clamp), ..Decision::PASS });
     } else {
-        then(Decision::PASS.would_be_by(Guard::Clamp));
+        then(Decision { would: Guard::Clamp.bit() as u8, ..Decision::PASS });
     }
     true
 }
@@ -382,11 +288,17 @@ fn judge(policy: &Policy, guard: Guard, decision: Decision, facts: &mut impl Fac
         _ => return decision,
     };
     match guard {
-        _ if !acts && policy.counts(guard) => decision.would_be_by(guard),
+        _ if !acts && policy.counts(guard) => {
+            Decision { would: decision.would | guard.bit() as u8, ..decision }
+        }
         _ if !acts => decision,
-        Guard::Clamp => decision.by(guard, None),
-        Guard::Shed if policy.has(Policy::DROPS) => decision.by(guard, Some(Verdict::Drop)),
-        Guard::Hide | Guard::Once | Guard::Fair | Guard::Shed => decision.by(guard, Some(Verdict::Hide)),
+        Guard::Clamp => Decision { clamps: true, guard: Some(guard), ..decision },
+        Guard::Shed if policy.has(Policy::DROPS) => {
+            Decision { verdict: Verdict::Drop, guard: Some(guard), ..decision }
+        }
+        Guard::Hide | Guard::Once | Guard::Fair | Guard::Shed => {
+            Decision { verdict: Verdict::Hide, guard: Some(guard), ..decision }
+        }
     }
 }
 

@@ -6,9 +6,8 @@
 //! which one in many is enough to see who sends them.
 
 use crate::{
-    counters::{MALFORMED_SLOTS, SYN_PLACES, UNSUPPORTED_SLOTS, place},
-    handed::Hint,
-    observed::Kind,
+    counters::{MALFORMED_SLOTS, SYN_PLACES, UNSUPPORTED_SLOTS, place, syn_place_of},
+    description::{Description, Kind},
 };
 
 /// How many a CPU takes in a jiffy (1 to 10 ms), of all kinds together.
@@ -87,17 +86,14 @@ impl Samplers {
         unsupported: [Sampler::NEW; UNSUPPORTED_SLOTS],
     };
 
-    /// That of the packets like the one of `hint`.
+    /// Sampler of the packets that are of the kind of `packet`.
     #[inline(always)]
-    pub fn of(&mut self, hint: Hint) -> &mut Sampler {
-        const MALFORMED: u32 = Kind::Malformed as u32;
-        const UNSUPPORTED: u32 = Kind::Unsupported as u32;
-
-        let detail = hint.detail() as usize;
-        match hint.kind() {
-            MALFORMED => &mut self.malformed[place(detail, MALFORMED_SLOTS)],
-            UNSUPPORTED => &mut self.unsupported[place(detail, UNSUPPORTED_SLOTS)],
-            _ => &mut self.syn[hint.syn_place()],
+    pub fn of(&mut self, packet: &Description) -> &mut Sampler {
+        let at = packet.detail as usize;
+        match Kind::from_index(packet.kind) {
+            Some(Kind::Malformed) => &mut self.malformed[place(at, MALFORMED_SLOTS)],
+            Some(Kind::Unsupported) => &mut self.unsupported[place(at, UNSUPPORTED_SLOTS)],
+            _ => &mut self.syn[syn_place_of(packet)],
         }
     }
 }

@@ -94,8 +94,6 @@ pub struct Segment {
     pub addresses: Addresses,
     /// Its Fast Open option.
     pub fast_open: FastOpen,
-    /// Where its source address begins, and behind it the destination, in bytes from the frame's first.
-    pub source: u32,
     /// Where its TCP header begins, in bytes from the frame's first.
     pub tcp: u32,
     /// The bytes of data behind the TCP header, in this frame.

@@ -12,6 +12,7 @@ use tfo_common::{
     bytes::Bytes as _,
     carried::Carried,
     counters::Cell,
+    description::Description,
     info::Info,
     keyring::{KeyRing, KeyStore},
     observed::{
@@ -46,6 +47,10 @@ static TFO_PORTS: Array<u32, PORTS> = Array::new();
 /// [`tfo_common::names::WATCH`].
 #[btf_map]
 static TFO_WATCH: PerCpuArray<Watch, 1> = PerCpuArray::new();
+
+/// The packet at hand: see [`describe`].
+#[btf_map]
+static TFO_PACKET: PerCpuArray<Description, 1> = PerCpuArray::new();
 
 /// [`tfo_common::names::PREFIXES`].
 #[btf_map]
@@ -147,20 +152,19 @@ pub(crate) fn link_layer() -> LinkLayer {
     if TFO_LINK_LAYER.load() == LinkLayer::Ip as u8 { LinkLayer::Ip } else { LinkLayer::Ethernet }
 }
 
+/// The ring without any key.
+static NO_KEYS: KeyRing = KeyRing::EMPTY;
+
 /// The key ring in force; an empty one where `segment` has no cookie to be checked.
 #[inline(always)]
 pub(crate) fn key_ring(segment: &Segment) -> &'static KeyRing {
-    static EMPTY: KeyRing = KeyRing::EMPTY;
-
-    let FastOpen::Cookie(_) = segment.fast_open else { return &EMPTY };
-    // Not by way of `ring`, behind which LLVM would look for the empty one once more.
-    TFO_KEYS.get_ptr(0).map_or(&EMPTY, in_force)
+    if let FastOpen::Cookie(_) = segment.fast_open { ring() } else { &NO_KEYS }
 }
 
 /// The key ring in force.
 #[inline(always)]
-pub(crate) fn ring() -> Option<&'static KeyRing> {
-    TFO_KEYS.get_ptr(0).map(in_force)
+pub(crate) fn ring() -> &'static KeyRing {
+    TFO_KEYS.get_ptr(0).map_or(&NO_KEYS, in_force)
 }
 
 /// When the keys were last confirmed: see [`KeyStore::confirmed_ns`]. Zero where nobody has.
@@ -185,38 +189,45 @@ fn in_force(store: *const KeyStore) -> &'static KeyRing {
 
 /// Whether any port has a service: known when the program is loaded.
 #[inline(always)]
-pub(crate) fn has_services() -> bool {
+fn has_services() -> bool {
     TFO_HAS_SERVICES.load() != 0
 }
 
-/// The service that the TCP header at `tcp` is for; `addresses` is asked where they matter.
+/// The service that a SYN is for.
 #[inline(always)]
-pub(crate) fn service(frame: &Frame, tcp: usize, addresses: impl FnOnce() -> Option<Addresses>) -> u32 {
+pub(crate) fn service(frame: &Frame, segment: &Segment) -> u32 {
+    service_at(frame, segment.tcp as usize, &segment.addresses)
+}
+
+/// The service that the TCP header at `tcp` is for.
+#[inline(always)]
+pub(crate) fn service_at(frame: &Frame, tcp: usize, addresses: &Addresses) -> u32 {
     /// Where a TCP header has it.
     const DESTINATION: usize = 2;
 
+    if !has_services() {
+        return OTHER;
+    }
     let port = frame.read(tcp + DESTINATION);
     port.map_or(OTHER, |port| service_of(u16::from_be_bytes(port), addresses))
 }
 
 /// The service of `port` at the destination of `addresses`.
 #[inline(always)]
-pub(crate) fn service_of(port: u16, addresses: impl FnOnce() -> Option<Addresses>) -> u32 {
+pub(crate) fn service_of(port: u16, addresses: &Addresses) -> u32 {
     let service = TFO_PORTS.get(u32::from(port)).copied().unwrap_or(OTHER);
     if service & BY_ADDRESS == 0 {
         return service;
     }
     let rest = service & !BY_ADDRESS;
-    addresses().map_or(rest, |addresses| {
-        let [a0, a1, a2, a3] = addresses.destination_v6();
-        service_at(address_scope(port, addresses.family), rest, pair(a0, a1), pair(a2, a3))
-    })
+    let [a0, a1, a2, a3] = addresses.destination_v6();
+    service_by_address(address_scope(port, addresses.family), rest, pair(a0, a1), pair(a2, a3))
 }
 
 /// The service that the address names; else `rest`. A function of its own, as is [`is_source_hidden`]: the key needs room on the
 /// stack, and few packets pay for it.
 #[inline(never)]
-fn service_at(scope: u32, rest: u32, high: u64, low: u64) -> u32 {
+fn service_by_address(scope: u32, rest: u32, high: u64, low: u64) -> u32 {
     TFO_ADDRESSES.get(&scoped(scope, high, low)).copied().unwrap_or(rest)
 }
 
@@ -282,12 +293,29 @@ pub(crate) fn seed() -> u64 {
     TFO_SEED.load()
 }
 
+/// Leaves the description of the packet at hand to the next step.
+#[inline(always)]
+pub(crate) fn describe(packet: Description) {
+    if let Some(entry) = TFO_PACKET.get_ptr_mut(0) {
+        // SAFETY: as in `cell`, and nobody uses what `description` gave him any more.
+        unsafe { *entry = packet };
+    }
+}
+
+/// The description that the step before has left. Neither LLVM nor the verifier knows anything of what was put there.
+#[inline(always)]
+pub(crate) fn description() -> Option<&'static Description> {
+    let entry = TFO_PACKET.get_ptr(0)?;
+    // SAFETY: as in `cell`. It is not used any more once `describe` is called; and any bytes are a description.
+    Some(unsafe { &*entry })
+}
+
 /// This CPU's counters of `service`.
 #[inline(always)]
 pub(crate) fn cell(service: u32) -> Option<&'static mut Cell> {
     let cell = TFO_COUNTERS.get_ptr_mut(service)?;
     // SAFETY: the entry belongs to this CPU, and no other run of the program on it can be under way: XDP runs with softirqs
-    // off. Nobody asks twice in a run, and user space only reads a copy.
+    // off. Nobody asks again while it has the entry, and user space only reads a copy.
     Some(unsafe { &mut *cell })
 }
 

@@ -12,7 +12,8 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use tfo_common::{
-    observed::{Connection, Kind, Outcomes, Pending, RTT_BUCKETS, RttBucket, Subject, rtt_bucket},
+    description::Kind,
+    observed::{Connection, Outcomes, Pending, RTT_BUCKETS, RttBucket, Subject, rtt_bucket},
     policy::{Remembered, Tag, syn_tag},
     segment::{Addresses, Family},
 };
@@ -53,7 +54,7 @@ pub(crate) fn report(ctx: &SockOpsContext) {
         return;
     }
     let connection = connection(ctx);
-    let service = maps::service_of(field!(ctx, local_port) as u16, || Some(connection.addresses()));
+    let service = maps::service_of(field!(ctx, local_port) as u16, &connection.addresses());
     match op {
         // tcp_fastopen_create_child: no ACK has come yet, so there is no round trip either.
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB if is_fast_open_child(ctx) => accepted(ctx, &connection, service),

@@ -1,12 +1,14 @@
 //! The closer look at a packet whose [`Sampler`](tfo_common::sample::Sampler) says that it is due: who sends it, whether it is worth an event, and, where its cookie is
-//! good, that a connection is to come of it. None of it is on the way of most packets: it is a function of its own.
+//! good, that a connection is to come of it.
 
 use aya_ebpf::bindings::xdp_md;
 use tfo_common::{
     bytes::Bytes as _,
     class::Class,
-    handed::Hint,
-    observed::{Connection, HEAD_LEN, Kind, Pending, Prefix, PrefixTally, Subject, Watch, is_remarkable},
+    description::Description,
+    observed::{
+        Connection, EventGuard, HEAD_LEN, Pending, Prefix, PrefixTally, Subject, Watch, is_remarkable,
+    },
     sample::Taken,
 };
 
@@ -17,44 +19,46 @@ use crate::{
 
 const ANY: u64 = 0;
 
-/// Looks at the packet, the last of `packets` of one kind, which is due, and says when the next one is `due`. Nothing is handed over by way of the stack, and few
-/// words besides: whoever calls this keeps nothing for it that most packets do not need.
+/// Looks at the packet that is described, which is due, and says when the next one is. A global function, which the verifier takes in
+/// once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) fn look(ctx: *mut xdp_md, due: &mut u64, packets: u64, hint: Hint) {
-    maps::watch(|watch| {
-        let Some(samplers) = maps::samplers(hint.service()) else { return };
-        let taken = samplers.of(hint).take(packets, due, maps::jiffies(), &mut watch.budget);
-        let Some(taken) = taken else { return };
-        let frame = Frame::anew(ctx);
-        let is_syn = hint.kind() == Kind::Syn as u32;
-        let class = Class::ALL.get(hint.detail() as usize).copied().filter(|_| is_syn);
-        let subject = Subject {
-            kind: hint.kind(),
-            detail: hint.detail(),
-            connection: if is_syn { connection(&frame, hint) } else { Connection::NONE },
-            verdict: hint.verdict(),
-            guard: hint.guard(),
-            service: hint.service(),
-        };
-        if let Some(class) = class {
-            remember_prefix(&subject.connection, class, taken.weight, watch);
-            if Subject::is_pending(class, subject.verdict) {
-                let pending = Pending { weight: taken.weight, class: class as u64 };
-                // Where there is no room for it, nobody will know what became of the SYN.
-                let _: Result<(), i32> = TFO_PENDING.insert(subject.connection, pending, ANY);
-            }
-        }
-        if hint.guard() != 0 || class.is_none_or(is_remarkable) {
-            report(&frame, &subject, taken, watch);
-        }
-    });
+pub extern "C" fn tfo_look(ctx: *mut xdp_md) -> u32 {
+    if let Some(packet) = maps::description() {
+        maps::watch(|watch| look(&Frame::anew(ctx), packet, watch));
+    }
+    0
 }
 
-/// Read anew.
 #[inline(always)]
-fn connection(frame: &Frame, hint: Hint) -> Connection {
-    match (hint.place().addresses(frame), frame.read(hint.place().tcp())) {
-        (Some(addresses), Some(ports)) => Connection::new(&addresses, ports),
+fn look(frame: &Frame, packet: &Description, watch: &mut Watch) {
+    let (Some(samplers), Some(cell)) = (maps::samplers(packet.service), maps::cell(packet.service)) else {
+        return;
+    };
+    let (packets, due) = cell.due(packet);
+    let Some(taken) = samplers.of(packet).take(packets, due, maps::jiffies(), &mut watch.budget) else {
+        return;
+    };
+    let (class, connection) = (packet.class(), &connection(frame, packet));
+    if let Some(class) = class {
+        remember_prefix(connection, class, taken.weight, watch);
+        if Subject::is_pending(class, packet.verdict as u16) {
+            let pending = &Pending { weight: taken.weight, class: class as u64 };
+            // Where there is no room for it, nobody will know what became of the SYN.
+            let _: Result<(), i32> = TFO_PENDING.insert(connection, pending, ANY);
+        }
+    }
+    let guard = EventGuard::new(packet.guard, packet.would).number();
+    if guard != 0 || class.is_none_or(is_remarkable) {
+        report(frame, packet, connection, guard, taken, watch);
+    }
+}
+
+/// The connection of a SYN; none of what can't be parsed.
+#[inline(always)]
+fn connection(frame: &Frame, syn: &Description) -> Connection {
+    match frame.read(syn.tcp as usize) {
+        Some(ports) if syn.class().is_some() => Connection::new(&syn.addresses(), ports),
         _ => Connection::NONE,
     }
 }
@@ -65,7 +69,7 @@ fn remember_prefix(connection: &Connection, class: Class, weight: u64, watch: &m
     static TALLY: PrefixTally = PrefixTally::NEW;
     let new = &TALLY;
 
-    let prefix = Prefix::of(connection);
+    let prefix = &Prefix::of(connection);
     let mut found = TFO_PREFIXES.get_ptr_mut(prefix);
     if found.is_none() && TFO_PREFIXES.insert(prefix, new, ANY).is_ok() {
         watch.prefixes += 1;
@@ -79,14 +83,28 @@ fn remember_prefix(connection: &Connection, class: Class, weight: u64, watch: &m
 }
 
 #[inline(always)]
-fn report(frame: &Frame, subject: &Subject, taken: Taken, watch: &mut Watch) {
+fn report(
+    frame: &Frame,
+    packet: &Description,
+    connection: &Connection,
+    guard: u16,
+    taken: Taken,
+    watch: &mut Watch,
+) {
     let Taken { weight, is_first } = taken;
     if !watch.budget.events.spend(is_first) {
         watch.events_skipped += weight;
         return;
     }
     let is_reported = maps::report(|event| {
-        event.subject = *subject;
+        event.subject = Subject {
+            kind: packet.kind,
+            detail: packet.detail,
+            connection: *connection,
+            verdict: packet.verdict as u16,
+            guard,
+            service: packet.service,
+        };
         event.weight = weight;
         event.head_len = copy_head(frame, &mut event.head);
     });

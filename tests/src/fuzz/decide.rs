@@ -6,7 +6,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use tfo_common::{
     class::{Class, classify},
     counters::{Cell, Guarded},
-    handed::Handed,
+    description::Description,
     keyring::{KeyRing, SLOTS},
     policy::{Facts, Guard, decide},
     segment::{Addresses, Cookie, FastOpen, Segment},
@@ -41,12 +41,12 @@ struct Input {
 }
 
 /// What the guards of an input look at.
-struct Looks {
+struct Guards {
     has_translation: bool,
     trips: u8,
 }
 
-impl Facts for Looks {
+impl Facts for Guards {
     fn has_translation(&self) -> bool {
         self.has_translation
     }
@@ -122,8 +122,7 @@ pub fn check(data: &[u8]) {
             (FastOpen::Cookie(Cookie { value, offset: offset.into() }), class, slot)
         }
     };
-    let segment =
-        Segment { addresses, fast_open, source: 26, tcp: input.tcp.into(), data_len: input.data_len };
+    let segment = Segment { addresses, fast_open, tcp: input.tcp.into(), data_len: input.data_len };
     let found = classify(&segment, &ring);
     assert_eq!((found.class, found.slot), (class, slot));
 
@@ -140,32 +139,29 @@ pub fn check(data: &[u8]) {
         hides_sources: input.hides_sources,
         drops: input.drops,
     };
-    let looks = Looks { has_translation: ring.translation().is_some(), trips: input.trips };
+    let facts = Guards { has_translation: ring.translation().is_some(), trips: input.trips };
     let expected = wanted.expected(class, kernels.is_some(), |guard| input.trips >> guard.index() & 1 == 1);
-    let decision = decide(&wanted.policy(), found.class, looks);
-    let verdict = decision.verdict();
-    assert_eq!((verdict, decision.clamps()), (expected.verdict, expected.clamps));
-    assert_eq!((decision.guard(), decision.would()), (expected.guard, expected.would));
+    let decision = decide(&wanted.policy(), found.class, facts);
+    let verdict = decision.verdict;
+    assert_eq!((verdict, decision.clamps), (expected.verdict, expected.clamps));
+    assert_eq!((decision.guard, decision.would), (expected.guard, expected.would));
 
-    // Counted alike with what is handed on in a word, as far as there is room in that.
+    // Counted alike by its description.
     let mut cell = Cell::EMPTY;
     cell.count_syn(&segment, found, verdict, &ring);
     let counted =
         Expected::Syn { family: addresses.family, class, slot, data_len: segment.data_len as usize };
     let mut counted = counted.counted(verdict, &ring);
     assert_eq!(cell.counters(), counted);
-    if segment.data_len < 1 << 17 {
-        let mut cell = Cell::EMPTY;
-        let handed = Handed::syn(&segment, found, &ring);
-        cell.count_handed(handed, handed.hint(decision, 1), decision);
-        for guard in Guard::ALL {
-            counted.guards[guard.index()] = Guarded {
-                acted: u64::from(expected.guard == Some(*guard)),
-                would: u64::from(expected.would >> guard.index() & 1),
-            };
-        }
-        assert_eq!(cell.counters(), counted);
+    let mut cell = Cell::EMPTY;
+    cell.count_described(&Description::classified(&segment, found, &ring).decided(decision, 1));
+    for guard in Guard::ALL {
+        counted.guards[guard.index()] = Guarded {
+            acted: u64::from(expected.guard == Some(*guard)),
+            would: u64::from(expected.would >> guard.index() & 1),
+        };
     }
+    assert_eq!(cell.counters(), counted);
 
     // A translated cookie is one that the kernel takes, of its backup key where it has one.
     let made = ring.translation().map(|key| key.cookie(&addresses));

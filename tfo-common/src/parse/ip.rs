@@ -36,8 +36,6 @@ const IPV6_MORE: u16 = 0x0001;
 #[derive(Clone, Copy)]
 pub(super) struct Packet {
     pub(super) addresses: Addresses,
-    /// Where those begin.
-    pub(super) source: usize,
     /// Where the TCP header begins.
     pub(super) transport: usize,
     /// Where the packet ends; the frame may be padded beyond.
@@ -80,7 +78,6 @@ fn ipv4<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
     let addresses = frame.read(start + offset_of!(Ipv4Hdr, src_addr)).ok_or(Malformed::IpTruncated)?;
     Ok(Some(Packet {
         addresses: Addresses::from_ipv4(addresses),
-        source: start + offset_of!(Ipv4Hdr, src_addr),
         transport: start + header_len,
         end: start + total,
         fragment: fragment & IPV4_MORE != 0,
@@ -115,7 +112,6 @@ fn ipv6<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
     };
     Ok(Some(Packet {
         addresses: Addresses::from_ipv6(addresses),
-        source: start + offset_of!(Ipv6Hdr, src_addr),
         transport: chain.transport,
         end,
         fragment: chain.fragment,

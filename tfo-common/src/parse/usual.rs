@@ -61,7 +61,7 @@ pub(super) fn ipv4<B: Bytes + ?Sized>(frame: &B) -> Option<Option<Segment>> {
     }
     let len = word(frame, IP + offset_of!(Ipv4Hdr, tot_len))?;
     const SOURCE: usize = IP + offset_of!(Ipv4Hdr, src_addr);
-    transport::<TCP_V4, B>(frame, IP + usize::from(u16::from_be(len)), SOURCE, || {
+    transport::<TCP_V4, B>(frame, IP + usize::from(u16::from_be(len)), || {
         frame.read(SOURCE).map(Addresses::from_ipv4)
     })
 }
@@ -81,7 +81,7 @@ pub(super) fn ipv6<B: Bytes + ?Sized>(frame: &B) -> Option<Option<Segment>> {
     }
     let len = word(frame, IP + offset_of!(Ipv6Hdr, payload_len))?;
     const SOURCE: usize = IP + offset_of!(Ipv6Hdr, src_addr);
-    transport::<TCP_V6, B>(frame, TCP_V6 + usize::from(u16::from_be(len)), SOURCE, || {
+    transport::<TCP_V6, B>(frame, TCP_V6 + usize::from(u16::from_be(len)), || {
         frame.read(SOURCE).map(Addresses::from_ipv6)
     })
 }
@@ -91,7 +91,6 @@ pub(super) fn ipv6<B: Bytes + ?Sized>(frame: &B) -> Option<Option<Segment>> {
 fn transport<const AT: usize, B: Bytes + ?Sized>(
     frame: &B,
     end: usize,
-    source: usize,
     addresses: impl Fn() -> Option<Addresses>,
 ) -> Option<Option<Segment>> {
     let options = AT + TcpHdr::LEN;
@@ -111,13 +110,13 @@ fn transport<const AT: usize, B: Bytes + ?Sized>(
     }
     let [data_offset] = frame.read(AT + tcp::DATA_OFFSET)?;
     let segment = match data_offset & 0xf0 {
-        0x50 => syn::<AT, 0, B>(frame, left, source, addresses),
-        0x60 => syn::<AT, 4, B>(frame, left, source, addresses),
-        0x80 => syn::<AT, 12, B>(frame, left, source, addresses),
-        0x90 => syn::<AT, 16, B>(frame, left, source, addresses),
-        0xa0 => syn::<AT, 20, B>(frame, left, source, addresses),
-        0xb0 => syn::<AT, 24, B>(frame, left, source, addresses),
-        0xd0 => syn::<AT, 32, B>(frame, left, source, addresses),
+        0x50 => syn::<AT, 0, B>(frame, left, addresses),
+        0x60 => syn::<AT, 4, B>(frame, left, addresses),
+        0x80 => syn::<AT, 12, B>(frame, left, addresses),
+        0x90 => syn::<AT, 16, B>(frame, left, addresses),
+        0xa0 => syn::<AT, 20, B>(frame, left, addresses),
+        0xb0 => syn::<AT, 24, B>(frame, left, addresses),
+        0xd0 => syn::<AT, 32, B>(frame, left, addresses),
         _ => None,
     };
     segment.map(Some)
@@ -128,7 +127,6 @@ fn transport<const AT: usize, B: Bytes + ?Sized>(
 fn syn<const AT: usize, const AREA: usize, B: Bytes + ?Sized>(
     frame: &B,
     left: usize,
-    source: usize,
     addresses: impl Fn() -> Option<Addresses>,
 ) -> Option<Segment> {
     if left < AREA {
@@ -137,7 +135,6 @@ fn syn<const AT: usize, const AREA: usize, B: Bytes + ?Sized>(
     Some(Segment {
         fast_open: options::usual::<AREA, B>(frame, AT + TcpHdr::LEN)?,
         addresses: addresses()?,
-        source: source as u32,
         tcp: AT as u32,
         data_len: (left - AREA) as u32,
     })

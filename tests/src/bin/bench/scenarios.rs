@@ -236,7 +236,8 @@ impl Table {
             let restored = Subject::Varied { setup, sources: 1, key: RETIRED[0] };
             let retired = linux(syn(family), RETIRED[0]);
             self.add(format!("{family}: rewrite of retired 1, shield, all protections"), restored, retired);
-            let tagged = ip(eth().vlan(5), family).syn().linux_options().cookie_of(CURRENT).nops(2).data(DATA);
+            let tagged =
+                ip(eth().vlan(5), family).syn().linux_options().cookie_of(CURRENT).nops(2).data(DATA);
             self.tfo(format!("{family}: current, VLAN, shield, all protections"), setup, tagged.build());
             // A dry run: else what passes once in a while would be counted apart from what is dropped.
             let sheds = Policy { flags: all.flags | Policy::SHEDS_ALL, shed: Limit::new(1, 1000, 1), ..all };

@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use tfo_common::{
     bytes::Bytes,
     class::Class,
+    description::Kind,
     keyring::{KeyRing, NEWEST, Role, SLOTS},
-    observed::{self, Connection, Kind, Prefix, Told},
+    observed::{self, Connection, EventGuard, Prefix},
     parse::{LinkLayer, Malformed, Unsupported, parse},
     segment::{Addresses, Cookie, Family, FastOpen},
     verdict::Verdict,
@@ -49,7 +50,7 @@ impl Explainer<'_> {
                 (name(Class::ALL, detail, Class::name), why, experimental)
             }
         };
-        let guard = Told::from_word(subject.guard);
+        let guard = EventGuard::from_number(subject.guard);
         let is_parsed = matches!(kind, Some(Kind::Syn | Kind::Refused));
         let ends = if is_parsed { ends(&subject.connection) } else { self.ends_of(head.0) };
         Event {

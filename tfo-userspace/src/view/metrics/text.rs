@@ -387,7 +387,7 @@ fn kinds(mode: Option<Mode>) -> Vec<SynKind> {
     let is_possible = |class: Class, verdict: Verdict| {
         mode.is_some_and(|mode| {
             let policy = Policy::of_mode(mode);
-            [false, true].iter().any(|known| decide(&policy, class, Unguarded(*known)).verdict() == verdict)
+            [false, true].iter().any(|known| decide(&policy, class, Unguarded(*known)).verdict == verdict)
         })
     };
     let mut kinds = Vec::new();

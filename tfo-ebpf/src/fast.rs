@@ -1,0 +1,88 @@
+//! The usual frames, from their SYN on: all of their journey in one place, in copies in which family and class are constants.
+
+use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
+use tfo_common::{
+    class::{Class, Classified, classify},
+    description::Description,
+    keyring::KeyRing,
+    policy::{Decision, Policy, decide, decide_good},
+    segment::{FastOpen, Segment},
+};
+
+use crate::{act, frame::Frame, guards::Syn, maps, watch};
+
+/// Serves a SYN of [`tfo_ingress`](crate::tfo_ingress), and returns the XDP action.
+#[inline(always)]
+pub(crate) fn unguarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Option<u32> {
+    let ring = maps::key_ring(segment);
+    let found = classify(segment, ring);
+    Some(found.class.constant(|class| {
+        let policy = &Policy::of_mode(maps::mode());
+        let service = maps::service(frame, segment);
+        let decision = decide(policy, class, syn(frame, segment, policy, service));
+        count(ctx, segment, ring, Classified { class, ..found }, decision, service);
+        act::act(ctx, decision.verdict, segment, ring)
+    }))
+}
+
+/// Serves a SYN of [`tfo_shield`](crate::tfo_shield) that nearly always passes: it has no option, or its cookie is good and no guard
+/// minds. `None` for another one, which is described for the slow path.
+#[inline(always)]
+pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Option<u32> {
+    let ring = maps::key_ring(segment);
+    let found = classify(segment, ring);
+    let passes = match segment.fast_open {
+        // No guard has anything to look at.
+        FastOpen::Absent => {
+            count(ctx, segment, ring, found, Decision::PASS, maps::service(frame, segment));
+            true
+        }
+        _ => found.class.constant(|class| passes(ctx, frame, segment, ring, Classified { class, ..found })),
+    };
+    if !passes {
+        maps::describe(Description::classified(segment, found, ring));
+        return None;
+    }
+    Some(xdp_action::XDP_PASS)
+}
+
+/// Serves a SYN whose cookie is good, and which no guard keeps from the kernel; tells whether that was so.
+#[inline(always)]
+fn passes(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classified) -> bool {
+    if !matches!(found.class, Class::CookieCurrent | Class::CookieBackup) {
+        return false;
+    }
+    let service = maps::service(frame, segment);
+    let Some(policy) = maps::policy(service) else { return false };
+    decide_good(policy, syn(frame, segment, policy, service), |decision| {
+        count(ctx, segment, ring, found, decision, service);
+        if decision.clamps {
+            act::clamp(*frame, segment.tcp as usize, policy.most(segment.data_len));
+        }
+    })
+}
+
+#[inline(always)]
+fn syn<'a>(frame: &'a Frame, segment: &'a Segment, policy: &'a Policy, service: u32) -> Syn<'a> {
+    let Segment { addresses, tcp, data_len, .. } = segment;
+    Syn { frame, addresses, tcp: *tcp as usize, data_len: *data_len, policy, service }
+}
+
+/// Counts the SYN as what it is, with what was decided, and looks at it more closely where that is due.
+#[inline(always)]
+fn count(
+    ctx: &XdpContext,
+    segment: &Segment,
+    ring: &KeyRing,
+    found: Classified,
+    decision: Decision,
+    service: u32,
+) {
+    let Some(cell) = maps::cell(service) else { return };
+    cell.count_guards(decision);
+    let is_due = cell.count_syn(segment, found, decision.verdict, ring);
+    if found.class.is_fast_open() && is_due {
+        maps::describe(Description::syn(segment, found.class).decided(decision, service));
+        watch::tfo_look(ctx.ctx);
+    }
+}

@@ -1,0 +1,86 @@
+//! All that is not done with in [`fast`](crate::fast): the same journey, step by step. Each step reads the [`Description`] that the one
+//! before it has left in a map.
+//!
+//! These are global functions: the verifier takes in each once, by itself, and not again for every way that leads to it.
+
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    programs::XdpContext,
+};
+use aya_log_ebpf::debug;
+use tfo_common::{
+    class::classify,
+    description::Description,
+    parse::{Fault, walk},
+    policy::{Policy, decide},
+    service::OTHER,
+    verdict::Mode,
+};
+
+use crate::{act, frame::Frame, guards::Syn, maps, watch};
+
+/// Describes the SYN in a frame that is not one of the usual ones. Not 0 where there is one: anything else is done with.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
+    match walk(&Frame::anew(ctx), maps::link_layer()) {
+        Ok(Some(segment)) => {
+            let ring = maps::key_ring(&segment);
+            maps::describe(Description::classified(&segment, classify(&segment, ring), ring));
+            return 1;
+        }
+        Ok(None) => {}
+        Err(fault) => unclassified(ctx, fault),
+    }
+    0
+}
+
+/// Serves a SYN that is described, from its class on, and returns the XDP action.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tfo_finish(ctx: *mut xdp_md) -> u32 {
+    serve(ctx).unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// Decides, counts and acts; `None` where something is missing that always is there.
+#[inline(always)]
+fn serve(ctx: *mut xdp_md) -> Option<u32> {
+    let syn = maps::description()?;
+    let (class, addresses, tcp) = (syn.class()?, &syn.addresses(), syn.tcp as usize);
+    let frame = &Frame::anew(ctx);
+    let service = maps::service_at(frame, tcp, addresses);
+    let facts = |policy| Syn { frame, addresses, tcp, data_len: syn.data_len, policy, service };
+    let decision = if maps::mode() == Mode::Shield {
+        let policy = maps::policy(service)?;
+        decide(policy, class, facts(policy))
+    } else {
+        let policy = &Policy::of_mode(maps::mode());
+        decide(policy, class, facts(policy))
+    };
+    maps::describe(syn.decided(decision, service));
+
+    // From here on the verifier knows nothing of how that was decided.
+    let syn = maps::description()?;
+    if maps::cell(syn.service)?.count_described(syn) && class.is_fast_open() {
+        watch::tfo_look(ctx);
+    }
+    if maps::mode() == Mode::Observe {
+        return None;
+    }
+    let decision = syn.decision();
+    if decision.clamps {
+        let policy = maps::policy(syn.service)?;
+        act::clamp(Frame::anew(ctx), syn.tcp as usize, policy.most(syn.data_len));
+    }
+    Some(act::act(&XdpContext::new(ctx), decision.verdict, &syn.segment(), maps::ring()))
+}
+
+/// Counts and passes what can't be parsed: only a policy may cost anyone a packet.
+#[inline(always)]
+fn unclassified(ctx: *mut xdp_md, fault: Fault) {
+    if maps::cell(OTHER).is_some_and(|cell| cell.count_fault(fault)) {
+        maps::describe(Description::fault(fault));
+        watch::tfo_look(ctx);
+    }
+    debug!(&XdpContext::new(ctx), "unclassified frame: {}", fault.name());
+}
