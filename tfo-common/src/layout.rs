@@ -1,6 +1,6 @@
 //! The layout that kernel and user space agree on, checked when either is compiled.
 //!
-//! Whoever changes one of these raises [`LAYOUT_VERSION`](crate::info::LAYOUT_VERSION): a controller refuses to read
+//! Whoever changes one of these raises [`LAYOUT_VERSION`]: a controller refuses to read
 //! the maps of another version instead of misreading them.
 
 use core::mem::{offset_of, size_of};

@@ -68,7 +68,7 @@ impl Guard {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Policy {
-    /// [`Self::ACTS`] and the rest.
+    /// `ACTS` and the rest.
     pub flags: u64,
     /// For how many jiffies after its end a connection's SYN is remembered.
     pub once: u64,
