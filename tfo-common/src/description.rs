@@ -90,7 +90,9 @@ impl Description {
     pub fn classified(segment: &Segment, found: Classified, ring: &KeyRing) -> Self {
         let Cookie { value, offset } = match segment.fast_open {
             FastOpen::Cookie(cookie) => cookie,
-            _ => Cookie { value: 0, offset: 0 },
+            FastOpen::Absent | FastOpen::Ignored | FastOpen::Request | FastOpen::BadLength => {
+                Cookie { value: 0, offset: 0 }
+            }
         };
         let track = found.slot.map_or(0, |slot| u32::from(ring.track(slot)) + 1);
         Self { cookie: value, cookie_offset: offset, track, ..Self::syn(segment, found.class) }

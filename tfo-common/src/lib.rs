@@ -16,6 +16,8 @@
 //!
 //! The first three live here: `no_std`, without `unsafe`, generic over the [`Bytes`](bytes::Bytes) they read, so
 //! that the kernel runs the very code that the tests prove on the host.
+// Whoever adds a class, a verdict or a reason is led to all that decides by one.
+#![warn(clippy::wildcard_enum_match_arm)]
 #![no_std]
 #![forbid(unsafe_code)]
 

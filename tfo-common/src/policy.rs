@@ -285,7 +285,7 @@ fn judge(policy: &Policy, guard: Guard, decision: Decision, facts: &mut impl Fac
                 || policy.has(Policy::HIDES_SOURCES) && facts.trips(guard)
         }
         _ if facts.trips(guard) => policy.acts(guard),
-        _ => return decision,
+        Guard::Once | Guard::Fair | Guard::Clamp | Guard::Shed => return decision,
     };
     match guard {
         _ if !acts && policy.counts(guard) => {

@@ -37,7 +37,9 @@ pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Opt
             count(ctx, segment, ring, found, Decision::PASS, maps::service(frame, segment));
             true
         }
-        _ => found.class.constant(|class| passes(ctx, frame, segment, ring, Classified { class, ..found })),
+        FastOpen::Ignored | FastOpen::Request | FastOpen::Cookie(_) | FastOpen::BadLength => {
+            found.class.constant(|class| passes(ctx, frame, segment, ring, Classified { class, ..found }))
+        }
     };
     if !passes {
         maps::describe(Description::classified(segment, found, ring));

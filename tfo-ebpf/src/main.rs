@@ -1,5 +1,7 @@
 //! The XDP program. Entry points only: see `tfo_common` for the journey, [`frame`] for the packet, [`maps`] for the
 //! maps.
+// Whoever adds a class, a verdict or a reason is led to all that decides by one.
+#![warn(clippy::wildcard_enum_match_arm)]
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]

@@ -1,5 +1,8 @@
 //! What people and programs read of an interface: tables, JSON, metrics, a page, a screen.
 
+// Whoever adds a class, a verdict or a reason is led to all that shows one.
+#![warn(clippy::wildcard_enum_match_arm)]
+
 pub mod attestation;
 pub mod counters;
 pub mod events;

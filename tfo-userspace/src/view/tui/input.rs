@@ -1,5 +1,7 @@
 //! Keys on the keyboard, and what they do.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "there are more keys than mean anything here")]
+
 use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use super::model::Model;
