@@ -20,6 +20,13 @@ pub(crate) struct Args {
     debug: bool,
 }
 
+impl Args {
+    /// Those of a build without optimizations.
+    pub(crate) fn debug() -> Self {
+        Self { debug: true, ..Self::default() }
+    }
+}
+
 /// Builds `tfo` and returns where it lies.
 pub(crate) fn build(args: &Args) -> Result<PathBuf> {
     setup::ensure()?;

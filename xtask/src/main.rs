@@ -10,6 +10,7 @@ mod fuzz;
 mod kernels;
 mod lint;
 mod packages;
+mod pictures;
 mod run;
 mod setup;
 mod test;
@@ -39,6 +40,8 @@ enum Task {
     Agree(agree::Args),
     /// Run the in-kernel and namespace tests on other kernels, in QEMU
     Kernels(kernels::Args),
+    /// Make the pictures of the README from a real run of nginx, curl and `tfo` (needs root)
+    Pictures(pictures::Args),
     /// Check formatting, and run clippy on host and eBPF code
     Lint,
 }
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Agree(args) => agree::agree(&args).map(|()| ExitCode::SUCCESS),
         Task::Kernels(args) => kernels::kernels(&args),
+        Task::Pictures(args) => pictures::pictures(&args).map(|()| ExitCode::SUCCESS),
         Task::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|err| {

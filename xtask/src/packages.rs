@@ -26,6 +26,10 @@ pub(crate) const FOR_TESTS: [Program; 8] = [
     ("chromium", "chromium"),
 ];
 
+/// The programs that make the pictures of the README.
+pub(crate) const FOR_PICTURES: [Program; 5] =
+    [("nginx", "nginx"), ("curl", "curl"), ("ip", "iproute2"), ("tmux", "tmux"), ("chromium", "chromium")];
+
 /// Those of the packages that bring a service, which has the package's name.
 const SERVICES: [&str; 2] = ["nginx", "prometheus"];
 
