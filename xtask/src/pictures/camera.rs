@@ -15,7 +15,7 @@ use crate::workspace::{command, describe, ignore_missing, output, run};
 /// Columns and rows of the terminal.
 const TERMINAL: [&str; 2] = ["112", "30"];
 /// Width and height of the window that shows the page, in CSS pixels.
-const PAGE: (u32, u32) = (1000, 1128);
+const PAGE: (u32, u32) = (1000, 1170);
 
 /// A terminal in which a program runs. It ends when dropped.
 pub(super) struct Terminal {
