@@ -105,3 +105,16 @@ fn chromium(file: &Path, (width, height): (u32, u32), folder: &Path, picture: &P
     ensure!(done.status.success() && picture.is_file(), "chromium made no picture: {}", said.trim());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_is_that_of_the_svg() {
+        let svg = Term::new().min_width_px(100).render_svg("\u{1b}[32mtfo\u{1b}[0m\nsecond line");
+        assert!(size(&svg, "width").unwrap() >= 100);
+        assert!((36..100).contains(&size(&svg, "height").unwrap()));
+        assert!(size(&svg, "depth").is_err());
+    }
+}
