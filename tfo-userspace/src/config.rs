@@ -288,7 +288,9 @@ fn ports(value: &DeValue) -> Result<RangeInclusive<u16>, String> {
 fn choice<T: ValueEnum>(value: &DeValue) -> Result<T, String> {
     let names = || T::value_variants().iter().filter_map(T::to_possible_value);
     let names = || names().map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(", ");
-    text(|name| T::from_str(name, false).map_err(|_| format!("`{name}` is none of {}", names())))(value)
+    text(|name| T::from_str(name, false).map_err(|_| format!("`{name}` is unknown; use one of {}", names())))(
+        value,
+    )
 }
 
 fn not_empty(text: &str) -> Result<String, String> {
@@ -303,7 +305,7 @@ fn not_empty(text: &str) -> Result<String, String> {
 pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
     const EXAMPLE: &str = "it is such as 127.0.0.1:9434";
     let address: SocketAddr =
-        text.parse().map_err(|_| format!("`{text}` is no address with a port; {EXAMPLE}"))?;
+        text.parse().map_err(|_| format!("`{text}` is not an address with a port; {EXAMPLE}"))?;
     if address.port() == 0 { Err(format!("{text} has port 0; {EXAMPLE}")) } else { Ok(address) }
 }
 
@@ -465,11 +467,11 @@ fair = { limit = "7/s" }
 
     /// Behind `interfaces`, in line 1; and what is to be found wrong: line and part of the text.
     const WRONG: &[(&str, &[(usize, &str)])] = &[
-        ("attach = 'x'", &[(2, "attach: `x` is none of auto, native, generic")]),
+        ("attach = 'x'", &[(2, "attach: `x` is unknown; use one of auto, native, generic")]),
         ("attach = 1", &[(2, "this is of type integer; it takes a string")]),
         ("attach = 'auto", &[(2, "https://toml.io")]),
         ("attach = 'auto'\nattach = 'auto'\nx = 1", &[(3, "duplicate key")]),
-        ("metrics = 'localhost'", &[(2, "no address with a port")]),
+        ("metrics = 'localhost'", &[(2, "not an address with a port")]),
         ("metrics = '[::1]:0'", &[(2, "metrics: [::1]:0 has port 0; it is such as")]),
         (
             "interface = 1\n[keys]\nfrom = 1",
@@ -508,24 +510,24 @@ fair = { limit = "7/s" }
                 (3, "1 to 32 letters"),
                 (4, "0 is out of range; it takes a whole number from 1 to 65535"),
                 (4, "65536 is out of range"),
-                (5, "`2-1` is no port and no range"),
-                (5, "`` is no port"),
+                (5, "`2-1` is not a port or a range"),
+                (5, "`` is not a port"),
                 (5, "it takes ports such as"),
             ],
         ),
         (
             "[[service]]\nname = 'a'\nports = [1]\naddresses = ['x',\n'192.0.2.1/24', '::/129', 1]",
             &[
-                (5, "`x` is no address and no prefix"),
+                (5, "`x` is not an address or a prefix"),
                 (6, "write 192.0.2.1 or 192.0.2.0/24"),
-                (6, "`::/129` is no address"),
+                (6, "`::/129` is not an address"),
                 (6, "it takes a string"),
             ],
         ),
         (
             "[[service]]\nname = 'a'\nports = [1]\nmode = 'drop'\nhide = 1\nonce = { remember = '61m' }\nclamp.factor = 0",
             &[
-                (5, "`drop` is none of observe, accelerate, shield"),
+                (5, "`drop` is unknown; use one of observe, accelerate, shield"),
                 (6, "hide: this is of type integer; it takes true, false, or a table"),
                 (7, "service.once.remember: 61m is out of range"),
                 (8, "service.clamp.factor: 0 is out of range; it takes a whole number from 1 to 100"),
@@ -538,7 +540,7 @@ fair = { limit = "7/s" }
         (
             "[[service]]\nname = 'a'\nports = [1]\n[service.fair]\nlimit = '1/m'\nsource_v4 = 7\nsource_v6 = 129\ndry_run = 1\ndrop = true",
             &[
-                (6, "`1/m` is no limit"),
+                (6, "`1/m` is not a limit"),
                 (7, "from 8 to 32"),
                 (8, "from 16 to 128"),
                 (9, "it takes true or false"),
@@ -547,11 +549,11 @@ fair = { limit = "7/s" }
         ),
         (
             "[[service]]\nname = 'a'\nports = [1]\n[service.shed]\nlimit = '0/s'\nper_source = '+1/s'\nburst = 0",
-            &[(6, "`0/s` is no limit"), (7, "`+1/s` is no limit"), (8, "from 1 to 4294967295")],
+            &[(6, "`0/s` is not a limit"), (7, "`+1/s` is not a limit"), (8, "from 1 to 4294967295")],
         ),
         (
             "[[service]]\nname = 'a'\nports = [1]\n[service.shed]\nlimit = '1/s'\nper_source_burst = 1",
-            &[(7, "there is per_source_burst without per_source")],
+            &[(7, "per_source_burst needs per_source")],
         ),
         (
             "[[service]]\nname = 'a'\nports = [1, 80]\n[[service]]\nname = 'a'\nports = [2,\n80, 80, 3,\n3]",

@@ -126,7 +126,7 @@ impl Datapath {
     pub fn settle(pins: &Locked, interface: Interface, mut enforced: Enforced, before: Option<Self>) -> Self {
         let name = &interface.name;
         if let Err(error) = enforced.settle(pins) {
-            warn!("{name}: what was before is not all taken over: {error:#}");
+            warn!("{name}: not all state of the earlier program could be taken over: {error:#}");
         }
         let logger =
             logger(&mut enforced.object, enforced.program.options.log_level).unwrap_or_else(|error| {

@@ -55,7 +55,7 @@ fn attached(name: &str, xdp: XdpOnInterface, is_native: bool, bpffs: &Bpffs) -> 
         ),
         Err(error) => Finding::warn(
             format!(
-                "{name} has an XDP program (id {program_id}, {attach} mode), whose cannot be told: {error:#}"
+                "{name} has an XDP program (id {program_id}, {attach} mode), of unknown owner: {error:#}"
             ),
             "run it as root, in the mount namespace of the `tfo run` that may be its owner",
         ),

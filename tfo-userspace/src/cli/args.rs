@@ -18,7 +18,7 @@ use crate::{
     util::{logging::Format, time::parse_duration},
 };
 
-/// Observes TCP Fast Open in the kernel's receive path, with XDP.
+/// Observes and protects TCP Fast Open, and keeps its keys, with XDP.
 #[derive(Parser)]
 #[command(name = "tfo", version, max_term_width = 100)]
 pub struct Cli {
@@ -26,15 +26,15 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 
-    /// The BPF file system that holds the state, under tfo/IFACE
+    /// BPF file system of the pinned state (DIR/tfo/IFACE)
     #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
 
-    /// The folder in which orders outlive a restart and a reboot
+    /// Folder that keeps the orders of `tfo hide` over a reboot
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/tfo")]
     pub state_dir: PathBuf,
 
-    /// Say more: -v adds the rare events that the XDP program itself reports, -vv what the libraries log
+    /// Log more: -v adds debug lines and messages of the XDP program, -vv adds those of libraries
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 
@@ -68,40 +68,40 @@ pub enum Command {
     ///
     /// On a terminal it shows live counters, elsewhere it logs. Ctrl-C (SIGINT) ends it, detaches the program and removes its
     /// state. SIGTERM ends it and leaves the program attached, with its counters and orders, for the next `tfo run` to take over,
-    /// as after a crash; `tfo unload` removes it. SIGHUP does as SIGINT, or with --config reads the file again, as `tfo reload`.
+    /// as after a crash; `tfo unload` removes it. With --config, SIGHUP reads the
+    /// file again, as `tfo reload` does; without it, SIGHUP acts like SIGINT.
     Run(Run),
     /// Have `tfo run --config` read its file again
     ///
-    /// The file is validated as a whole before anything is changed. Where it is wrong, each fault is told with its line, all
-    /// stays as it is, and the exit status is 1.
+    /// The file is validated as a whole before anything is changed. If it has mistakes, each is shown with its
+    /// line, nothing changes, and the exit status is 1.
     Reload(Reload),
     /// Hide Fast Open from the stack at once: clients get ordinary handshakes
     ///
-    /// Until `tfo show` undoes it. Packets are changed, so it takes mode shield.
+    /// It lasts until `tfo show`. It changes packets, so it needs mode shield.
     Hide(Hide),
     /// Undo `tfo hide`
     Show(Show),
-    /// Watch real TFO traffic between two network namespaces; nothing of the host is touched
+    /// Watch real TFO traffic between two network namespaces; the host's network is not touched
     Lab(Lab),
     /// Show whether the program runs, and with which keys
     Status(Status),
     /// Show what the program has counted
     Counters(Counters),
-    /// Show the packets that say what is wrong, each explained: for root only, since it shows addresses
+    /// Explain the packets for which Fast Open failed (root only: it shows addresses)
     Events(Events),
     /// List the listening sockets, and what each does with Fast Open
     ///
-    /// Those of this network namespace. A socket is asked through a process that holds it, which takes root; one that can't
-    /// be asked says why. Keys are shown by their fingerprints.
+    /// Lists the sockets of this network namespace. It queries each through the process that holds it, which needs root; the
+    /// reason is shown where that fails. Keys are shown by their fingerprints.
     Listeners(Listeners),
     /// Check whether this host can serve Fast Open, and what tfo can see of it
     ///
-    /// Of this network namespace. Each line is ok, warn or fail, with what to do. Exit status 1 where a line is fail, else 0:
-    /// a warning is no failure.
+    /// Checks this network namespace. Each line is ok, warn or fail, and says what to do. The exit status is 1 if a line is fail.
     Check(Check),
     /// Show live rates on a screen; ? lists its keys
     ///
-    /// It reads what `tfo run` has pinned, every second, and changes nothing. When that ends, it waits for the next. Where
+    /// It reads what `tfo run` has pinned, every second, and changes nothing. When `tfo run` ends, it waits for the next one. Where
     /// standard output is no terminal, it prints the state once.
     Top(Top),
     /// Write a page on the last hour, with plots: one HTML file that needs nothing else
@@ -128,7 +128,7 @@ pub struct Run {
     )]
     pub interfaces: Vec<String>,
 
-    /// Read all that the options below say, and more, from this file; dist/tfo.toml is an example
+    /// Read the configuration from this file, instead of the options below; dist/tfo.toml is an example
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "interfaces", "mode", "attach", "services", "keys", "rotate", "key_state", "retire_below", "max_age", "metrics",
     ])]
@@ -142,7 +142,7 @@ pub struct Run {
     #[arg(long, value_enum, default_value_t)]
     pub attach: AttachMode,
 
-    /// Count by service, such as web=80,443,8000-8010; may be given several times. What no service names is called other
+    /// Count by service, such as web=80,443,8000-8010; may be given several times. All other ports are counted as `other`
     #[arg(long = "service", value_name = "NAME=PORTS")]
     pub services: Vec<Named>,
 
@@ -160,19 +160,19 @@ pub struct Run {
     #[arg(long, value_name = "FILE", default_value = "/var/lib/tfo/keys.json")]
     pub key_state: PathBuf,
 
-    /// At a rotation, give up retired keys whose share of all valid cookies since the last one is below this, such as
-    /// 0.1%; without it, the eight newest are kept
+    /// At a rotation, forget retired keys that made less than this share of the good cookies since the last one, such as 0.1%;
+    /// without it, the eight newest are kept
     #[arg(long, value_name = "SHARE", value_parser = parse_share)]
     pub retire_below: Option<f64>,
 
-    /// Give up retired keys at this age, whoever still uses them
+    /// Forget retired keys of this age, even if clients still use them
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub max_age: Option<Duration>,
 
     /// Serve metrics for Prometheus at http://ADDR/metrics, and at /healthz whether all is well; such as 127.0.0.1:9434
     ///
     /// There is no authentication and no encryption: whoever reaches the address may read it, so it is meant for the
-    /// loopback. It has neither keys nor addresses of clients. Where nobody can listen there, nothing is attached.
+    /// loopback. It has neither keys nor addresses of clients. If it cannot listen there, tfo does not start.
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     pub metrics: Option<SocketAddr>,
 }
@@ -180,7 +180,7 @@ pub struct Run {
 /// Arguments of `tfo lab`.
 #[derive(Args, Debug)]
 pub struct Lab {
-    /// Stop after this many seconds and compare with the kernel; without it, at SIGINT or SIGTERM
+    /// Stop after this many seconds and compare with the kernel; without it, run until SIGINT or SIGTERM
     #[arg(long = "for", value_name = "SECS", value_parser = seconds)]
     pub duration: Option<Duration>,
 }
@@ -205,7 +205,7 @@ pub struct Hide {
     #[command(flatten)]
     pub what: What,
 
-    /// List what is hidden by this command, and hide nothing
+    /// List the orders in force; hide nothing
     #[arg(long)]
     pub list: bool,
 
@@ -231,15 +231,15 @@ pub struct Show {
 /// Whose Fast Open.
 #[derive(Args, Debug)]
 pub struct What {
-    /// Everybody's
+    /// For all clients
     #[arg(long)]
     pub all: bool,
 
-    /// That of this service
+    /// For this service
     #[arg(long, value_name = "NAME")]
     pub service: Option<String>,
 
-    /// That of clients at this address or in this network
+    /// For clients with this address or in this network
     #[arg(long, value_name = "PREFIX", value_parser = parse_prefix)]
     pub source: Option<IpNet>,
 }
@@ -291,7 +291,7 @@ pub struct Events {
     #[command(flatten)]
     pub select: Select,
 
-    /// Go on and show those that come
+    /// Keep running and show new events
     #[arg(short, long)]
     pub follow: bool,
 
@@ -324,11 +324,11 @@ pub struct Check {
     pub json: bool,
 
     /// First turn Fast Open on for clients and servers: the bits 0x1 and 0x2 of net.ipv4.tcp_fastopen, now for this network
-    /// namespace, and in 30-tcp_fastopen.conf for the host at its next boot. What is changed is shown before
+    /// namespace, and in 30-tcp_fastopen.conf for the host at its next boot. Each change is shown before it is made
     #[arg(long)]
     pub fix: bool,
 
-    /// The folder in which --fix writes that file; only the default one is made where it is missing
+    /// The folder in which --fix writes that file; only the default folder is created if it is missing
     #[arg(long, value_name = "DIR", default_value = FOLDER, requires = "fix")]
     pub sysctl_dir: PathBuf,
 }
@@ -336,7 +336,7 @@ pub struct Check {
 /// Arguments of `tfo report`.
 #[derive(Args, Debug)]
 pub struct Report {
-    /// The file to write, in one step; - for standard output
+    /// File to write, atomically; - for standard output
     #[arg(long, value_name = "FILE")]
     pub html: PathBuf,
 
@@ -360,13 +360,13 @@ pub struct Select {
 /// Subcommands of `tfo keys`.
 #[derive(Subcommand)]
 pub enum Keys {
-    /// Show each key's role, age, share of hits, and when it goes; by fingerprints, never keys
+    /// Show each key's role, age, share of hits, and when it expires; shows fingerprints, never keys
     Status(KeysStatus),
     /// Make a new key and use it now (with `tfo run --keys random`)
     Rotate(Rotate),
     /// Use this key now (with `tfo run --keys random`)
     Import(Import),
-    /// Show what a host with a fleet's secret holds at a time: for comparing hosts, by fingerprints
+    /// Show the fingerprints of the keys that a secret gives at a time, to compare hosts
     Derive(Derive),
     /// Print the cookie that a server holding KEY gives to SRC
     Cookie(Cookie),
@@ -387,7 +387,7 @@ pub struct Rotate {
     #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
-    /// A key has leaked: keep no backup and no retired key, in the map or in the kernel
+    /// For a leaked key: forget all old keys, in the maps and in the kernel
     #[arg(long)]
     pub emergency: bool,
 }

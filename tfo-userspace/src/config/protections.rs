@@ -59,7 +59,7 @@ fn shed(table: &mut Table) -> Option<Shed> {
 /// The limit that stands in `limit`, with the burst in `burst`.
 fn limit(table: &mut Table, limit: &'static str, burst: &'static str) -> Option<Limit> {
     if !table.has(limit) && table.has(burst) {
-        let what = format!("there is {burst} without {limit}; add that, or leave it out");
+        let what = format!("{burst} needs {limit}: add {limit}, or remove {burst}");
         table.faults.add(table.place(burst), what);
     }
     let (count_per, key) = (table.get(limit, text(rate)), burst);
@@ -104,8 +104,7 @@ fn remember(text: &str) -> Result<Duration, String> {
 
 /// How many, and in what time.
 fn rate(text: &str) -> Result<(u32, Duration), String> {
-    let form =
-        || format!("`{text}` is no limit; it is a number and its time, s, min or h: 10/s, 600/min, 36000/h");
+    let form = || format!("`{text}` is not a limit; write a number per s, min or h: 10/s, 600/min, 36000/h");
     let (count, unit) = text.split_once('/').ok_or_else(form)?;
     let seconds = match unit {
         "s" => 1,

@@ -63,7 +63,7 @@ pub fn process(pins: &Pins) -> Option<u32> {
 
 fn connect(pins: &Pins) -> Result<UnixStream> {
     let interface = pins.interface();
-    let nobody = || NotRunning(format!("no tfo that takes orders runs on {interface}"));
+    let nobody = || NotRunning(format!("no controller runs on {interface}"));
     let path = socket(pins).map_err(|_| nobody())?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).context("cannot make a socket")?;
     // Where more wait than the kernel keeps, it says so.

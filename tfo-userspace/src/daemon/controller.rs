@@ -173,7 +173,7 @@ impl Controller {
         });
         let wake = Wake::default();
         if let Err(error) = wake.at_link_changes() {
-            warn!("{error:#}: an interface that comes back is attached a moment later");
+            warn!("{error:#}: interfaces that come back are noticed by polling");
         }
         Ok(Self {
             sites,
@@ -327,7 +327,10 @@ impl Controller {
                 Err(error) => {
                     for (index, one) in enforced.into_iter().rev() {
                         if let Err(error) = one.undo() {
-                            warn!("{}: cannot go back: {error:#}", self.sites[index].name());
+                            warn!(
+                                "{}: cannot restore the previous configuration: {error:#}",
+                                self.sites[index].name()
+                            );
                         }
                     }
                     return Err(error);
@@ -461,7 +464,7 @@ impl Controller {
         if on {
             let sources = hidden.iter().filter(|hidden| matches!(hidden, Hidden::Source(_))).count();
             if matches!(what, Hidden::Source(_)) && sources >= HIDDEN && !hidden.contains(&what) {
-                bail!("{HIDDEN} sources are hidden, and there may be no more: hide a shorter prefix");
+                bail!("{HIDDEN} sources are hidden, which is the maximum: hide a shorter prefix instead");
             }
             hidden.insert(what.clone());
         } else if !hidden.remove(&what) {
@@ -483,7 +486,9 @@ impl Controller {
         let stored = site.orders.store();
         // Nothing is left to hide: another program may do.
         self.wake.up();
-        stored.with_context(|| format!("{what}: {done}, but a restart may not know of it"))?;
+        stored.with_context(|| {
+            format!("{what}: {done}, but the order could not be saved and may be lost at a restart")
+        })?;
         Ok(format!("{what}: {done}"))
     }
 

@@ -27,7 +27,7 @@ pub(super) fn take(datapath: &mut Datapath, log: &mut EventLog) {
         let interface = &datapath.interface;
         let ring = match datapath.key_ring() {
             Ok(ring) => ring,
-            Err(error) => return warn!("{}: events go unexplained: {error:#}", interface.name),
+            Err(error) => return warn!("{}: cannot explain events: {error:#}", interface.name),
         };
         let explainer = Explainer {
             interface: &interface.name,

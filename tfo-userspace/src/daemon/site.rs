@@ -312,7 +312,7 @@ impl Site {
             let has_once =
                 enforced.program().services.named().iter().any(|named| named.guards.once.is_some());
             let replays = if has_once { ", and `once` protects nothing" } else { "" };
-            warn!("{}: what becomes of connections will not be known{replays}: {why}", self.name);
+            warn!("{}: outcomes of connections are not counted{replays}: {why}", self.name);
         }
         let datapath = Datapath::settle(&self.pins, interface, enforced, self.datapath.take());
         let shown = datapath.attach();
@@ -361,7 +361,7 @@ impl Site {
     pub fn fail(&mut self, error: &anyhow::Error) {
         let failure = format!("{error:#}");
         if self.failure.as_ref() != Some(&failure) && self.datapath.is_some() {
-            warn!("{}: cannot do what is desired, still trying: {failure}", self.name);
+            warn!("{}: cannot apply the configuration, will retry: {failure}", self.name);
         }
         self.failure = Some(failure);
         self.retry = self.retry.later();

@@ -115,10 +115,10 @@ fn warning(fast_open: Option<&FastOpen>, backlog: Backlog, tcp_fastopen: u32) ->
             warnings.push("off: it listened before bit 0x400 was set; restart it");
         }
         Some(FastOpen { queue: 0, .. }) if has(SERVER) => {
-            warnings.push("off: it does not ask for it (TCP_FASTOPEN)")
+            warnings.push("off: the server does not set TCP_FASTOPEN")
         }
         Some(FastOpen { queue: 1.., .. }) if !has(SERVER) => {
-            warnings.push("asks in vain: net.ipv4.tcp_fastopen has no bit 0x2 (`tfo check --fix`)");
+            warnings.push("off: net.ipv4.tcp_fastopen lacks bit 0x2 (`tfo check --fix`)");
         }
         _ => {}
     }
@@ -165,9 +165,9 @@ mod tests {
         let said = |fast_open: &FastOpen, bits| warning(Some(fast_open), EMPTY, bits).unwrap_or_default();
         assert_eq!(said(&with_queue(1), SERVER), "");
         assert_eq!(said(&with_queue(0), sysctl::CLIENT), "", "who does not ask misses nothing");
-        assert!(said(&with_queue(0), SERVER).starts_with("off: it does not ask"));
+        assert!(said(&with_queue(0), SERVER).starts_with("off: the server does not set"));
         assert!(said(&with_queue(0), SERVER | EVERY_LISTENER).starts_with("off: it listened before"));
-        assert!(said(&with_queue(5), sysctl::CLIENT).starts_with("asks in vain"));
+        assert!(said(&with_queue(5), sysctl::CLIENT).starts_with("off: net.ipv4.tcp_fastopen lacks bit 0x2"));
 
         let own = FastOpen { own_keys: vec!["1".to_owned()], ..with_queue(1) };
         assert!(said(&own, SERVER).starts_with("its own key"));

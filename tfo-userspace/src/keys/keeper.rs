@@ -208,7 +208,7 @@ impl Keeper {
                 let failure = format!("{error:#}");
                 if self.failure.as_ref() != Some(&failure) {
                     self.failures += 1;
-                    warn!("keys: {failure}; what is in force stays, and it is tried again");
+                    warn!("keys: {failure}; the keys in force stay; will retry");
                     self.failure = Some(failure);
                 }
             }

@@ -79,7 +79,7 @@ pub fn parse_ports(range: &str) -> Result<RangeInclusive<u16>, String> {
     let port = |text: &str| text.parse().ok().filter(|port| *port != 0 && is_number(text));
     match (port(first), port(last)) {
         (Some(first), Some(last)) if first <= last => Ok(first..=last),
-        _ => Err(format!("`{range}` is no port and no range of ports (1 to 65535)")),
+        _ => Err(format!("`{range}` is not a port or a range of ports (1 to 65535)")),
     }
 }
 
@@ -88,12 +88,12 @@ pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
     let host = text.parse::<IpAddr>().map(IpNet::from);
     let prefix: IpNet = host.or_else(|_| text.parse()).map_err(|_| {
         format!(
-            "`{text}` is no address and no prefix; it is such as 192.0.2.1, 192.0.2.0/24 or 2001:db8::/64"
+            "`{text}` is not an address or a prefix; write, for example, 192.0.2.1, 192.0.2.0/24 or 2001:db8::/64"
         )
     })?;
     match prefix.trunc() {
         trunc if trunc != prefix => {
-            Err(format!("`{text}` is a host in a network; write {} or {trunc}", prefix.addr()))
+            Err(format!("`{text}` has bits beyond its prefix length; write {} or {trunc}", prefix.addr()))
         }
         IpNet::V6(net) => {
             let mapped = net.network().to_ipv4_mapped().zip(net.prefix_len().checked_sub(96));

@@ -32,7 +32,7 @@ pub enum ProgramMode {
     /// Look and count; never change a packet
     #[default]
     Observe,
-    /// Also translate cookies of keys that the kernel does not hold, so that it takes their data
+    /// Also translate cookies of old keys into ones that the kernel accepts
     Accelerate,
     /// Also let protections act
     Shield,

@@ -187,12 +187,12 @@ impl Why {
             Self::NeighbourAddress { neighbour } => {
                 format!("a cookie made for {neighbour}: the client's address has changed")
             }
-            Self::WrongDestination { made_by } => format!("a cookie that {made_by} made"),
+            Self::WrongDestination { made_by } => format!("a cookie that this host gave at {made_by}"),
             Self::WrongLength => "a cookie of another length than 8 bytes".to_owned(),
-            Self::IgnoredOption => "an option that the kernel takes for absent".to_owned(),
+            Self::IgnoredOption => "an option that the kernel ignores".to_owned(),
             Self::Forged => "no key here makes this cookie: forged, or made elsewhere".to_owned(),
             Self::Malformed => "the kernel drops it".to_owned(),
-            Self::Unsupported => "not followed".to_owned(),
+            Self::Unsupported => "tfo does not parse it".to_owned(),
             Self::Refused => "a good cookie, answered with an ordinary handshake".to_owned(),
             Self::ListenerWithoutFastOpen => "a good cookie, for a listener without Fast Open".to_owned(),
             Self::OwnKey => "a good cookie, for a listener with a key of its own".to_owned(),

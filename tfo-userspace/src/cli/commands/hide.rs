@@ -34,7 +34,7 @@ pub(super) async fn show(args: &Show, bpffs: &Bpffs) -> Result<()> {
 }
 
 async fn order(interface: Option<&str>, bpffs: &Bpffs, what: &What, on: bool) -> Result<()> {
-    let what = what.hidden().context("--all, --service or --source says what")?;
+    let what = what.hidden().context("give --all, --service or --source")?;
     let order = |interface| Order::Hide { interface, what: what.clone(), on };
     super::tell(interface, bpffs, order, |interface, answer| print(&format!("{interface}: {answer}"))).await
 }

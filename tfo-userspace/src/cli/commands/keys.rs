@@ -106,7 +106,7 @@ pub(super) async fn rotate(args: &Rotate, bpffs: &Bpffs) -> Result<()> {
         // What is there, and not only what was said.
         let forgotten = forgotten.and_then(|()| leaving_no_trace(|| holds_only_the_kernels(&pins)));
         if let Err(error) = forgotten {
-            let error = anyhow!("{name}: old keys may be in its map still: {error:#}");
+            let error = anyhow!("{name}: its map may still contain old keys: {error:#}");
             match &outcome {
                 // Exit status 1, not 3: something does run.
                 Ok(()) => outcome = Err(error),
