@@ -137,11 +137,18 @@ fn each_kind_has_its_own_sampler() {
             Class::ALL.iter().flat_map(|class| Verdict::ALL.iter().map(move |v| (class, v)))
         {
             let decision = Decision { verdict: *verdict, ..Decision::PASS };
-            packets.push(Description::syn(&segment, *class).decided(decision, 1));
+            let mut packet = Description::default();
+            packet.set_syn(&segment, *class);
+            packet.set_decision(decision, 1);
+            packets.push(packet);
         }
     }
-    packets.extend(Malformed::ALL.iter().map(|reason| Description::fault(Fault::Malformed(*reason))));
-    packets.extend(Unsupported::ALL.iter().map(|reason| Description::fault(Fault::Unsupported(*reason))));
+    let malformed = Malformed::ALL.iter().map(|reason| Fault::Malformed(*reason));
+    for fault in malformed.chain(Unsupported::ALL.iter().map(|reason| Fault::Unsupported(*reason))) {
+        let mut packet = Description::default();
+        packet.set_fault(fault);
+        packets.push(packet);
+    }
     let (mut samplers, mut cell) = (Samplers::NEW, Cell::EMPTY);
     let places: HashSet<_> = packets.iter().map(|packet| &raw const *samplers.of(packet)).collect();
     assert_eq!(places.len(), packets.len());

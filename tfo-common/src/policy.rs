@@ -192,6 +192,12 @@ impl Decision {
         Self { verdict, clamps: false, guard: None, would: 0 }
     }
 
+    /// Whether the SYN goes on as it came.
+    #[inline(always)]
+    pub const fn changes_nothing(self) -> bool {
+        matches!(self.verdict, Verdict::Pass) && !self.clamps
+    }
+
     /// Whether there is nothing more to decide.
     #[inline(always)]
     const fn is_last(self) -> bool {

@@ -52,7 +52,8 @@ fn serve(ctx: &XdpContext, fast: impl Fn(&Frame, &Segment) -> Option<u32>) -> u3
         Some(None) => false,
         None => slow::tfo_walk(ctx.ctx) != 0,
     };
-    if is_described { slow::tfo_finish(ctx.ctx) } else { xdp_action::XDP_PASS }
+    let action = if is_described { slow::finish(ctx.ctx) } else { None };
+    action.unwrap_or(xdp_action::XDP_PASS)
 }
 
 /// Sees what becomes of connections: see [`outcome`].

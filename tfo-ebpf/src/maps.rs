@@ -48,7 +48,7 @@ static TFO_PORTS: Array<u32, PORTS> = Array::new();
 #[btf_map]
 static TFO_WATCH: PerCpuArray<Watch, 1> = PerCpuArray::new();
 
-/// The packet at hand: see [`describe`].
+/// The packet at hand: see [`packet`].
 #[btf_map]
 static TFO_PACKET: PerCpuArray<Description, 1> = PerCpuArray::new();
 
@@ -189,7 +189,7 @@ fn in_force(store: *const KeyStore) -> &'static KeyRing {
 
 /// Whether any port has a service: known when the program is loaded.
 #[inline(always)]
-fn has_services() -> bool {
+pub(crate) fn has_services() -> bool {
     TFO_HAS_SERVICES.load() != 0
 }
 
@@ -293,21 +293,13 @@ pub(crate) fn seed() -> u64 {
     TFO_SEED.load()
 }
 
-/// Leaves the description of the packet at hand to the next step.
+/// The description of the packet at hand, for which each step of the slow path asks anew: neither LLVM nor the verifier knows what the
+/// one before it has left there.
 #[inline(always)]
-pub(crate) fn describe(packet: Description) {
-    if let Some(entry) = TFO_PACKET.get_ptr_mut(0) {
-        // SAFETY: as in `cell`, and nobody uses what `description` gave him any more.
-        unsafe { *entry = packet };
-    }
-}
-
-/// The description that the step before has left. Neither LLVM nor the verifier knows anything of what was put there.
-#[inline(always)]
-pub(crate) fn description() -> Option<&'static Description> {
-    let entry = TFO_PACKET.get_ptr(0)?;
-    // SAFETY: as in `cell`. It is not used any more once `describe` is called; and any bytes are a description.
-    Some(unsafe { &*entry })
+pub(crate) fn packet() -> Option<&'static mut Description> {
+    let packet = TFO_PACKET.get_ptr_mut(0)?;
+    // SAFETY: as in `cell`; and any bytes are a description.
+    Some(unsafe { &mut *packet })
 }
 
 /// This CPU's counters of `service`.

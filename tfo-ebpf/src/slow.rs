@@ -1,16 +1,12 @@
-//! All that is not done with in [`fast`](crate::fast): the same journey, step by step. Each step reads the [`Description`] that the one
-//! before it has left in a map.
-//!
-//! These are global functions: the verifier takes in each once, by itself, and not again for every way that leads to it.
+//! All that is not done with in [`fast`](crate::fast): the same journey, step by step. Each step reads the
+//! [`Description`](tfo_common::description::Description) that the one before it has left in a map.
 
-use aya_ebpf::{
-    bindings::{xdp_action, xdp_md},
-    programs::XdpContext,
-};
+use core::hint::black_box;
+
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use aya_log_ebpf::debug;
 use tfo_common::{
     class::classify,
-    description::Description,
     parse::{Fault, walk},
     policy::{Policy, decide},
     service::OTHER,
@@ -26,7 +22,10 @@ pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
     match walk(&Frame::anew(ctx), maps::link_layer()) {
         Ok(Some(segment)) => {
             let ring = maps::key_ring(&segment);
-            maps::describe(Description::classified(&segment, classify(&segment, ring), ring));
+            let found = classify(&segment, ring);
+            let Some(syn) = maps::packet() else { return 0 };
+            syn.set_syn(&segment, found.class);
+            syn.set_cookie(&segment, found, ring);
             return 1;
         }
         Ok(None) => {}
@@ -35,17 +34,10 @@ pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
     0
 }
 
-/// Serves a SYN that is described, from its class on, and returns the XDP action.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn tfo_finish(ctx: *mut xdp_md) -> u32 {
-    serve(ctx).unwrap_or(xdp_action::XDP_PASS)
-}
-
-/// Decides, counts and acts; `None` where something is missing that always is there.
+/// Serves a SYN that is described: decides, counts and acts. Returns the XDP action; `None` where nothing is done to it.
 #[inline(always)]
-fn serve(ctx: *mut xdp_md) -> Option<u32> {
-    let syn = maps::description()?;
+pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
+    let syn = maps::packet()?;
     let (class, addresses, tcp) = (syn.class()?, &syn.addresses(), syn.tcp as usize);
     let frame = &Frame::anew(ctx);
     let service = maps::service_at(frame, tcp, addresses);
@@ -57,17 +49,18 @@ fn serve(ctx: *mut xdp_md) -> Option<u32> {
         let policy = &Policy::of_mode(maps::mode());
         decide(policy, class, facts(policy))
     };
-    maps::describe(syn.decided(decision, service));
+    syn.set_decision(decision, service);
 
     // From here on the verifier knows nothing of how that was decided.
-    let syn = maps::description()?;
+    let syn = black_box(syn);
+    let decision = syn.decision();
     if maps::cell(syn.service)?.count_described(syn) && class.is_fast_open() {
         watch::tfo_look(ctx);
     }
-    if maps::mode() == Mode::Observe {
+    if maps::mode() == Mode::Observe || decision.changes_nothing() {
         return None;
     }
-    let decision = syn.decision();
+    let syn = maps::packet()?;
     if decision.clamps {
         let policy = maps::policy(syn.service)?;
         act::clamp(Frame::anew(ctx), syn.tcp as usize, policy.most(syn.data_len));
@@ -78,8 +71,10 @@ fn serve(ctx: *mut xdp_md) -> Option<u32> {
 /// Counts and passes what can't be parsed: only a policy may cost anyone a packet.
 #[inline(always)]
 fn unclassified(ctx: *mut xdp_md, fault: Fault) {
-    if maps::cell(OTHER).is_some_and(|cell| cell.count_fault(fault)) {
-        maps::describe(Description::fault(fault));
+    if maps::cell(OTHER).is_some_and(|cell| cell.count_fault(fault))
+        && let Some(packet) = maps::packet()
+    {
+        packet.set_fault(fault);
         watch::tfo_look(ctx);
     }
     debug!(&XdpContext::new(ctx), "unclassified frame: {}", fault.name());

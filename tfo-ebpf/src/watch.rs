@@ -24,7 +24,7 @@ const ANY: u64 = 0;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_look(ctx: *mut xdp_md) -> u32 {
-    if let Some(packet) = maps::description() {
+    if let Some(packet) = maps::packet() {
         maps::watch(|watch| look(&Frame::anew(ctx), packet, watch));
     }
     0

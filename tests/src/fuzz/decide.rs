@@ -154,7 +154,11 @@ pub fn check(data: &[u8]) {
     let mut counted = counted.counted(verdict, &ring);
     assert_eq!(cell.counters(), counted);
     let mut cell = Cell::EMPTY;
-    cell.count_described(&Description::classified(&segment, found, &ring).decided(decision, 1));
+    let mut described = Description::default();
+    described.set_syn(&segment, found.class);
+    described.set_cookie(&segment, found, &ring);
+    described.set_decision(decision, 1);
+    cell.count_described(&described);
     for guard in Guard::ALL {
         counted.guards[guard.index()] = Guarded {
             acted: u64::from(expected.guard == Some(*guard)),
