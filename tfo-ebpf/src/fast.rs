@@ -9,7 +9,7 @@ use tfo_common::{
     service::OTHER,
 };
 
-use crate::{act, frame::Frame, guards::Syn, maps, watch};
+use crate::{act, frame::Frame, guards::Syn, maps, slow, watch};
 
 /// Serves a SYN of [`tfo_ingress`](crate::tfo_ingress), and returns the XDP action.
 #[inline(always)]
@@ -47,14 +47,12 @@ pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Opt
             found.class.constant(|class| passes(ctx, frame, segment, ring, Classified { class, ..found }))
         }
     };
-    if !passes {
-        if let Some(syn) = maps::packet() {
-            syn.set_syn(segment, found.class);
-            syn.set_cookie(segment, found, ring);
-        }
-        return None;
+    if passes {
+        Some(xdp_action::XDP_PASS)
+    } else {
+        slow::describe(segment, found, ring);
+        None
     }
-    Some(xdp_action::XDP_PASS)
 }
 
 /// Serves a SYN whose cookie is good, and which no guard keeps from the kernel; tells whether that was so.

@@ -1,6 +1,5 @@
 //! What a decision depends on besides the class: see [`Facts`].
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use tfo_common::{
     bytes::Bytes as _,
     policy::{Facts, Guard, Limit, Policy, Remembered, Row, SourceMask, Spent, TICKS, Tag, syn_tag},
@@ -99,9 +98,7 @@ fn is_confirmed() -> bool {
     let confirmed_ns = maps::confirmed_ns();
     let mut is_confirmed = false;
     maps::watch(|watch| {
-        // SAFETY: takes nothing.
-        let clock = || unsafe { bpf_ktime_get_ns() };
-        is_confirmed = watch.confirmed.is_recent(confirmed_ns, maps::jiffies(), clock);
+        is_confirmed = watch.confirmed.is_recent(confirmed_ns, maps::jiffies(), maps::monotonic_ns);
         watch.unconfirmed += u64::from(!is_confirmed);
     });
     is_confirmed

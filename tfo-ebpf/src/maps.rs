@@ -5,7 +5,7 @@ use core::cell::Cell as Word;
 use aya_ebpf::{
     Global,
     btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
-    helpers::generated::{bpf_jiffies64, bpf_ringbuf_reserve, bpf_ringbuf_submit},
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns, bpf_ringbuf_reserve, bpf_ringbuf_submit},
     macros::btf_map,
 };
 use tfo_common::{
@@ -346,6 +346,13 @@ pub(crate) fn is_our_netns(cookie: u64) -> bool {
 pub(crate) fn jiffies() -> u64 {
     // SAFETY: takes nothing.
     unsafe { bpf_jiffies64() }
+}
+
+/// CLOCK_MONOTONIC, in nanoseconds.
+#[inline(always)]
+pub(crate) fn monotonic_ns() -> u64 {
+    // SAFETY: takes nothing.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// Lets `fill` write an event, if there is room for one. The controller looks at the ring at times: it is not woken.

@@ -6,9 +6,11 @@ use core::hint::black_box;
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use aya_log_ebpf::debug;
 use tfo_common::{
-    class::classify,
+    class::{Classified, classify},
+    keyring::KeyRing,
     parse::{Fault, walk},
     policy::{Policy, decide},
+    segment::Segment,
     service::OTHER,
     verdict::Mode,
 };
@@ -22,16 +24,22 @@ pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
     match walk(&Frame::anew(ctx), maps::link_layer()) {
         Ok(Some(segment)) => {
             let ring = maps::key_ring(&segment);
-            let found = classify(&segment, ring);
-            let Some(syn) = maps::packet() else { return 0 };
-            syn.set_syn(&segment, found.class);
-            syn.set_cookie(&segment, found, ring);
+            describe(&segment, classify(&segment, ring), ring);
             return 1;
         }
         Ok(None) => {}
         Err(fault) => unclassified(ctx, fault),
     }
     0
+}
+
+/// Describes a SYN, for [`finish`].
+#[inline(always)]
+pub(crate) fn describe(segment: &Segment, found: Classified, ring: &KeyRing) {
+    if let Some(syn) = maps::packet() {
+        syn.set_syn(segment, found.class);
+        syn.set_cookie(segment, found, ring);
+    }
 }
 
 /// Serves a SYN that is described: decides, counts and acts. Returns the XDP action; `None` where nothing is done to it.
