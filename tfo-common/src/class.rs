@@ -29,7 +29,7 @@ named! {
 }
 
 impl Class {
-    /// Whether it is the kernel's to answer with Fast Open or a cookie, or would be if it were well made.
+    /// Whether the SYN has a Fast Open option, be it one that the kernel ignores.
     #[inline(always)]
     pub const fn is_fast_open(self) -> bool {
         !matches!(self, Self::PlainSyn)

@@ -1,6 +1,7 @@
 //! Enums whose variants index a counter and carry the name that users see.
 
-/// The order of the variants is part of the maps' layout: new ones go to the end, or `LAYOUT_VERSION` is raised.
+/// Indices are part of the maps' layout. A new variant goes to the end; one of `Class` or `Family` needs another
+/// `LAYOUT_VERSION` in any case, since their number is a dimension of arrays.
 ///
 /// Declares an enum of consecutive `u8` discriminants with `ALL`, `COUNT`, `name`, `index` and `from_index`.
 macro_rules! named {

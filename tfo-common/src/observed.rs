@@ -30,7 +30,7 @@ pub struct Outcomes {
     pub accepted: u64,
     /// SYNs with a cookie that the kernel should have taken, and which it answered with an ordinary handshake.
     pub refused: u64,
-    /// Those of them of which there was no event: they came too fast, or there was no room.
+    /// Number of refused SYNs without an event, because of the rate or a full ring.
     pub untold: u64,
     /// The jiffy of the last event, and how many there were in it.
     pub told: [u64; 2],

@@ -256,8 +256,8 @@ pub fn decide(policy: &Policy, class: Class, mut facts: impl Facts) -> Decision 
     decision
 }
 
-/// What [`decide`] says of a cookie of one of the kernel's keys, in a fraction of the time, where no guard keeps it from the kernel; whether
-/// that is so. Where it isn't, nothing has been taken from any [`Limit`], and `decide` is to be asked.
+/// Decides quickly on a cookie of one of the kernel's keys, and gives the decision to `then`. Returns false where a
+/// guard would stop the SYN: nothing is spent, and [`decide`] is to be called.
 #[inline(always)]
 pub fn decide_good(policy: &Policy, mut facts: impl Facts, then: impl Fn(Decision)) -> bool {
     let mut minds = |guard| policy.asks(guard) && facts.trips(guard);
@@ -280,7 +280,7 @@ pub fn decide_good(policy: &Policy, mut facts: impl Facts, then: impl Fn(Decisio
     true
 }
 
-/// What becomes of `decision` by `guard`.
+/// Applies `guard` to `decision`.
 #[inline(always)]
 fn judge(policy: &Policy, guard: Guard, decision: Decision, facts: &mut impl Facts) -> Decision {
     let acts = match guard {
@@ -315,7 +315,7 @@ fn judge(policy: &Policy, guard: Guard, decision: Decision, facts: &mut impl Fac
 pub struct Limit {
     /// The time for one.
     pub interval: u64,
-    /// How far it may be ahead of its time: that for all but one of those that may come at once.
+    /// Time that it may run ahead: `interval` × (burst − 1).
     pub tolerance: u64,
 }
 
@@ -344,7 +344,7 @@ impl Limit {
         (count / divisor - 1).div_ceil(jiffies / divisor) + 1
     }
 
-    /// What is to be remembered where one more is granted `now`, with `until` remembered; `None` where it is one too many.
+    /// Time to remember after one more at `now`, when `until` was remembered; `None` where that exceeds the limit.
     #[inline(always)]
     pub const fn grant(&self, until: u64, now: u64) -> Option<u64> {
         if until <= now {
@@ -356,8 +356,8 @@ impl Limit {
         }
     }
 
-    /// Takes one from what is left, of which `until` is kept, if any is. Of CPUs that ask at the same instant, all may get the
-    /// same answer.
+    /// Takes one if the limit allows it, and stores the new time in `until`. CPUs that ask at the same instant may
+    /// all be granted one.
     #[inline(always)]
     pub fn spend(&self, until: &Cell<u64>, now: u64) -> bool {
         let next = self.grant(until.get(), now);
@@ -402,7 +402,7 @@ impl SourceMask {
     }
 }
 
-/// What something is known by in a table of [`Row`]s: its words, mixed.
+/// Hash that identifies an entry in a table of [`Row`]s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag(u64);
 
@@ -464,7 +464,8 @@ impl Row {
         }
     }
 
-    /// Gives `tag` the seat that was least lately used, with `value` in it: what had to make room for it, 0 for nothing.
+    /// Puts `tag` and `value` into the seat with the smallest value, and returns the value that was replaced; 0 for a
+    /// free seat.
     #[inline(always)]
     pub fn seat(&self, tag: Tag, value: u64) -> u64 {
         let [first, rest @ ..] = &self.seats;

@@ -31,8 +31,8 @@ pub(crate) fn unguarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> O
     }))
 }
 
-/// Serves a SYN of [`tfo_shield`](crate::tfo_shield) that nearly always passes: it has no option, or its cookie is good and no guard
-/// minds. `None` for another one, which is described for the slow path.
+/// Serves a SYN of [`tfo_shield`](crate::tfo_shield) that has no option, or a good cookie that no guard stops.
+/// Describes any other SYN for the slow path, and returns `None`.
 #[inline(always)]
 pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Option<u32> {
     let ring = maps::key_ring(segment);
@@ -55,7 +55,8 @@ pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Opt
     }
 }
 
-/// Serves a SYN whose cookie is good, and which no guard keeps from the kernel; tells whether that was so.
+/// Counts, and where need be clamps, a SYN with a good cookie that no guard stops. Returns false for any other,
+/// untouched.
 #[inline(always)]
 fn passes(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classified) -> bool {
     if !matches!(found.class, Class::CookieCurrent | Class::CookieBackup) {

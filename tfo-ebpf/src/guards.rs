@@ -1,4 +1,4 @@
-//! What a decision depends on besides the class: see [`Facts`].
+//! Facts of the packet at hand that guards ask for: implements [`Facts`].
 
 use tfo_common::{
     bytes::Bytes as _,
@@ -50,7 +50,7 @@ impl Syn<'_> {
         Remembered::from_word(seat.value.get()).is_replay(maps::jiffies(), self.policy.once)
     }
 
-    /// Whether its source has had as many as `limit` grants it.
+    /// Takes one from the share of the SYN's source; true where none is left.
     #[inline(always)]
     fn is_too_many(
         &self,
@@ -74,7 +74,7 @@ impl Syn<'_> {
         window.is_some_and(|window| !self.policy.allows(window, self.data_len))
     }
 
-    /// Whether there are more unknown cookies than there may be, from its source or in all.
+    /// Takes one from the limits on unknown cookies; true where that of the source or of the service is used up.
     #[inline(always)]
     fn is_flood(&self) -> bool {
         let Policy { shed, shed_source, shed_per_source, .. } = self.policy;

@@ -36,7 +36,8 @@ pub fn tfo_ingress(ctx: XdpContext) -> u32 {
     serve(&ctx, |frame, segment| fast::unguarded(&ctx, frame, segment))
 }
 
-/// The same where services are protected.
+/// Sees every frame where services have protections, or differ in mode. [`maps::mode`] is shield then, whatever their
+/// modes.
 #[xdp]
 pub fn tfo_shield(ctx: XdpContext) -> u32 {
     serve(&ctx, |frame, segment| fast::guarded(&ctx, frame, segment))

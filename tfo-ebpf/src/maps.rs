@@ -263,7 +263,7 @@ fn is_source_hidden(family: u32, high: u64, low: u64) -> bool {
     TFO_HIDDEN.get(&scoped(family, high, low)).is_some()
 }
 
-/// Where it may stand what a source has used of its share.
+/// Row that may hold the source `tag`, with what it has used of its share.
 #[inline(always)]
 pub(crate) fn source(tag: Tag) -> Option<&'static Row> {
     TFO_SOURCES.get(tag.row(TFO_LAST_SOURCE_ROW.load()))
@@ -281,7 +281,7 @@ pub(crate) fn unknown(service: u32) -> Option<&'static Word<u64>> {
     TFO_UNKNOWN.get(service)
 }
 
-/// Where it may stand what became of a SYN.
+/// Row that may hold the remembered SYN `tag`.
 #[inline(always)]
 pub(crate) fn replays(tag: Tag) -> Option<&'static Row> {
     TFO_REPLAYS.get(tag.row(TFO_LAST_REPLAY_ROW.load()))

@@ -193,7 +193,7 @@ fn may_tell(outcomes: *mut Outcomes) -> bool {
     }
 }
 
-/// What is remembered of the SYN of `connection`; it is forgotten now.
+/// Removes the pending entry of `connection`, and returns it.
 #[inline(always)]
 fn take(connection: &Connection) -> Option<Pending> {
     // SAFETY: an entry of an LRU map stays readable while the program runs, and is copied.
@@ -236,7 +236,7 @@ fn connection(ctx: &SockOpsContext) -> Connection {
     Connection::new(&addresses, [s0, s1, d0, d1])
 }
 
-/// Of words that are in memory as on the wire.
+/// Addresses from words in network byte order.
 #[inline(always)]
 fn ipv4(remote: u32, local: u32) -> Addresses {
     Addresses { family: Family::Ipv4, words: [u64::from(remote) | u64::from(local) << 32, 0, 0, 0] }

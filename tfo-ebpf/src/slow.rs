@@ -17,7 +17,8 @@ use tfo_common::{
 
 use crate::{act, frame::Frame, guards::Syn, maps, watch};
 
-/// Describes the SYN in a frame that is not one of the usual ones. Not 0 where there is one: anything else is done with.
+/// Parses a frame header by header, and describes its SYN. Returns 1 for a SYN, else 0; a frame that can't be parsed
+/// is counted here.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
@@ -76,7 +77,7 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     Some(act::act(&XdpContext::new(ctx), decision.verdict, &syn.segment(), maps::ring()))
 }
 
-/// Counts and passes what can't be parsed: only a policy may cost anyone a packet.
+/// Counts a frame that can't be parsed. The caller passes it: only a policy may cost anyone a packet.
 #[inline(always)]
 fn unclassified(ctx: *mut xdp_md, fault: Fault) {
     if maps::cell(OTHER).is_some_and(|cell| cell.count_fault(fault))

@@ -19,8 +19,7 @@ use crate::{
 
 const ANY: u64 = 0;
 
-/// Looks at the packet that is described, which is due, and says when the next one is. A global function, which the verifier takes in
-/// once.
+/// Looks at the described packet, and sets when the next one is due. Global, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_look(ctx: *mut xdp_md) -> u32 {
@@ -54,7 +53,7 @@ fn look(frame: &Frame, packet: &Description, watch: &mut Watch) {
     }
 }
 
-/// The connection of a SYN; none of what can't be parsed.
+/// Connection of a SYN; [`Connection::NONE`] for a frame that could not be parsed.
 #[inline(always)]
 fn connection(frame: &Frame, syn: &Description) -> Connection {
     match frame.read(syn.tcp as usize) {
@@ -115,7 +114,7 @@ fn report(
     }
 }
 
-/// Copies how `frame` begins, by two bytes, since nothing says that it has a multiple of more; how many it were.
+/// Copies the first bytes of `frame`, two at a time, and returns their number. A last odd byte is left out.
 #[inline(always)]
 fn copy_head(frame: &Frame, head: &mut [u8; HEAD_LEN]) -> u64 {
     let (pairs, _) = head.as_chunks_mut::<2>();

@@ -50,7 +50,7 @@ pub struct Config {
     pub keys: Keys,
     /// How much is remembered.
     pub maps: Sizes,
-    /// By what is counted, and what is done to whose packets.
+    /// Services, with their modes and protections.
     pub services: Services,
 }
 

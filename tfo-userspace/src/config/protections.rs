@@ -32,7 +32,7 @@ fn once(table: &mut Table) -> Option<Once> {
 }
 
 fn fair(table: &mut Table) -> Option<Fair> {
-    table.need("limit", "\"10/s\"");
+    table.need("limit", "\"6/min\"");
     let limit = limit(table, "limit", "burst");
     let (source, dry_run) = (source(table), dry_run(table));
     Some(Fair { limit: limit?, source, dry_run })
@@ -45,7 +45,7 @@ fn clamp(table: &mut Table) -> Option<Clamp> {
 
 fn shed(table: &mut Table) -> Option<Shed> {
     if !table.has("per_source") {
-        table.need("limit", "\"1000/s\" (or a limit per_source)");
+        table.need("limit", "\"8/s\" (or a limit per_source)");
     }
     Some(Shed {
         limit: limit(table, "limit", "burst"),

@@ -221,7 +221,7 @@ pub(super) fn flag(value: &DeValue) -> Result<bool, String> {
     value.as_bool().ok_or_else(|| wrong_type(value, "true or false"))
 }
 
-/// That it takes something else.
+/// Message for a value of the wrong type.
 pub(super) fn wrong_type(value: &DeValue, wanted: &str) -> String {
     format!("this is of type {}; it takes {wanted}", value.type_str())
 }

@@ -39,8 +39,8 @@ struct Document {
 }
 
 impl OrderFile {
-    /// That of `interface`, below the folder `state`; with what is hidden `in_maps` that are there, which may be of a tfo that
-    /// had no such file.
+    /// Opens the order file of `interface` below the folder `state`. Adds the orders that were found `in_maps`, since
+    /// an older tfo kept them only there.
     pub fn open(state: &Path, bpffs: &Bpffs, interface: &str, in_maps: Vec<Hidden>) -> Result<Self> {
         let path = path_of(state, bpffs, interface)?;
         let mut file = Self { hidden: read(&path)?, path };

@@ -134,7 +134,7 @@ impl Site {
         self.failure.as_deref()
     }
 
-    /// What a program for this interface begins its frames with is its own; `program` tells the rest.
+    /// Program that this interface is to have: `program`, made for the interface's link layer.
     pub fn desired(&self, program: impl FnOnce(tfo_common::parse::LinkLayer) -> Program) -> Program {
         let link = self.interface.as_ref().map(|interface| interface.link_layer);
         let link = link.or(self.datapath.as_ref().map(|datapath| datapath.program().options.link));

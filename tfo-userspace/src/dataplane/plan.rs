@@ -30,7 +30,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// That of `services`, where `before` stands now: a service that stays keeps its place. There are `hz` jiffies in a second.
+    /// Plans the maps for `services`. A service that is in `before` keeps its place. `hz` is the number of jiffies in
+    /// a second.
     pub(super) fn new(services: &Services, before: &[Option<String>], hz: u64) -> Result<Self> {
         let places = place(services, before)?;
         let index = |named: &Named| {

@@ -113,7 +113,7 @@ pub struct Services {
 }
 
 impl Services {
-    /// Those of `named`, or all that keeps them from standing side by side.
+    /// Checks `named` for conflicts, and returns the services, or all conflicts.
     pub fn new(named: Vec<Named>, other: Mode) -> Result<Self, Conflicts> {
         let conflicts = conflicts(&named);
         if conflicts.is_empty() { Ok(Self { named, other }) } else { Err(Conflicts(conflicts)) }

@@ -27,7 +27,7 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// It; `None` where standard output is something else, for which live counters make no sense.
+    /// Opens the terminal on standard output; `None` where that is no terminal.
     pub fn open() -> Option<Self> {
         if !io::stdout().is_terminal() {
             return None;

@@ -93,8 +93,8 @@ impl Clients {
         }
     }
 
-    /// Cuts off one of those that make us wait: of the host that has most of them, the one that does so for longest. Whether
-    /// there was one.
+    /// Cuts off the client that has stalled for longest, of the host with the most stalled ones; false where none
+    /// stalls.
     pub(super) fn cut_slowest(&self, among: impl Fn(&State) -> bool) -> bool {
         let mut all = locked(&self.all);
         let waited_for = |(place, client): (usize, &Arc<Client>)| {
