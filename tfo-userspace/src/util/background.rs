@@ -114,8 +114,8 @@ mod tests {
             background.write_all(&[b'x'; 65_536]).unwrap();
         }
         background.drain(Duration::from_millis(1));
-        // One is being written, and four wait.
-        assert!((95..100).contains(&background.dropped()), "{}", background.dropped());
+        // One is in the pipe, one is being written, and four wait, or fewer where the writer has not begun.
+        assert!((94..100).contains(&background.dropped()), "{}", background.dropped());
     }
 
     /// Where one that waits fills the queue, too.
