@@ -678,7 +678,7 @@ fn a_stranger_at_the_socket_learns_nothing() {
         let tfo_run = with_random_keys(&dir.path().join("keys.json"), &[]);
         let (code, error) = failure(&tfo(&["keys", "rotate"]));
         assert_eq!(code, Some(3));
-        assert!(error.contains("no tfo that takes orders"), "{error}");
+        assert!(error.contains("no controller runs on"), "{error}");
         // One that listens in its place is not root: it is told nothing.
         let pins = Bpffs::new(Path::new(BPFFS)).pins(IFACE);
         let socket = control::socket(&pins).unwrap();
@@ -688,7 +688,7 @@ fn a_stranger_at_the_socket_learns_nothing() {
         let stranger = stranger.unwrap();
         let (code, error) = failure(&tfo(&["keys", "rotate"]));
         assert_eq!(code, Some(1));
-        assert!(error.contains("is another user"), "{error}");
+        assert!(error.contains("belongs to another user"), "{error}");
         stranger.set_nonblocking(true).unwrap();
         let mut heard = Vec::new();
         std::io::Read::read_to_end(&mut stranger.accept().unwrap().0, &mut heard).unwrap();

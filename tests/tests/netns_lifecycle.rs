@@ -168,7 +168,7 @@ fn an_unreadable_key_changes_nothing() {
         assert_eq!(status("v0")["keys"]["current"], fingerprint(key(1)));
         eventually("it is counted", || keys_status("v0")["failures"] == 1);
         let log = second.end(Signal::SIGINT);
-        assert!(log.contains("what is in force stays"), "{log}");
+        assert!(log.contains("the keys in force stay"), "{log}");
     });
 }
 

@@ -278,7 +278,7 @@ fn a_stranger_with_the_name_disarms_nothing() {
         mount_on("tmpfs", "/run");
         let (code, error) = failure(&tfo(&["show", "--all"]));
         assert_eq!(code, Some(3));
-        assert!(error.contains("no tfo that takes orders"), "{error}");
+        assert!(error.contains("no controller runs on"), "{error}");
         assert_eq!(status("v0")["hidden"], json!(["all"]));
     });
 }

@@ -78,7 +78,7 @@ fn connect(pins: &Pins) -> Result<UnixStream> {
     let stream = StdStream::from(OwnedFd::from(socket));
     let stream = UnixStream::from_std(stream).context("cannot talk to the controller")?;
     if stream.peer_cred().map_or(true, |peer| peer.uid() != geteuid().as_raw()) {
-        bail!("whoever answers for the tfo on {interface} is another user: nothing was said to it");
+        bail!("the process behind the socket of {interface} belongs to another user: no request was sent");
     }
     Ok(stream)
 }
