@@ -83,7 +83,7 @@ impl Bpffs {
             return Ok(MountGuard(None));
         }
         if self.root != Path::new(DEFAULT_BPFFS) {
-            bail!("{root} is not a BPF file system: mount one there (mount -t bpf bpf {root})");
+            bail!("{root} is not a BPF file system: mount one there (mount -t bpf -o mode=0700 bpf {root})");
         }
         mount(Some("bpf"), &self.root, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
             .with_context(|| format!("cannot mount a BPF file system at {root}"))?;
