@@ -1,32 +1,31 @@
-//! Where the parser reads from: a packet in the kernel, a slice anywhere else.
+//! Access to the bytes of a frame: a packet in the kernel, a slice anywhere else.
 
 /// A frame that can be read at any offset, each read checked.
 pub trait Bytes {
     /// The frame's length in bytes, link-layer header included.
     fn len(&self) -> usize;
 
-    /// Whether the frame has no byte at all.
+    /// Whether the frame is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The `N` bytes from `offset` on, copied; `None` where they do not all lie inside the frame.
+    /// Returns a copy of the `N` bytes from `offset` on, or `None` if they do not all lie inside the frame.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
-    /// The same value, of which the kernel's verifier is made to forget everything.
+    /// Returns `value`, and makes the kernel's verifier forget everything about it. On the host this is the identity.
     ///
-    /// A loop that carries state makes the verifier follow each path through each turn anew. Where all that a turn
-    /// knows is in one word, and that word is opaque at its head, the turns look alike and it prunes them. On the
-    /// host this is the identity.
+    /// The verifier follows each path through each turn of a loop that carries state. If the whole state is in one
+    /// word, and that word is opaque at the head of the loop, the turns look alike and the verifier prunes them.
     #[inline(always)]
     fn opaque(&self, value: u64) -> u64 {
         value
     }
 }
 
-/// A frame that can be written to at any offset, too.
+/// A frame that can also be written to at any offset.
 pub trait BytesMut: Bytes {
-    /// Puts `bytes` at `offset`; false, and nothing is changed, where they would not all lie inside the frame.
+    /// Writes `bytes` at `offset`. Returns false and changes nothing if they would not all lie inside the frame.
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> bool;
 }
 

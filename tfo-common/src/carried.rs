@@ -5,9 +5,9 @@ use crate::{
     observed::{Outcomes, Watch},
 };
 
-/// Counts that earlier maps made at one place. Only user space writes them; the program leaves them alone.
+/// Counts from earlier maps for one service. Only user space writes them; the program leaves them alone.
 ///
-/// The fields that are no counts, such as [`Sampled::due`](crate::counters::Sampled::due), [`Outcomes::told`] and
+/// Fields that are not counts, such as [`Sampled::due`](crate::counters::Sampled::due), [`Outcomes::told`] and
 /// [`Watch::budget`], are never added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -21,7 +21,7 @@ pub struct Carried {
 }
 
 impl Carried {
-    /// No counts.
+    /// Counts that are all zero.
     pub const EMPTY: Self = Self { cell: Cell::EMPTY, outcomes: Outcomes::EMPTY, watch: Watch::EMPTY };
 
     /// Adds the counts of `other`.

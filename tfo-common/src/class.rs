@@ -1,4 +1,4 @@
-//! Which kind of SYN a segment is.
+//! Classes of SYNs, and the classification of a segment.
 
 use crate::{
     keyring::{BACKUP, CURRENT, KeyRing, Role, SLOTS},
@@ -6,9 +6,9 @@ use crate::{
 };
 
 named! {
-    /// The kinds of SYN: each TCP SYN without ACK that can be parsed is exactly one.
+    /// Class of a SYN. Each TCP SYN without ACK that can be parsed has exactly one.
     pub enum Class {
-        /// No Fast Open option.
+        /// A SYN without a Fast Open option.
         PlainSyn = "plain_syn",
         /// A Fast Open option that the kernel treats as absent: of odd length, or with a cookie of 2 or of more than
         /// 16 bytes (`tcp_parse_fastopen_option`).
@@ -19,9 +19,9 @@ named! {
         CookieCurrent = "cookie_current",
         /// A cookie of the kernel's backup key.
         CookieBackup = "cookie_backup",
-        /// A cookie of a key that the kernel does not hold, no longer or not yet: it refuses it.
+        /// A cookie of a key that the kernel no longer holds or does not hold yet. The kernel refuses it.
         CookieRetired = "cookie_retired",
-        /// Eight bytes that no known key made.
+        /// A cookie of eight bytes that no known key made.
         CookieUnknown = "cookie_unknown",
         /// A cookie of an even length from 4 to 16 other than 8: legal on the wire, and refused by Linux.
         CookieBadLength = "cookie_bad_length",
@@ -29,7 +29,7 @@ named! {
 }
 
 impl Class {
-    /// Whether the SYN has a Fast Open option, be it one that the kernel ignores.
+    /// Whether the SYN has a Fast Open option, even one that the kernel ignores.
     #[inline(always)]
     pub const fn is_fast_open(self) -> bool {
         !matches!(self, Self::PlainSyn)
@@ -41,11 +41,11 @@ impl Class {
 pub struct Classified {
     /// The class.
     pub class: Class,
-    /// The slot of the key in [`KeyRing::slots`], where the cookie is one of a known key.
+    /// Slot in [`KeyRing::slots`] of the key that made the cookie; `None` without a known key.
     pub slot: Option<usize>,
 }
 
-/// The class of `segment` under `ring`.
+/// Returns the class of `segment` under `ring`.
 ///
 /// Mirrors `tcp_try_fastopen` and `tcp_fastopen_cookie_gen_check` (net/ipv4/tcp_fastopen.c): the kernel compares all
 /// eight bytes with the primary key's cookie, then with the backup key's.
@@ -71,10 +71,10 @@ pub fn classify(segment: &Segment, ring: &KeyRing) -> Classified {
     }
 }
 
-/// The slot of the key that made `cookie` for the segment's addresses; in the order of how many cookies are its.
+/// Returns the slot of the key that made `cookie` for the segment's addresses. The likeliest are tried first.
 #[inline(always)]
 fn matching_slot(segment: &Segment, cookie: u64, ring: &KeyRing) -> Option<usize> {
-    // Nearly all cookies are of the first key: its slot is known here.
+    // Nearly all cookies are of the first key. Its slot is a constant here.
     if is_made_by(CURRENT, segment, cookie, ring) {
         return Some(CURRENT);
     }

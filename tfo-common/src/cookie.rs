@@ -15,25 +15,25 @@ pub struct Key {
 }
 
 impl Key {
-    /// The key whose four words are written `%08x-%08x-%08x-%08x` in `net.ipv4.tcp_fastopen_key`.
+    /// Returns the key whose four words are written `%08x-%08x-%08x-%08x` in `net.ipv4.tcp_fastopen_key`.
     ///
     /// `proc_tcp_fastopen_key` (net/ipv4/sysctl_net_ipv4.c) stores each word little-endian, in order.
     pub const fn from_words(words: [u32; 4]) -> Self {
         Self { k0: words[0] as u64 | (words[1] as u64) << 32, k1: words[2] as u64 | (words[3] as u64) << 32 }
     }
 
-    /// The four words, as the sysctl writes them.
+    /// Returns the four words, as the sysctl writes them.
     pub const fn to_words(self) -> [u32; 4] {
         [self.k0 as u32, (self.k0 >> 32) as u32, self.k1 as u32, (self.k1 >> 32) as u32]
     }
 
-    /// Whether this is the key of zeros that the sysctl shows before any key was set: it means "none yet".
+    /// Whether this is the key of zeros, which means "none yet": the sysctl shows it before any key was set.
     pub const fn is_zero(self) -> bool {
         self.k0 == 0 && self.k1 == 0
     }
 }
 
-/// The cookie that a server holding `key` gives to the source address of `addresses`.
+/// Returns the cookie that a server holding `key` gives to the source address of `addresses`.
 ///
 /// `__tcp_fastopen_cookie_gen_cipher` (net/ipv4/tcp_fastopen.c): SipHash-2-4 over source then destination address as
 /// on the wire (8 bytes for IPv4, 32 for IPv6). The result is the integer whose little-endian bytes are the cookie,
@@ -43,8 +43,8 @@ pub fn make(key: &Key, addresses: &Addresses) -> u64 {
     ExpandedKey::new(key).cookie(addresses)
 }
 
-/// A key as the program wants it: the state of SipHash-2-4 after all that it does before it needs the first word of the
-/// message, and which it would do for each packet anew.
+/// State of SipHash-2-4 under a key, just before it takes in the first word of the message. Computed once, it saves
+/// that work for each packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct ExpandedKey {
@@ -52,7 +52,7 @@ pub struct ExpandedKey {
 }
 
 impl ExpandedKey {
-    /// The state for `key`.
+    /// Computes the state for `key`.
     #[inline(always)]
     pub const fn new(key: &Key) -> Self {
         let mut v = [
@@ -61,19 +61,19 @@ impl ExpandedKey {
             key.k0 ^ 0x6c79_6765_6e65_7261,
             key.k1 ^ 0x7465_6462_7974_6573,
         ];
-        // The half of the first round that the message, which goes into v[3], does not reach.
+        // The half of the first round that does not use v[3], into which the message goes.
         v[0] = v[0].wrapping_add(v[1]);
         v[1] = v[1].rotate_left(13) ^ v[0];
         v[0] = v[0].rotate_left(32);
         Self { v }
     }
 
-    /// The key itself.
+    /// Returns the key itself.
     pub const fn key(&self) -> Key {
         Key { k0: self.v[2] ^ 0x6c79_6765_6e65_7261, k1: self.v[3] ^ 0x7465_6462_7974_6573 }
     }
 
-    /// The cookie for `addresses`: see [`make`].
+    /// Returns the cookie for `addresses`: see [`make`].
     #[inline(always)]
     pub fn cookie(&self, addresses: &Addresses) -> u64 {
         let [first, second, third, fourth] = addresses.words;
@@ -90,7 +90,7 @@ impl ExpandedKey {
     }
 }
 
-/// A short, public name of a key: which key two hosts hold can be compared without showing it.
+/// Returns a short, public name of a key. It shows whether two hosts hold the same key, without showing the key.
 ///
 /// SipHash-2-4 under the key over a label of 16 bytes. A cookie hashes 8 or 32 bytes and SipHash covers the length,
 /// so a fingerprint is never a cookie, whatever the addresses.
@@ -108,7 +108,7 @@ struct SipHash24 {
 }
 
 impl SipHash24 {
-    /// Takes in the first eight bytes, as the little-endian word that they are.
+    /// Takes in the first eight bytes, as a little-endian word.
     #[inline(always)]
     fn begin(key: &ExpandedKey, word: u64) -> Self {
         let mut hash = Self { v: key.v };
@@ -119,7 +119,7 @@ impl SipHash24 {
         hash
     }
 
-    /// Takes in eight bytes, as the little-endian word that they are.
+    /// Takes in eight bytes, as a little-endian word.
     #[inline(always)]
     fn word(&mut self, word: u64) {
         self.v[3] ^= word;
@@ -128,7 +128,7 @@ impl SipHash24 {
         self.v[0] ^= word;
     }
 
-    /// The hash of the `length` bytes taken in, a multiple of eight.
+    /// Returns the hash of the bytes taken in. `length` is their number, a multiple of eight.
     #[inline(always)]
     fn finish(mut self, length: u64) -> u64 {
         self.word(length << 56);
@@ -149,7 +149,7 @@ impl SipHash24 {
         self.second_half();
     }
 
-    /// What of a round depends on v2 and v3.
+    /// Computes the part of a round that depends on v2 and v3.
     #[inline(always)]
     fn second_half(&mut self) {
         let [v0, v1, v2, v3] = &mut self.v;

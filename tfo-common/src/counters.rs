@@ -1,4 +1,4 @@
-//! What the program counts: one struct, one look-up, no locks (each CPU has its own).
+//! Counters of the program: one struct, one look-up, and no locks, since each CPU has its own.
 
 use core::hint::black_box;
 
@@ -12,34 +12,36 @@ use crate::{
     verdict::Verdict,
 };
 
-/// Places for verdicts in [`Counters::syn`]. Like the other numbers of places it is a power of two, so that a mask
-/// shows the kernel's verifier that an index fits, and has room for more without a new layout.
+/// Number of places for verdicts in [`Counters::syn`]. This and the other numbers of places are powers of two, so that
+/// a mask shows the kernel's verifier that an index fits. Spare places take new variants without a new layout.
 pub const VERDICT_SLOTS: usize = 4;
-/// Places for malformed reasons.
+/// Number of places for malformed reasons.
 pub const MALFORMED_SLOTS: usize = 16;
-/// Places for unsupported reasons.
+/// Number of places for unsupported reasons.
 pub const UNSUPPORTED_SLOTS: usize = 8;
 
-/// SYNs of one family, class and verdict.
+/// Counts of the SYNs of one family, class and verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Tally {
-    /// SYNs.
+    /// Number of SYNs.
     pub packets: u64,
-    /// Those that carried data.
+    /// Number of SYNs with data.
     pub with_data: u64,
-    /// The bytes of data that they carried.
+    /// Number of bytes of data in these SYNs.
     pub data_bytes: u64,
 }
 
-/// A count of packets of one kind, and when the next of them is looked at more closely: what every packet asks is where it is
-/// counted. What else there is to that is in [`Samplers`](crate::sample::Samplers).
+/// Count of packets of one kind, and the count at which the next one is looked at more closely.
+///
+/// Each packet uses both, so they stand side by side. The rest of the sampler is in
+/// [`Samplers`](crate::sample::Samplers).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Sampled<T> {
     /// The count.
     pub count: T,
-    /// At how many packets one is looked at.
+    /// Count of packets at which the next closer look is due.
     pub due: u64,
 }
 
@@ -51,7 +53,7 @@ impl Sampled<u64> {
     const EMPTY: Self = Self { count: 0, due: 0 };
 }
 
-/// What the program counts on one CPU for one service.
+/// Counts of one CPU for one service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Cell {
@@ -64,20 +66,20 @@ pub struct Cell {
     /// See [`Counters::hits`].
     pub hits: [u64; TRACKS],
     /// See [`Counters::guards`].
-    pub guards: [Guarded; GUARD_SLOTS],
+    pub guards: [GuardCounts; GUARD_SLOTS],
 }
 
 impl Cell {
-    /// Nothing counted yet, and the first of each kind is due.
+    /// Counts that are all zero. The first packet of each kind is due for a closer look.
     pub const EMPTY: Self = Self {
         syn: [[[Sampled::<Tally>::EMPTY; VERDICT_SLOTS]; Class::COUNT]; Family::COUNT],
         malformed: [Sampled::<u64>::EMPTY; MALFORMED_SLOTS],
         unsupported: [Sampled::<u64>::EMPTY; UNSUPPORTED_SLOTS],
         hits: [0; TRACKS],
-        guards: [Guarded { acted: 0, would: 0 }; GUARD_SLOTS],
+        guards: [GuardCounts { acted: 0, would: 0 }; GUARD_SLOTS],
     };
 
-    /// Adds what was counted elsewhere.
+    /// Adds the counts of `other`.
     pub fn add(&mut self, other: &Self) {
         let pairs = self.syn.as_flattened_mut().as_flattened_mut().iter_mut();
         for (sum, sampled) in pairs.zip(other.syn.as_flattened().as_flattened()) {
@@ -96,15 +98,17 @@ impl Cell {
         }
     }
 
-    /// What is counted here.
+    /// Returns the counts, without the sampling.
     pub fn counters(&self) -> Counters {
         let mut counters = Counters::EMPTY;
         counters.add_cell(self);
         counters
     }
 
-    /// Counts one SYN, and tells whether a closer look at it is due. The fewer of class, verdict and family are constants where
-    /// this is inlined, the more has to be shown to the verifier: then it is for [`count_described`](Self::count_described).
+    /// Counts one SYN, and returns whether a closer look at it is due.
+    ///
+    /// For callers in which class, verdict and family are constants. Elsewhere the verifier does not see that the
+    /// indices fit: use [`count_described`](Self::count_described).
     #[inline(always)]
     pub fn count_syn(
         &mut self,
@@ -120,7 +124,8 @@ impl Cell {
         self.count_at(at & (SYN_PLACES - 1), segment.data_len)
     }
 
-    /// The same of a SYN of which the verifier knows nothing, and of what guards did to it.
+    /// Counts a SYN that is opaque to the verifier, and what guards did to it. Returns whether a closer look at it is
+    /// due.
     #[inline(always)]
     pub fn count_described(&mut self, syn: &Description) -> bool {
         self.count_guards(syn.decision());
@@ -154,7 +159,7 @@ impl Cell {
         tally.packets >= *due
     }
 
-    /// Counts one frame that is passed unclassified, and tells whether a closer look at it is due.
+    /// Counts one frame that is passed unclassified, and returns whether a closer look at it is due.
     #[inline(always)]
     pub fn count_fault(&mut self, fault: Fault) -> bool {
         let Sampled { count, due } = match fault {
@@ -165,7 +170,7 @@ impl Cell {
         *count >= *due
     }
 
-    /// Number of packets of the kind of `packet`, and at how many the next closer look is due.
+    /// Returns the number of packets of the same kind as `packet`, and the count at which the next closer look is due.
     #[inline(always)]
     pub fn due(&mut self, packet: &Description) -> (u64, &mut u64) {
         let at = packet.detail as usize;
@@ -181,23 +186,23 @@ impl Cell {
     }
 }
 
-/// `index`, which is below `slots`, and the verifier sees that. LLVM knows it from the enum and would leave the mask out,
-/// whatever it is needed for.
+/// Masks `index`, which is below `slots`, so that the verifier sees it. LLVM knows the range from the enum, and would
+/// leave the mask out without `black_box`.
 #[inline(always)]
 pub(crate) fn place(index: usize, slots: usize) -> usize {
     black_box(index) & (slots - 1)
 }
 
-/// The places in [`Counters::syn`].
+/// Number of places in [`Counters::syn`].
 pub(crate) const SYN_PLACES: usize = Family::COUNT * Class::COUNT * VERDICT_SLOTS;
 
-/// The place of a SYN. The verifier sees that it is one.
+/// Returns the place of a SYN in [`Counters::syn`], masked for the verifier.
 #[inline(always)]
 pub(crate) fn syn_place_of(syn: &Description) -> usize {
     place(syn_place(syn.family as usize, syn.detail as usize, syn.verdict as usize), SYN_PLACES)
 }
 
-/// That of a SYN, by the indices of its family, class and verdict.
+/// Returns the place of a SYN in [`Counters::syn`], by the indices of its family, class and verdict.
 #[inline(always)]
 const fn syn_place(family: usize, class: usize, verdict: usize) -> usize {
     (family * Class::COUNT + class) * VERDICT_SLOTS + verdict
@@ -213,28 +218,28 @@ impl Tally {
     }
 }
 
-/// Everything the program has counted, summed over CPUs.
+/// Counts of the program, summed over CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
-    /// By [`Family`], [`Class`] and [`Verdict`] index.
+    /// SYNs by [`Family`], [`Class`] and [`Verdict`] index.
     pub syn: [[[Tally; VERDICT_SLOTS]; Class::COUNT]; Family::COUNT],
-    /// By [`Malformed`] index.
+    /// Malformed frames by [`Malformed`] index.
     pub malformed: [u64; MALFORMED_SLOTS],
-    /// By [`Unsupported`] index.
+    /// Unsupported frames by [`Unsupported`] index.
     pub unsupported: [u64; UNSUPPORTED_SLOTS],
     /// Cookies of known keys, by [`KeyRing::tracks`].
     pub hits: [u64; TRACKS],
-    /// By [`Guard`](crate::policy::Guard) index.
-    pub guards: [Guarded; GUARD_SLOTS],
+    /// Counts of guards by [`Guard`](crate::policy::Guard) index.
+    pub guards: [GuardCounts; GUARD_SLOTS],
 }
 
-/// What a guard has done.
+/// Counts of one guard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Guarded {
-    /// SYNs on which it acted.
+pub struct GuardCounts {
+    /// Number of SYNs on which it acted.
     pub acted: u64,
-    /// SYNs on which it would have, if it were no dry run.
+    /// Number of SYNs on which it would have acted, but for a dry run.
     pub would: u64,
 }
 
@@ -245,16 +250,16 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Nothing counted yet.
+    /// Counts that are all zero.
     pub const EMPTY: Self = Self {
         syn: [[[Tally::EMPTY; VERDICT_SLOTS]; Class::COUNT]; Family::COUNT],
         malformed: [0; MALFORMED_SLOTS],
         unsupported: [0; UNSUPPORTED_SLOTS],
         hits: [0; TRACKS],
-        guards: [Guarded { acted: 0, would: 0 }; GUARD_SLOTS],
+        guards: [GuardCounts { acted: 0, would: 0 }; GUARD_SLOTS],
     };
 
-    /// Adds what one CPU has counted.
+    /// Adds the counts of one CPU.
     pub fn add_cell(&mut self, cell: &Cell) {
         let sums = self.syn.as_flattened_mut().as_flattened_mut().iter_mut();
         for (sum, sampled) in sums.zip(cell.syn.as_flattened().as_flattened()) {
@@ -296,7 +301,7 @@ impl Counters {
         }
     }
 
-    /// The SYNs of `class`, over both families and all verdicts.
+    /// Returns the counts of the SYNs of `class`, over both families and all verdicts.
     pub fn class(&self, class: Class) -> Tally {
         let mut sum = Tally::default();
         for family in &self.syn {
@@ -307,17 +312,17 @@ impl Counters {
         sum
     }
 
-    /// The SYNs of `class` and `verdict`, over both families.
+    /// Returns the number of SYNs of `class` and `verdict`, over both families.
     pub fn verdict(&self, class: Class, verdict: Verdict) -> u64 {
         self.syn.iter().map(|family| family[class.index()][verdict.index()].packets).sum()
     }
 
-    /// All frames passed because they are malformed.
+    /// Returns the number of frames passed because they are malformed.
     pub fn malformed_total(&self) -> u64 {
         self.malformed[..Malformed::COUNT].iter().sum()
     }
 
-    /// All frames passed because the program does not support what they use.
+    /// Returns the number of frames passed because the program does not support what they use.
     pub fn unsupported_total(&self) -> u64 {
         self.unsupported[..Unsupported::COUNT].iter().sum()
     }

@@ -1,7 +1,8 @@
-//! Description of the packet at hand, as one step of the slow path leaves it to the next.
+//! Description of one packet, which the steps of the slow path hand on to each other.
 //!
-//! The program keeps it in one entry of a map for each CPU. Scalars that are read from there are unknown to the kernel's verifier, so
-//! it follows the next step once, and not once for each way that leads to it. Nor do they take any room on the stack.
+//! The program keeps it in the one entry of a map, which each CPU has for itself. Scalars that are read from there are
+//! unknown to the kernel's verifier, so it checks the next step once, instead of once for each path that leads to it.
+//! They take no room on the stack, either.
 
 use crate::{
     class::{Class, Classified},
@@ -16,25 +17,26 @@ use crate::{
 named! {
     /// Kinds of packets that are looked at more closely, and of events.
     pub enum Kind {
-        /// A SYN: its class is the detail.
+        /// A SYN. The detail is its class.
         Syn = "syn",
-        /// A malformed frame: the detail is the reason.
+        /// A malformed frame. The detail is the reason.
         Malformed = "malformed",
-        /// An unsupported frame: the detail is the reason.
+        /// An unsupported frame. The detail is the reason.
         Unsupported = "unsupported",
-        /// A SYN that the kernel should have taken and has not: its class is the detail. For events only.
+        /// A SYN that the kernel should have accepted, but did not. The detail is its class. For events only.
         Refused = "refused",
     }
 }
 
-/// A packet, and what was decided on it. Plain numbers: any bytes make one. What a packet does not have is left as an earlier one had it.
+/// A packet and the decision on it, in plain numbers. Any bytes are a valid value. Fields that a packet does not have
+/// keep the values of an earlier packet.
 ///
-/// Fields that are zero more often than not stand apart. LLVM makes a call of `memset` of sixteen bytes of zeros in a row, byte by
-/// byte, which takes longer than all else that is done for a description.
+/// Fields that are usually zero are not adjacent. LLVM would write sixteen bytes of zeros in a row by a call of
+/// `memset`, byte by byte, which takes longer than the rest of a description.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Description {
-    /// [`Addresses::words`]; of IPv4 only the first.
+    /// [`Addresses::words`]; only the first for IPv4.
     pub words: [u64; 4],
     /// [`Cookie::value`].
     pub cookie: u64,
@@ -52,15 +54,15 @@ pub struct Description {
     pub detail: u32,
     /// [`Verdict`] index.
     pub verdict: u32,
-    /// 1 where the window is cut, else 0.
+    /// 1 if the window is cut, else 0.
     pub clamps: u32,
     /// Index of the service.
     pub service: u32,
-    /// Index of the guard that decided, plus one; 0 where none did.
+    /// Index of the guard that decided, plus one; 0 if no guard did.
     pub guard: u32,
     /// [`Decision::would`].
     pub would: u32,
-    /// Number of the counter for the hits of its key ([`KeyRing::tracks`]), plus one; 0 without a known key.
+    /// Index of the counter for the hits of the cookie's key ([`KeyRing::tracks`]), plus one; 0 without a known key.
     pub track: u32,
 }
 
@@ -76,7 +78,7 @@ impl Description {
         self.set_decision(Decision::PASS, OTHER);
     }
 
-    /// Describes a SYN, but for its cookie.
+    /// Describes a SYN, except for its cookie.
     #[inline(always)]
     pub fn set_syn(&mut self, segment: &Segment, class: Class) {
         (self.kind, self.detail) = (Kind::Syn as u32, class as u32);
@@ -98,7 +100,7 @@ impl Description {
         self.track = found.slot.map_or(0, |slot| u32::from(ring.track(slot)) + 1);
     }
 
-    /// Describes what was decided, for which service.
+    /// Describes the decision, and the service that it is for.
     #[inline(always)]
     pub fn set_decision(&mut self, decision: Decision, service: u32) {
         self.service = service;
@@ -108,13 +110,13 @@ impl Description {
         self.would = decision.would.into();
     }
 
-    /// Class of a SYN.
+    /// Returns the class of a SYN, or `None` for another packet.
     #[inline(always)]
     pub fn class(&self) -> Option<Class> {
         if self.kind == Kind::Syn as u32 { Class::from_index(self.detail) } else { None }
     }
 
-    /// Source and destination address of a SYN.
+    /// Returns the source and destination address of a SYN.
     #[inline(always)]
     pub fn addresses(&self) -> Addresses {
         if self.family == Family::Ipv4 as u32 {
@@ -124,7 +126,7 @@ impl Description {
         }
     }
 
-    /// The SYN as it was parsed, where it has a cookie.
+    /// Returns the SYN as it was parsed. It must have a cookie.
     #[inline(always)]
     pub fn segment(&self) -> Segment {
         Segment {
@@ -135,7 +137,7 @@ impl Description {
         }
     }
 
-    /// Decision on a SYN.
+    /// Returns the decision on a SYN.
     #[inline(always)]
     pub fn decision(&self) -> Decision {
         Decision {

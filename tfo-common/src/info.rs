@@ -1,13 +1,13 @@
-//! What a controller tells the commands about the program that it attached, in a map of its own.
+//! Facts about an attached program, which its controller leaves to the commands in a map.
 
-/// The layout of all maps. A program and a command of different layouts do not read each other's maps.
+/// Version of the layout of all maps. A program and a command of different versions do not read each other's maps.
 pub const LAYOUT_VERSION: u32 = 7;
 
-/// The one entry of the info map. The program never reads it.
+/// The only entry of the info map. The program never reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Info {
-    /// [`LAYOUT_VERSION`] of whoever made the maps.
+    /// [`LAYOUT_VERSION`] of the tfo that made the maps.
     pub layout_version: u32,
     /// [`Mode`](crate::verdict::Mode) index.
     pub mode: u32,
@@ -17,40 +17,40 @@ pub struct Info {
     pub ifindex: u32,
     /// The inode number of the interface's network namespace.
     pub netns: u64,
-    /// When counting began, in nanoseconds since 1970 (UTC).
+    /// Time at which counting began, in nanoseconds since 1970 (UTC).
     pub since_unix_ns: u64,
     /// [`KeySource`] index.
     pub key_source: u64,
-    /// How often the key changes, in seconds; 0 where we don't decide that.
+    /// Interval of key changes, in seconds; 0 if tfo does not decide it.
     pub rotate_seconds: u64,
-    /// How old a retired key may get, in seconds; 0 for any age.
+    /// Greatest age of a retired key, in seconds; 0 for no limit.
     pub max_age_seconds: u64,
-    /// The fingerprints of the primary and the backup key that the source wants the kernel to hold; 0 for none.
+    /// Fingerprints of the primary and the backup key that the source wants the kernel to hold; 0 for no key.
     pub wanted: [u64; 2],
-    /// How often the kernel's keys could not be read or written, or were changed by somebody else.
+    /// Number of times that the kernel's keys could not be read or written, or were changed by somebody else.
     pub key_failures: u64,
-    /// What [`Tag`](crate::policy::Tag)s are made with.
+    /// Seed of [`Tag`](crate::policy::Tag)s.
     pub seed: u64,
 }
 
 named! {
-    /// Where keys come from.
+    /// Source of the keys.
     pub enum KeySource {
-        /// The kernel's, whoever sets them.
+        /// The kernel's keys, whoever sets them.
         Kernel = "kernel",
-        /// Our own, random.
+        /// Random keys that tfo makes.
         Random = "random",
-        /// Derived from a secret that the fleet shares, and the time.
+        /// Keys derived from the time and a secret that the fleet shares.
         Secret = "secret",
     }
 }
 
 named! {
-    /// Where in the receive path the program runs.
+    /// Place in the receive path where the program runs.
     pub enum Attach {
-        /// In the driver, before the kernel has made an sk_buff.
+        /// The driver, before the kernel has made an sk_buff.
         Native = "native",
-        /// In the stack, for drivers without XDP: correct, but no faster than the stack.
+        /// The stack, for drivers without XDP. It is correct, but no faster than the stack itself.
         Generic = "generic",
     }
 }

@@ -1,11 +1,11 @@
-//! The keys against which a cookie is checked, and how a whole set of them is published at once.
+//! Keys against which a cookie is checked, and the publication of a whole set of them at once.
 
 use crate::cookie::ExpandedKey;
 pub use crate::cookie::Key;
 
-/// Keys that the kernel no longer holds and that are still recognised.
+/// Number of retired keys in a ring. The kernel no longer holds them, but their cookies are still recognised.
 pub const RETIRED: usize = 8;
-/// Keys in a ring: see [`Role::of_slot`].
+/// Number of keys in a ring: see [`Role::of_slot`].
 pub const SLOTS: usize = OLDEST + 1;
 /// The slot of the kernel's primary key.
 pub const CURRENT: usize = 0;
@@ -13,19 +13,19 @@ pub const CURRENT: usize = 0;
 pub const BACKUP: usize = 1;
 /// The slot of the key that the kernel will hold next.
 pub const NEXT: usize = 2;
-/// The slot of the key that the kernel held last; older ones follow.
+/// The slot of the newest retired key. Older ones follow.
 pub const NEWEST: usize = 3;
 const OLDEST: usize = NEWEST + RETIRED - 1;
-/// Counters for the hits of keys: a power of two, and more than [`SLOTS`], so that a key which leaves does not share its
-/// counter with the one that comes.
+/// Number of counters for the hits of keys: a power of two, and more than [`SLOTS`], so that a new key does not share a
+/// counter with one that leaves.
 pub const TRACKS: usize = 16;
 
-/// When a ring is made: what its new keys begin with.
+/// Time at which a ring is made, and the hits at that time. New keys in the ring begin with them.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment<'a> {
     /// Seconds since 1970 (UTC).
     pub seconds: u64,
-    /// Where [`Counters::hits`](crate::counters::Counters::hits) stand.
+    /// Values of [`Counters::hits`](crate::counters::Counters::hits).
     pub hits: &'a [u64; TRACKS],
 }
 
@@ -36,25 +36,25 @@ pub struct Held {
     pub current: Option<Key>,
     /// The kernel's backup key.
     pub backup: Option<Key>,
-    /// The key that the kernel will hold next, where that is known.
+    /// The key that the kernel will hold next, if it is known.
     pub next: Option<Key>,
 }
 
-/// What a key is to the kernel.
+/// Role of a key for the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The kernel's primary key: it makes new cookies with it and takes those that it made.
+    /// The kernel's primary key. The kernel makes new cookies with it, and accepts its cookies.
     Current,
-    /// The kernel's backup key: it takes its cookies and hands out fresh ones.
+    /// The kernel's backup key. The kernel accepts its cookies, and hands out fresh ones.
     Backup,
-    /// The kernel does not hold it yet, but another host of the fleet may.
+    /// A key that the kernel does not hold yet, but another host of the fleet may.
     Next,
-    /// The kernel held it once and refuses its cookies now.
+    /// A key that the kernel held once. The kernel refuses its cookies now.
     Retired,
 }
 
 impl Role {
-    /// The name that users see.
+    /// Returns the name that users see.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Current => "current",
@@ -64,7 +64,7 @@ impl Role {
         }
     }
 
-    /// The role of the key in `slot` of [`KeyRing::slots`].
+    /// Returns the role of the key in `slot` of [`KeyRing::slots`].
     #[inline(always)]
     pub const fn of_slot(slot: usize) -> Self {
         match slot {
@@ -76,26 +76,28 @@ impl Role {
     }
 }
 
-/// One consistent set of keys. Its size, like that of [`KeyStore`], is a power of two: SipHash can't begin before the ring is found,
-/// which takes a shift for each instead of a multiplication.
+/// A consistent set of keys.
+///
+/// The sizes of this and of [`KeyStore`] are powers of two, so that the ring is found with shifts instead of
+/// multiplications. SipHash can't begin before that.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct KeyRing {
-    /// Counts publications, so that a reader sees that the keys have changed without seeing a key.
+    /// Number of publications. It shows a reader that the keys have changed, without showing a key.
     pub generation: u64,
-    /// Bit `n` is set where `slots[n]` holds a key. A key of zeros can be a real one, so zero cannot mean "empty".
+    /// Bitmap of the slots that hold a key. A key of zeros can be a real one, so zero cannot mean "empty".
     pub present: u64,
-    /// The keys, each in the place of its role.
+    /// The keys, each in the slot of its role.
     pub slots: [ExpandedKey; SLOTS],
-    /// For each slot, since when its key has been in the ring, in seconds since 1970 (UTC).
+    /// Time since which the key of each slot has been in the ring, in seconds since 1970 (UTC).
     pub since: [u64; SLOTS],
-    /// For each slot, where the counter of its key stood then.
+    /// Value of the hit counter of each slot's key at that time.
     pub base: [u64; SLOTS],
-    /// For each slot, which counter has the hits of its key: an index into [`Counters::hits`].
+    /// Index into [`Counters::hits`] of the hit counter of each slot's key.
     ///
     /// [`Counters::hits`]: crate::counters::Counters::hits
     pub tracks: [u8; TRACKS],
-    /// Zeros.
+    /// Zeros, which fill the ring up to its size.
     pub reserved: [u64; 58],
 }
 
@@ -117,7 +119,7 @@ impl KeyRing {
         reserved: [0; 58],
     };
 
-    /// [`tracks`](Self::tracks) of `slot`.
+    /// Returns the entry of [`tracks`](Self::tracks) for `slot`.
     #[inline(always)]
     pub const fn track(&self, slot: usize) -> u8 {
         self.tracks[slot & (TRACKS - 1)]
@@ -129,51 +131,53 @@ impl KeyRing {
         self.present >> slot & 1 == 1
     }
 
-    /// Whether `slot` or one behind it holds a key.
+    /// Whether `slot` or a later one holds a key.
     #[inline(always)]
     pub const fn holds_from(&self, slot: usize) -> bool {
         self.present >> slot != 0
     }
 
-    /// The key in `slot`, if it holds one.
+    /// Returns the key in `slot`, if it holds one.
     pub fn get(&self, slot: usize) -> Option<Key> {
         let key = self.slots.get(slot)?;
         self.holds(slot).then(|| key.key())
     }
 
-    /// Puts `key` into `slot`, or empties it. For making a ring by hand: ages and counters are [`follow`](Self::follow)'s.
+    /// Puts `key` into `slot`, or empties it. It is for making a ring by hand: [`follow`](Self::follow) sets ages and
+    /// counters, too.
     ///
     /// # Panics
     ///
-    /// Where `slot` is not below [`SLOTS`].
+    /// Panics if `slot` is not below [`SLOTS`].
     pub fn set(&mut self, slot: usize, key: Option<Key>) {
         self.slots[slot] = ExpandedKey::new(&key.unwrap_or_default());
         self.present = self.present & !(1 << slot) | u64::from(key.is_some()) << slot;
         self.tracks[slot] = slot as u8;
     }
 
-    /// How many cookies of the key in `slot` have come since it came into the ring, where the counters stand at `hits`.
+    /// Returns the number of cookies of the key in `slot` since it came into the ring. `hits` are the present counters.
     pub fn hits(&self, slot: usize, hits: &[u64; TRACKS]) -> u64 {
         hits[usize::from(self.tracks[slot]) % TRACKS].saturating_sub(self.base[slot])
     }
 
-    /// The keys that are not retired.
+    /// Returns the keys that are not retired.
     pub fn held(&self) -> Held {
         Held { current: self.get(CURRENT), backup: self.get(BACKUP), next: self.get(NEXT) }
     }
 
-    /// The slot that holds `key`.
+    /// Returns the slot that holds `key`.
     pub fn find(&self, key: Key) -> Option<usize> {
         (0..SLOTS).find(|slot| self.get(*slot) == Some(key))
     }
 
-    /// The retired keys, newest first.
+    /// Returns the retired keys, newest first.
     pub fn retired(&self) -> impl Iterator<Item = Key> + '_ {
         (NEWEST..SLOTS).filter_map(|slot| self.get(slot))
     }
 
-    /// The key into whose cookie an old one is to be translated, so that the kernel takes it: the backup key, since then
-    /// the kernel hands out a fresh cookie by itself, or else the primary one.
+    /// Returns the key into whose cookie a retired one is translated, so that the kernel accepts it.
+    ///
+    /// It is the backup key, since the kernel answers its cookies with a fresh one, or else the primary key.
     #[inline(always)]
     pub fn translation(&self) -> Option<&ExpandedKey> {
         if self.holds(BACKUP) {
@@ -185,10 +189,10 @@ impl KeyRing {
         }
     }
 
-    /// The ring in which the keys of `held` have their roles: whatever this one holds besides is retired, newest first,
-    /// and the oldest beyond [`RETIRED`] fall out.
+    /// Returns the ring in which the keys of `held` have their roles. The other keys of this ring are retired, newest
+    /// first, and the oldest beyond [`RETIRED`] are dropped.
     ///
-    /// The kernel's two keys are always in the result, whatever was there before: the set never refuses what the
+    /// The kernel's two keys are always in the result, whatever this ring holds, so a ring never refuses what the
     /// kernel accepts. A key that stays keeps its age and its counter.
     #[must_use]
     pub fn follow(&self, held: Held, moment: Moment<'_>) -> Self {
@@ -208,7 +212,7 @@ impl KeyRing {
         ring
     }
 
-    /// The same ring without the retired keys for which `keep` says no; it is given their slots.
+    /// Returns the ring without the retired keys for whose slots `keep` returns false.
     #[must_use]
     pub fn without_retired(&self, mut keep: impl FnMut(usize) -> bool) -> Self {
         let mut ring = Self { generation: self.generation + 1, ..Self::EMPTY };
@@ -224,8 +228,8 @@ impl KeyRing {
         ring
     }
 
-    /// The same ring with one more retired key, the oldest, in it since `moment`; without it where there is no room for it,
-    /// or where the ring has it already.
+    /// Returns the ring with `key` as its oldest retired key, since `moment`. The ring stays the same if it has no room
+    /// for the key, or already holds it.
     #[must_use]
     pub fn with_oldest(&self, key: Key, moment: Moment<'_>) -> Self {
         let mut ring = *self;
@@ -236,8 +240,8 @@ impl KeyRing {
         ring
     }
 
-    /// Puts `key` into `slot`, with the age and the counter that it has in `before`; a new one gets a counter that none in
-    /// `before` or in this ring has.
+    /// Puts `key` into `slot`. A key that is in `before` keeps its age and counter. A new one gets a counter that no
+    /// key of `before` or of this ring has.
     fn put(&mut self, slot: usize, key: Key, before: &Self, moment: Moment<'_>) {
         if let Some(from) = before.find(key) {
             self.copy(slot, key, before, from);
@@ -257,7 +261,7 @@ impl KeyRing {
         self.tracks[to] = before.tracks[from];
     }
 
-    /// A counter that is nobody's: the keys of a ring and three new ones do not take all.
+    /// Returns a counter that no key has. The keys of a ring and three new ones do not take all counters.
     fn free_track(&self, before: &Self) -> u8 {
         let is_taken = |track: u8| {
             [self, before]
@@ -271,8 +275,8 @@ impl KeyRing {
 /// Time for which a confirmation of the keys holds, in nanoseconds. The controller confirms them more often.
 pub const CONFIRMED_FOR_NS: u64 = 5_000_000_000;
 
-/// Answer of a CPU to the question whether the keys in the map are the kernel's. It is kept for a jiffy, since a clock in nanoseconds
-/// costs more than all else that is done for a cookie.
+/// Cached answer of a CPU to the question whether the keys in the map are the kernel's. It is kept for a jiffy, since
+/// reading a clock in nanoseconds costs more than all other work for a cookie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Confirmed {
@@ -280,16 +284,16 @@ pub struct Confirmed {
     jiffy: u64,
     /// [`KeyStore::confirmed_ns`] at that moment.
     confirmed_ns: u64,
-    /// 1 where that was recent, else 0.
+    /// 1 if the confirmation was recent then, else 0.
     is_recent: u64,
 }
 
 impl Confirmed {
-    /// Before the first answer: no CPU's clock shows jiffy 0 (`INITIAL_JIFFIES`, linux/jiffies.h).
+    /// State before the first answer. No CPU's clock shows jiffy 0 (`INITIAL_JIFFIES`, linux/jiffies.h).
     pub const NEVER: Self = Self { jiffy: 0, confirmed_ns: 0, is_recent: 0 };
 
-    /// Whether the keys were confirmed within [`CONFIRMED_FOR_NS`]. It asks `clock`, CLOCK_MONOTONIC in nanoseconds, once in a jiffy
-    /// and for each confirmation.
+    /// Whether the keys were confirmed within [`CONFIRMED_FOR_NS`]. `clock`, CLOCK_MONOTONIC in nanoseconds, is read
+    /// once for each jiffy and confirmation.
     #[inline(always)]
     pub fn is_recent(&mut self, confirmed_ns: u64, jiffy: u64, clock: impl FnOnce() -> u64) -> bool {
         if self.jiffy != jiffy || self.confirmed_ns != confirmed_ns {
@@ -300,7 +304,7 @@ impl Confirmed {
     }
 }
 
-/// The one entry of the keys map: two rings, and which of them is in force.
+/// The only entry of the key map: two rings, and the index of the one in force.
 ///
 /// A writer fills the ring that is not in force, then flips [`active`](Self::active), one aligned word, and waits
 /// until no program can still be reading the old ring before it touches that one again.
@@ -309,7 +313,7 @@ impl Confirmed {
 pub struct KeyStore {
     /// The index of the ring in force: 0 or 1.
     pub active: u64,
-    /// When the controller last confirmed that these keys are the kernel's: CLOCK_MONOTONIC in nanoseconds.
+    /// Time at which the controller last confirmed that these keys are the kernel's: CLOCK_MONOTONIC in nanoseconds.
     pub confirmed_ns: u64,
     _rest: [u64; 126],
     /// The two rings.
@@ -324,19 +328,19 @@ impl Default for KeyStore {
 }
 
 impl KeyStore {
-    /// The index of the ring that [`active`](Self::active) names.
+    /// Returns the index of the ring that [`active`](Self::active) names.
     #[inline(always)]
     pub const fn index(active: u64) -> usize {
         (active & 1) as usize
     }
 
-    /// Whether a confirmation at `confirmed_ns` holds at `now_ns`. One from the future does.
+    /// Whether a confirmation at `confirmed_ns` holds at `now_ns`. A confirmation from the future does.
     #[inline(always)]
     pub const fn is_recent(confirmed_ns: u64, now_ns: u64) -> bool {
         now_ns.saturating_sub(confirmed_ns) <= CONFIRMED_FOR_NS
     }
 
-    /// The ring in force.
+    /// Returns the ring in force.
     pub fn current(&self) -> &KeyRing {
         &self.rings[Self::index(self.active)]
     }

@@ -1,7 +1,7 @@
 //! The layout that kernel and user space agree on, checked when either is compiled.
 //!
-//! Whoever changes one of these raises [`LAYOUT_VERSION`], once between two releases. Readers refuse another version instead of
-//! misreading it; only `dataplane/carry.rs` of the controller reads that of tfo 0.1, which is 6.
+//! A change here needs a higher [`LAYOUT_VERSION`], once between two releases. Readers refuse another version instead
+//! of misreading it. Only `dataplane/carry.rs` of the controller also reads version 6, that of tfo 0.1.
 
 use core::mem::{offset_of, size_of};
 
@@ -41,7 +41,7 @@ const _: () = {
     assert!(size_of::<Policy>() == 24 + 16 + 24 + 2 * 16 + 24);
     assert!(size_of::<Row>() == 16 * SEATS);
 
-    // Two of them on a cache line, none on two: as far as the kernel aligns what it allocates for a CPU.
+    // Two of them fill a cache line, and none crosses into the next, if the kernel aligns its per-CPU memory so.
     assert!(size_of::<Sampled<Tally>>() == 32);
     assert!(offset_of!(Sampled<Tally>, due) == 24);
     assert!(size_of::<Sampled<u64>>() == 16);
@@ -75,7 +75,7 @@ const _: () = {
     assert!(size_of::<Info>() == 88);
 
     assert!(TRACKS.is_power_of_two() && TRACKS >= SLOTS + 3);
-    // Cell::count_syn and count_fault mask their indices, and Samplers::of does.
+    // Cell::count_syn, Cell::count_fault and Samplers::of mask their indices.
     assert!(Family::COUNT.is_power_of_two());
     assert!(Class::COUNT.is_power_of_two());
     assert!(VERDICT_SLOTS.is_power_of_two() && Verdict::COUNT <= VERDICT_SLOTS);

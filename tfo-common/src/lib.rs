@@ -1,22 +1,22 @@
-//! What the XDP program, the controller and the tests share: one packet's journey, and the layout of the maps.
+//! Code that the XDP program, the controller and the tests share: the journey of a packet, and the layout of the maps.
 //!
-//! A frame goes one way, through five verbs:
+//! A frame passes five steps:
 //!
 //! ```text
 //! frame --parse--> Segment --classify--> Class --decide--> Verdict --count--> act
 //! ```
 //!
-//! | verb | where | what it does |
+//! | step | module | task |
 //! |---|---|---|
-//! | parse | [`parse`] | bytes to a [`Segment`](segment::Segment): copied facts, never pointers |
-//! | classify | [`class`] | which kind of SYN this is, with the keys of a [`KeyRing`](keyring::KeyRing) |
-//! | decide | [`policy`] | a pure function of values: what is to be done with it |
-//! | count | [`counters`] | once for each SYN, at the one exit |
-//! | act | `tfo-ebpf` | the only place that may write to a packet |
+//! | parse | [`parse`] | turns bytes into a [`Segment`](segment::Segment): copied facts, never pointers |
+//! | classify | [`class`] | finds the kind of SYN, with the keys of a [`KeyRing`](keyring::KeyRing) |
+//! | decide | [`policy`] | decides by the class, the policy of the service and the answers of its guards |
+//! | count | [`counters`] | counts each packet once |
+//! | act | `tfo-ebpf`, [`rewrite`] | changes or drops the packet: no other step may |
 //!
-//! The first three live here: `no_std`, without `unsafe`, generic over the [`Bytes`](bytes::Bytes) they read, so
-//! that the kernel runs the very code that the tests prove on the host.
-// Whoever adds a class, a verdict or a reason is led to all that decides by one.
+//! The crate is `no_std`, without `unsafe`, and generic over the [`Bytes`](bytes::Bytes) it reads. So the kernel runs
+//! the very code that the tests prove on the host.
+// Finds each `match` in which a new class, verdict or reason would go unnoticed.
 #![warn(clippy::wildcard_enum_match_arm)]
 #![no_std]
 #![forbid(unsafe_code)]

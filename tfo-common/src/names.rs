@@ -1,66 +1,66 @@
-//! The names that the kernel knows our program and maps by, at most 15 characters each.
+//! Names of the eBPF programs, maps and globals. The kernel allows at most 15 characters for a program or a map.
 //!
-//! In `tfo-ebpf` the identifier of the static or function is the name; loading fails at once where the two differ.
+//! In `tfo-ebpf`, the identifier of the static or function is the name. Loading fails at once if the two differ.
 
-/// The XDP program.
+/// The XDP program of the modes `observe` and `accelerate`.
 pub const PROGRAM: &str = "tfo_ingress";
-/// The one that protects services.
+/// The XDP program of mode `shield`, which protects services.
 pub const SHIELD_PROGRAM: &str = "tfo_shield";
 /// The sock_ops program.
 pub const OUTCOMES_PROGRAM: &str = "tfo_outcomes";
-/// [`Cell`](crate::counters::Cell) for each service and CPU.
+/// Map of a [`Cell`](crate::counters::Cell) for each service and CPU.
 pub const COUNTERS: &str = "TFO_COUNTERS";
-/// [`Samplers`](crate::sample::Samplers) for each service and CPU.
+/// Map of [`Samplers`](crate::sample::Samplers) for each service and CPU.
 pub const SAMPLERS: &str = "TFO_SAMPLERS";
-/// [`KeyStore`](crate::keyring::KeyStore).
+/// Map of the [`KeyStore`](crate::keyring::KeyStore).
 pub const KEYS: &str = "TFO_KEYS";
-/// [`Info`](crate::info::Info).
+/// Map of the [`Info`](crate::info::Info).
 pub const INFO: &str = "TFO_INFO";
-/// [`Service`](crate::service::Service) for each service.
+/// Map of a [`Service`](crate::service::Service) for each service.
 pub const SERVICES: &str = "TFO_SERVICES";
-/// The index of its service for each port.
+/// Map from a port to the index of its service.
 pub const PORTS: &str = "TFO_PORTS";
-/// [`Watch`](crate::observed::Watch) for each CPU.
+/// Map of a [`Watch`](crate::observed::Watch) for each CPU.
 pub const WATCH: &str = "TFO_WATCH";
-/// [`PrefixTally`](crate::observed::PrefixTally) by [`Prefix`](crate::observed::Prefix).
+/// Map from a [`Prefix`](crate::observed::Prefix) to its [`PrefixTally`](crate::observed::PrefixTally).
 pub const PREFIXES: &str = "TFO_PREFIXES";
-/// [`Pending`](crate::observed::Pending) by [`Connection`](crate::observed::Connection).
+/// Map from a [`Connection`](crate::observed::Connection) to its [`Pending`](crate::observed::Pending).
 pub const PENDING: &str = "TFO_PENDING";
-/// [`Outcomes`](crate::observed::Outcomes) for each service.
+/// Map of [`Outcomes`](crate::observed::Outcomes) for each service.
 pub const OUTCOMES: &str = "TFO_OUTCOMES";
-/// [`Carried`](crate::carried::Carried) for each service.
+/// Map of [`Carried`](crate::carried::Carried) for each service.
 pub const CARRIED: &str = "TFO_CARRIED";
-/// The ring of [`Event`](crate::observed::Event)s.
+/// Ring buffer of [`Event`](crate::observed::Event)s.
 pub const EVENTS: &str = "TFO_EVENTS";
-/// [`Policy`](crate::policy::Policy) for each service.
+/// Map of a [`Policy`](crate::policy::Policy) for each service.
 pub const POLICIES: &str = "TFO_POLICIES";
-/// The index of its service for each [`address_key`](crate::service::address_key), the longest that fits.
+/// Map from an [`address_key`](crate::service::address_key) to the index of its service, by longest prefix.
 pub const ADDRESSES: &str = "TFO_ADDRESSES";
-/// The prefixes of sources that are hidden by order, by [`hidden_key`](crate::policy::hidden_key).
+/// Map of the source prefixes that are hidden by order, by [`hidden_key`](crate::policy::hidden_key).
 pub const HIDDEN: &str = "TFO_HIDDEN";
-/// [`Row`](crate::policy::Row)s of sources: how much of their share of good cookies they have used.
+/// Map of [`Row`](crate::policy::Row)s of sources, with their use of the rate limit for good cookies.
 pub const SOURCES: &str = "TFO_SOURCES";
-/// The same of unknown cookies.
+/// Map of [`Row`](crate::policy::Row)s of sources, with their use of the rate limit for unknown cookies.
 pub const FORGERS: &str = "TFO_FORGERS";
-/// Until when all that there may be of unknown cookies is used up, for each service.
+/// Map of the state of the rate limit for all unknown cookies, for each service.
 pub const UNKNOWN: &str = "TFO_UNKNOWN";
-/// [`Row`](crate::policy::Row)s of SYNs that have become connections.
+/// Map of [`Row`](crate::policy::Row)s of SYNs that have become connections.
 pub const REPLAYS: &str = "TFO_REPLAYS";
-/// The global that tells the last row of [`SOURCES`] and of [`FORGERS`].
+/// Global with the index of the last row of [`SOURCES`] and of [`FORGERS`].
 pub const LAST_SOURCE_ROW: &str = "TFO_LAST_SOURCE_ROW";
-/// The global that tells the last row of [`REPLAYS`].
+/// Global with the index of the last row of [`REPLAYS`].
 pub const LAST_REPLAY_ROW: &str = "TFO_LAST_REPLAY_ROW";
-/// The global with what [`Tag`](crate::policy::Tag)s are made with.
+/// Global with the seed of [`Tag`](crate::policy::Tag)s.
 pub const SEED: &str = "TFO_SEED";
-/// The global that tells whether any port has a service.
+/// Global that tells whether any port has a service.
 pub const HAS_SERVICES: &str = "TFO_HAS_SERVICES";
-/// The global that tells the cookie of the network namespace whose connections count.
+/// Global with the cookie of the network namespace whose connections count.
 pub const NETNS: &str = "TFO_NETNS";
-/// The global that tells which [`LinkLayer`](crate::parse::LinkLayer) frames begin with.
+/// Global with the [`LinkLayer`](crate::parse::LinkLayer) of the interface.
 pub const LINK_LAYER: &str = "TFO_LINK_LAYER";
-/// The global that tells the [`Mode`](crate::verdict::Mode).
+/// Global with the [`Mode`](crate::verdict::Mode).
 pub const MODE: &str = "TFO_MODE";
-/// aya-log's global: the highest level that is logged, 0 for none.
+/// Global of aya-log with the highest level that is logged, or 0 to log nothing.
 pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 
 const _: () = {

@@ -1,4 +1,4 @@
-//! What the programs remember and report besides counters: who sends what, what has become of it, and events.
+//! Records of the programs besides counters: sources of SYNs, outcomes of connections, and events.
 
 use crate::{
     class::Class,
@@ -9,53 +9,53 @@ use crate::{
     verdict::Verdict,
 };
 
-/// Places in [`Outcomes::rtt_saved`]: up to half an hour, in microseconds.
+/// Number of buckets in [`Outcomes::rtt_saved`], up to half an hour.
 pub const RTT_BUCKETS: usize = 32;
-/// The first bytes of a frame that an event has.
+/// Greatest number of bytes of a frame in an event.
 pub const HEAD_LEN: usize = 128;
-/// The prefixes of sources that are remembered; the ones not seen for longest make room.
+/// Number of source prefixes that are remembered. The one not seen for longest makes room.
 pub const PREFIXES: usize = 1 << 14;
-/// The sources that are remembered of a prefix.
-pub const LATELY: usize = 8;
-/// The SYNs of which it is remembered that their cookie is good, until their connection has come or not.
+/// Number of sources that are remembered of a prefix.
+pub const RECENT_SOURCES: usize = 8;
+/// Number of SYNs with a good cookie that are remembered until the outcome of their connection is known.
 pub const PENDING: usize = 1 << 14;
-/// The bytes of events that wait for the controller: a power of two, and whole pages.
+/// Size of the ring buffer of events, in bytes: a power of two, and whole pages.
 pub const EVENT_BYTES: usize = 1 << 20;
 
-/// What became of the connections to one service, in the whole network namespace. Several CPUs add to it at once.
+/// Outcomes of the connections to one service, in the whole network namespace. Several CPUs add to them at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Outcomes {
-    /// Fast Open children that the kernel made: their data went to the application without waiting.
+    /// Number of Fast Open children that the kernel made. Their data went to the application without waiting.
     pub accepted: u64,
-    /// SYNs with a cookie that the kernel should have taken, and which it answered with an ordinary handshake.
+    /// Number of SYNs whose cookie the kernel should have accepted, but which it answered with an ordinary handshake.
     pub refused: u64,
     /// Number of refused SYNs without an event, because of the rate or a full ring.
-    pub untold: u64,
-    /// The jiffy of the last event, and how many there were in it.
-    pub told: [u64; 2],
-    /// SYNs that the guard against replays forgot before their time, to make room for others.
+    pub events_skipped: u64,
+    /// Jiffy of the last event about a refused SYN, and number of these events in that jiffy.
+    pub event_budget: [u64; 2],
+    /// Number of SYNs that the guard against replays forgot too early, to make room for others.
     pub replays_forgotten: u64,
-    /// The round trips that accepted connections did not wait for, by [`rtt_bucket`].
+    /// Round trips that accepted connections did not wait for, by [`rtt_bucket`].
     pub rtt_saved: [RttBucket; RTT_BUCKETS],
 }
 
 impl Outcomes {
-    /// No outcomes.
+    /// Counts that are all zero.
     pub const EMPTY: Self = Self {
         accepted: 0,
         refused: 0,
-        untold: 0,
-        told: [0; 2],
+        events_skipped: 0,
+        event_budget: [0; 2],
         replays_forgotten: 0,
         rtt_saved: [RttBucket { connections: 0, us: 0 }; RTT_BUCKETS],
     };
 
-    /// Adds what became of other connections.
+    /// Adds the outcomes of other connections.
     pub fn add(&mut self, other: &Self) {
         self.accepted += other.accepted;
         self.refused += other.refused;
-        self.untold += other.untold;
+        self.events_skipped += other.events_skipped;
         self.replays_forgotten += other.replays_forgotten;
         for (sum, bucket) in self.rtt_saved.iter_mut().zip(&other.rtt_saved) {
             sum.connections += bucket.connections;
@@ -63,11 +63,11 @@ impl Outcomes {
         }
     }
 
-    /// Whether there may be one more event in this jiffy; if so, it is counted. Where two CPUs ask at once, both may get the
-    /// same answer.
+    /// Returns `event_budget` with one more event counted, or `None` if the rate does not allow one more in this jiffy. CPUs
+    /// that call it at the same time may get the same answer.
     #[inline(always)]
-    pub const fn may_tell(told: [u64; 2], jiffies: u64) -> Option<[u64; 2]> {
-        let [jiffy, count] = told;
+    pub const fn count_event(event_budget: [u64; 2], jiffies: u64) -> Option<[u64; 2]> {
+        let [jiffy, count] = event_budget;
         if jiffy != jiffies {
             Some([jiffies, 1])
         } else if count < EVENT_BUDGET {
@@ -82,16 +82,16 @@ impl Outcomes {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct RttBucket {
-    /// How many there were.
+    /// Number of connections.
     pub connections: u64,
-    /// Their sum, in microseconds.
+    /// Sum of their round trips, in microseconds.
     pub us: u64,
 }
 
-/// The place of a round trip of `us` microseconds: in place `n` it is below 2^n, and not below half of that.
+/// Returns the bucket of a round trip of `us` microseconds: bucket `n` is for 2^(n-1) to below 2^n microseconds.
 #[inline(always)]
 pub const fn rtt_bucket(us: u32) -> usize {
-    // Without the count of leading zeros, which is a loop or a call on BPF.
+    // `leading_zeros` would be a loop or a call on BPF.
     let mut bucket = 0;
     let mut step = 0;
     while step < RTT_BUCKETS - 1 {
@@ -101,7 +101,7 @@ pub const fn rtt_bucket(us: u32) -> usize {
     bucket
 }
 
-/// A TCP connection, as its client's packets have it.
+/// A TCP connection, with source and destination as in its client's packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Connection {
@@ -114,10 +114,10 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// That of a frame which could not be parsed.
+    /// Placeholder for a frame that could not be parsed.
     pub const NONE: Self = Self { words: [0; 4], ports: 0, family: 0 };
 
-    /// The connection from and to `addresses`, with the first four bytes of its TCP header.
+    /// Returns the connection from and to `addresses`. `ports` are the first four bytes of its TCP header.
     #[inline(always)]
     pub const fn new(addresses: &Addresses, ports: [u8; 4]) -> Self {
         Self {
@@ -127,13 +127,13 @@ impl Connection {
         }
     }
 
-    /// The source and the destination port.
+    /// Returns the source and the destination port, in host byte order.
     pub const fn ports(&self) -> [u16; 2] {
         let [s0, s1, d0, d1] = self.ports.to_ne_bytes();
         [u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])]
     }
 
-    /// The addresses.
+    /// Returns the addresses.
     pub fn addresses(&self) -> Addresses {
         let family = if self.family == Family::Ipv4.index() as u32 { Family::Ipv4 } else { Family::Ipv6 };
         Addresses { family, words: self.words }
@@ -144,7 +144,7 @@ impl Connection {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Pending {
-    /// For how many SYNs it stands; 0 once it has become a Fast Open child.
+    /// Number of SYNs that it stands for; 0 once it has become a Fast Open child.
     pub weight: u64,
     /// [`Class`] index.
     pub class: u64,
@@ -154,14 +154,14 @@ pub struct Pending {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Prefix {
-    /// Those bytes, in the order of a little-endian word; zeros behind them.
+    /// Bytes of the prefix, in the order of a little-endian word, with zeros behind them.
     pub bytes: u64,
     /// [`Family`] index.
     pub family: u64,
 }
 
 impl Prefix {
-    /// The prefix of the source of `connection`.
+    /// Returns the prefix of the source of `connection`.
     #[inline(always)]
     pub const fn of(connection: &Connection) -> Self {
         const V4: u64 = 0x00ff_ffff;
@@ -171,27 +171,29 @@ impl Prefix {
     }
 }
 
-/// The Fast Open SYNs of a prefix.
+/// Counts of the Fast Open SYNs of a prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct PrefixTally {
-    /// Those that asked for a cookie.
+    /// Number of SYNs that asked for a cookie.
     pub requests: u64,
-    /// Those with a cookie of a known key.
+    /// Number of SYNs with a cookie of a known key.
     pub valid: u64,
-    /// Those with another one.
+    /// Number of SYNs with another cookie.
     pub unknown: u64,
-    /// Of IPv6, the last words of some sources that asked for a cookie or had a good one, as in [`Addresses::words`].
-    pub lately: [u64; LATELY],
-    /// How many were put there.
+    /// Second words of some IPv6 source addresses that asked for a cookie or had one of a known key, as in
+    /// [`Addresses::words`].
+    pub recent_sources: [u64; RECENT_SOURCES],
+    /// Number of sources that were put there.
     pub seen: u64,
 }
 
 impl PrefixTally {
-    /// Of a prefix that has sent none yet.
-    pub const NEW: Self = Self { requests: 0, valid: 0, unknown: 0, lately: [0; LATELY], seen: 0 };
+    /// Counts of a prefix that has sent no SYN yet.
+    pub const NEW: Self =
+        Self { requests: 0, valid: 0, unknown: 0, recent_sources: [0; RECENT_SOURCES], seen: 0 };
 
-    /// Adds `weight` SYNs of `class`, of which one is that of `connection`.
+    /// Adds `weight` SYNs of `class`. One of them is the SYN of `connection`.
     #[inline(always)]
     pub fn add(&mut self, class: Class, weight: u64, connection: &Connection) {
         match class {
@@ -204,37 +206,37 @@ impl PrefixTally {
             }
         }
         let source = connection.words[1];
-        if connection.family == Family::Ipv6.index() as u32 && !self.lately.contains(&source) {
-            self.lately[(self.seen & (LATELY as u64 - 1)) as usize] = source;
+        if connection.family == Family::Ipv6.index() as u32 && !self.recent_sources.contains(&source) {
+            self.recent_sources[(self.seen & (RECENT_SOURCES as u64 - 1)) as usize] = source;
             self.seen += 1;
         }
     }
 }
 
-/// What of a CPU's observing is counted.
+/// Budget of one CPU's observing, and its counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Watch {
-    /// What it can still afford.
+    /// Budget for closer looks and events.
     pub budget: Budget,
-    /// Events that were reported.
+    /// Number of events that were reported.
     pub events: u64,
-    /// Events for which there was no room.
+    /// Number of packets whose event found no room in the ring buffer.
     pub events_lost: u64,
-    /// Packets that would have been events, but for the rate.
+    /// Number of packets whose event was left out because of the rate.
     pub events_skipped: u64,
-    /// Prefixes that were put into the map; those that are not in it any more had to make room.
+    /// Number of prefixes that were put into the map. Those that are no longer in it had to make room.
     pub prefixes: u64,
-    /// Sources of which a guard forgot how much they had used, to make room for others.
+    /// Number of sources whose use of a rate limit a guard forgot, to make room for others.
     pub sources_forgotten: u64,
-    /// The answer of this CPU to the question whether the keys are confirmed.
+    /// Cached answer of this CPU to the question whether the keys are confirmed.
     pub confirmed: Confirmed,
-    /// SYNs that were not shed, and retired cookies that were not translated, because the keys were not confirmed.
+    /// Number of SYNs that were not shed, and of retired cookies that were not translated, because of unconfirmed keys.
     pub unconfirmed: u64,
 }
 
 impl Watch {
-    /// No counts.
+    /// Counts that are all zero.
     pub const EMPTY: Self = Self {
         budget: Budget::NEW,
         events: 0,
@@ -267,26 +269,26 @@ impl Watch {
     }
 }
 
-/// Whom and what an event is about.
+/// Subject of an event: a connection, and what was found and decided.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Subject {
     /// [`Kind`](crate::description::Kind) index.
     pub kind: u32,
-    /// The index of a class or of a reason.
+    /// Index of a class or of a reason.
     pub detail: u32,
-    /// The connection; zeros where the frame could not be parsed.
+    /// The connection; zeros if the frame could not be parsed.
     pub connection: Connection,
     /// [`Verdict`] index.
     pub verdict: u16,
     /// [`EventGuard::number`].
     pub guard: u16,
-    /// The index of the service.
+    /// Index of the service.
     pub service: u32,
 }
 
 impl Subject {
-    /// Whether the kernel is to take the cookie, after what is done to it.
+    /// Whether the kernel should accept the cookie of the SYN that leaves the program.
     #[inline(always)]
     pub const fn is_pending(class: Class, verdict: u16) -> bool {
         const PASS: u16 = Verdict::Pass as u16;
@@ -295,14 +297,14 @@ impl Subject {
     }
 }
 
-/// The guard of an event: the one that acted, or the first that would have in a dry run.
+/// The guard of an event: the one that acted, or the first that would have acted but for a dry run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventGuard(u16);
 
 impl EventGuard {
     const DRY: u16 = 8;
 
-    /// That of a packet, by [`Description::guard`] and [`Description::would`].
+    /// Returns the guard for a packet's [`Description::guard`] and [`Description::would`].
     ///
     /// [`Description::guard`]: crate::description::Description::guard
     /// [`Description::would`]: crate::description::Description::would
@@ -318,13 +320,13 @@ impl EventGuard {
         Self((first + 1) | Self::DRY)
     }
 
-    /// Its number in [`Subject::guard`]; 0 for none.
+    /// Returns the number in [`Subject::guard`]; 0 for no guard.
     #[inline(always)]
     pub const fn number(self) -> u16 {
         self.0
     }
 
-    /// The guard with this `number`, and whether it acted.
+    /// Returns the guard with this `number`, and whether it acted; `None` for no guard.
     pub fn from_number(number: u16) -> Option<(Guard, bool)> {
         let guard = Guard::ALL.get(usize::from(number & !Self::DRY).checked_sub(1)?)?;
         Some((*guard, number & Self::DRY == 0))
@@ -340,16 +342,16 @@ pub const fn is_remarkable(class: Class) -> bool {
     }
 }
 
-/// One event, as it goes to the controller.
+/// An event, as it goes to the controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {
-    /// Whom and what it is about.
+    /// Subject of the event.
     pub subject: Subject,
-    /// For how many packets it stands.
+    /// Number of packets that it stands for.
     pub weight: u64,
-    /// How many bytes of [`head`](Self::head) are of the frame.
+    /// Number of bytes of the frame in [`head`](Self::head).
     pub head_len: u64,
-    /// How the frame begins, before anything is done to it.
+    /// First bytes of the frame, before anything is done to it.
     pub head: [u8; HEAD_LEN],
 }

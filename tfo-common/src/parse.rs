@@ -1,8 +1,8 @@
-//! From a frame to the facts about its SYN.
+//! Parsing of a frame into the facts about its SYN.
 //!
 //! Each layer reads its header, checks what the kernel checks before it looks at the TCP options, and says where the
-//! next one begins. What the kernel would drop is malformed; what we do not follow is unsupported; all of it is
-//! passed on and counted once.
+//! next header begins. A frame that the kernel would drop is malformed. A frame that the parser does not follow is
+//! unsupported. Both are passed on and counted once.
 
 mod eth;
 mod fault;
@@ -20,34 +20,55 @@ use crate::{
     segment::{Family, Segment},
 };
 
-/// The SYN in `frame`; `None` where it is anything else that the kernel may take.
+/// Returns the SYN in `frame`, or `None` for anything else that the kernel may accept.
 #[inline(always)]
 pub fn parse<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Segment>, Fault> {
     match usual(frame, link, |_, segment| *segment) {
-        Some(found) => Ok(found),
-        None => walk(frame, link),
+        Usual::Syn(segment) => Ok(Some(segment)),
+        Usual::NotSyn => Ok(None),
+        Usual::NeedsWalk => walk(frame, link),
     }
 }
 
-/// [`parse`] for frames such as nearly all are, and what `then` makes of a SYN; `None` where it is another frame.
+/// Result of [`usual`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usual<T> {
+    /// Result of `then` for the SYN.
+    Syn(T),
+    /// Usual frame without a SYN.
+    NotSyn,
+    /// Frame that only [`walk`] can parse.
+    NeedsWalk,
+}
+
+impl<T> Usual<T> {
+    /// Result for a frame that was `parsed`: `None` needs a walk, `Some(None)` is no SYN.
+    #[inline(always)]
+    fn new(parsed: Option<Option<Segment>>, then: impl FnOnce(&Segment) -> T) -> Self {
+        match parsed {
+            Some(Some(segment)) => Self::Syn(then(&segment)),
+            Some(None) => Self::NotSyn,
+            None => Self::NeedsWalk,
+        }
+    }
+}
+
+/// Parses a frame at fixed offsets if it is laid out like nearly all are, and calls `then` with its SYN.
 ///
-/// There is a copy of `then` for either family, in which that is a constant: that is what makes the program fast.
+/// There is a copy of `then` for each family, in which the family is a constant. This makes the program fast.
 #[inline(always)]
-pub fn usual<B: Bytes + ?Sized, T>(
-    frame: &B,
-    link: LinkLayer,
-    then: impl Fn(&B, &Segment) -> T,
-) -> Option<Option<T>> {
+pub fn usual<B: Bytes + ?Sized, T>(frame: &B, link: LinkLayer, then: impl Fn(&B, &Segment) -> T) -> Usual<T> {
     if link != LinkLayer::Ethernet {
-        return None;
+        return Usual::NeedsWalk;
     }
-    Some(match usual::family(frame)? {
-        Family::Ipv4 => usual::ipv4(frame)?.map(|segment| then(frame, &segment)),
-        Family::Ipv6 => usual::ipv6(frame)?.map(|segment| then(frame, &segment)),
-    })
+    match usual::family(frame) {
+        Some(Family::Ipv4) => Usual::new(usual::ipv4(frame), |segment| then(frame, segment)),
+        Some(Family::Ipv6) => Usual::new(usual::ipv6(frame), |segment| then(frame, segment)),
+        None => Usual::NeedsWalk,
+    }
 }
 
-/// [`parse`] for every frame there is: header by header, option by option.
+/// Parses any frame like [`parse`], header by header and option by option.
 #[inline(always)]
 pub fn walk<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Segment>, Fault> {
     let Some(network) = eth::parse(frame, link)? else {

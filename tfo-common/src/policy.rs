@@ -1,8 +1,8 @@
-//! What may be done to the SYNs of a service, and what protects it.
+//! Policies of services, and the decision on a SYN.
 //!
-//! A protection is a [`Guard`]. It concerns some classes of SYN, trips over what the program knows or remembers, and then
-//! either acts or, in a dry run, is only counted. The first that acts decides; [`clamp`](Guard::Clamp) goes with any verdict
-//! by which the kernel takes the data.
+//! A protection is a [`Guard`]. A guard concerns some classes of SYN. If what the program knows or remembers gives it a
+//! reason, it acts or, in a dry run, is only counted. The first guard that acts decides. [`clamp`](Guard::Clamp) goes
+//! with any verdict by which the kernel takes the data.
 
 use core::cell::Cell;
 
@@ -13,46 +13,46 @@ use crate::{
 };
 
 named! {
-    /// The protections, in the order in which they are asked.
+    /// Guards of a service, in the order in which they are asked.
     pub enum Guard {
-        /// Keeps Fast Open from the stack: the kill switch.
+        /// Hides Fast Open from the stack: the kill switch.
         Hide = "hide",
-        /// Keeps it from the stack where a SYN comes again whose connection is over: a replay.
+        /// Hides Fast Open from the stack for a replay: a SYN that comes again after the end of its connection.
         Once = "once",
-        /// Keeps it from the stack where a source has had more than its share of the listener's queue.
+        /// Hides Fast Open from the stack for a source that has had more than its share of the listener's queue.
         Fair = "fair",
         /// Lets the kernel send an unproved source no more than a multiple of what came from it.
         Clamp = "clamp",
-        /// Keeps cookies that no key made from the stack once there are too many.
+        /// Keeps cookies that no known key made from the stack once there are too many.
         Shed = "shed",
     }
 }
 
-/// Places for guards in counters and in [`Policy::flags`].
+/// Number of places for guards in counters and in [`Policy::flags`].
 pub const GUARD_SLOTS: usize = 8;
-/// The prefixes of sources that can be hidden by order.
+/// Number of source prefixes that can be hidden by order.
 pub const HIDDEN: usize = 1 << 12;
-/// The bits of a [`hidden_key`] before the address.
+/// Number of bits of a [`hidden_key`] before the address.
 pub const FAMILY_BITS: u32 = 32;
 
-/// A source, as the map of hidden sources knows it: the [`Family`] index, then the address as [`Addresses::source_v6`] has it. No
-/// prefix of either family has sources of the other.
+/// Returns the key of a source in the map of hidden sources: the [`Family`] index, then the address as in
+/// [`Addresses::source_v6`]. A prefix of one family never matches a source of the other.
 #[inline(always)]
 pub const fn hidden_key(family: Family, [a0, a1, a2, a3]: [u32; 4]) -> [u32; 5] {
     [family as u32, a0, a1, a2, a3]
 }
 
-/// Seats in a [`Row`]: half a cache line.
+/// Number of seats in a [`Row`]: half a cache line.
 pub const SEATS: usize = 2;
 
 impl Guard {
-    /// Whether it has to do with a SYN of `class`; `is_good` where the kernel would take its cookie.
+    /// Whether the guard concerns a SYN of `class`. `is_good` says that the kernel would accept its cookie.
     #[inline(always)]
     const fn concerns(self, class: Class, is_good: bool) -> bool {
         match self {
             Self::Hide => !matches!(class, Class::PlainSyn | Class::OptionIgnored),
-            // Only a good cookie takes a place in the listener's queue or has its data served; what a forger sends in somebody
-            // else's name is not to be held against that one.
+            // Only a SYN with a good cookie takes a place in the listener's queue or has its data served. A forger's
+            // SYN must not count against the address that it claims.
             Self::Once | Self::Fair | Self::Clamp => is_good,
             Self::Shed => matches!(class, Class::CookieUnknown | Class::CookieBadLength),
         }
@@ -63,51 +63,51 @@ impl Guard {
     }
 }
 
-/// What holds for a service. Every field is a word that is read alone: while user space writes it, a packet may be judged by
-/// some fields of the old and some of the new one.
+/// Policy of a service. Every field is a word that is read alone: while user space writes a policy, a packet may be
+/// judged by some fields of the old one and some of the new one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Policy {
-    /// `ACTS` and the rest.
+    /// Bits for guards at `ACTS` and `COUNTS`, and the flags below.
     pub flags: u64,
-    /// For how many jiffies after its end a connection's SYN is remembered.
+    /// Number of jiffies after its end for which a connection's SYN is remembered.
     pub once: u64,
-    /// How many bytes may be sent for each byte of data in a SYN.
+    /// Number of bytes that may be sent for each byte of data in a SYN.
     pub clamp: u64,
-    /// What a source may have of the listener's queue.
+    /// Rate limit of a source for good cookies, which take places in the listener's queue.
     pub fair: Limit,
-    /// What a source is to `fair`.
+    /// Address bits that make a source for `fair`.
     pub fair_source: SourceMask,
-    /// What there may be of unknown cookies in all.
+    /// Rate limit of the service for all unknown cookies.
     pub shed: Limit,
-    /// What there may be of them from a source.
+    /// Rate limit of a source for unknown cookies.
     pub shed_per_source: Limit,
-    /// What a source is to `shed_per_source`.
+    /// Address bits that make a source for `shed_per_source`.
     pub shed_source: SourceMask,
 }
 
 impl Policy {
-    /// Where in `flags` the guards stand that act, by index.
+    /// Position in `flags` of the bits for guards that act, by guard index.
     const ACTS: u32 = 0;
-    /// Where those stand that are only counted.
+    /// Position in `flags` of the bits for guards that are only counted, by guard index.
     const COUNTS: u32 = 8;
-    /// Cookies may be translated.
+    /// Flag that cookies may be translated.
     pub const TRANSLATES: u64 = 1 << 16;
-    /// The service is hidden by order of `tfo hide`, whatever else is configured.
+    /// Flag that the service is hidden by order of `tfo hide`, whatever else is configured.
     pub const HIDDEN_SERVICE: u64 = 1 << 17;
-    /// All are.
+    /// Flag that all services are hidden by order.
     pub const HIDDEN_ALL: u64 = 1 << 22;
     const HIDDEN: u64 = Self::HIDDEN_SERVICE | Self::HIDDEN_ALL;
-    /// Some sources are hidden by such an order.
+    /// Flag that some sources are hidden by order.
     pub const HIDES_SOURCES: u64 = 1 << 18;
-    /// What is shed is dropped.
+    /// Flag that [`Guard::Shed`] drops SYNs instead of hiding their option.
     pub const DROPS: u64 = 1 << 19;
-    /// There is a limit for all unknown cookies.
+    /// Flag that [`shed`](Self::shed) is in force.
     pub const SHEDS_ALL: u64 = 1 << 20;
-    /// There is one for those of a source.
+    /// Flag that [`shed_per_source`](Self::shed_per_source) is in force.
     pub const SHEDS_SOURCES: u64 = 1 << 21;
 
-    /// That of `mode`, without protections.
+    /// Returns the policy of `mode`, without protections.
     #[inline(always)]
     pub const fn of_mode(mode: Mode) -> Self {
         let flags = match mode {
@@ -128,33 +128,33 @@ impl Policy {
         }
     }
 
-    /// With `guard`, which acts or is only counted.
+    /// Adds `guard`, which acts if `acts`, and else is only counted.
     pub const fn with(mut self, guard: Guard, acts: bool) -> Self {
         self.flags |= guard.bit() << if acts { Self::ACTS } else { Self::COUNTS };
         self
     }
 
-    /// Whether `flag`, or any of several, is set.
+    /// Whether any bit of `flag` is set.
     #[inline(always)]
     pub const fn has(&self, flag: u64) -> bool {
         self.flags & flag != 0
     }
 
-    /// How large the window of a SYN with so many bytes of data may be.
+    /// Returns the largest window allowed to a SYN with `data_len` bytes of data.
     #[inline(always)]
-    pub const fn most(&self, data_len: u32) -> u16 {
-        if self.allows(u16::MAX, data_len) { u16::MAX } else { (self.clamp * data_len as u64) as u16 }
+    pub const fn max_window(&self, data_len: u32) -> u16 {
+        if self.allows_window(u16::MAX, data_len) { u16::MAX } else { (self.clamp * data_len as u64) as u16 }
     }
 
-    /// Whether `window` is no larger.
+    /// Whether `window` is allowed to a SYN with `data_len` bytes of data.
     #[inline(always)]
-    pub const fn allows(&self, window: u16, data_len: u32) -> bool {
+    pub const fn allows_window(&self, window: u16, data_len: u32) -> bool {
         window as u64 <= self.clamp * data_len as u64
     }
 
-    /// Whether `guard` has anything to say.
+    /// Whether `guard` acts, is counted, or has an order to carry out.
     #[inline(always)]
-    const fn asks(&self, guard: Guard) -> bool {
+    const fn is_on(&self, guard: Guard) -> bool {
         let ordered = matches!(guard, Guard::Hide) && self.has(Self::HIDDEN | Self::HIDES_SOURCES);
         ordered || self.acts(guard) || self.counts(guard)
     }
@@ -170,25 +170,25 @@ impl Policy {
     }
 }
 
-/// What is done with a SYN, and why.
+/// Decision on a SYN, with its reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Decision {
     /// Verdict on the SYN.
     pub verdict: Verdict,
-    /// Whether its window is cut.
+    /// Whether the window is cut.
     pub clamps: bool,
-    /// The guard that decided.
+    /// Guard that decided.
     pub guard: Option<Guard>,
-    /// The guards that would have acted, if this were no dry run: a bit for each, by [`Guard`] index.
+    /// Bitmap of the guards that would have acted but for a dry run, by [`Guard`] index.
     pub would: u8,
 }
 
 impl Decision {
-    /// Nothing, by no guard.
-    pub const PASS: Self = Self::by_nobody(Verdict::Pass);
+    /// Decision to pass a SYN as it came, made without a guard.
+    pub const PASS: Self = Self::without_guard(Verdict::Pass);
 
     #[inline(always)]
-    const fn by_nobody(verdict: Verdict) -> Self {
+    const fn without_guard(verdict: Verdict) -> Self {
         Self { verdict, clamps: false, guard: None, would: 0 }
     }
 
@@ -198,41 +198,43 @@ impl Decision {
         matches!(self.verdict, Verdict::Pass) && !self.clamps
     }
 
-    /// Whether there is nothing more to decide.
+    /// Whether the verdict is final, so that no further guard is asked.
     #[inline(always)]
-    const fn is_last(self) -> bool {
+    const fn is_final(self) -> bool {
         matches!(self.verdict, Verdict::Hide | Verdict::Drop)
     }
 }
 
-/// What [`decide`] asks of the packet at hand.
+/// Facts about the packet at hand that [`decide`] asks for.
 pub trait Facts {
-    /// Whether the kernel holds a key to translate cookies into, as far as that is confirmed. It is asked once for each retired cookie
-    /// that may be translated, and of no other SYN.
+    /// Whether the kernel is confirmed to hold a key to translate cookies into. [`decide`] asks once for each retired
+    /// cookie that may be translated, and for no other SYN.
     fn has_translation(&self) -> bool;
 
-    /// Whether `guard` has a reason to act; of [`Guard::Hide`], whether the source is one that is to be hidden. [`Guard::Shed`] has none
-    /// while the keys are not confirmed: which cookies are unknown is not known then.
-    fn trips(&mut self, guard: Guard) -> bool;
+    /// Checks whether `guard` has a reason to act. [`Guard::Fair`] and [`Guard::Shed`] count the SYN in their limits.
+    ///
+    /// For [`Guard::Hide`], the reason is an order that hides the source. [`Guard::Shed`] has no reason while the keys
+    /// are not confirmed, since it can't tell then which cookies are unknown.
+    fn triggers(&mut self, guard: Guard) -> bool;
 }
 
-/// Whether the kernel holds a key to translate cookies into, where there are no guards.
+/// Facts for a policy without guards. The field says whether the kernel holds a key to translate cookies into.
 #[derive(Clone, Copy, Debug)]
-pub struct Unguarded(pub bool);
+pub struct WithoutGuards(pub bool);
 
-impl Facts for Unguarded {
+impl Facts for WithoutGuards {
     #[inline(always)]
     fn has_translation(&self) -> bool {
         self.0
     }
 
     #[inline(always)]
-    fn trips(&mut self, _guard: Guard) -> bool {
+    fn triggers(&mut self, _guard: Guard) -> bool {
         false
     }
 }
 
-/// What is to be done with a SYN of `class` under `policy`. The guards are asked in their order, and only where it matters.
+/// Decides on a SYN of `class` under `policy`. Each guard is asked only if it can matter.
 ///
 /// An invalid cookie is legal: the kernel answers it with a full handshake and a fresh cookie.
 #[inline(always)]
@@ -241,35 +243,35 @@ pub fn decide(policy: &Policy, class: Class, mut facts: impl Facts) -> Decision 
         matches!(class, Class::CookieRetired) && policy.has(Policy::TRANSLATES) && facts.has_translation();
     let is_good = matches!(class, Class::CookieCurrent | Class::CookieBackup) || translates;
     let verdict = if translates { Verdict::Rewrite } else { Verdict::Pass };
-    let mut decision = Decision::by_nobody(verdict);
-    // Each a copy of its own, in which the guard is a constant: LLVM leaves a loop one.
-    let mut ask = |guard: Guard| {
-        if !decision.is_last() && policy.asks(guard) && guard.concerns(class, is_good) {
+    let mut decision = Decision::without_guard(verdict);
+    // Each call is a copy in which the guard is a constant. LLVM would keep a loop as a loop.
+    let mut apply = |guard: Guard| {
+        if !decision.is_final() && policy.is_on(guard) && guard.concerns(class, is_good) {
             decision = judge(policy, guard, decision, &mut facts);
         }
     };
-    ask(Guard::Hide);
-    ask(Guard::Once);
-    ask(Guard::Fair);
-    ask(Guard::Clamp);
-    ask(Guard::Shed);
+    apply(Guard::Hide);
+    apply(Guard::Once);
+    apply(Guard::Fair);
+    apply(Guard::Clamp);
+    apply(Guard::Shed);
     decision
 }
 
-/// Decides quickly on a cookie of one of the kernel's keys, and gives the decision to `then`. Returns false where a
-/// guard would stop the SYN: nothing is spent, and [`decide`] is to be called.
+/// Decides quickly on a cookie of one of the kernel's keys, and gives the decision to `then`. Returns false if a guard
+/// would stop the SYN: then no limit is touched, and the caller must call [`decide`].
 #[inline(always)]
 pub fn decide_good(policy: &Policy, mut facts: impl Facts, then: impl Fn(Decision)) -> bool {
-    let mut minds = |guard| policy.asks(guard) && facts.trips(guard);
-    if policy.asks(Guard::Hide) || minds(Guard::Once) {
+    let mut triggers = |guard| policy.is_on(guard) && facts.triggers(guard);
+    if policy.is_on(Guard::Hide) || triggers(Guard::Once) {
         return false;
     }
-    let clamps = minds(Guard::Clamp);
-    // The one that takes something comes last.
-    if minds(Guard::Fair) {
+    let clamps = triggers(Guard::Clamp);
+    // Comes last, since it counts the SYN against a limit.
+    if triggers(Guard::Fair) {
         return false;
     }
-    // A copy for each decision, in which it is a constant.
+    // There is a copy of `then` for each decision, in which the decision is a constant.
     if !clamps {
         then(Decision::PASS);
     } else if policy.acts(Guard::Clamp) {
@@ -284,13 +286,13 @@ pub fn decide_good(policy: &Policy, mut facts: impl Facts, then: impl Fn(Decisio
 #[inline(always)]
 fn judge(policy: &Policy, guard: Guard, decision: Decision, facts: &mut impl Facts) -> Decision {
     let acts = match guard {
-        // What is ordered is no dry run.
+        // An order acts even if the guard is in a dry run.
         Guard::Hide => {
             policy.acts(guard)
                 || policy.has(Policy::HIDDEN)
-                || policy.has(Policy::HIDES_SOURCES) && facts.trips(guard)
+                || policy.has(Policy::HIDES_SOURCES) && facts.triggers(guard)
         }
-        _ if facts.trips(guard) => policy.acts(guard),
+        _ if facts.triggers(guard) => policy.acts(guard),
         Guard::Once | Guard::Fair | Guard::Clamp | Guard::Shed => return decision,
     };
     match guard {
@@ -308,34 +310,35 @@ fn judge(policy: &Policy, guard: Guard, decision: Decision, facts: &mut impl Fac
     }
 }
 
-/// How much there may be of something: one each `interval`, and some at once. The generic cell rate algorithm (ITU-T I.371), in
-/// which all that is remembered of a source is one time. Times are in [`TICKS`] of a jiffy.
+/// Rate limit: one SYN each `interval`, and some at once. It is the generic cell rate algorithm (ITU-T I.371), which
+/// remembers only one time of a source. Times are in ticks: see [`TICKS`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Limit {
-    /// The time for one.
+    /// Time from one SYN to the next.
     pub interval: u64,
-    /// Time that it may run ahead: `interval` × (burst − 1).
+    /// Time that SYNs may run ahead: `interval` × (burst − 1).
     pub tolerance: u64,
 }
 
-/// Parts of a jiffy, so that there may be many in one.
+/// Number of ticks in a jiffy, so that a limit may grant many SYNs in one jiffy.
 pub const TICKS: u64 = 1 << 20;
 
 impl Limit {
-    /// `count` in `jiffies`, of which `burst` may come at once. Neither is 0.
+    /// Returns the limit of `count` SYNs in `jiffies`, of which `burst` may come at once. No argument is 0.
     pub const fn new(count: u64, jiffies: u64, burst: u64) -> Self {
         let interval = jiffies.saturating_mul(TICKS) / count;
         let interval = if interval == 0 { 1 } else { interval };
         Self { interval, tolerance: interval.saturating_mul(burst - 1) }
     }
 
-    /// Smallest burst with which `count` in `jiffies` are granted in full to whoever asks for as many. Neither is 0.
+    /// Returns the smallest burst with which a source that sends `count` SYNs in `jiffies` is granted all. Neither is 0.
     ///
-    /// Time moves by whole jiffies here. In one of them no more than `burst` can be granted, so there must be at least as many as are due
-    /// in a jiffy, rounded up. Where what is due is no whole number, what is left over at the end of a jiffy has to be kept for the next
-    /// one besides, and the burst must be large enough for the largest rest. With `count / jiffies` = p / q in lowest terms, times are
-    /// multiples of a p-th of a jiffy, of which `interval` has q, and `tolerance` must not be less than p - 1.
+    /// Time moves by whole jiffies here. No more than `burst` can be granted in one jiffy, so the burst must be at
+    /// least the number that is due in a jiffy, rounded up. If that number is not whole, the rest at the end of a jiffy
+    /// must also be kept for the next one, and the burst must be large enough for the largest rest. Let p / q be
+    /// `count / jiffies` in lowest terms. Then times are multiples of a p-th of a jiffy, `interval` is q of these, and
+    /// `tolerance` must be at least p - 1.
     pub const fn least_burst(count: u64, jiffies: u64) -> u64 {
         let (mut divisor, mut rest) = (count, jiffies);
         while rest != 0 {
@@ -344,7 +347,7 @@ impl Limit {
         (count / divisor - 1).div_ceil(jiffies / divisor) + 1
     }
 
-    /// Time to remember after one more at `now`, when `until` was remembered; `None` where that exceeds the limit.
+    /// Returns the time to remember after one more SYN at `now`, if `until` was remembered; `None` beyond the limit.
     #[inline(always)]
     pub const fn grant(&self, until: u64, now: u64) -> Option<u64> {
         if until <= now {
@@ -356,8 +359,8 @@ impl Limit {
         }
     }
 
-    /// Takes one if the limit allows it, and stores the new time in `until`. CPUs that ask at the same instant may
-    /// all be granted one.
+    /// Grants one SYN if the limit allows it, and stores the new time in `until`. Returns false if it does not. CPUs
+    /// that call it at the same instant may all be granted one.
     #[inline(always)]
     pub fn spend(&self, until: &Cell<u64>, now: u64) -> bool {
         let next = self.grant(until.get(), now);
@@ -368,18 +371,18 @@ impl Limit {
     }
 }
 
-/// Which bits of an address make a source.
+/// Address bits that make a source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SourceMask {
-    /// Of the first half of an IPv4 [`Addresses::words`]' first word.
+    /// Mask for an IPv4 source: the lower half of the first of [`Addresses::words`].
     pub v4: u64,
-    /// Of an IPv6 address' two words.
+    /// Mask for an IPv6 source: the first two of [`Addresses::words`].
     pub v6: [u64; 2],
 }
 
 impl SourceMask {
-    /// The first so many bits of an IPv4 and of an IPv6 address.
+    /// Returns the mask for the first `v4` bits of an IPv4 address, and the first `v6` bits of an IPv6 address.
     pub fn new(v4: u8, v6: u8) -> Self {
         let bits = |len: u8| u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
         let v6 = bits(v6).to_be_bytes();
@@ -391,7 +394,7 @@ impl SourceMask {
         }
     }
 
-    /// What stands for the source of `addresses` at `service`, in a table whose `seed` nobody else knows.
+    /// Returns the tag of the source of `addresses` at `service`, in a table with a secret `seed`.
     #[inline(always)]
     pub const fn tag(&self, addresses: &Addresses, service: u32, seed: u64) -> Tag {
         let ([first, second, ..], service) = (addresses.words, service as u64);
@@ -407,11 +410,12 @@ impl SourceMask {
 pub struct Tag(u64);
 
 impl Tag {
-    /// That of `words`, in a table whose `seed` nobody else knows. If one word is another, the tag is; two may collide, once in 2^64.
+    /// Returns the tag of `words`, in a table with a secret `seed`. If just one word differs, the tag differs.
+    /// Otherwise two tags may collide, once in 2^64.
     #[inline(always)]
     pub const fn of<const N: usize>(seed: u64, words: [u64; N]) -> Self {
-        // SplitMix64's finalizer, which takes in a word at each turn of its first half, up to its second multiplication: the upper half
-        // is mixed well by then, and says the row.
+        // SplitMix64's finalizer up to its second multiplication. Its first half takes in a word at each turn. The
+        // upper half of the result is mixed well, and selects the row.
         let (mut tag, mut at) = (seed, 0);
         while at < N {
             tag = (tag ^ words[at]).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -421,24 +425,26 @@ impl Tag {
         Self(tag.wrapping_mul(0x94d0_49bb_1331_11eb))
     }
 
-    /// Its row, of those up to the `last`, whose number is one less than a power of two.
+    /// Returns the row of the tag. `last` is the index of the last row, one less than a power of two.
     #[inline(always)]
     pub const fn row(self, last: u32) -> u32 {
         (self.0 >> 32) as u32 & last
     }
 }
 
-/// One of the places in a [`Row`].
+/// Entry of a [`Row`].
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Seat {
     tag: Cell<u64>,
-    /// What is remembered: a time, or one and something besides in its low bits.
+    /// Remembered time, with or without something else in its low bits.
     pub value: Cell<u64>,
 }
 
-/// The places that a [`Tag`] may have. A table of rows costs a fraction of what a map of the kernel's does, for it is an array,
-/// and what is seldom right here, that two CPUs write at once, does no harm: something is then remembered twice or not at all.
+/// Row of a hash table: the entries in which a [`Tag`] may be.
+///
+/// An array of rows costs a fraction of the kernel's hash map. Two CPUs seldom write to a row at once. If they do,
+/// something is remembered twice or not at all, which does no harm.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Row {
@@ -446,20 +452,20 @@ pub struct Row {
 }
 
 impl Row {
-    /// The seat of `tag`.
+    /// Returns the seat of `tag`.
     #[inline(always)]
     pub fn find(&self, tag: Tag) -> Option<&Seat> {
         self.seats.iter().find(|seat| seat.tag.get() == tag.0)
     }
 
-    /// Whether `tag` may have one more under `limit`, at `now`.
+    /// Grants `tag` one SYN at `now` if `limit` allows it, and gives a new tag a seat.
     #[inline(always)]
     pub fn spend(&self, tag: Tag, limit: &Limit, now: u64) -> Spent {
         match self.find(tag) {
             Some(seat) if limit.spend(&seat.value, now) => Spent::Granted,
             Some(_) => Spent::Denied,
-            // Somebody who had used up his share, and would not now.
-            None if self.seat(tag, now + limit.interval) > now => Spent::GrantedForgetting,
+            // The tag that made room had used some of its limit.
+            None if self.seat(tag, now + limit.interval) > now => Spent::GrantedEvicting,
             None => Spent::Granted,
         }
     }
@@ -482,58 +488,61 @@ impl Row {
     }
 }
 
-/// What [`Row::spend`] says.
+/// Result of [`Row::spend`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spent {
-    /// There was one left.
+    /// The SYN is granted.
     Granted,
-    /// There was, and what somebody else had used has been forgotten for it.
-    GrantedForgetting,
-    /// There was none.
+    /// The SYN is granted, and another tag that had used some of its limit was forgotten for it.
+    GrantedEvicting,
+    /// The limit is used up.
     Denied,
 }
 
-/// What is remembered of a connection's SYN: when, and whether the connection is over.
+/// Entry for a connection's SYN: a time, and whether the connection is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remembered(u64);
 
 impl Remembered {
     const OVER: u64 = 1;
 
-    /// Of a connection that began or ended at `jiffies`.
+    /// Returns the entry of a connection that began or ended at `jiffies`.
     #[inline(always)]
     pub const fn new(jiffies: u64, is_over: bool) -> Self {
         Self(jiffies << 1 | is_over as u64)
     }
 
-    /// As it stands in a seat, and back.
+    /// Returns the word that stands in a seat.
     #[inline(always)]
     pub const fn word(self) -> u64 {
         self.0
     }
 
-    /// What stands in a seat.
+    /// Returns the entry for the word of a seat.
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
         Self(word)
     }
 
-    /// Whether a replay could be missed now that this is forgotten.
+    /// Whether a replay can be missed, now that this entry is forgotten. SYNs are remembered for `jiffies`.
     #[inline(always)]
     pub const fn is_missed(self, now: u64, jiffies: u64) -> bool {
         self.0 != 0 && (self.0 & Self::OVER == 0 || self.is_replay(now, jiffies))
     }
 
-    /// Whether the same SYN once more is a replay at `now`, if it is remembered for so many jiffies. While its connection lives
-    /// it is not: then it is a retransmission, or one that the kernel can't tell from it, and it serves nothing twice.
+    /// Whether the same SYN is a replay if it comes at `now`. SYNs are remembered for `jiffies` after the end of their
+    /// connection.
+    ///
+    /// While its connection lives, the same SYN is no replay: it is a retransmission, or the kernel can't tell it from
+    /// one, and the kernel serves nothing twice.
     #[inline(always)]
     pub const fn is_replay(self, now: u64, jiffies: u64) -> bool {
         self.0 & Self::OVER != 0 && now.wrapping_sub(self.0 >> 1) < jiffies
     }
 }
 
-/// What stands for one SYN: its addresses, and the first eight bytes of its TCP header, which are its ports and its sequence number. The
-/// cookie is the addresses' and the key's.
+/// Returns the tag of a SYN, made from its addresses and the first eight bytes of its TCP header: its ports and its
+/// sequence number. The cookie is left out, since it follows from the addresses and the key.
 #[inline(always)]
 pub const fn syn_tag(addresses: &Addresses, tcp: [u8; 8], seed: u64) -> Tag {
     let ([w0, w1, w2, w3], tcp) = (addresses.words, u64::from_le_bytes(tcp));

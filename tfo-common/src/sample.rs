@@ -1,53 +1,54 @@
-//! Which SYNs are looked at more closely: each one while they are few, one in many while they are many.
+//! Sampling of packets for a closer look: all while they are few, one in many while they are many.
 //!
-//! To remember a source or to report an event costs more than all that is done for a SYN otherwise. So each kind of SYN has
-//! a [`Sampler`], which says when the next one is due; that stands beside their count. What is taken then stands for all that have come since the last one:
-//! its weight. No SYN is left out of a sum, then; only whom it is attributed to is a guess, and that only at rates at
-//! which one in many is enough to see who sends them.
+//! To remember a source or to report an event costs more than all other work for a SYN. So each kind of SYN has a
+//! [`Sampler`], which decides when the next look is due. That count stands beside the counter. A sampled SYN stands for
+//! all that have come since the last sample; their number is its weight. So no SYN is missing from a sum. Only the
+//! source of a SYN is a guess, and only at rates at which one in many is enough to see who sends them.
 
 use crate::{
     counters::{MALFORMED_SLOTS, SYN_PLACES, UNSUPPORTED_SLOTS, place, syn_place_of},
     description::{Description, Kind},
 };
 
-/// How many a CPU takes in a jiffy (1 to 10 ms), of all kinds together.
+/// Number of closer looks that a CPU may take in a jiffy (1 to 10 ms), over all kinds.
 pub const BUDGET: u64 = 64;
-/// How many of them a CPU reports as events.
+/// Number of these looks that a CPU may report as events.
 pub const EVENT_BUDGET: u64 = 4;
-/// How many of either it can do besides, each the first of its kind in the jiffy: a flood of one kind does not hide another.
+/// Number of additional looks, and of additional events, each for the first packet of its kind in a jiffy. So a flood
+/// of one kind does not hide another.
 pub const FIRSTS: u64 = 16;
-/// One in so many is at least asked for. That there is no budget for it is found out in a few instructions, and the fewer
-/// come after a flood, the longer this would keep them from being seen.
+/// Largest stride of a sampler: at least one packet in so many is tried. A try without budget costs only a few
+/// instructions. After a flood, a larger stride would hide the few packets that still come for longer.
 pub const SPARSEST: u64 = 128;
 
-/// What decides when the next SYN of one kind is due.
+/// Sampler of one kind of SYN, which decides when the next look is due.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Sampler {
-    /// One in how many is asked for.
+    /// Number of SYNs from one try to the next.
     stride: u64,
-    /// The count of SYNs when the last one was taken.
+    /// Count of SYNs when the last one was taken.
     taken: u64,
-    /// The jiffy in which that was.
+    /// Jiffy in which the last one was taken.
     jiffy: u64,
 }
 
-/// A SYN that is looked at.
+/// A SYN that was sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
-    /// For how many it stands.
+pub struct Sample {
+    /// Number of SYNs that it stands for.
     pub weight: u64,
     /// Whether it is the first of its kind in this jiffy.
     pub is_first: bool,
 }
 
 impl Sampler {
-    /// One that takes the first SYN.
+    /// Sampler that takes the first SYN.
     pub const NEW: Self = Self { stride: 0, taken: 0, jiffy: 0 };
 
-    /// Takes the last of `packets`, if that can be afforded, and says at how many the next one is `due`.
+    /// Takes the last of `packets` if the budget allows it, and sets `due` to the count of the next try.
     #[inline(always)]
-    pub fn take(&mut self, packets: u64, due: &mut u64, jiffies: u64, budget: &mut Budget) -> Option<Taken> {
+    pub fn take(&mut self, packets: u64, due: &mut u64, jiffies: u64, budget: &mut Budget) -> Option<Sample> {
         let was_idle = budget.renew(jiffies);
         let is_first = self.jiffy != jiffies;
         let can_afford = budget.looks.spend(is_first);
@@ -62,31 +63,31 @@ impl Sampler {
         }
         let weight = packets - self.taken;
         (self.taken, self.jiffy) = (packets, jiffies);
-        Some(Taken { weight, is_first })
+        Some(Sample { weight, is_first })
     }
 }
 
-/// The samplers of one CPU for one service: what only the closer look touches.
+/// Samplers of one CPU for one service. Only the closer look touches them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Samplers {
-    /// By the place in [`Counters::syn`](crate::counters::Counters::syn).
+    /// Samplers by place in [`Counters::syn`](crate::counters::Counters::syn).
     syn: [Sampler; SYN_PLACES],
-    /// By [`Malformed`](crate::parse::Malformed) index.
+    /// Samplers by [`Malformed`](crate::parse::Malformed) index.
     malformed: [Sampler; MALFORMED_SLOTS],
-    /// By [`Unsupported`](crate::parse::Unsupported) index.
+    /// Samplers by [`Unsupported`](crate::parse::Unsupported) index.
     unsupported: [Sampler; UNSUPPORTED_SLOTS],
 }
 
 impl Samplers {
-    /// Those that take the first of each kind.
+    /// Samplers that take the first packet of each kind.
     pub const NEW: Self = Self {
         syn: [Sampler::NEW; SYN_PLACES],
         malformed: [Sampler::NEW; MALFORMED_SLOTS],
         unsupported: [Sampler::NEW; UNSUPPORTED_SLOTS],
     };
 
-    /// Sampler of the packets that are of the kind of `packet`.
+    /// Returns the sampler of packets of the same kind as `packet`.
     #[inline(always)]
     pub fn of(&mut self, packet: &Description) -> &mut Sampler {
         let at = packet.detail as usize;
@@ -98,24 +99,25 @@ impl Samplers {
     }
 }
 
-/// What a CPU can still do in this jiffy.
+/// Budget of a CPU for the present jiffy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Budget {
     jiffy: u64,
     looks: Allowance,
-    /// Events to be reported.
+    /// Allowance of events.
     pub events: Allowance,
 }
 
 impl Budget {
-    /// One that has never been renewed.
+    /// Budget that has never been renewed.
     pub const NEW: Self = {
         const NOTHING: Allowance = Allowance { left: 0, firsts: 0 };
         Self { jiffy: 0, looks: NOTHING, events: NOTHING }
     };
 
-    /// Begins a new jiffy where there is one, and tells whether the one before had something left.
+    /// Renews the budget in a new jiffy. Returns whether less than half of the last one was used, or a jiffy was
+    /// skipped.
     #[inline(always)]
     fn renew(&mut self, jiffies: u64) -> bool {
         if self.jiffy == jiffies {
@@ -131,18 +133,18 @@ impl Budget {
     }
 }
 
-/// How often something can still be done.
+/// Number of looks or events that are left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Allowance {
-    /// For whatever comes.
+    /// Number left for any packet.
     left: u64,
-    /// Besides, for what is the first of its kind.
+    /// Additional number left for packets that are the first of their kind.
     firsts: u64,
 }
 
 impl Allowance {
-    /// Takes one, if there is one left.
+    /// Takes one if there is one left. Returns false if there is none.
     #[inline(always)]
     pub const fn spend(&mut self, is_first: bool) -> bool {
         if self.left > 0 {

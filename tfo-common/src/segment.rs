@@ -10,24 +10,24 @@ named! {
     }
 }
 
-/// Source and destination address, as a cookie is made from them.
+/// Source and destination address, in the form from which cookies are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
-    /// The family of both.
+    /// Family of both addresses.
     pub family: Family,
-    /// The bytes of the source, then of the destination address, as on the wire, eight to a little-endian word.
-    /// IPv4 fills the first word only; the others are zero.
+    /// Bytes of the source, then of the destination address, as on the wire, eight to a little-endian word. IPv4 fills
+    /// only the first word; the others are zero.
     pub words: [u64; 4],
 }
 
 impl Addresses {
-    /// The addresses of an IPv4 header, from its bytes 12 to 20.
+    /// Returns the addresses of an IPv4 header, from its bytes 12 to 20.
     #[inline(always)]
     pub const fn from_ipv4(bytes: [u8; 8]) -> Self {
         Self { family: Family::Ipv4, words: [u64::from_le_bytes(bytes), 0, 0, 0] }
     }
 
-    /// The addresses of an IPv6 header, from its bytes 8 to 40.
+    /// Returns the addresses of an IPv6 header, from its bytes 8 to 40.
     #[inline(always)]
     pub fn from_ipv6(bytes: [u8; 32]) -> Self {
         let (words, _) = bytes.as_chunks();
@@ -36,8 +36,8 @@ impl Addresses {
 }
 
 impl Addresses {
-    /// The source as an IPv6 address, that of IPv4 mapped (RFC 4291, 2.5.5.2): its bytes as on the wire, four to a
-    /// little-endian word.
+    /// Returns the source as an IPv6 address, as on the wire, four bytes to a little-endian word. An IPv4 address is
+    /// mapped (RFC 4291, 2.5.5.2).
     #[inline(always)]
     pub const fn source_v6(&self) -> [u32; 4] {
         let [w0, w1, ..] = self.words;
@@ -47,7 +47,7 @@ impl Addresses {
         }
     }
 
-    /// The same of the destination.
+    /// Returns the destination in the form of [`source_v6`](Self::source_v6).
     #[inline(always)]
     pub const fn destination_v6(&self) -> [u32; 4] {
         let [w0, _, w2, w3] = self.words;
@@ -66,36 +66,36 @@ const fn mapped(v4: u32) -> [u32; 4] {
 /// The Fast Open option of a SYN, as the kernel understands it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FastOpen {
-    /// There is none.
+    /// The SYN has no Fast Open option.
     Absent,
-    /// There is one, which the kernel treats as absent.
+    /// The kernel treats the option as absent.
     Ignored,
-    /// It is empty.
+    /// The option is empty: it asks for a cookie.
     Request,
-    /// It holds a cookie of eight bytes.
+    /// The option holds a cookie of eight bytes.
     Cookie(Cookie),
-    /// It holds a cookie of another length that the kernel stores, and then refuses.
+    /// The option holds a cookie of another length, which the kernel stores and then refuses.
     BadLength,
 }
 
-/// A cookie of eight bytes, and where it stands.
+/// A cookie of eight bytes, and its offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie {
-    /// Its bytes, as a little-endian word.
+    /// Bytes of the cookie, as a little-endian word.
     pub value: u64,
-    /// Where it begins, in bytes from the TCP header's first: odd or even.
+    /// Offset of the cookie from the TCP header's first byte: odd or even.
     pub offset: u32,
 }
 
 /// A TCP SYN without ACK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Whom it is from and to.
+    /// Source and destination address.
     pub addresses: Addresses,
-    /// Its Fast Open option.
+    /// Fast Open option.
     pub fast_open: FastOpen,
-    /// Where its TCP header begins, in bytes from the frame's first.
+    /// Offset of the TCP header from the frame's first byte.
     pub tcp: u32,
-    /// The bytes of data behind the TCP header, in this frame.
+    /// Number of bytes of data behind the TCP header, in this frame.
     pub data_len: u32,
 }

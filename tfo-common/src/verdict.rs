@@ -1,33 +1,33 @@
-//! What can become of a SYN. How that is decided stands in [`policy`](crate::policy).
+//! Verdicts on SYNs, and modes. The decision for a verdict is made in [`policy`](crate::policy).
 
 named! {
-    /// What happens to a packet.
+    /// Verdict on a packet.
     pub enum Verdict {
-        /// It goes on to the stack with the option that it came with.
+        /// The packet goes on to the stack with the option that it came with.
         Pass = "pass",
-        /// It goes on with its cookie translated into one that the kernel takes.
+        /// The packet goes on with its cookie translated into one that the kernel accepts.
         Rewrite = "rewrite",
-        /// It goes on as an ordinary SYN: no-operations stand where the Fast Open option was.
+        /// The packet goes on as an ordinary SYN: no-operations replace the Fast Open option.
         Hide = "hide",
-        /// It does not go on.
+        /// The packet is dropped.
         Drop = "drop",
     }
 }
 
 named! {
-    /// What the operator allows the program to do.
+    /// Mode, which says what the operator allows the program to do.
     pub enum Mode {
-        /// Look and count; never change or drop a packet.
+        /// Looks and counts, and never changes or drops a packet.
         Observe = "observe",
-        /// Translate the cookies of keys that the kernel does not hold.
+        /// Translates the cookies of keys that the kernel does not hold.
         Accelerate = "accelerate",
-        /// Besides, let the protections of a service act: see [`Guard`](crate::policy::Guard).
+        /// Translates cookies, and lets the guards of a service act: see [`Guard`](crate::policy::Guard).
         Shield = "shield",
     }
 }
 
 impl Default for Mode {
-    /// Whoever asks for nothing gets nothing changed.
+    /// Returns the mode that changes nothing.
     fn default() -> Self {
         Self::Observe
     }

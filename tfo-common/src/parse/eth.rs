@@ -1,4 +1,4 @@
-//! The link layer: Ethernet with up to two VLAN tags, or none at all.
+//! The link layer: Ethernet with up to two VLAN tags, or no link-layer header at all.
 
 use core::mem::size_of;
 
@@ -11,27 +11,27 @@ use network_types::{
 use super::fault::{Fault, Malformed, Unsupported};
 use crate::{bytes::Bytes, segment::Family};
 
-/// VLAN tags that are followed: 802.1ad around 802.1Q is the deepest that is in use.
+/// Number of VLAN tags that are followed. 802.1ad around 802.1Q is the deepest nesting in use.
 const VLAN_TAGS: usize = 2;
 
 // network-types keeps EtherTypes as they stand in memory.
 const IPV4: [u8; 2] = (EtherType::Ipv4 as u16).to_ne_bytes();
 const IPV6: [u8; 2] = (EtherType::Ipv6 as u16).to_ne_bytes();
-/// The two TPIDs that Linux takes for a VLAN tag (`eth_type_vlan`).
+/// The two TPIDs that Linux accepts for a VLAN tag (`eth_type_vlan`).
 const VLAN: [[u8; 2]; 2] =
     [(EtherType::Ieee8021q as u16).to_ne_bytes(), (EtherType::Ieee8021ad as u16).to_ne_bytes()];
 
 named! {
-    /// How the frames of an interface begin.
+    /// Header with which the frames of an interface begin.
     pub enum LinkLayer {
-        /// With an Ethernet header.
+        /// An Ethernet header.
         Ethernet = "ethernet",
-        /// With the IP header, as on tun.
+        /// An IP header, as on tun.
         Ip = "ip",
     }
 }
 
-/// Which IP header comes next, and where.
+/// Family and offset of the IP header.
 #[derive(Clone, Copy)]
 pub(super) struct Network {
     pub(super) family: Family,
@@ -69,8 +69,9 @@ fn ethernet<B: Bytes + ?Sized>(frame: &B) -> Result<Option<Network>, Fault> {
 
 #[inline(always)]
 fn ip<B: Bytes + ?Sized>(frame: &B) -> Result<Option<Network>, Fault> {
-    // No IP header is shorter than this. Nor may the first byte be asked for alone: the kernel's verifier learns nothing
-    // from a packet that is known to be longer than 0 bytes (`find_good_pkt_pointers`), and would refuse the read.
+    // No IP header is shorter than this. To read the first byte alone would not do: the kernel's verifier learns
+    // nothing from a packet that is known to be longer than 0 bytes (`find_good_pkt_pointers`), and would refuse the
+    // read.
     let [first, ..]: [u8; Ipv4Hdr::LEN] = frame.read(0).ok_or(Malformed::IpTruncated)?;
     let family = match first >> 4 {
         4 => Family::Ipv4,

@@ -1,14 +1,14 @@
 //! Reasons for which a frame is passed without being classified.
 
 named! {
-    /// Why a frame is one that the kernel drops before Fast Open can matter. A TCP segment that is not a SYN counts
-    /// here only where its headers are too broken to tell.
+    /// Reason for which the kernel drops a frame before Fast Open can matter. A TCP segment that is not a SYN counts
+    /// here only if its headers are too broken to tell.
     pub enum Malformed {
         /// The Ethernet header or a VLAN tag is cut short.
         LinkTruncated = "link_truncated",
         /// The IP header is cut short.
         IpTruncated = "ip_truncated",
-        /// The IP version is not what the frame announced.
+        /// The IP version differs from the one that the frame announced.
         IpVersion = "ip_version",
         /// IPv4 header length below five words (`ip_rcv_core`).
         IpHeaderLength = "ip_header_length",
@@ -16,7 +16,7 @@ named! {
         IpTotalLength = "ip_total_length",
         /// An IPv6 extension header is cut short.
         ExtensionTruncated = "extension_truncated",
-        /// There are fewer than 20 bytes for the TCP header (`tcp_v4_rcv`, `tcp_v6_rcv`).
+        /// The packet has fewer than 20 bytes for the TCP header (`tcp_v4_rcv`, `tcp_v6_rcv`).
         TcpTruncated = "tcp_truncated",
         /// TCP data offset below five words.
         TcpDataOffset = "tcp_data_offset",
@@ -28,7 +28,7 @@ named! {
 }
 
 named! {
-    /// Why a frame that may be a good SYN is passed without being classified.
+    /// Reason for which a frame that may be a good SYN is passed without being classified.
     pub enum Unsupported {
         /// More than two VLAN tags.
         VlanDepth = "vlan_depth",
@@ -36,19 +36,19 @@ named! {
         LaterFragment = "later_fragment",
         /// A first fragment that ends inside the TCP header.
         FragmentedHeader = "fragmented_header",
-        /// More IPv6 extension headers than we follow, or in an order that the kernel does not take.
+        /// More IPv6 extension headers than the parser follows, or in an order that the kernel does not accept.
         ExtensionChain = "extension_chain",
         /// An IPv6 routing header that names further stops, or of a kind that hosts refuse.
         SourceRoute = "source_route",
     }
 }
 
-/// Why a frame is passed without being classified.
+/// Reason for which a frame is passed without being classified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The kernel drops it.
+    /// The kernel drops the frame.
     Malformed(Malformed),
-    /// We do not follow it.
+    /// The parser does not follow the frame.
     Unsupported(Unsupported),
 }
 
@@ -67,7 +67,7 @@ impl From<Unsupported> for Fault {
 }
 
 impl Fault {
-    /// The reason's name.
+    /// Returns the reason's name.
     #[inline(always)]
     pub const fn name(self) -> &'static str {
         match self {

@@ -13,9 +13,10 @@ use crate::{
     segment::{Addresses, Family},
 };
 
-/// IPv6 extension headers that are followed. The kernel sets no limit, and nobody sends more than three.
+/// Number of IPv6 extension headers that are followed. The kernel sets no limit, and nobody sends more than three.
 const EXTENSION_HEADERS: usize = 6;
-/// The largest offset at which an extension header can begin: IPv6 header and 6 × 2 KiB, behind two VLAN tags.
+/// Mask for the offset of an extension header. The largest is that of an IPv6 header and 6 × 2 KiB, behind two VLAN
+/// tags.
 const OFFSET_MASK: u32 = 0x3fff;
 
 const TCP: u8 = IpProto::Tcp as u8;
@@ -25,10 +26,10 @@ const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
 const AUTHENTICATION: u8 = IpProto::Ah as u8;
 const DESTINATION: u8 = IpProto::Ipv6Opts as u8;
 
-/// IPv4: the bits of the fragment field that hold the offset, and the one that says that more follow.
+/// Bits of the IPv4 fragment field: the offset, and the flag that more fragments follow.
 const IPV4_OFFSET: u16 = 0x1fff;
 const IPV4_MORE: u16 = 0x2000;
-/// The same in the IPv6 fragment header.
+/// Bits of the IPv6 fragment header with the same meanings.
 const IPV6_OFFSET: u16 = 0xfff8;
 const IPV6_MORE: u16 = 0x0001;
 
@@ -36,9 +37,9 @@ const IPV6_MORE: u16 = 0x0001;
 #[derive(Clone, Copy)]
 pub(super) struct Packet {
     pub(super) addresses: Addresses,
-    /// Where the TCP header begins.
+    /// Offset of the TCP header.
     pub(super) transport: usize,
-    /// Where the packet ends; the frame may be padded beyond.
+    /// Offset of the packet's end. The frame may be padded beyond.
     pub(super) end: usize,
     /// Whether it is the first of several fragments.
     pub(super) fragment: bool,
@@ -52,7 +53,8 @@ pub(super) fn parse<B: Bytes + ?Sized>(frame: &B, network: Network) -> Result<Op
     }
 }
 
-/// Checks the lengths that `ip_rcv_core` (net/ipv4/ip_input.c) checks; checksum, options and addresses are left to it.
+/// Parses an IPv4 header, with the checks of lengths of `ip_rcv_core` (net/ipv4/ip_input.c). Checksum, options and
+/// addresses are left to the kernel.
 #[inline(always)]
 fn ipv4<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fault> {
     let header: [u8; Ipv4Hdr::LEN] = frame.read(start).ok_or(Malformed::IpTruncated)?;
@@ -84,8 +86,8 @@ fn ipv4<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
     }))
 }
 
-/// Checks the lengths that `ip6_rcv_core` (net/ipv6/ip6_input.c) checks, then walks the extension headers; addresses and
-/// the contents of options are left to it.
+/// Parses an IPv6 header, with the checks of lengths of `ip6_rcv_core` (net/ipv6/ip6_input.c), and walks the extension
+/// headers. Addresses and the contents of options are left to the kernel.
 #[inline(always)]
 fn ipv6<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fault> {
     let header: [u8; 8] = frame.read(start).ok_or(Malformed::IpTruncated)?;
@@ -99,7 +101,7 @@ fn ipv6<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
     }
     let payload = usize::from(be16(&header, offset_of!(Ipv6Hdr, payload_len)));
     let end = if payload == 0 && next == HOP_BY_HOP {
-        // The kernel takes the frame's length here, and looks for a jumbogram's only in the option.
+        // The kernel takes the frame's length here. It reads the length of a jumbogram only in the option.
         frame.len()
     } else {
         start + Ipv6Hdr::LEN + payload
@@ -118,26 +120,26 @@ fn ipv6<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
     }))
 }
 
-/// Where a chain of extension headers led.
+/// End of a chain of extension headers.
 struct Chain {
     transport: usize,
     fragment: bool,
 }
 
-/// What a fragment header said, if there was one.
+/// State of fragmentation, as the fragment header tells it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fragment {
-    /// There was none.
+    /// The packet has no fragment header.
     No,
-    /// This is the whole packet (RFC 6946).
+    /// The fragment is the whole packet (RFC 6946).
     Atomic,
-    /// More follow.
+    /// More fragments follow.
     First,
 }
 
-/// Follows extension headers from `next`, at `offset`, to TCP; `None` where they lead to anything else.
+/// Follows extension headers from `next`, at `offset`, to TCP. Returns `None` if they lead to anything else.
 ///
-/// What a turn knows is in one word ([`pack`]), opaque at its head: see [`Bytes::opaque`].
+/// The state of a turn is in one word ([`pack`]), which is opaque at the head of the loop: see [`Bytes::opaque`].
 #[inline(always)]
 fn extensions<B: Bytes + ?Sized>(
     frame: &B,
@@ -155,7 +157,7 @@ fn extensions<B: Bytes + ?Sized>(
         if !is_followed(next) {
             return Ok(None);
         }
-        // The kernel takes hop-by-hop options only right behind the IPv6 header, and one fragment header only.
+        // The kernel accepts hop-by-hop options only right behind the IPv6 header, and only one fragment header.
         let is_misplaced = next == HOP_BY_HOP && turn > 0 || next == FRAGMENT && fragment != Fragment::No;
         if turn == EXTENSION_HEADERS || is_misplaced {
             return Err(Unsupported::ExtensionChain.into());
@@ -169,7 +171,7 @@ fn extensions<B: Bytes + ?Sized>(
             FRAGMENT => {
                 let field = be16(&header, 2);
                 if field & IPV6_OFFSET != 0 {
-                    // Of a later fragment only the first header's kind is known, and that may be another extension.
+                    // A later fragment tells only the kind of its first header, which may be another extension.
                     return if is_followed(header[0]) {
                         Err(Unsupported::LaterFragment.into())
                     } else {
@@ -179,7 +181,8 @@ fn extensions<B: Bytes + ?Sized>(
                 (8, if field & IPV6_MORE == 0 { Fragment::Atomic } else { Fragment::First })
             }
             ROUTING if is_source_route(header[2], header[3]) => return Err(Unsupported::SourceRoute.into()),
-            // RFC 4302, 2.2: in words of four bytes, less two; the others in words of eight, less one.
+            // RFC 4302, 2.2: the length counts words of four bytes, less two. The others count words of eight, less
+            // one.
             AUTHENTICATION => ((words + 2) * 4, fragment),
             _ => ((words + 1) * 8, fragment),
         };
@@ -191,9 +194,9 @@ fn extensions<B: Bytes + ?Sized>(
     Ok(None)
 }
 
-/// Whether a routing header of this type and with so many segments left keeps a host from taking the packet as its own.
+/// Whether a routing header of this type, with this many segments left, keeps a host from taking the packet as its own.
 ///
-/// RPL and segment routing headers do even at their last stop, unless they were switched on for the interface
+/// RPL and segment routing headers do so even at their last stop, unless they were switched on for the interface
 /// (`ipv6_rpl_srh_rcv`, `ipv6_srh_rcv`, net/ipv6/exthdrs.c).
 #[inline(always)]
 const fn is_source_route(kind: u8, segments_left: u8) -> bool {
@@ -202,6 +205,8 @@ const fn is_source_route(kind: u8, segments_left: u8) -> bool {
     segments_left != 0 || matches!(kind, RPL | SEGMENTS)
 }
 
+/// Packs the state of [`extensions`] into one word.
+///
 /// | bits | meaning |
 /// |---|---|
 /// | 0..14 | offset of the next header |
@@ -222,7 +227,8 @@ const fn unpack(state: u32) -> (usize, u8, Fragment) {
     ((state & OFFSET_MASK) as usize, (state >> 16) as u8, fragment)
 }
 
-/// A header cut short by its packet's end: broken, unless the rest follows in the next fragment.
+/// Returns the fault of a header that its packet's end cuts short: broken, unless the rest follows in the next
+/// fragment.
 #[inline(always)]
 fn truncated(fragment: Fragment) -> Fault {
     if fragment == Fragment::First {

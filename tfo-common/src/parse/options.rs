@@ -7,21 +7,21 @@ use crate::{
     segment::{Cookie, FastOpen},
 };
 
-/// The bytes that the option area has at most, and with them the options.
+/// Greatest length of the option area in bytes, and so the greatest number of options.
 pub const MAX: usize = 40;
 
 const END_OF_LIST: u8 = 0;
 const NO_OPERATION: u8 = 1;
-/// RFC 7413, 4.1.1.
+/// Kind of the Fast Open option (RFC 7413, 4.1.1).
 const FAST_OPEN: u8 = 34;
-/// RFC 6994, with Fast Open's experiment identifier.
+/// Kind of an experimental option (RFC 6994). Fast Open's experiment identifier follows the length.
 const EXPERIMENTAL: u8 = 254;
 const EXPERIMENT_FAST_OPEN: [u8; 2] = 0xf989_u16.to_be_bytes();
 
-/// The Fast Open option among those from `start` to `end`, as the kernel understands it.
+/// Returns the Fast Open option among those from `start` to `end`, as the kernel understands it.
 ///
-/// `tcp_parse_options` (net/ipv4/tcp_input.c): it stops without complaint at an end-of-list, at a length below two
-/// and at a length past the end, keeps what it has found by then, and the last Fast Open option counts.
+/// `tcp_parse_options` (net/ipv4/tcp_input.c) stops without complaint at an end-of-list, at a length below two and at a
+/// length past the end. It keeps what it has found by then. The last Fast Open option counts.
 #[inline(always)]
 pub(super) fn fast_open<B: Bytes + ?Sized>(frame: &B, start: usize, end: usize) -> FastOpen {
     let area = end - start;
@@ -31,7 +31,7 @@ pub(super) fn fast_open<B: Bytes + ?Sized>(frame: &B, start: usize, end: usize) 
         let position = walk.position();
         match option(frame, start, area, position) {
             Item::End => break,
-            // Nearly all turns of a long walk: the shortest way through one.
+            // Nearly all turns of a long walk come here, so this path is the shortest.
             Item::NoOperation => walk = walk.advance(1),
             Item::Other { len } => walk = walk.advance(len),
             Item::FastOpen { len, header } => {
@@ -42,23 +42,23 @@ pub(super) fn fast_open<B: Bytes + ?Sized>(frame: &B, start: usize, end: usize) 
     walk.fast_open(frame, start)
 }
 
-/// What stands at a place in the option area.
+/// Item at a position in the option area.
 enum Item {
-    /// Nothing more that the kernel reads.
+    /// The end of what the kernel reads.
     End,
-    /// One byte.
+    /// A no-operation, of one byte.
     NoOperation,
     /// An option of `len` bytes.
     Other { len: usize },
-    /// One for Fast Open, of which `header` bytes stand before the cookie.
+    /// A Fast Open option of `len` bytes, of which `header` bytes precede the cookie.
     FastOpen { len: usize, header: usize },
 }
 
-/// What stands at `position` in the area.
+/// Returns the item at `position` in the area.
 #[inline(always)]
 fn option<B: Bytes + ?Sized>(frame: &B, start: usize, area: usize, position: usize) -> Item {
-    // A lone last byte can only be an end, a no-operation or a broken option: it says nothing. So kind and length are read
-    // together, which also keeps the verifier's view of both in one bounds check.
+    // A lone last byte can only be an end, a no-operation or a broken option, so it can be ignored. Kind and length are
+    // therefore read together, which also takes only one bounds check for the verifier.
     if position + 2 > area {
         return Item::End;
     }
@@ -82,18 +82,18 @@ fn option<B: Bytes + ?Sized>(frame: &B, start: usize, area: usize, position: usi
     Item::Other { len }
 }
 
-/// The length of the option area of the TCP header at `tcp`.
+/// Returns the length of the option area of the TCP header at `tcp`.
 #[inline(always)]
 pub fn area<B: Bytes + ?Sized>(frame: &B, tcp: usize) -> Option<usize> {
     let [data_offset] = frame.read(tcp + super::tcp::DATA_OFFSET)?;
     (usize::from(data_offset >> 4) * 4).checked_sub(TcpHdr::LEN)
 }
 
-/// The bytes of the `area` bytes of options from `start` on that are of a Fast Open option, one that the kernel minds or not: a bit
-/// for each, the first byte's lowest.
+/// Returns a bitmap of the bytes that belong to Fast Open options, even ones that the kernel ignores, among the `area`
+/// bytes of options from `start` on. The lowest bit is for the first byte.
 #[inline(always)]
 pub fn fast_open_places<B: Bytes + ?Sized>(frame: &B, start: usize, area: usize) -> u64 {
-    // The position stands above the places: see [`Bytes::opaque`].
+    // The position stands above the bitmap, so that one word has all state: see [`Bytes::opaque`].
     const POSITION: u32 = 48;
     const PLACES: u64 = (1 << MAX) - 1;
 
@@ -115,8 +115,8 @@ pub fn fast_open_places<B: Bytes + ?Sized>(frame: &B, start: usize, area: usize)
     walk & PLACES
 }
 
-/// What [`fast_open`] finds in the `AREA` bytes from `start` on, where they are laid out as a real system does; `None` for all
-/// others. No walk: a few words are compared.
+/// Returns what [`fast_open`] finds in the `AREA` bytes from `start` on, if they are laid out as a real system does, or
+/// `None`. It compares a few words and walks nothing.
 #[inline(always)]
 pub(super) fn usual<const AREA: usize, B: Bytes + ?Sized>(frame: &B, start: usize) -> Option<FastOpen> {
     const MSS: [u8; 2] = [2, 4];
@@ -126,13 +126,13 @@ pub(super) fn usual<const AREA: usize, B: Bytes + ?Sized>(frame: &B, start: usiz
     if AREA == 0 {
         return Some(FastOpen::Absent);
     }
-    // One bounds check for all that follows; the others are folded into it.
+    // One bounds check for all reads below: theirs are folded into it.
     let _: [u8; AREA] = frame.read(start)?;
     if !is(frame, start, MSS) {
         return None;
     }
     if AREA == 4 {
-        // Small stacks and scanners offer nothing else.
+        // Small stacks and scanners offer only the MSS.
         Some(FastOpen::Absent)
     } else if AREA >= 20 && is(frame, start + 4, pair(SACK_PERMITTED, TIMESTAMPS)) {
         // Linux.
@@ -156,7 +156,7 @@ pub(super) fn usual<const AREA: usize, B: Bytes + ?Sized>(frame: &B, start: usiz
     }
 }
 
-/// The Fast Open option at `AT`, with nothing but padding behind it; or none, with nothing but padding from there on.
+/// Returns the Fast Open option at `AT`, or its absence, if nothing but padding follows.
 #[inline(always)]
 fn tail<const AREA: usize, const AT: usize, B: Bytes + ?Sized>(frame: &B, start: usize) -> Option<FastOpen> {
     let at = start + AT;
@@ -179,13 +179,13 @@ fn tail<const AREA: usize, const AT: usize, B: Bytes + ?Sized>(frame: &B, start:
 
 const NOPS: [u8; 2] = [NO_OPERATION; 2];
 
-/// Whether there are `len` bytes of padding at `at`: two, or none.
+/// Whether the `len` bytes at `at` are padding: two bytes, or an empty rest.
 #[inline(always)]
 fn is_padding<B: Bytes + ?Sized>(frame: &B, at: usize, len: usize) -> bool {
     len == 0 || len == 2 && (is(frame, at, NOPS) || is(frame, at, [END_OF_LIST; 2]))
 }
 
-/// Whether a no-operation and then the window's scale stand at `at`.
+/// Whether a no-operation and then the window scale stand at `at`.
 #[inline(always)]
 fn is_window_scale<B: Bytes + ?Sized>(frame: &B, at: usize) -> bool {
     is(frame, at, [NO_OPERATION, 3]) && is(frame, at + 2, [3])
@@ -201,7 +201,7 @@ const fn pair([a, b]: [u8; 2], [c, d]: [u8; 2]) -> [u8; 4] {
     [a, b, c, d]
 }
 
-/// All that the walk knows, in one word: see [`Bytes::opaque`].
+/// State of the walk, in one word: see [`Bytes::opaque`].
 ///
 /// | bits | meaning |
 /// |---|---|
@@ -209,7 +209,7 @@ const fn pair([a, b]: [u8; 2], [c, d]: [u8; 2]) -> [u8; 4] {
 /// | 8..16 | position of the cookie |
 /// | 16..24 | length of the cookie |
 /// | 24 | a Fast Open option was seen |
-/// | 25 | the last one that the kernel minds has a cookie, or is a request |
+/// | 25 | the last Fast Open option of even length is a request, or has a cookie of a legal length |
 #[derive(Clone, Copy)]
 struct Walk(u32);
 
@@ -229,21 +229,22 @@ impl Walk {
         (self.0 & 0x3f) as usize
     }
 
-    /// Goes on by `len` bytes: at most 40 in all, so the sum stays inside its field.
+    /// Goes on by `len` bytes. They are at most 40 in all, so the sum stays inside its field.
     #[inline(always)]
     const fn advance(self, len: usize) -> Self {
         Self(self.0 + len as u32)
     }
 
-    /// Notes an option whose cookie of `len` bytes begins at `cookie`: `tcp_parse_fastopen_option`.
+    /// Notes a Fast Open option with a cookie of `len` bytes at `cookie`, as `tcp_parse_fastopen_option` does.
     #[inline(always)]
     const fn found(self, cookie: usize, len: usize) -> Self {
-        // An odd length is no Fast Open option, and an earlier one stands.
+        // The kernel ignores an option of odd length, and an earlier one stands.
         if len & 1 == 1 {
             return Self(self.0 | Self::SEEN);
         }
         let position = self.0 & Self::POSITION;
-        // Any other length that cannot be a cookie (RFC 7413 allows 4 to 16 bytes) makes it forget an earlier one.
+        // Any other length that cannot be a cookie (RFC 7413 allows 4 to 16 bytes) makes the kernel forget an earlier
+        // option.
         if len != 0 && (len < 4 || len > 16) {
             return Self(position | Self::SEEN);
         }

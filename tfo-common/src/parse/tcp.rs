@@ -8,7 +8,7 @@ use super::{
 };
 use crate::bytes::Bytes;
 
-/// The byte with the data offset, and the byte with the flags.
+/// Offsets in a TCP header of the byte with the data offset, and of the byte with the flags.
 pub(super) const DATA_OFFSET: usize = 12;
 pub(super) const FLAGS: usize = 13;
 
@@ -23,7 +23,7 @@ pub(super) const fn is_syn(flags: u8) -> bool {
     flags & (SYN | ACK) == SYN
 }
 
-/// Whether they are, and a listener does not drop it for others among them.
+/// Whether these flags are those of a SYN that a listener does not drop for its other flags.
 #[inline(always)]
 pub(super) const fn is_good_syn(flags: u8) -> bool {
     flags & (SYN | ACK | RST | FIN) == SYN
@@ -31,13 +31,14 @@ pub(super) const fn is_good_syn(flags: u8) -> bool {
 
 /// A SYN's header.
 pub(super) struct Syn {
-    /// Where its options begin.
+    /// Offset of the options.
     pub(super) options: usize,
-    /// Where they end and its data begins.
+    /// Offset of the end of the options, where the data begins.
     pub(super) data: usize,
 }
 
-/// Checks what `tcp_v4_rcv` and a listener check before they look at the options, but for the checksum.
+/// Parses a TCP header, with the checks that `tcp_v4_rcv` and a listener make before they look at the options, except
+/// for the checksum.
 #[inline(always)]
 pub(super) fn parse<B: Bytes + ?Sized>(frame: &B, packet: &Packet) -> Result<Option<Syn>, Fault> {
     let options = packet.transport + TcpHdr::LEN;
@@ -63,7 +64,8 @@ pub(super) fn parse<B: Bytes + ?Sized>(frame: &B, packet: &Packet) -> Result<Opt
     Ok(Some(Syn { options, data }))
 }
 
-/// A header cut short by its packet's end: broken, unless the rest follows in the next fragment.
+/// Returns the fault of a header that its packet's end cuts short: broken, unless the rest follows in the next
+/// fragment.
 #[inline(always)]
 fn truncated(packet: &Packet, reason: Malformed) -> Fault {
     if packet.fragment { Unsupported::FragmentedHeader.into() } else { reason.into() }

@@ -1,7 +1,8 @@
-//! The frames that nearly all are, read at fixed offsets: an untagged Ethernet frame, TCP right behind an IP header without
-//! options, and in a SYN the TCP options in an order in which real systems send them.
+//! Parsing of usual frames at fixed offsets: an untagged Ethernet frame, TCP right behind an IP header without options,
+//! and in a SYN the TCP options in an order in which real systems send them.
 //!
-//! Says what the walk through all headers ([`super::walk`]) would say, or nothing at all; tests prove it.
+//! The result is the same as that of the walk through all headers ([`super::walk`]), or `None` if only the walk can
+//! tell. Tests prove it.
 
 use core::mem::{offset_of, size_of};
 
@@ -27,14 +28,14 @@ const IPV6: u16 = EtherType::Ipv6 as u16;
 const TCP: u8 = IpProto::Tcp as u8;
 const UDP: u8 = IpProto::Udp as u8;
 
-/// Which of [`ipv4`] and [`ipv6`] to ask.
+/// Returns the family of a frame, and so which of [`ipv4`] and [`ipv6`] parses it.
 #[inline(always)]
 pub(super) fn family<B: Bytes + ?Sized>(frame: &B) -> Option<Family> {
-    /// EtherType, version and header length.
+    /// Mask for EtherType, version and header length.
     const MASK: u32 = u32::from_le_bytes([0xff, 0xff, 0xff, 0]);
     const WITHOUT_OPTIONS: u32 = u32::from_le_bytes([0x08, 0x00, 0x45, 0]);
 
-    // One bounds check for all that follows; the others are folded into it.
+    // One bounds check for all reads below: theirs are folded into it.
     let _: [u8; TCP_V4 + TcpHdr::LEN] = frame.read(0)?;
     let first = u32::from_le_bytes(frame.read(IP - size_of::<EtherType>())?);
     if first & MASK == WITHOUT_OPTIONS {
@@ -46,12 +47,12 @@ pub(super) fn family<B: Bytes + ?Sized>(frame: &B) -> Option<Family> {
     }
 }
 
-/// `None`: ask the walk. `Some(None)`: not a SYN.
+/// Parses an IPv4 frame. Returns `None` if only the walk can tell, and `Some(None)` if it is not a SYN.
 #[inline(always)]
 pub(super) fn ipv4<B: Bytes + ?Sized>(frame: &B) -> Option<Option<Segment>> {
-    /// Where the fragment field stands, then the time to live and the protocol.
+    /// Offset of the fragment field, which the time to live and the protocol follow.
     const FRAGMENT: usize = IP + offset_of!(Ipv4Hdr, frags);
-    /// All of the fragment field but "don't fragment", and the protocol.
+    /// Mask for the protocol, and for the fragment field without its reserved bit and "don't fragment".
     const MASK: u32 = u32::from_le_bytes([0x3f, 0xff, 0, 0xff]);
     const WHOLE_TCP: u32 = u32::from_le_bytes([0, 0, 0, TCP]);
 
@@ -66,7 +67,7 @@ pub(super) fn ipv4<B: Bytes + ?Sized>(frame: &B) -> Option<Option<Segment>> {
     })
 }
 
-/// As [`ipv4`].
+/// Parses an IPv6 frame, with results like those of [`ipv4`].
 #[inline(always)]
 pub(super) fn ipv6<B: Bytes + ?Sized>(frame: &B) -> Option<Option<Segment>> {
     let [next] = frame.read(IP + offset_of!(Ipv6Hdr, next_hdr))?;
@@ -86,7 +87,7 @@ pub(super) fn ipv6<B: Bytes + ?Sized>(frame: &B) -> Option<Option<Segment>> {
     })
 }
 
-/// The TCP header at `AT`, of a packet that ends at `end`.
+/// Parses the TCP header at `AT`, of a packet that ends at `end`.
 #[inline(always)]
 fn transport<const AT: usize, B: Bytes + ?Sized>(
     frame: &B,
@@ -95,7 +96,7 @@ fn transport<const AT: usize, B: Bytes + ?Sized>(
 ) -> Option<Option<Segment>> {
     let options = AT + TcpHdr::LEN;
     let _: [u8; TcpHdr::LEN] = frame.read(AT)?;
-    // One compare for both: of a packet that ends inside the header, there is as good as no end to what is left.
+    // One comparison for two checks: if the packet ends inside the header, `left` wraps to a huge number.
     let left = end.wrapping_sub(options);
     if left > frame.len().wrapping_sub(options) {
         return None;
@@ -104,7 +105,7 @@ fn transport<const AT: usize, B: Bytes + ?Sized>(
     if !tcp::is_syn(flags) {
         return Some(None);
     }
-    // One that also ends a connection is for the walk to name.
+    // The walk finds the reason for which a listener drops this SYN.
     if !tcp::is_good_syn(flags) {
         return None;
     }
@@ -122,7 +123,7 @@ fn transport<const AT: usize, B: Bytes + ?Sized>(
     segment.map(Some)
 }
 
-/// A SYN with `AREA` bytes of options, where `left` bytes follow the TCP header's fixed part.
+/// Parses a SYN with `AREA` bytes of options. `left` bytes follow the fixed part of the TCP header.
 #[inline(always)]
 fn syn<const AT: usize, const AREA: usize, B: Bytes + ?Sized>(
     frame: &B,
@@ -140,7 +141,7 @@ fn syn<const AT: usize, const AREA: usize, B: Bytes + ?Sized>(
     })
 }
 
-/// Two bytes, as they stand in memory.
+/// Reads two bytes, as they stand in memory.
 #[inline(always)]
 fn word<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<u16> {
     frame.read(at).map(u16::from_ne_bytes)
