@@ -1,5 +1,5 @@
-//! The only place that writes to a packet, or drops one: it carries out what was decided. The ways to write stand in
-//! `tfo_common::rewrite`.
+//! Execution of decisions. Nothing else in the program writes to a packet or drops one. The functions that rewrite a
+//! frame are in `tfo_common::rewrite`.
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
@@ -26,13 +26,16 @@ pub(crate) fn act(ctx: &XdpContext, verdict: Verdict, segment: &Segment, ring: &
     xdp_action::XDP_PASS
 }
 
-/// Makes `most` the window of the SYN at `tcp`: no verdict, for it goes with any.
+/// Sets the window of the SYN whose TCP header is at `tcp` to `most` bytes. A clamp is no verdict: the SYN also gets
+/// one.
 #[inline(always)]
 pub(crate) fn clamp(mut frame: Frame, tcp: usize, most: u16) {
     rewrite::clamp(&mut frame, tcp, most);
 }
 
-/// A function of its own: what is hidden is not in a hurry, and it is a walk through all options.
+/// Overwrites every Fast Open option of the SYN whose TCP header is at `tcp`.
+///
+/// It is not inlined: it walks through all options, and hidden SYNs need no speed.
 #[inline(never)]
 fn hide(ctx: *mut xdp_md, tcp: u32) {
     rewrite::hide(&mut Frame::anew(ctx), (tcp & 0xffff) as usize);

@@ -1,4 +1,5 @@
-//! The usual frames, from their SYN on: all of their journey in one place, in copies in which family and class are constants.
+//! Fast path for the SYNs of usual frames: classifies, decides, counts and acts, in copies of the code in which family
+//! and class are constants.
 
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use tfo_common::{
@@ -11,16 +12,24 @@ use tfo_common::{
 
 use crate::{act, frame::Frame, guards::Syn, maps, slow, watch};
 
-/// Serves a SYN of [`tfo_ingress`](crate::tfo_ingress), and returns the XDP action.
+/// Outcome of the fast path for a SYN.
+pub(crate) enum Served {
+    /// The SYN is not counted yet. It is described for [`slow::finish`].
+    NeedsSlowPath,
+    /// The SYN is done with. This is its XDP action.
+    Done(u32),
+}
+
+/// Serves a SYN of [`tfo_ingress`](crate::tfo_ingress).
 #[inline(always)]
-pub(crate) fn unguarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Option<u32> {
-    let ring = maps::key_ring(segment);
+pub(crate) fn unguarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Served {
+    let ring = maps::key_ring_for(segment);
     let found = classify(segment, ring);
-    Some(found.class.constant(|class| {
+    Served::Done(found.class.constant(|class| {
         let policy = &Policy::of_mode(maps::mode());
-        // No guard is asked.
+        // This policy has no guards.
         let decision = decide(policy, class, syn(frame, segment, policy, OTHER));
-        // One more copy: with a variable for the service, each key that is tried takes a nanosecond longer.
+        // One copy with a constant service: with a variable, each key that is tried takes a nanosecond longer.
         let count = |service| count(ctx, segment, ring, Classified { class, ..found }, decision, service);
         if maps::has_services() {
             count(maps::service(frame, segment))
@@ -31,34 +40,36 @@ pub(crate) fn unguarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> O
     }))
 }
 
-/// Serves a SYN of [`tfo_shield`](crate::tfo_shield) that has no option, or a good cookie that no guard stops.
-/// Describes any other SYN for the slow path, and returns `None`.
+/// Serves a SYN of [`tfo_shield`](crate::tfo_shield) without a Fast Open option, or with a good cookie that no guard
+/// stops. Describes any other SYN for the slow path.
 #[inline(always)]
-pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Option<u32> {
-    let ring = maps::key_ring(segment);
+pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Served {
+    let ring = maps::key_ring_for(segment);
     let found = classify(segment, ring);
-    let passes = match segment.fast_open {
-        // No guard has anything to look at.
+    let is_served = match segment.fast_open {
+        // No guard concerns a SYN without the option.
         FastOpen::Absent => {
             count(ctx, segment, ring, found, Decision::PASS, maps::service(frame, segment));
             true
         }
         FastOpen::Ignored | FastOpen::Request | FastOpen::Cookie(_) | FastOpen::BadLength => {
-            found.class.constant(|class| passes(ctx, frame, segment, ring, Classified { class, ..found }))
+            found.class.constant(|class| serve_good(ctx, frame, segment, ring, Classified { class, ..found }))
         }
     };
-    if passes {
-        Some(xdp_action::XDP_PASS)
+    if is_served {
+        Served::Done(xdp_action::XDP_PASS)
     } else {
         slow::describe(segment, found, ring);
-        None
+        Served::NeedsSlowPath
     }
 }
 
-/// Counts, and where need be clamps, a SYN with a good cookie that no guard stops. Returns false for any other,
-/// untouched.
+/// Counts a SYN with a good cookie that no guard stops, and clamps its window if the guard `clamp` acts. The guard
+/// `fair` spends a token of the source.
+///
+/// Returns true for such a SYN. For any other it returns false, and has counted, spent and changed nothing.
 #[inline(always)]
-fn passes(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classified) -> bool {
+fn serve_good(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classified) -> bool {
     if !matches!(found.class, Class::CookieCurrent | Class::CookieBackup) {
         return false;
     }
@@ -67,18 +78,19 @@ fn passes(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing, fo
     decide_good(policy, syn(frame, segment, policy, service), |decision| {
         count(ctx, segment, ring, found, decision, service);
         if decision.clamps {
-            act::clamp(*frame, segment.tcp as usize, policy.most(segment.data_len));
+            act::clamp(*frame, segment.tcp as usize, policy.max_window(segment.data_len));
         }
     })
 }
 
+/// Facts about a SYN for the guards of `service`.
 #[inline(always)]
 fn syn<'a>(frame: &'a Frame, segment: &'a Segment, policy: &'a Policy, service: u32) -> Syn<'a> {
     let Segment { addresses, tcp, data_len, .. } = segment;
     Syn { frame, addresses, tcp: *tcp as usize, data_len: *data_len, policy, service }
 }
 
-/// Counts the SYN as what it is, with what was decided, and looks at it more closely where that is due.
+/// Counts the SYN under its class and `decision`. Takes the closer look if one is due.
 #[inline(always)]
 fn count(
     ctx: &XdpContext,
@@ -95,6 +107,8 @@ fn count(
         && is_due
         && let Some(syn) = maps::packet()
     {
+        // Without `set_cookie`: the closer look reads neither the cookie nor the track of its key, and `count_syn` has
+        // counted the hit of that key.
         syn.set_syn(segment, found.class);
         syn.set_decision(decision, service);
         watch::tfo_look(ctx.ctx);

@@ -1,15 +1,15 @@
-//! The packet, as a byte source. All of the program's access to packet memory, and so all of its `unsafe` on it.
+//! Access to packet memory, with all of the program's `unsafe` code for it.
 
 use core::{arch::asm, intrinsics::is_val_statically_known};
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use tfo_common::bytes::{Bytes, BytesMut};
 
-/// No offset is larger: no header that is parsed can begin beyond 16 KiB. Bits above are taken for zero, since the
-/// verifier follows a variable offset only while it is known to be small.
+/// Largest offset into a frame, and mask of offsets. The verifier follows a variable offset only while it knows it to
+/// be small. The mask loses nothing: no header that is parsed begins beyond 16 KiB.
 const MAX_OFFSET: usize = 0x7fff;
 
-/// The bytes of the frame between `data` and `data_end`.
+/// Bytes of the frame between `data` and `data_end`.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame {
     data: usize,
@@ -22,8 +22,10 @@ impl Frame {
         Self { data: ctx.data(), data_end: ctx.data_end() }
     }
 
-    /// In a function that is not inlined: LLVM would have the caller read what the context has, and hand over numbers that the
-    /// verifier does not know as a packet, if it saw where it is read.
+    /// Reads the bounds of the frame, for a function that is not inlined.
+    ///
+    /// LLVM does not see that they are read from `ctx`. Otherwise it would have the caller read them and pass them as
+    /// arguments, which the verifier takes for numbers and not for pointers into a packet.
     #[inline(always)]
     pub(crate) fn anew(ctx: *mut xdp_md) -> Self {
         let mut same = ctx as usize;
@@ -36,7 +38,7 @@ impl Frame {
 }
 
 impl Frame {
-    /// The address of the `N` bytes at `offset`, where they all lie inside the frame.
+    /// Address of the `N` bytes at `offset`, or `None` if they do not all lie inside the frame.
     #[inline(always)]
     fn place<const N: usize>(&self, offset: usize) -> Option<usize> {
         let offset = if is_val_statically_known(offset) { offset } else { small(offset) };
@@ -45,10 +47,11 @@ impl Frame {
     }
 }
 
-/// The same number, and the verifier sees that it is small.
+/// Masks `offset`, which is small already, so that the verifier sees it.
 ///
-/// LLVM knows that, too, and would leave a check in Rust out. The verifier can't follow it: before Linux 6.10 it knows
-/// nothing at all of what an `or` of two small numbers makes (`adjust_scalar_min_max_vals`, kernel/bpf/verifier.c).
+/// The mask is in assembly, because LLVM knows that the offset is small and would remove a mask in Rust. The verifier
+/// does not know it: before Linux 6.10 it forgets the bounds of a number at an `or` (`adjust_scalar_min_max_vals`,
+/// kernel/bpf/verifier.c).
 #[inline(always)]
 fn small(mut offset: usize) -> usize {
     // SAFETY: works on one register and touches neither memory nor the stack.
@@ -64,8 +67,10 @@ fn small(mut offset: usize) -> usize {
 }
 
 impl Bytes for Frame {
-    /// In a way that hides from the compiler what it is the difference of: else it concludes from a length in a header, once
-    /// that is known to be inside the frame, that a later bounds check can be left out, and the verifier can't follow.
+    /// Returns `data_end - data`, computed in assembly so that LLVM does not see that it is a difference.
+    ///
+    /// Otherwise LLVM concludes that a later bounds check can be left out once a length in a header is known to lie
+    /// inside the frame, and the verifier can't follow that.
     #[inline(always)]
     fn len(&self) -> usize {
         let mut len = self.data_end;
@@ -89,7 +94,8 @@ impl Bytes for Frame {
         Some(unsafe { *(start as *const [u8; N]) })
     }
 
-    /// Two exclusive-ors with a word of which the verifier knows nothing: nothing changes, and it does not see that.
+    /// Returns `value` after two exclusive-ors with a word that the verifier knows nothing about. They cancel out,
+    /// which the verifier does not see.
     #[inline(always)]
     fn opaque(&self, value: u64) -> u64 {
         let mut word = value;

@@ -1,4 +1,4 @@
-//! Facts of the packet at hand that guards ask for: implements [`Facts`].
+//! [`Facts`] about a SYN for the guards: look-ups in their tables, and tokens of their rate limits.
 
 use tfo_common::{
     bytes::Bytes as _,
@@ -9,7 +9,7 @@ use tfo_common::{
 
 use crate::{frame::Frame, maps};
 
-/// A SYN, of which guards may ask.
+/// SYN that is presented to the guards of its service.
 pub(crate) struct Syn<'a> {
     pub(crate) frame: &'a Frame,
     pub(crate) addresses: &'a Addresses,
@@ -22,79 +22,84 @@ pub(crate) struct Syn<'a> {
 impl Facts for Syn<'_> {
     #[inline(always)]
     fn has_translation(&self) -> bool {
-        maps::ring().translation().is_some() && is_confirmed()
+        maps::key_ring().translation().is_some() && check_confirmed()
     }
 
     #[inline(always)]
-    fn trips(&mut self, guard: Guard) -> bool {
+    fn triggers(&mut self, guard: Guard) -> bool {
         match guard {
             Guard::Hide => maps::is_hidden(self.addresses),
             Guard::Once => self.is_replay(),
             Guard::Fair => {
                 let Policy { fair, fair_source, .. } = self.policy;
-                self.is_too_many(fair_source, fair, maps::source)
+                !self.spend_token(fair_source, fair, maps::source_row)
             }
             Guard::Clamp => self.is_too_wide(),
-            Guard::Shed => self.is_flood() && is_confirmed(),
+            Guard::Shed => self.count_towards_flood() && check_confirmed(),
         }
     }
 }
 
 impl Syn<'_> {
-    /// Whether it is the SYN of a connection that has ended, and is remembered.
+    /// Whether the SYN is that of a remembered connection that has ended.
     #[inline(always)]
     fn is_replay(&self) -> bool {
         let Some(first) = self.frame.read(self.tcp) else { return false };
         let tag = syn_tag(self.addresses, first, maps::seed());
-        let Some(seat) = maps::replays(tag).and_then(|row| row.find(tag)) else { return false };
+        let Some(seat) = maps::replay_row(tag).and_then(|row| row.find(tag)) else { return false };
         Remembered::from_word(seat.value.get()).is_replay(maps::jiffies(), self.policy.once)
     }
 
-    /// Takes one from the share of the SYN's source; true where none is left.
+    /// Spends a token of the SYN's source under `limit`. Returns false if none is left.
     #[inline(always)]
-    fn is_too_many(
+    fn spend_token(
         &self,
         source: &SourceMask,
         limit: &Limit,
         row: impl FnOnce(Tag) -> Option<&'static Row>,
     ) -> bool {
         let tag = source.tag(self.addresses, self.service, maps::seed());
-        let Some(row) = row(tag) else { return false };
+        let Some(row) = row(tag) else { return true };
         let spent = row.spend(tag, limit, now());
-        if spent == Spent::GrantedForgetting {
+        if spent == Spent::GrantedEvicting {
             maps::watch(|watch| watch.sources_forgotten += 1);
         }
-        spent == Spent::Denied
+        spent != Spent::Denied
     }
 
-    /// Whether its window would let the kernel send more than is allowed.
+    /// Whether the window of the SYN exceeds what `clamp` allows for its data.
     #[inline(always)]
     fn is_too_wide(&self) -> bool {
         let window = rewrite::window(self.frame, self.tcp);
-        window.is_some_and(|window| !self.policy.allows(window, self.data_len))
+        window.is_some_and(|window| !self.policy.allows_window(window, self.data_len))
     }
 
-    /// Takes one from the limits on unknown cookies; true where that of the source or of the service is used up.
+    /// Spends a token for an unknown cookie: first one of its source, then one of the service, as far as these limits
+    /// are set. Returns true at the first limit that has no token left.
     #[inline(always)]
-    fn is_flood(&self) -> bool {
+    fn count_towards_flood(&self) -> bool {
         let Policy { shed, shed_source, shed_per_source, .. } = self.policy;
-        let in_all = || maps::unknown(self.service).is_some_and(|until| !shed.spend(until, now()));
-        self.policy.has(Policy::SHEDS_SOURCES) && self.is_too_many(shed_source, shed_per_source, maps::forger)
-            || self.policy.has(Policy::SHEDS_ALL) && in_all()
+        let exceeds_total =
+            || maps::unknown_until(self.service).is_some_and(|until| !shed.spend(until, now()));
+        self.policy.has(Policy::SHEDS_SOURCES)
+            && !self.spend_token(shed_source, shed_per_source, maps::forger_row)
+            || self.policy.has(Policy::SHEDS_ALL) && exceeds_total()
     }
 }
 
-/// The time, in the unit of [`Limit`].
+/// Current time, in the unit of [`Limit`].
 #[inline(always)]
 fn now() -> u64 {
     maps::jiffies() * TICKS
 }
 
-/// Whether the controller confirms that the keys in the map are the kernel's. Where nobody does, a cookie that the kernel would take may
-/// be unknown here: then none is shed, and none translated. A SYN for which they are not confirmed is counted, so this is to be asked
-/// where it alone decides.
+/// Returns whether the controller has lately confirmed that the keys in the map are the kernel's. If not, counts the
+/// SYN as [unconfirmed](tfo_common::observed::Watch::unconfirmed), so call this last, when all else has been decided.
+///
+/// Without a confirmation, a cookie that the kernel would take may be unknown here. So no cookie is shed or translated
+/// then.
 #[inline(always)]
-fn is_confirmed() -> bool {
+fn check_confirmed() -> bool {
     let confirmed_ns = maps::confirmed_ns();
     let mut is_confirmed = false;
     maps::watch(|watch| {

@@ -1,11 +1,11 @@
-//! The XDP program. Entry points only: see `tfo_common` for the journey, [`frame`] for the packet, [`maps`] for the
-//! maps.
-// Whoever adds a class, a verdict or a reason is led to all that decides by one.
+//! Entry points of the eBPF programs. [`fast`] and [`slow`] are the two ways of a SYN, [`frame`] reads and writes the
+//! packet, and [`maps`] has the maps. Parsing, classes and policies are in `tfo_common`.
+// A match without `_` makes the compiler point to every place that a new class, verdict or reason concerns.
 #![warn(clippy::wildcard_enum_match_arm)]
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]
-#![expect(internal_features, reason = "whether LLVM knows an offset is not to be asked otherwise")]
+#![expect(internal_features, reason = "the only way to ask LLVM whether it knows an offset")]
 #![expect(
     missing_docs,
     unreachable_pub,
@@ -26,38 +26,41 @@ use aya_ebpf::{
     macros::{sock_ops, xdp},
     programs::{SockOpsContext, XdpContext},
 };
-use tfo_common::{parse::usual, segment::Segment};
+use tfo_common::{
+    parse::{Usual, usual},
+    segment::Segment,
+};
 
-use crate::frame::Frame;
+use crate::{fast::Served, frame::Frame};
 
-/// Sees every frame of the interface.
+/// XDP program for interfaces whose services have no protections and share one mode.
 #[xdp]
 pub fn tfo_ingress(ctx: XdpContext) -> u32 {
     serve(&ctx, |frame, segment| fast::unguarded(&ctx, frame, segment))
 }
 
-/// Sees every frame where services have protections, or differ in mode. [`maps::mode`] is shield then, whatever their
-/// modes.
+/// XDP program for interfaces whose services have protections or differ in mode. [`maps::mode`] is then shield,
+/// whatever the modes of the services.
 #[xdp]
 pub fn tfo_shield(ctx: XdpContext) -> u32 {
     serve(&ctx, |frame, segment| fast::guarded(&ctx, frame, segment))
 }
 
-/// Serves a frame: one of the usual ones by `fast`, unless that leaves it to the slow path.
+/// Serves a frame and returns its XDP action. `fast` gets the SYN of a usual frame. The slow path gets the SYNs that
+/// `fast` leaves to it, and the frames that need a walk.
 #[inline(always)]
-fn serve(ctx: &XdpContext, fast: impl Fn(&Frame, &Segment) -> Option<u32>) -> u32 {
+fn serve(ctx: &XdpContext, fast: impl Fn(&Frame, &Segment) -> Served) -> u32 {
     let is_described = match usual(&Frame::new(ctx), maps::link_layer(), fast) {
-        Some(Some(Some(action))) => return action,
-        Some(Some(None)) => true,
-        // No SYN.
-        Some(None) => false,
-        None => slow::tfo_walk(ctx.ctx) != 0,
+        Usual::Syn(Served::Done(action)) => return action,
+        Usual::Syn(Served::NeedsSlowPath) => true,
+        Usual::NotSyn => false,
+        Usual::NeedsWalk => slow::tfo_walk(ctx.ctx) != 0,
     };
     let action = if is_described { slow::finish(ctx.ctx) } else { None };
     action.unwrap_or(xdp_action::XDP_PASS)
 }
 
-/// Sees what becomes of connections: see [`outcome`].
+/// sock_ops program that counts the outcomes of connections: see [`outcome`].
 #[sock_ops]
 pub fn tfo_outcomes(ctx: SockOpsContext) -> u32 {
     outcome::report(&ctx);
@@ -67,11 +70,11 @@ pub fn tfo_outcomes(ctx: SockOpsContext) -> u32 {
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier refuses a program from which this can be reached: an endless loop has no exit.
+    // An endless loop has no exit, so the verifier refuses a program that can reach it.
     loop {}
 }
 
-/// The parts of the kernel's API that are open to GPL-compatible programs only may be used.
+/// License of the program, which lets it use the helpers that the kernel keeps for GPL-compatible programs.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
 pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,4 +1,5 @@
-//! Every map and global of the program, behind functions: nothing else names them.
+//! Maps and globals of the programs, behind functions. Other modules name none of them but `TFO_PREFIXES` and
+//! `TFO_PENDING`.
 
 use core::cell::Cell as Word;
 
@@ -28,7 +29,8 @@ use tfo_common::{
 
 use crate::frame::Frame;
 
-/// [`tfo_common::names::COUNTERS`]. The number of services is set when the program is loaded, here and where it is 1 below.
+/// [`tfo_common::names::COUNTERS`]. The loader sets the number of entries, also of each map below that has one entry
+/// for each service.
 #[btf_map]
 static TFO_COUNTERS: PerCpuArray<Cell, 1> = PerCpuArray::new();
 
@@ -36,7 +38,7 @@ static TFO_COUNTERS: PerCpuArray<Cell, 1> = PerCpuArray::new();
 #[btf_map]
 static TFO_SAMPLERS: PerCpuArray<Samplers, 1> = PerCpuArray::new();
 
-/// [`tfo_common::names::SERVICES`]: for the commands; the program leaves it alone.
+/// [`tfo_common::names::SERVICES`]. Only user space uses it.
 #[btf_map]
 static TFO_SERVICES: Array<Service, 1> = Array::new();
 
@@ -48,7 +50,7 @@ static TFO_PORTS: Array<u32, PORTS> = Array::new();
 #[btf_map]
 static TFO_WATCH: PerCpuArray<Watch, 1> = PerCpuArray::new();
 
-/// The packet at hand: see [`packet`].
+/// Description of the current packet: see [`packet`].
 #[btf_map]
 static TFO_PACKET: PerCpuArray<Description, 1> = PerCpuArray::new();
 
@@ -64,7 +66,7 @@ pub(crate) static TFO_PENDING: LruHashMap<Connection, Pending, PENDING> = LruHas
 #[btf_map]
 static TFO_OUTCOMES: Array<Outcomes, 1> = Array::new();
 
-/// [`tfo_common::names::CARRIED`]: for the commands; the program leaves it alone.
+/// [`tfo_common::names::CARRIED`]. Only user space uses it.
 #[btf_map]
 static TFO_CARRIED: Array<Carried, 1> = Array::new();
 
@@ -84,7 +86,7 @@ static TFO_ADDRESSES: LpmTrie<[u32; 5], u32, ADDRESSES> = LpmTrie::new();
 #[btf_map]
 static TFO_HIDDEN: LpmTrie<[u32; 5], u32, HIDDEN> = LpmTrie::new();
 
-/// [`tfo_common::names::SOURCES`]. The number of rows is set when the program is loaded, here and below.
+/// [`tfo_common::names::SOURCES`]. The loader sets the number of rows, here and in the two other tables of rows.
 #[btf_map]
 static TFO_SOURCES: Array<Row, 1> = Array::new();
 
@@ -116,19 +118,22 @@ static TFO_SEED: Global<u64> = Global::new(0);
 #[btf_map]
 static TFO_KEYS: Array<KeyStore, 1> = Array::new();
 
-/// [`tfo_common::names::INFO`]: for the commands; the program leaves it alone.
+/// [`tfo_common::names::INFO`]. Only user space uses it.
 #[btf_map]
 static TFO_INFO: Array<Info, 1> = Array::new();
 
-/// [`tfo_common::names::LINK_LAYER`]: set when the program is loaded, so that the verifier drops the other branch.
+/// [`tfo_common::names::LINK_LAYER`]. It is set at load time, so that the verifier removes the code for the other link
+/// layer.
 #[unsafe(no_mangle)]
 static TFO_LINK_LAYER: Global<u8> = Global::new(LinkLayer::Ethernet as u8);
 
-/// [`tfo_common::names::MODE`]: set when the program is loaded, so that an observer has no code that writes to packets.
+/// [`tfo_common::names::MODE`]. It is set at load time, so that in mode `observe` the verifier removes the code that
+/// writes to packets.
 #[unsafe(no_mangle)]
 static TFO_MODE: Global<u8> = Global::new(Mode::Observe as u8);
 
-/// [`tfo_common::names::HAS_SERVICES`]: set when the program is loaded, so that nobody pays for what he has not.
+/// [`tfo_common::names::HAS_SERVICES`]. It is set at load time, so that look-ups of services cost nothing without
+/// services.
 #[unsafe(no_mangle)]
 static TFO_HAS_SERVICES: Global<u8> = Global::new(0);
 
@@ -136,7 +141,7 @@ static TFO_HAS_SERVICES: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 static TFO_NETNS: Global<u64> = Global::new(0);
 
-/// What the program may do.
+/// Mode of the program.
 #[inline(always)]
 pub(crate) fn mode() -> Mode {
     match TFO_MODE.load() {
@@ -146,63 +151,64 @@ pub(crate) fn mode() -> Mode {
     }
 }
 
-/// What frames of this interface begin with.
+/// Link layer of the interface.
 #[inline(always)]
 pub(crate) fn link_layer() -> LinkLayer {
     if TFO_LINK_LAYER.load() == LinkLayer::Ip as u8 { LinkLayer::Ip } else { LinkLayer::Ethernet }
 }
 
-/// The ring without any key.
+/// Key ring without any key.
 static NO_KEYS: KeyRing = KeyRing::EMPTY;
 
-/// The key ring in force; an empty one where `segment` has no cookie to be checked.
+/// Key ring in force, or an empty one if `segment` has no cookie to check.
 #[inline(always)]
-pub(crate) fn key_ring(segment: &Segment) -> &'static KeyRing {
-    if let FastOpen::Cookie(_) = segment.fast_open { ring() } else { &NO_KEYS }
+pub(crate) fn key_ring_for(segment: &Segment) -> &'static KeyRing {
+    if let FastOpen::Cookie(_) = segment.fast_open { key_ring() } else { &NO_KEYS }
 }
 
-/// The key ring in force.
+/// Key ring in force.
 #[inline(always)]
-pub(crate) fn ring() -> &'static KeyRing {
+pub(crate) fn key_ring() -> &'static KeyRing {
     TFO_KEYS.get_ptr(0).map_or(&NO_KEYS, in_force)
 }
 
-/// When the keys were last confirmed: see [`KeyStore::confirmed_ns`]. Zero where nobody has.
+/// Time of the last confirmation of the keys ([`KeyStore::confirmed_ns`]), or 0 if there was none.
 #[inline(always)]
 pub(crate) fn confirmed_ns() -> u64 {
-    // SAFETY: the entry of an array map lives as long as the program. The controller may write this aligned word at any time,
-    // hence the volatile read.
+    // SAFETY: the entry of an array map lives as long as the program. The controller may write this aligned word at any
+    // time, hence the volatile read.
     TFO_KEYS.get_ptr(0).map_or(0, |store| unsafe { (&raw const (*store).confirmed_ns).read_volatile() })
 }
 
+/// Ring of `store` that is in force.
 #[inline(always)]
 fn in_force(store: *const KeyStore) -> &'static KeyRing {
     // SAFETY: the entry of an array map lives as long as the program. The controller may flip `active` at any time,
-    // hence the volatile read of one aligned word. It gives other bytes only to the ring that no running program can
-    // still be reading; the ring behind our reference it at most overwrites with the bytes that are there (see
-    // `Object::publish`), so what we read does not change.
+    // hence the volatile read of one aligned word. It changes only the ring that no running program can still be
+    // reading. It may overwrite the ring behind our reference, but only with the bytes that it already has
+    // (`Object::publish`), so the bytes that we read do not change.
     unsafe {
         let active = (&raw const (*store).active).read_volatile();
         &(&(*store).rings)[KeyStore::index(active)]
     }
 }
 
-/// Whether any port has a service: known when the program is loaded.
+/// Whether any port has a service. This is a load-time constant.
 #[inline(always)]
 pub(crate) fn has_services() -> bool {
     TFO_HAS_SERVICES.load() != 0
 }
 
-/// The service that a SYN is for.
+/// Service that a SYN is for.
 #[inline(always)]
 pub(crate) fn service(frame: &Frame, segment: &Segment) -> u32 {
     service_at(frame, segment.tcp as usize, &segment.addresses)
 }
 
-/// The service that the TCP header at `tcp` is for.
+/// Service that the SYN with its TCP header at `tcp` is for.
 #[inline(always)]
 pub(crate) fn service_at(frame: &Frame, tcp: usize, addresses: &Addresses) -> u32 {
-    /// Where a TCP header has it.
+    /// Offset of the destination port in a TCP header.
     const DESTINATION: usize = 2;
 
     if !has_services() {
@@ -212,7 +218,7 @@ pub(crate) fn service_at(frame: &Frame, tcp: usize, addresses: &Addresses) -> u3
     port.map_or(OTHER, |port| service_of(u16::from_be_bytes(port), addresses))
 }
 
-/// The service of `port` at the destination of `addresses`.
+/// Service of `port`, in host byte order, at the destination of `addresses`.
 #[inline(always)]
 pub(crate) fn service_of(port: u16, addresses: &Addresses) -> u32 {
     let service = TFO_PORTS.get(u32::from(port)).copied().unwrap_or(OTHER);
@@ -224,94 +230,101 @@ pub(crate) fn service_of(port: u16, addresses: &Addresses) -> u32 {
     service_by_address(address_scope(port, addresses.family), rest, pair(a0, a1), pair(a2, a3))
 }
 
-/// The service that the address names; else `rest`. A function of its own, as is [`is_source_hidden`]: the key needs room on the
-/// stack, and few packets pay for it.
+/// Service that the map of addresses has for a destination, or `rest` if it has none.
+///
+/// Like [`is_source_hidden`] it is not inlined: the key takes up stack, and few packets need the look-up.
 #[inline(never)]
 fn service_by_address(scope: u32, rest: u32, high: u64, low: u64) -> u32 {
     TFO_ADDRESSES.get(&scoped(scope, high, low)).copied().unwrap_or(rest)
 }
 
-/// The key of one address: all of its bits count.
+/// Key to look up one address, with the prefix length of the whole key.
 #[inline(always)]
 const fn scoped(scope: u32, high: u64, low: u64) -> Key<[u32; 5]> {
     let key = [scope, high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
     Key::new(u32::BITS * key.len() as u32, key)
 }
 
+/// Word with `first` in its lower half and `second` in its upper half.
 const fn pair(first: u32, second: u32) -> u64 {
     first as u64 | (second as u64) << 32
 }
 
-/// What holds for `service`.
+/// Policy of `service`.
 #[inline(always)]
 pub(crate) fn policy(service: u32) -> Option<&'static Policy> {
     let policy = TFO_POLICIES.get_ptr(service)?;
-    // SAFETY: the entry of an array map lives as long as the program. User space may write it meanwhile, whole words each, any of
-    // which make a policy.
+    // SAFETY: the entry of an array map lives as long as the program. User space may write it meanwhile, in whole
+    // words, and any words are a valid policy.
     Some(unsafe { &*policy })
 }
 
-/// Whether the source is one of those that are hidden by order.
+/// Whether the source is hidden by an order.
 #[inline(always)]
 pub(crate) fn is_hidden(addresses: &Addresses) -> bool {
     let [family, a0, a1, a2, a3] = hidden_key(addresses.family, addresses.source_v6());
     is_source_hidden(family, pair(a0, a1), pair(a2, a3))
 }
 
+/// Whether the map of hidden sources has a prefix of the source.
 #[inline(never)]
 fn is_source_hidden(family: u32, high: u64, low: u64) -> bool {
     TFO_HIDDEN.get(&scoped(family, high, low)).is_some()
 }
 
-/// Row that may hold the source `tag`, with what it has used of its share.
+/// Row that may hold the source `tag` for its limit on good cookies.
 #[inline(always)]
-pub(crate) fn source(tag: Tag) -> Option<&'static Row> {
+pub(crate) fn source_row(tag: Tag) -> Option<&'static Row> {
     TFO_SOURCES.get(tag.row(TFO_LAST_SOURCE_ROW.load()))
 }
 
-/// The same of unknown cookies.
+/// Row that may hold the source `tag` for its limit on unknown cookies.
 #[inline(always)]
-pub(crate) fn forger(tag: Tag) -> Option<&'static Row> {
+pub(crate) fn forger_row(tag: Tag) -> Option<&'static Row> {
     TFO_FORGERS.get(tag.row(TFO_LAST_SOURCE_ROW.load()))
 }
 
-/// Until when all that there may be of unknown cookies at `service` is used up.
+/// State of the limit on all unknown cookies at `service`: the time up to which tokens are spent, in the unit of
+/// [`Limit`](tfo_common::policy::Limit).
 #[inline(always)]
-pub(crate) fn unknown(service: u32) -> Option<&'static Word<u64>> {
+pub(crate) fn unknown_until(service: u32) -> Option<&'static Word<u64>> {
     TFO_UNKNOWN.get(service)
 }
 
 /// Row that may hold the remembered SYN `tag`.
 #[inline(always)]
-pub(crate) fn replays(tag: Tag) -> Option<&'static Row> {
+pub(crate) fn replay_row(tag: Tag) -> Option<&'static Row> {
     TFO_REPLAYS.get(tag.row(TFO_LAST_REPLAY_ROW.load()))
 }
 
-/// What [`Tag`]s are made with.
+/// Random seed of [`Tag`]s.
 #[inline(always)]
 pub(crate) fn seed() -> u64 {
     TFO_SEED.load()
 }
 
-/// The description of the packet at hand, for which each step of the slow path asks anew: neither LLVM nor the verifier knows what the
-/// one before it has left there.
+/// Description of the current packet.
+///
+/// Each step of the slow path looks it up again, so that neither LLVM nor the verifier knows the values from the step
+/// before.
 #[inline(always)]
 pub(crate) fn packet() -> Option<&'static mut Description> {
     let packet = TFO_PACKET.get_ptr_mut(0)?;
-    // SAFETY: as in `cell`; and any bytes are a description.
+    // SAFETY: as in `cell`. Any bytes are a valid description.
     Some(unsafe { &mut *packet })
 }
 
-/// This CPU's counters of `service`.
+/// Counters of `service` on this CPU.
 #[inline(always)]
 pub(crate) fn cell(service: u32) -> Option<&'static mut Cell> {
     let cell = TFO_COUNTERS.get_ptr_mut(service)?;
-    // SAFETY: the entry belongs to this CPU, and no other run of the program on it can be under way: XDP runs with softirqs
-    // off. Nobody asks again while it has the entry, and user space only reads a copy.
+    // SAFETY: the entry belongs to this CPU, and no other run of the program on it can be under way: XDP runs with
+    // softirqs off. No caller looks the entry up again while it still uses a reference to it, and user space only reads
+    // a copy.
     Some(unsafe { &mut *cell })
 }
 
-/// This CPU's samplers of `service`.
+/// Samplers of `service` on this CPU.
 #[inline(always)]
 pub(crate) fn samplers(service: u32) -> Option<&'static mut Samplers> {
     let samplers = TFO_SAMPLERS.get_ptr_mut(service)?;
@@ -319,50 +332,51 @@ pub(crate) fn samplers(service: u32) -> Option<&'static mut Samplers> {
     Some(unsafe { &mut *samplers })
 }
 
-/// Runs `look` on this CPU's [`Watch`], in the XDP program.
+/// Calls `update` with the [`Watch`] of this CPU. For XDP programs only.
 #[inline(always)]
-pub(crate) fn watch(look: impl FnOnce(&mut Watch)) {
+pub(crate) fn watch(update: impl FnOnce(&mut Watch)) {
     if let Some(watch) = TFO_WATCH.get_ptr_mut(0) {
-        // SAFETY: as in `cell`: the sock_ops program, which may be interrupted, does not come here.
-        look(unsafe { &mut *watch });
+        // SAFETY: as in `cell`. The sock_ops program, which may be interrupted, does not call this.
+        update(unsafe { &mut *watch });
     }
 }
 
-/// What has become of connections to `service`, to be added to atomically: several CPUs do it at once, and a run on this one
-/// may be interrupted by another.
+/// Outcomes of connections to `service`. Additions must be atomic: several CPUs add at once, and one run on a CPU may
+/// interrupt another.
 #[inline(always)]
 pub(crate) fn outcomes(service: u32) -> Option<*mut Outcomes> {
     TFO_OUTCOMES.get_ptr_mut(service)
 }
 
-/// Whether connections of the network namespace with this cookie count.
+/// Whether `cookie` is that of the network namespace whose connections count.
 #[inline(always)]
 pub(crate) fn is_our_netns(cookie: u64) -> bool {
     TFO_NETNS.load() == cookie
 }
 
-/// The kernel's clock, in jiffies: two instructions.
+/// Time of the kernel's clock, in jiffies. Reading it takes two instructions.
 #[inline(always)]
 pub(crate) fn jiffies() -> u64 {
-    // SAFETY: takes nothing.
+    // SAFETY: the helper takes no arguments.
     unsafe { bpf_jiffies64() }
 }
 
-/// CLOCK_MONOTONIC, in nanoseconds.
+/// Time of CLOCK_MONOTONIC, in nanoseconds.
 #[inline(always)]
 pub(crate) fn monotonic_ns() -> u64 {
-    // SAFETY: takes nothing.
+    // SAFETY: the helper takes no arguments.
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Lets `fill` write an event, if there is room for one. The controller looks at the ring at times: it is not woken.
+/// Writes an event by `fill`. Returns false if the ring has no room for it. The controller is not woken, since it polls
+/// the ring.
 #[inline(always)]
 pub(crate) fn report(fill: impl FnOnce(&mut Event)) -> bool {
     const NO_WAKEUP: u64 = 1;
 
     let ring = (&raw const TFO_EVENTS).cast_mut().cast();
-    // SAFETY: the kernel gives out a place of this size, aligned to eight bytes, or none. It keeps what was in it before, all
-    // of which are bytes that an event may have. It is given back on the only way out.
+    // SAFETY: the kernel returns room of this size, aligned to eight bytes, or null. The room has the bytes of earlier
+    // events, and any bytes are a valid event. The only way out submits it.
     unsafe {
         let event = bpf_ringbuf_reserve(ring, size_of::<Event>() as u64, 0).cast::<Event>();
         if event.is_null() {

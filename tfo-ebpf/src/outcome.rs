@@ -1,5 +1,5 @@
-//! What becomes of a SYN with a good cookie, as the kernel's TCP tells a sock_ops program: once for a connection that begins and,
-//! for a Fast Open child, once more when its handshake ends. It costs no packet anything.
+//! Outcomes of SYNs with a good cookie. The kernel's TCP calls the sock_ops program when a connection begins and, for a
+//! Fast Open child, when its state changes. Other packets do not run it.
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
@@ -20,14 +20,15 @@ use tfo_common::{
 
 use crate::maps::{self, TFO_PENDING};
 
-/// What the program returns: anything else would be an error to `tcp_call_bpf`.
+/// Return value of the program. `tcp_call_bpf` takes any other for an error.
 pub(crate) const DONE: u32 = 1;
 
+/// `BPF_ANY` from linux/bpf.h.
 const ANY: u64 = 0;
-/// From linux/socket.h.
+/// Address family from linux/socket.h.
 const AF_INET6: u32 = 10;
 
-/// One field of the context, alone, as the kernel wants it: LLVM would read two at once.
+/// Reads one field of the context by itself, as the verifier demands. LLVM would read two at once.
 macro_rules! field {
     ($ctx:expr, $field:ident) => {
         // SAFETY: `ops` is the context that the kernel gave us.
@@ -41,7 +42,7 @@ macro_rules! field {
     };
 }
 
-/// Reports what `ctx` tells.
+/// Counts the outcome that `ctx` reports.
 #[inline(always)]
 pub(crate) fn report(ctx: &SockOpsContext) {
     let op = field!(ctx, op);
@@ -64,18 +65,21 @@ pub(crate) fn report(ctx: &SockOpsContext) {
         }
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => closed(ctx, &connection, service),
         BPF_SOCK_OPS_STATE_CB => {}
-        // A Fast Open child, or a client.
+        // The socket is a Fast Open child or a client.
         BPF_SOCK_OPS_TIMEOUT_INIT if field!(ctx, is_fullsock) != 0 => {}
-        // tcp_conn_request asks for the time-out of an ordinary handshake; with a SYN cookie only the end of that is seen.
+        // An ordinary handshake: tcp_conn_request asks for its time-out. With a SYN cookie, only its end is reported.
         _ => refused(&connection, service),
     }
 }
 
+/// Whether a new connection is a Fast Open child: it has no round-trip time yet, and its SYN is the only segment so
+/// far.
 #[inline(always)]
 fn is_fast_open_child(ctx: &SockOpsContext) -> bool {
     field!(ctx, srtt_us) == 0 && field!(ctx, segs_in) == 1
 }
 
+/// Counts a Fast Open child and remembers its SYN.
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext, connection: &Connection, service: u32) {
     count(service, |outcomes| {
@@ -83,39 +87,40 @@ fn accepted(ctx: &SockOpsContext, connection: &Connection, service: u32) {
         unsafe { &raw mut (*outcomes).accepted }
     });
     remember(ctx, connection, service);
-    // Remembered as a child, since other programs may want to be told of the states of other connections.
+    // Marks the connection as a child: other programs may have asked for the states of other connections.
     let child = Pending { weight: 0, class: 0 };
     let _: Result<(), i32> = TFO_PENDING.insert(connection, child, ANY);
-    // It is left on: who else has set it can't be told. It is for changes of state only, of which there are few.
+    // The flag stays set, since another program may rely on it. It costs little, as changes of state are few.
     let _: Result<(), i32> =
         ctx.set_cb_flags((field!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
 }
 
-/// What stands for the SYN that `ctx` is the child of, where `fins` of the client's FIN, 0 or 1, have been received.
+/// Tag of the SYN that began the connection of `ctx`. `fins` is 1 if the client's FIN has been received, else 0.
 #[inline(always)]
-fn syn(ctx: &SockOpsContext, connection: &Connection, fins: u32) -> Tag {
+fn child_tag(ctx: &SockOpsContext, connection: &Connection, fins: u32) -> Tag {
     // tcp_rcv_nxt_update counts every byte of data; SYN and FIN take a number each (RFC 9293, 3.4).
     let isn = field!(ctx, rcv_nxt).wrapping_sub(field!(ctx, bytes_received) as u32).wrapping_sub(1 + fins);
     let tcp = u64::from(connection.ports.to_le()) | u64::from(isn.swap_bytes()) << 32;
     syn_tag(&connection.addresses(), tcp.to_le_bytes(), maps::seed())
 }
 
-/// For how many jiffies the SYNs of `service` are remembered, if they are: whatever the mode of the XDP program beside this one, which
-/// may be replaced while this one stays.
+/// Number of jiffies for which the SYNs of `service` are remembered after their connection, or `None` if they are not.
+///
+/// It does not depend on the mode of the XDP program, which may be replaced while this program stays.
 #[inline(always)]
-fn remembers(service: u32) -> Option<u64> {
+fn replay_window(service: u32) -> Option<u64> {
     maps::policy(service).map(|policy| policy.once).filter(|jiffies| *jiffies != 0)
 }
 
-/// Keeps in mind the SYN that `ctx` is the child of.
+/// Remembers the SYN that began the connection of `ctx`.
 #[inline(always)]
 fn remember(ctx: &SockOpsContext, connection: &Connection, service: u32) {
-    let Some(jiffies) = remembers(service) else { return };
-    let tag = syn(ctx, connection, 0);
-    let Some(row) = maps::replays(tag) else { return };
+    let Some(jiffies) = replay_window(service) else { return };
+    let tag = child_tag(ctx, connection, 0);
+    let Some(row) = maps::replay_row(tag) else { return };
     let now = maps::jiffies();
     if let Some(seat) = row.find(tag) {
-        // It can't be: a replay. But what is served is remembered.
+        // A replay that the kernel has served, as in a dry run. It is remembered like a new SYN.
         seat.value.set(Remembered::new(now, false).word());
     } else if Remembered::from_word(row.seat(tag, Remembered::new(now, false).word())).is_missed(now, jiffies)
     {
@@ -126,30 +131,33 @@ fn remember(ctx: &SockOpsContext, connection: &Connection, service: u32) {
     }
 }
 
-/// From now on its SYN is a replay.
+/// Marks the SYN of a connection that closes: from now on, the same SYN is a replay.
 #[inline(always)]
 fn closed(ctx: &SockOpsContext, connection: &Connection, service: u32) {
-    if remembers(service).is_none() {
+    if replay_window(service).is_none() {
         return;
     }
+    // The client's FIN may have been received or not.
     for fins in [0, 1] {
-        let tag = syn(ctx, connection, fins);
-        if let Some(seat) = maps::replays(tag).and_then(|row| row.find(tag)) {
+        let tag = child_tag(ctx, connection, fins);
+        if let Some(seat) = maps::replay_row(tag).and_then(|row| row.find(tag)) {
             seat.value.set(Remembered::new(maps::jiffies(), true).word());
         }
     }
 }
 
+/// Counts the round trip that a Fast Open child has saved: the one measured by its handshake.
 #[inline(always)]
 fn established(ctx: &SockOpsContext, connection: &Connection, service: u32) {
-    if take(connection).is_none_or(|pending| pending.weight != 0) {
+    // Only a child has a pending entry of weight 0.
+    if take_pending(connection).is_none_or(|pending| pending.weight != 0) {
         return;
     }
-    /// `srtt_us` is in eighths.
+    /// Shift to microseconds: `srtt_us` is in eighths of one.
     const SHIFT: u32 = 3;
     let us = field!(ctx, srtt_us) >> SHIFT;
     let Some(outcomes) = maps::outcomes(service) else { return };
-    // SAFETY: see `count`; the place is below RTT_BUCKETS, and the mask shows it.
+    // SAFETY: see `count`. The index is below RTT_BUCKETS, and the mask shows that to the verifier.
     unsafe {
         let bucket =
             (&raw mut (*outcomes).rtt_saved).cast::<RttBucket>().add(rtt_bucket(us) & (RTT_BUCKETS - 1));
@@ -158,13 +166,14 @@ fn established(ctx: &SockOpsContext, connection: &Connection, service: u32) {
     }
 }
 
+/// Counts and reports an ordinary handshake, if a SYN with a good cookie is pending for `connection`.
 #[inline(always)]
 fn refused(connection: &Connection, service: u32) {
-    let Some(pending) = take(connection).filter(|pending| pending.weight != 0) else { return };
+    let Some(pending) = take_pending(connection).filter(|pending| pending.weight != 0) else { return };
     let Some(outcomes) = maps::outcomes(service) else { return };
     // SAFETY: see `count`.
     unsafe { add(&raw mut (*outcomes).refused, pending.weight) };
-    let is_told = may_tell(outcomes)
+    let is_reported = spend_event(outcomes)
         && maps::report(|event| {
             event.subject = Subject {
                 kind: Kind::Refused as u32,
@@ -177,52 +186,56 @@ fn refused(connection: &Connection, service: u32) {
             event.weight = pending.weight;
             event.head_len = 0;
         });
-    if !is_told {
+    if !is_reported {
         // SAFETY: see `count`.
-        unsafe { add(&raw mut (*outcomes).untold, pending.weight) };
+        unsafe { add(&raw mut (*outcomes).events_skipped, pending.weight) };
     }
 }
 
+/// Takes one event from the budget for this jiffy. Returns false if none is left.
 #[inline(always)]
-fn may_tell(outcomes: *mut Outcomes) -> bool {
-    // SAFETY: the entry of an array map lives as long as the program. Two CPUs may read and write it at once, whole words each.
+fn spend_event(outcomes: *mut Outcomes) -> bool {
+    // SAFETY: the entry of an array map lives as long as the program. Two CPUs may read and write it at once, in whole
+    // words.
     unsafe {
-        let told = &raw mut (*outcomes).told;
-        let next = Outcomes::may_tell(told.read_volatile(), maps::jiffies());
-        next.inspect(|next| told.write_volatile(*next)).is_some()
+        let event_budget = &raw mut (*outcomes).event_budget;
+        let next = Outcomes::count_event(event_budget.read_volatile(), maps::jiffies());
+        next.inspect(|next| event_budget.write_volatile(*next)).is_some()
     }
 }
 
-/// Removes the pending entry of `connection`, and returns it.
+/// Removes the pending entry of `connection` and returns it.
 #[inline(always)]
-fn take(connection: &Connection) -> Option<Pending> {
+fn take_pending(connection: &Connection) -> Option<Pending> {
     // SAFETY: an entry of an LRU map stays readable while the program runs, and is copied.
     let pending = unsafe { TFO_PENDING.get(connection).copied() }?;
     let _: Result<(), i32> = TFO_PENDING.remove(connection);
     Some(pending)
 }
 
-/// Adds one to the field of [`Outcomes`] that `field` names. The entry of an array map lives as long as the program, and is
-/// only ever added to, atomically.
+/// Adds one to the field of [`Outcomes`] that `field` selects.
 #[inline(always)]
 fn count(service: u32, field: impl FnOnce(*mut Outcomes) -> *mut u64) {
     if let Some(outcomes) = maps::outcomes(service) {
-        // SAFETY: as above.
+        // SAFETY: the entry of an array map lives as long as the program, and its counts are only changed by atomic
+        // additions.
         unsafe { add(field(outcomes), 1) };
     }
 }
 
+/// Adds `n` to the word at `place`, atomically.
+///
 /// # Safety
 ///
-/// `place` is one that all write to atomically only.
+/// `place` must be valid, and all writes to it must be atomic.
 #[inline(always)]
 unsafe fn add(place: *mut u64, n: u64) {
     // AtomicU64 has no fetch_add on this target.
-    // SAFETY: the caller's.
+    // SAFETY: the caller guarantees it.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(place, n) };
 }
 
-/// The connection, as its SYN had it: the other side is the source.
+/// Connection in the direction of its SYN: the remote end is the source.
 #[inline(always)]
 fn connection(ctx: &SockOpsContext) -> Connection {
     let addresses = if field!(ctx, family) == AF_INET6 {
@@ -230,21 +243,23 @@ fn connection(ctx: &SockOpsContext) -> Connection {
     } else {
         ipv4(field!(ctx, remote_ip4), field!(ctx, local_ip4))
     };
-    // In network byte order, in the upper half of a word (`sock_ops_convert_ctx_access`).
+    // The remote port is in network byte order, in the upper half of the word (`sock_ops_convert_ctx_access`). The
+    // local port is in host byte order.
     let [_, _, s0, s1] = field!(ctx, remote_port).to_le_bytes();
     let [d0, d1] = (field!(ctx, local_port) as u16).to_be_bytes();
     Connection::new(&addresses, [s0, s1, d0, d1])
 }
 
-/// Addresses from words in network byte order.
+/// Source and destination from words in network byte order.
 #[inline(always)]
 fn ipv4(remote: u32, local: u32) -> Addresses {
     Addresses { family: Family::Ipv4, words: [u64::from(remote) | u64::from(local) << 32, 0, 0, 0] }
 }
 
+/// Source and destination of an IPv6 socket, which may also have a connection over IPv4.
 #[inline(always)]
 fn ipv6(ctx: &SockOpsContext) -> Addresses {
-    /// How an IPv6 socket sees an IPv4 address: ::ffff:a.b.c.d (RFC 4291, 2.5.5.2).
+    /// Third word of an IPv4-mapped address, ::ffff:a.b.c.d (RFC 4291, 2.5.5.2).
     const MAPPED: u32 = 0xffff_u32.to_be();
 
     let ([r0, r1, r2, r3], [l0, l1, l2, l3]) = (field!(ctx, remote_ip6[..]), field!(ctx, local_ip6[..]));

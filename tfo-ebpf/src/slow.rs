@@ -1,5 +1,5 @@
-//! All that is not done with in [`fast`](crate::fast): the same journey, step by step. Each step reads the
-//! [`Description`](tfo_common::description::Description) that the one before it has left in a map.
+//! Slow path, for all that [`fast`](crate::fast) does not finish. Each step reads the
+//! [`Description`](tfo_common::description::Description) of the packet that the step before has left in a map.
 
 use core::hint::black_box;
 
@@ -17,14 +17,13 @@ use tfo_common::{
 
 use crate::{act, frame::Frame, guards::Syn, maps, watch};
 
-/// Parses a frame header by header, and describes its SYN. Returns 1 for a SYN, else 0; a frame that can't be parsed
-/// is counted here.
+/// Parses a frame header by header. Returns 1 if it has described a SYN, else 0. Counts a frame that can't be parsed.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
     match walk(&Frame::anew(ctx), maps::link_layer()) {
         Ok(Some(segment)) => {
-            let ring = maps::key_ring(&segment);
+            let ring = maps::key_ring_for(&segment);
             describe(&segment, classify(&segment, ring), ring);
             return 1;
         }
@@ -34,7 +33,7 @@ pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
     0
 }
 
-/// Describes a SYN, for [`finish`].
+/// Describes a SYN for [`finish`].
 #[inline(always)]
 pub(crate) fn describe(segment: &Segment, found: Classified, ring: &KeyRing) {
     if let Some(syn) = maps::packet() {
@@ -43,7 +42,7 @@ pub(crate) fn describe(segment: &Segment, found: Classified, ring: &KeyRing) {
     }
 }
 
-/// Serves a SYN that is described: decides, counts and acts. Returns the XDP action; `None` where nothing is done to it.
+/// Serves the described SYN: decides, counts and acts. Returns the XDP action, or `None` if the SYN goes on unchanged.
 #[inline(always)]
 pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     let syn = maps::packet()?;
@@ -60,7 +59,7 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     };
     syn.set_decision(decision, service);
 
-    // From here on the verifier knows nothing of how that was decided.
+    // From here on, the verifier does not know which decision was made.
     let syn = black_box(syn);
     let decision = syn.decision();
     if maps::cell(syn.service)?.count_described(syn) && class.is_fast_open() {
@@ -72,12 +71,12 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     let syn = maps::packet()?;
     if decision.clamps {
         let policy = maps::policy(syn.service)?;
-        act::clamp(Frame::anew(ctx), syn.tcp as usize, policy.most(syn.data_len));
+        act::clamp(Frame::anew(ctx), syn.tcp as usize, policy.max_window(syn.data_len));
     }
-    Some(act::act(&XdpContext::new(ctx), decision.verdict, &syn.segment(), maps::ring()))
+    Some(act::act(&XdpContext::new(ctx), decision.verdict, &syn.segment(), maps::key_ring()))
 }
 
-/// Counts a frame that can't be parsed. The caller passes it: only a policy may cost anyone a packet.
+/// Counts a frame that can't be parsed. The caller passes it, since only a policy may drop a packet.
 #[inline(always)]
 fn unclassified(ctx: *mut xdp_md, fault: Fault) {
     if maps::cell(OTHER).is_some_and(|cell| cell.count_fault(fault))

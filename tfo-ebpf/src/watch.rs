@@ -1,5 +1,5 @@
-//! The closer look at a packet whose [`Sampler`](tfo_common::sample::Sampler) says that it is due: who sends it, whether it is worth an event, and, where its cookie is
-//! good, that a connection is to come of it.
+//! Closer look at sampled packets. It counts the prefix of the source, notes a good cookie as pending, and reports
+//! events. The [`Sampler`](tfo_common::sample::Sampler) of a packet's kind says when the next look is due.
 
 use aya_ebpf::bindings::xdp_md;
 use tfo_common::{
@@ -9,7 +9,7 @@ use tfo_common::{
     observed::{
         Connection, EventGuard, HEAD_LEN, Pending, Prefix, PrefixTally, Subject, Watch, is_remarkable,
     },
-    sample::Taken,
+    sample::Sample,
 };
 
 use crate::{
@@ -17,9 +17,11 @@ use crate::{
     maps::{self, TFO_PENDING, TFO_PREFIXES},
 };
 
+/// `BPF_ANY` from linux/bpf.h.
 const ANY: u64 = 0;
 
-/// Looks at the described packet, and sets when the next one is due. Global, so that the verifier checks it once.
+/// Looks at the described packet and sets when the next look is due. It is a global function, so the verifier checks it
+/// once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_look(ctx: *mut xdp_md) -> u32 {
@@ -29,6 +31,7 @@ pub extern "C" fn tfo_look(ctx: *mut xdp_md) -> u32 {
     0
 }
 
+/// Does the work of [`tfo_look`], if the budget allows it.
 #[inline(always)]
 fn look(frame: &Frame, packet: &Description, watch: &mut Watch) {
     let (Some(samplers), Some(cell)) = (maps::samplers(packet.service), maps::cell(packet.service)) else {
@@ -43,7 +46,7 @@ fn look(frame: &Frame, packet: &Description, watch: &mut Watch) {
         remember_prefix(connection, class, taken.weight, watch);
         if Subject::is_pending(class, packet.verdict as u16) {
             let pending = &Pending { weight: taken.weight, class: class as u64 };
-            // Where there is no room for it, nobody will know what became of the SYN.
+            // If the entry can't be inserted, the outcome of the SYN is not counted.
             let _: Result<(), i32> = TFO_PENDING.insert(connection, pending, ANY);
         }
     }
@@ -53,7 +56,7 @@ fn look(frame: &Frame, packet: &Description, watch: &mut Watch) {
     }
 }
 
-/// Connection of a SYN; [`Connection::NONE`] for a frame that could not be parsed.
+/// Connection of a SYN, or [`Connection::NONE`] for a frame that could not be parsed.
 #[inline(always)]
 fn connection(frame: &Frame, syn: &Description) -> Connection {
     match frame.read(syn.tcp as usize) {
@@ -62,9 +65,10 @@ fn connection(frame: &Frame, syn: &Description) -> Connection {
     }
 }
 
+/// Adds `weight` SYNs of `class` to the counts of their source's prefix.
 #[inline(always)]
 fn remember_prefix(connection: &Connection, class: Class, weight: u64, watch: &mut Watch) {
-    // Not on the stack, of which there is little.
+    // Static, because the stack is small.
     static TALLY: PrefixTally = PrefixTally::NEW;
     let new = &TALLY;
 
@@ -75,22 +79,24 @@ fn remember_prefix(connection: &Connection, class: Class, weight: u64, watch: &m
         found = TFO_PREFIXES.get_ptr_mut(prefix);
     }
     if let Some(tally) = found {
-        // SAFETY: an entry of an LRU map stays readable and writable while the program runs. Another CPU may count for the same
-        // prefix at the same instant, and one of the two be lost, or the entry be given to another prefix: this is a ranking.
+        // SAFETY: an entry of an LRU map stays readable and writable while the program runs. Another CPU may add to it
+        // at the same time, so that one addition is lost, or the kernel may give the entry to another prefix. The
+        // counts are only for a ranking.
         unsafe { (*tally).add(class, weight, connection) };
     }
 }
 
+/// Reports the packet as an event, if the budget and the ring have room. Counts it as skipped or lost if not.
 #[inline(always)]
 fn report(
     frame: &Frame,
     packet: &Description,
     connection: &Connection,
     guard: u16,
-    taken: Taken,
+    taken: Sample,
     watch: &mut Watch,
 ) {
-    let Taken { weight, is_first } = taken;
+    let Sample { weight, is_first } = taken;
     if !watch.budget.events.spend(is_first) {
         watch.events_skipped += weight;
         return;
@@ -114,7 +120,7 @@ fn report(
     }
 }
 
-/// Copies the first bytes of `frame`, two at a time, and returns their number. A last odd byte is left out.
+/// Copies the first bytes of `frame`, two at a time, and returns their number. Leaves out a last odd byte.
 #[inline(always)]
 fn copy_head(frame: &Frame, head: &mut [u8; HEAD_LEN]) -> u64 {
     let (pairs, _) = head.as_chunks_mut::<2>();

@@ -1,4 +1,4 @@
-//! Programs to measure the real one by: `cargo xtask bench`. They are no part of `tfo`.
+//! Programs for comparison in `cargo xtask bench`. They are not part of `tfo`.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]
@@ -9,7 +9,7 @@
     reason = "the kernel calls in by section name; nothing here is Rust API"
 )]
 
-#[expect(dead_code, reason = "what only the program needs")]
+#[expect(dead_code, reason = "only the program needs all of it")]
 mod frame;
 
 use aya_ebpf::{
@@ -29,31 +29,34 @@ use tfo_common::{
 
 use crate::frame::Frame;
 
-/// Where the addresses stand in an untagged frame.
+/// Offset of the addresses in an untagged IPv4 frame.
 const ADDRESSES_V4: usize = 14 + 12;
+/// Offset of the addresses in an untagged IPv6 frame.
 const ADDRESSES_V6: usize = 14 + 8;
 
+/// Passes every frame.
 #[xdp]
 pub fn pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
+/// Drops every frame.
 #[xdp]
 pub fn drop(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
-/// Two keys: any will do.
+/// Two keys of any value.
 #[btf_map]
 static KEYS: Array<[Key; 2], 1> = Array::new();
 
-/// The cookie alone: one bounds check, one look-up, one SipHash-2-4, of a key that is not expanded.
+/// Makes one cookie and nothing else: one bounds check, one look-up, one SipHash-2-4 with a key that is not expanded.
 #[xdp]
 pub fn siphash_v4(ctx: XdpContext) -> u32 {
     hash(&ctx, ADDRESSES_V4, Addresses::from_ipv4, |keys, addresses| made_by(&keys[0], addresses))
 }
 
-/// The same with two keys, as for a cookie that neither made.
+/// Makes the cookies of two keys, as for a cookie that neither of them made.
 #[xdp]
 pub fn siphash_v4_twice(ctx: XdpContext) -> u32 {
     hash(&ctx, ADDRESSES_V4, Addresses::from_ipv4, |keys, addresses| {
@@ -61,11 +64,13 @@ pub fn siphash_v4_twice(ctx: XdpContext) -> u32 {
     })
 }
 
+/// Makes one cookie of IPv6 addresses.
 #[xdp]
 pub fn siphash_v6(ctx: XdpContext) -> u32 {
     hash(&ctx, ADDRESSES_V6, Addresses::from_ipv6, |keys, addresses| made_by(&keys[0], addresses))
 }
 
+/// Makes the cookies of two keys for IPv6 addresses.
 #[xdp]
 pub fn siphash_v6_twice(ctx: XdpContext) -> u32 {
     hash(&ctx, ADDRESSES_V6, Addresses::from_ipv6, |keys, addresses| {
@@ -73,6 +78,7 @@ pub fn siphash_v6_twice(ctx: XdpContext) -> u32 {
     })
 }
 
+/// Reads the `addresses` at `offset` and applies `is_made` to them.
 #[inline(always)]
 fn hash<const N: usize>(
     ctx: &XdpContext,
@@ -83,54 +89,58 @@ fn hash<const N: usize>(
     let (Some(bytes), Some(keys)) = (Frame::new(ctx).read(offset), KEYS.get(0)) else {
         return xdp_action::XDP_ABORTED;
     };
-    // Something has to come of the hash, else it is removed.
+    // The result has to depend on the hash, or LLVM removes it.
     if is_made(keys, &addresses(bytes)) { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
 }
 
-/// Whether `key` makes the cookie of zeros, which it never does.
+/// Whether `key` makes a cookie of zeros. It practically never does.
 #[inline(always)]
 fn made_by(key: &Key, addresses: &Addresses) -> bool {
     cookie::make(key, addresses) == 0
 }
 
-/// What [`vary`] writes: eight bytes of addresses, and in the second word the cookie. Words as the real program reads them: a read that
-/// takes in more than was written waits until that has left the CPU's store buffer, which a network card's writes never do. [`flood`]
-/// has in the first word four bytes of the source address, and the checksums of IPv4 and, for port 0, of TCP.
+/// Variants of the frame, as little-endian words.
+///
+/// For [`vary`] the first word is eight bytes of addresses and the second the cookie. These are the words that the real
+/// program reads: a read of more than was written waits for the CPU's store buffer, which never happens with the writes
+/// of a network card. For [`flood`] the first word is the source address, the IPv4 checksum, and the TCP checksum for
+/// port 0.
 #[btf_map]
 static VARIANTS: Array<[u64; 2], 65_536> = Array::new();
 
-/// Which of them comes next; in [`flood`], how many have come.
+/// Index of the next variant. In [`flood`], number of frames so far.
 #[btf_map]
 static NEXT: Array<u32, 1> = Array::new();
 
-/// The program that [`vary`] hands over to.
+/// Program that [`vary`] calls.
 #[btf_map]
 static THEN: ProgramArray<1> = ProgramArray::new();
 
-/// How many of [`VARIANTS`] are used.
+/// Number of [`VARIANTS`] in use.
 #[unsafe(no_mangle)]
 static COUNT: Global<u32> = Global::new(1);
 
-/// Where those bytes of addresses stand in the frame.
+/// Offset in the frame of the addresses that [`vary`] writes.
 #[unsafe(no_mangle)]
 static SOURCE_AT: Global<u32> = Global::new(0);
 
-/// Where the cookie stands.
+/// Offset of the cookie in the frame.
 #[unsafe(no_mangle)]
 static COOKIE_AT: Global<u32> = Global::new(0);
 
-/// Where the window stands, and what it and the checksum behind it are to be.
+/// Offset of the window in the frame.
 #[unsafe(no_mangle)]
 static WINDOW_AT: Global<u32> = Global::new(0);
+/// Window and the checksum behind it, as they are in memory.
 #[unsafe(no_mangle)]
 static WINDOW: Global<u32> = Global::new(0);
 
-/// Makes each run's frame another one, or as it was before it was rewritten, and hands it over.
+/// Writes the next variant into the frame, also over what the program has rewritten, and calls the program.
 #[xdp]
 pub fn vary(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     if let Some(next) = NEXT.get_ptr_mut(0) {
-        // SAFETY: the entry of an array map lives as long as the program, and one CPU only runs the benchmark.
+        // SAFETY: the entry of an array map lives as long as the program, and only one CPU runs the benchmark.
         let index = unsafe { *next };
         // SAFETY: as above.
         unsafe { *next = if index + 1 >= COUNT.load() { 0 } else { index + 1 } };
@@ -140,21 +150,24 @@ pub fn vary(ctx: XdpContext) -> u32 {
             frame.write(WINDOW_AT.load() as usize, WINDOW.load().to_ne_bytes());
         }
     }
-    // SAFETY: nothing is to be dropped here.
+    // SAFETY: no value on the stack needs to be dropped.
     unsafe { THEN.tail_call(&ctx, 0) };
     xdp_action::XDP_ABORTED
 }
 
-/// The interface that [`flood`] sends to, by its index.
+/// Index of the interface that [`flood`] sends to.
 #[unsafe(no_mangle)]
 static INTERFACE: Global<u32> = Global::new(0);
 
-/// Where [`flood`] writes, in an untagged IPv4 frame; the source address is behind the checksum of its header.
+/// Offset of the header checksum in an untagged IPv4 frame. The source address is behind it.
 const IP_CHECKSUM_AT: usize = 14 + 10;
+/// Offset of the source port in such a frame.
 const SOURCE_PORT_AT: usize = 14 + 20;
+/// Offset of the TCP checksum in such a frame.
 const TCP_CHECKSUM_AT: usize = 14 + 20 + 16;
 
-/// Live: makes each frame the SYN of a new connection, for the kernel's stack too, and sends it out of [`INTERFACE`].
+/// Makes each live frame the SYN of a new connection, valid for the kernel's stack too, and sends it out of
+/// [`INTERFACE`].
 #[xdp]
 pub fn flood(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
@@ -163,22 +176,22 @@ pub fn flood(ctx: XdpContext) -> u32 {
     let count = unsafe { *next };
     // SAFETY: as in `vary`.
     unsafe { *next = count.wrapping_add(1) };
-    // A port for each time that all variants have come.
+    // The port changes each time that all variants have been sent.
     let port = FIRST_PORT.wrapping_add((count >> 16) as u16);
     let Some([fields, cookie]) = VARIANTS.get(count & 0xffff) else { return xdp_action::XDP_ABORTED };
     let [s0, s1, s2, s3, ip0, ip1, tcp0, tcp1] = fields.to_le_bytes();
-    // RFC 1624, equation 3, where there was zero before.
+    // RFC 1624, equation 3, with an old value of zero.
     let sum = u32::from(!u16::from_be_bytes([tcp0, tcp1])) + u32::from(port);
     let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
     frame.write(IP_CHECKSUM_AT, [ip0, ip1, s0, s1, s2, s3]);
     frame.write(SOURCE_PORT_AT, port.to_be_bytes());
     frame.write(TCP_CHECKSUM_AT, checksum.to_be_bytes());
     frame.write(COOKIE_AT.load() as usize, cookie.to_le_bytes());
-    // SAFETY: takes numbers only.
+    // SAFETY: the helper takes only numbers.
     unsafe { bpf_redirect(INTERFACE.load(), 0) as u32 }
 }
 
-/// Lower ones are no client's.
+/// First source port of [`flood`]. Clients use none below it.
 const FIRST_PORT: u16 = 1024;
 
 #[cfg(not(test))]
