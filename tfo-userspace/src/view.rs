@@ -1,6 +1,6 @@
-//! What people and programs read of an interface: tables, JSON, metrics, a page, a screen.
+//! Output about an interface, for people and programs: tables, JSON, metrics, an HTML page, a terminal screen.
 
-// Whoever adds a class, a verdict or a reason is led to all that shows one.
+// A new class, verdict or reason then gives a warning at each `match` that has to show it.
 #![warn(clippy::wildcard_enum_match_arm)]
 
 pub mod attestation;

@@ -35,7 +35,7 @@ pub(super) fn take(datapath: &mut Datapath, log: &mut EventLog) {
             ring: &ring,
             own: &own,
             service: &|index| datapath.service_name(index),
-            lately: &|prefix| datapath.lately(prefix),
+            recent_sources: &|prefix| datapath.recent_sources(prefix),
         };
         events.iter().for_each(|event| log.add(explainer.explain(event)));
     });

@@ -1,4 +1,4 @@
-//! Whether the keys are where they should be, by their fingerprints: hosts out of step are seen at a glance.
+//! Comparison of the keys in the map, the kernel and the schedule, by fingerprint. It shows hosts that are out of step.
 
 use anyhow::Result;
 use comfy_table::CellAlignment::Left;
@@ -14,21 +14,21 @@ use crate::{
     view::table::table,
 };
 
-/// The kernel's two keys, as three places have them.
+/// Fingerprints of the current and the backup key in three places.
 #[derive(Serialize)]
 pub struct Attestation {
-    /// Whether they are the same wherever they are known; `None` where nothing but the map is.
+    /// Result of the comparison: true if all known places have the same keys, `None` if only the map is known.
     in_step: Option<bool>,
-    /// In the map. JSON has them in their own places.
+    /// Keys in the map. JSON lists them elsewhere, so they are left out here.
     #[serde(skip)]
     map: Pair,
-    /// In the sysctl; `None` where that is of another network namespace, or can't be read.
+    /// Keys in the sysctl; `None` if the program is in another network namespace, or the sysctl can't be read.
     kernel: Option<Pair>,
-    /// What the source wants now; `None` where keys are the kernel's to choose, or no controller is there to ask the source.
+    /// Keys that the key source wants now; `None` if the kernel chooses the keys, or no controller runs.
     schedule: Option<Pair>,
 }
 
-/// Fingerprints.
+/// Fingerprints of the current and the backup key.
 #[derive(PartialEq, Eq, Serialize)]
 struct Pair {
     current: Option<String>,
@@ -36,7 +36,7 @@ struct Pair {
 }
 
 impl From<[u64; 2]> for Pair {
-    /// 0 stands for none.
+    /// Writes the fingerprints in hexadecimal; 0 stands for no key.
     fn from(fingerprints: [u64; 2]) -> Self {
         let [current, backup] = fingerprints.map(|print| (print != 0).then(|| format!("{print:016x}")));
         Self { current, backup }
@@ -44,10 +44,10 @@ impl From<[u64; 2]> for Pair {
 }
 
 impl Attestation {
-    /// Of the map with `ring` and what is known `info` under `pins`.
+    /// Compares the keys of `ring`, from the map below `pins`, with those of the kernel and of the schedule in `info`.
     pub fn of(pins: &Pins, ring: &KeyRing, info: &Info) -> Result<Self> {
         let map = KernelKeys::from(ring.held()).fingerprints().into();
-        // Its keys are of our own namespace: to another's, they say nothing.
+        // The sysctl is that of our own network namespace, so it is compared only with a program in the same one.
         let kernel = (netns::netns()? == info.netns).then(KernelKeys::read).and_then(Result::ok);
         let kernel = kernel.map(|keys| keys.fingerprints().into());
         let has_schedule = info.key_source != KeySource::Kernel as u64 && pins.has_controller()?;
@@ -57,12 +57,12 @@ impl Attestation {
         Ok(Self { in_step, map, kernel, schedule })
     }
 
-    /// Whether the keys are the same wherever they are known; `None` where nothing but the map is.
+    /// Returns true if all known places have the same keys, and `None` if only the map is known.
     pub fn in_step(&self) -> Option<bool> {
         self.in_step
     }
 
-    /// As users see it.
+    /// Returns the comparison as a table.
     pub fn text(&self) -> String {
         let Self { in_step, map, kernel, schedule } = self;
         let places = [("map", Some(map)), ("kernel", kernel.as_ref()), ("schedule", schedule.as_ref())];

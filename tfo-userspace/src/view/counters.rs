@@ -1,4 +1,4 @@
-//! Counters as users see them: a table, and JSON.
+//! Report of an interface's counters, as a table and as JSON.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tfo_common::{
     class::Class,
-    counters::{Counters, Guarded},
+    counters::{Counters, GuardCounts},
     info::{Attach, Info},
     parse::{Malformed, Unsupported},
     policy::Guard,
@@ -23,26 +23,26 @@ use crate::{
     },
 };
 
-/// The counters of one interface; see `tfo counters --json`.
+/// Counters of one interface; see `tfo counters --json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// The interface's name.
+    /// Name of the interface.
     pub interface: String,
-    /// What the program may do.
+    /// Name of the mode.
     pub mode: &'static str,
-    /// Where in the receive path it runs.
+    /// Place of the program in the receive path: `native` or `generic`.
     pub attach: &'static str,
-    /// When counting began (RFC 3339, UTC).
+    /// Time at which counting began (RFC 3339, UTC).
     pub since: Timestamp,
     /// SYNs, without the rows that are zero.
     pub syn: Vec<SynRow>,
     /// Frames passed because they are malformed, without the rows that are zero.
     pub malformed: Vec<ReasonRow>,
-    /// Frames passed because they use what is not supported, without the rows that are zero.
+    /// Frames passed because they use an unsupported feature, without the rows that are zero.
     pub unsupported: Vec<ReasonRow>,
-    /// Whether it is known what becomes of connections.
+    /// Whether outcomes of connections are reported.
     pub outcomes: bool,
-    /// The same SYNs by service, and what became of the service's connections in the whole network namespace.
+    /// SYNs by service, and outcomes of the service's connections in the whole network namespace.
     pub services: Vec<ServiceReport>,
 }
 
@@ -51,63 +51,63 @@ pub struct Report {
 pub struct SynRow {
     /// `ipv4` or `ipv6`.
     pub family: &'static str,
-    /// The class.
+    /// Name of the class.
     pub class: &'static str,
-    /// What was done with them.
+    /// Name of the verdict.
     pub verdict: &'static str,
-    /// How many.
+    /// Number of SYNs.
     pub packets: u64,
-    /// How many of them carried data.
+    /// Number of SYNs with data.
     pub with_data: u64,
-    /// The bytes of data in those.
+    /// Bytes of data in these SYNs.
     pub data_bytes: u64,
 }
 
 /// Frames passed for one reason.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ReasonRow {
-    /// The reason.
+    /// Name of the reason.
     pub reason: &'static str,
-    /// How many.
+    /// Number of frames.
     pub packets: u64,
 }
 
-/// What was counted for one service.
+/// Counters of one service.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ServiceReport {
-    /// Its name; `other` for what no service names.
+    /// Name of the service; `other` for SYNs to no configured service.
     pub name: String,
-    /// Its SYNs, without the rows that are zero.
+    /// SYNs to the service, without the rows that are zero.
     pub syn: Vec<SynRow>,
-    /// Fast Open children that the kernel made.
+    /// Connections that began with Fast Open.
     pub accepted: u64,
-    /// SYNs with a cookie that the kernel should have taken, and which it answered with an ordinary handshake.
+    /// SYNs with a good cookie that the kernel answered with an ordinary handshake.
     pub refused: u64,
-    /// What accepted connections did not wait for.
+    /// Round trips that accepted connections saved.
     pub rtt_saved: RttSaved,
-    /// What protected it, without the rows that are zero.
+    /// Protections of the service, without the rows that are zero.
     pub guards: Vec<GuardRow>,
 }
 
-/// What one protection did.
+/// Counters of one protection.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GuardRow {
-    /// The protection.
+    /// Name of the protection.
     pub guard: &'static str,
-    /// SYNs on which it acted.
+    /// SYNs on which the protection acted.
     pub acted: u64,
-    /// SYNs on which it would have, if it were no dry run.
+    /// SYNs on which the protection would have acted, but for a dry run.
     pub would: u64,
 }
 
 impl Report {
-    /// What was counted by the program of `datapath`.
+    /// Reads the counters of `datapath`.
     pub fn of(datapath: &Datapath) -> anyhow::Result<Self> {
         let outcomes = datapath.pins().has_outcomes()?;
         Ok(Self::new(&datapath.interface.name, datapath.info(), &datapath.by_service()?, outcomes))
     }
 
-    /// The report on what was counted by service, where it is known (`outcomes`) or not what became of connections.
+    /// Makes a report from the counters of each service. `outcomes` says whether outcomes of connections are reported.
     pub fn new(interface: &str, info: &Info, by_service: &[ServiceCounters], outcomes: bool) -> Self {
         let mut counters = Counters::default();
         by_service.iter().for_each(|service| counters.add(&service.counters));
@@ -138,12 +138,12 @@ impl Report {
         }
     }
 
-    /// How many connections began with Fast Open, where that is known.
+    /// Returns the number of connections that began with Fast Open; `None` if outcomes are not reported.
     pub fn accepted(&self) -> Option<u64> {
         self.outcomes.then(|| self.outcome().0)
     }
 
-    /// What became of all connections: how many were accepted and refused, and what the former saved.
+    /// Returns the numbers of accepted and refused connections of all services, and the round trips that were saved.
     pub fn outcome(&self) -> (u64, u64, RttSaved) {
         let mut saved = RttSaved::default();
         self.services.iter().for_each(|service| saved.add(&service.rtt_saved));
@@ -151,13 +151,13 @@ impl Report {
         (sum(|service| service.accepted), sum(|service| service.refused), saved)
     }
 
-    /// A report on nothing, for tests to fill in.
+    /// Returns an empty report, for tests.
     #[cfg(test)]
-    pub(crate) fn nothing() -> Self {
+    pub(crate) fn empty() -> Self {
         Self::new("v0", &Info::default(), &[], false)
     }
 
-    /// The report in one line, for a log.
+    /// Returns the report in one line, for the log.
     pub fn summary(&self) -> String {
         let mut parts: Vec<String> = Vec::new();
         for class in Class::ALL {
@@ -176,7 +176,7 @@ impl Report {
         if parts.is_empty() { "no SYN yet".to_owned() } else { parts.join(", ") }
     }
 
-    /// The report as text for a terminal.
+    /// Returns the report as text for a terminal.
     pub fn text(&self) -> String {
         let Self { interface, mode, attach, since, syn, malformed, unsupported, outcomes, services } = self;
         let mut text = format!("{interface}  {mode}  {attach}  counting since {since:.0}\n");
@@ -214,7 +214,7 @@ impl Report {
         text
     }
 
-    /// What Fast Open was good for.
+    /// Describes the outcomes of all connections in a sentence.
     fn sentence(&self) -> String {
         let (accepted, refused, saved) = self.outcome();
         let mut sentence = match accepted {
@@ -234,7 +234,7 @@ impl Report {
     }
 }
 
-const UNKNOWN: &str = "What became of connections is not known here (`tfo check` says why).";
+const UNKNOWN: &str = "The outcomes of connections are not known here (`tfo check` says why).";
 
 fn service_table(services: &[ServiceReport]) -> String {
     let is_valid = |row: &&SynRow| {
@@ -275,8 +275,11 @@ fn guard_table(services: &[ServiceReport]) -> String {
 }
 
 fn guard_rows(counters: &Counters) -> Vec<GuardRow> {
-    let counted = Guard::ALL.iter().zip(counters.guards).filter(|(_, count)| *count != Guarded::default());
-    counted.map(|(guard, Guarded { acted, would })| GuardRow { guard: guard.name(), acted, would }).collect()
+    let counted =
+        Guard::ALL.iter().zip(counters.guards).filter(|(_, count)| *count != GuardCounts::default());
+    counted
+        .map(|(guard, GuardCounts { acted, would })| GuardRow { guard: guard.name(), acted, would })
+        .collect()
 }
 
 fn syn_rows(counters: &Counters) -> Vec<SynRow> {
@@ -301,17 +304,17 @@ fn syn_rows(counters: &Counters) -> Vec<SynRow> {
     rows
 }
 
-/// The most that may be done to a packet.
+/// Returns the name of the program's mode.
 pub fn mode_name(info: &Info) -> &'static str {
     Mode::ALL.get(info.mode as usize).map_or("unknown", |mode| mode.name())
 }
 
-/// Where the program runs, by its name.
+/// Returns the name of the program's place in the receive path.
 pub fn attach_name(info: &Info) -> &'static str {
     Attach::ALL.get(info.attach as usize).map_or("unknown", |attach| attach.name())
 }
 
-/// When counting began.
+/// Returns the time at which counting began.
 pub fn since(info: &Info) -> Timestamp {
     Timestamp::from_nanosecond(i128::from(info.since_unix_ns)).unwrap_or_default()
 }

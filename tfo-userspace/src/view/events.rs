@@ -1,5 +1,5 @@
-//! Events: the few packets that say what is wrong, each explained. `tfo run` takes them from the program's ring and keeps the
-//! last of them in memory, for `tfo events` and the screen.
+//! Events: single packets that show what goes wrong, each with an explanation. `tfo run` reads them from the program's
+//! ring buffer and keeps the latest in memory, for `tfo events` and `tfo top`.
 
 mod explain;
 mod refused;
@@ -17,100 +17,101 @@ pub use refused::Host;
 use serde::{Deserialize, Serialize};
 use tfo_common::{policy::Guard, verdict::Verdict};
 
-/// How many are kept of each class or reason, so that a flood of one does not push the others out.
-const KEPT: usize = 500;
-/// How many a viewer gets at most.
+/// Maximum number of events kept for each class or reason. A flood of one does not evict the others.
+const KEPT_PER_KIND: usize = 500;
+/// Maximum number of events in one answer to `tfo events`.
 pub const SHOWN: usize = 1000;
-/// How many of one kind are explained at a time: it takes thousands of cookies to say that one is nobody's.
+/// Maximum number of events of one kind that are explained at a time. Thousands of cookies are computed before a cookie
+/// is called forged.
 pub const AT_ONCE: usize = 100;
 
-/// An explained event; see `tfo events --json`.
+/// Event with its explanation; see `tfo events --json`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Event {
-    /// Which it is of its interface's, from 1 on.
+    /// Sequence number among the events of the interface, from 1.
     pub number: u64,
-    /// When it was read, at most a fifth of a second after the packet (RFC 3339, UTC).
+    /// Time at which the event was read, at most 200 ms after the packet (RFC 3339, UTC).
     pub time: Timestamp,
-    /// The interface.
+    /// Name of the interface.
     pub interface: String,
-    /// For how many packets of its kind it stands: all since the last such event that there was room for.
+    /// Number of packets of the same kind that the event stands for: those since the last packet that was sampled.
     pub packets: u64,
-    /// The class of the SYN, or the reason why the frame has none.
+    /// Class of the SYN, or the reason why the frame has no class.
     pub what: String,
-    /// What was done with it.
+    /// Name of the verdict.
     pub verdict: String,
-    /// The service that it was for.
+    /// Name of the service.
     pub service: String,
-    /// Where it came from; `None` where the frame does not say.
+    /// Source address; `None` if it can't be read from the frame.
     pub source: Option<IpAddr>,
-    /// The port there.
+    /// Source port.
     pub source_port: Option<u16>,
-    /// Where it was to go.
+    /// Destination address; `None` if it can't be read from the frame.
     pub destination: Option<IpAddr>,
-    /// The port there.
+    /// Destination port.
     pub destination_port: Option<u16>,
-    /// Whether the option is of the experimental kind, 254.
+    /// Whether the option has the experimental kind, 254.
     pub experimental: bool,
-    /// The protection that acted on it, or would have; `None` where none had anything to say.
+    /// Name of the protection that acted on the SYN, or would have in a dry run; `None` if no protection did.
     pub guard: Option<String>,
-    /// Whether that one only would have.
+    /// Whether the protection was a dry run and did not act.
     pub dry_run: bool,
-    /// The explanation.
+    /// Explanation of the event.
     #[serde(flatten)]
     pub why: Why,
 }
 
-/// What is to be said of a SYN's cookie, or why it got no data through, as far as can be told from outside.
+/// Explanation of an event: the origin of the cookie, or the reason why the data of the SYN was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "why", rename_all = "snake_case")]
 pub enum Why {
-    /// The cookie is one that the kernel takes.
+    /// Cookie of the current or the backup key.
     GoodCookie,
-    /// There is none: one is asked for.
+    /// Request for a cookie.
     Request,
-    /// The cookie is of a key that the kernel does not hold any more.
+    /// Cookie of a key that the kernel does not hold any more.
     RetiredKey {
-        /// 1 for the one that it held last.
+        /// Age of the key in rotations: 1 for the key that the kernel held last.
         generation: usize,
     },
-    /// The cookie is of the key that the kernel will hold next: a host of the fleet is ahead.
+    /// Cookie of the key that the kernel will hold next. Another host of the fleet is ahead.
     NextKey,
-    /// The cookie is of a key that was not known yet when it came.
+    /// Cookie of a key that came into the map only after the SYN had arrived.
     KeyLearned,
-    /// The cookie was made for another address of the same network: the client's address has changed, as behind a NAT.
+    /// Cookie for another address of the same network. The client's address has changed, as behind a NAT.
     NeighbourAddress {
-        /// That address.
+        /// Address for which the cookie was made.
         neighbour: IpAddr,
     },
-    /// The cookie was made by another address of this host.
+    /// Cookie that another address of this host gave out.
     WrongDestination {
-        /// That address.
+        /// Address that gave out the cookie.
         made_by: IpAddr,
     },
-    /// The cookie has 4 to 16 bytes, but not 8.
+    /// Cookie of 4 to 16 bytes, but not 8.
     WrongLength,
-    /// The kernel takes the option for absent: it has an odd length, or a cookie of 2 or of more than 16 bytes.
+    /// Option that the kernel ignores: it has an odd length, or a cookie of 2 or of more than 16 bytes.
     IgnoredOption,
-    /// No key that is known here makes this cookie, for no address that it could have been made for.
+    /// Cookie that no known key makes for any address that was tried.
     Forged,
-    /// The kernel drops the frame.
+    /// Malformed frame, which the kernel drops.
     Malformed,
-    /// It is not followed.
+    /// Frame that tfo does not parse.
     Unsupported,
-    /// The cookie was good, and the kernel answered with an ordinary handshake.
+    /// Good cookie that the kernel answered with an ordinary handshake.
     Refused,
-    /// The same: the listener has no Fast Open.
+    /// Refused good cookie: the listener has no Fast Open.
     ListenerWithoutFastOpen,
-    /// The same: the listener has keys of its own.
+    /// Refused good cookie: the listener has its own keys.
     OwnKey,
-    /// The same: the host has Fast Open off for servers.
+    /// Refused good cookie: Fast Open is off for servers on this host.
     ServerOff,
-    /// The same, and queues of listeners have run over since they were made.
+    /// Refused good cookie without another known reason, where TCPFastOpenListenOverflow is not zero.
     QueueFull,
 }
 
 impl Event {
-    /// The same, with the addresses of clients cut to their network.
+    /// Cuts client addresses to their /24 or /64, and removes the source port.
     #[must_use]
     pub fn anonymized(mut self) -> Self {
         self.source = self.source.map(network);
@@ -121,7 +122,7 @@ impl Event {
         self
     }
 
-    /// One line for a terminal.
+    /// Returns the event as one line for a terminal.
     pub fn text(&self) -> String {
         let end = |address: Option<IpAddr>, port: Option<u16>| match (address, port) {
             (Some(IpAddr::V6(address)), Some(port)) => format!("[{address}]:{port}"),
@@ -148,14 +149,14 @@ impl Event {
         if self.experimental {
             say(format_args!(" (experimental option, kind 254)"));
         }
-        // Whatever else is done, a protection does.
+        // The other verdicts but `pass` come from a protection, which has been named already.
         if self.verdict == Verdict::Rewrite.name() {
             say(format_args!(" [{}]", self.verdict));
         }
         line
     }
 
-    /// What a protection did to it, or would have done.
+    /// Describes what a protection did to the SYN, or would have done.
     fn guarded(&self) -> Option<String> {
         let guard = self.guard.as_deref()?;
         let done = if self.dry_run {
@@ -183,12 +184,12 @@ impl Why {
             Self::RetiredKey { generation: 1 } => "a cookie of the key before the last change".to_owned(),
             Self::RetiredKey { generation } => format!("a cookie of the key {generation} changes ago"),
             Self::NextKey => "a cookie of the next key: another host of the fleet is ahead".to_owned(),
-            Self::KeyLearned => "a cookie of a key that came into the map just behind it".to_owned(),
+            Self::KeyLearned => "a cookie of a key that came into the map just after the SYN".to_owned(),
             Self::NeighbourAddress { neighbour } => {
                 format!("a cookie made for {neighbour}: the client's address has changed")
             }
-            Self::WrongDestination { made_by } => format!("a cookie that this host gave at {made_by}"),
-            Self::WrongLength => "a cookie of another length than 8 bytes".to_owned(),
+            Self::WrongDestination { made_by } => format!("a cookie that this host gave out at {made_by}"),
+            Self::WrongLength => "a cookie that is not 8 bytes long".to_owned(),
             Self::IgnoredOption => "an option that the kernel ignores".to_owned(),
             Self::Forged => "no key here makes this cookie: forged, or made elsewhere".to_owned(),
             Self::Malformed => "the kernel drops it".to_owned(),
@@ -202,7 +203,7 @@ impl Why {
     }
 }
 
-/// The /24 or /64 that `address` is in.
+/// Returns the /24 or /64 that contains `address`.
 pub fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(address) => IpAddr::V4((address.to_bits() & !0xff).into()),
@@ -210,47 +211,47 @@ pub fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The last events of an interface.
+/// Latest events of an interface.
 #[derive(Debug, Default)]
 pub struct EventLog {
     by_what: BTreeMap<String, VecDeque<Event>>,
     last: u64,
-    /// Packets of which nobody was told: there was no room, or no time.
+    /// Number of packets whose event was not kept, because too many came at once.
     lost: u64,
 }
 
-/// What a viewer gets; see [`EventLog::json`].
+/// Answer to a request for events; see [`EventLog::json`].
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub struct Recent {
-    /// Packets of which nobody was told.
+    /// Number of packets whose event was lost.
     pub lost: u64,
-    /// The events, oldest first.
+    /// Events, oldest first.
     pub events: Vec<Event>,
 }
 
 impl EventLog {
-    /// Adds an event, which gets its number.
+    /// Adds an event and numbers it.
     pub fn add(&mut self, event: Event) {
         self.last += 1;
         let events = self.by_what.entry(event.what.clone()).or_default();
-        if events.len() == KEPT {
+        if events.len() == KEPT_PER_KIND {
             events.pop_front();
         }
         events.push_back(Event { number: self.last, ..event });
     }
 
-    /// Counts packets of which nobody will be told.
+    /// Counts packets whose event was not kept.
     pub fn lose(&mut self, packets: u64) {
         self.lost += packets;
     }
 
-    /// Packets of which nobody was told.
+    /// Returns the number of packets whose event was not kept.
     pub fn lost(&self) -> u64 {
         self.lost
     }
 
-    /// The events behind number `after`, or the newest `most` of them, as JSON of [`Recent`], where `lost` more were lost by
-    /// the program.
+    /// Returns the newest events after number `after`, at most `most` of them, as JSON of [`Recent`]. `lost` is the
+    /// number of packets whose event the program lost.
     pub fn json(&self, after: u64, most: usize, lost: u64) -> Result<String> {
         let all = self.by_what.values().flatten();
         let mut events: Vec<_> = all.filter(|event| event.number > after).cloned().collect();

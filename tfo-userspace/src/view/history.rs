@@ -1,4 +1,4 @@
-//! The last hour of each interface, in the memory of `tfo run`: what `tfo report` draws.
+//! Samples of each interface's counters over the last hour, in the memory of `tfo run`. `tfo report` draws them.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,42 +11,42 @@ use tfo_common::{class::Class, segment::Family, verdict::Verdict};
 
 use crate::{kernel::tcp_ext::TcpExt, view::counters::Report};
 
-/// How often a sample is taken.
+/// Interval between samples.
 pub const EVERY: Duration = Duration::from_secs(5);
-/// How far back samples go.
+/// Time for which samples are kept.
 pub const SPAN: Duration = Duration::from_secs(60 * 60);
-/// Samples in the span, and one at its other end.
+/// Maximum number of samples of an interface: both ends of the span have one.
 const SAMPLES: usize = (SPAN.as_secs() / EVERY.as_secs()) as usize + 1;
 
-/// What was counted on an interface, up to a moment.
+/// Counters of an interface at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Totals {
     /// SYNs by [`Family`] and [`Class`] index.
     pub syn: [[u64; Class::COUNT]; Family::COUNT],
-    /// Those of them whose cookie was translated.
+    /// SYNs whose cookie was translated.
     pub rewritten: u64,
-    /// Those whose cookie the kernel holds no key for any more, and which went on with it.
+    /// SYNs with a cookie of a retired key that were passed without translation.
     pub outdated: u64,
-    /// Those on which a protection acted.
+    /// SYNs on which a protection acted.
     pub guarded: u64,
     /// Frames passed because they are malformed.
     pub malformed: u64,
-    /// Frames passed because they use what is not supported.
+    /// Frames passed because they use an unsupported feature.
     pub unsupported: u64,
-    /// What became of cookies; `None` where nobody reports it.
+    /// Outcomes of valid cookies; `None` if they are not reported.
     pub outcomes: Option<Outcomes>,
 }
 
-/// What became of valid cookies, in the whole network namespace.
+/// Outcomes of valid cookies, in the whole network namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Outcomes {
     /// Fast Open connections that the kernel made.
     pub accepted: u64,
-    /// SYNs with a valid cookie that it did not take.
+    /// SYNs with a valid cookie that the kernel did not take.
     pub refused: u64,
     /// Connections whose saved round trip was measured.
     pub measured: u64,
-    /// What those saved, in microseconds.
+    /// Sum of the measured round trips, in microseconds.
     pub saved_us: u64,
 }
 
@@ -57,7 +57,7 @@ impl From<&Report> for Totals {
 }
 
 impl Totals {
-    /// Those of one service, or of all; frames that could not be classified are nobody's, and count for each.
+    /// Sums the counters of one service, or of all. Unclassified frames have no service and are always included.
     pub fn of(report: &Report, service: Option<&str>) -> Self {
         let mut totals = Self {
             malformed: report.malformed.iter().map(|row| row.packets).sum(),
@@ -96,54 +96,54 @@ impl Totals {
         totals
     }
 
-    /// SYNs of `class`, of both families.
+    /// Returns the number of SYNs of `class`, of both families.
     pub fn class(&self, class: Class) -> u64 {
         self.syn.iter().map(|classes| classes[class.index()]).sum()
     }
 
-    /// SYNs of `family`.
+    /// Returns the number of SYNs of `family`.
     pub fn family(&self, family: Family) -> u64 {
         self.syn[family.index()].iter().sum()
     }
 
-    /// All SYNs.
+    /// Returns the number of SYNs.
     pub fn all(&self) -> u64 {
         Family::ALL.iter().map(|family| self.family(*family)).sum()
     }
 }
 
-/// A moment, and how the counters stood then.
+/// Counters at one moment of the past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Sample {
-    /// How long ago it was when the controller was asked, in milliseconds: no clock that is set can spoil it.
+    /// Age in milliseconds when the controller answered. Unlike a time of day, it stays right when a clock is set.
     pub age_ms: u64,
-    /// What was counted on the interface.
+    /// Counters of the interface.
     pub totals: Totals,
-    /// What the kernel counted in the network namespace; `None` where it could not be read.
+    /// Kernel's counters of the network namespace; `None` if they could not be read.
     pub kernel: Option<TcpExt>,
 }
 
-/// One more event of a counter each second, or fewer, between two moments that are `elapsed` apart. `None` where it began
-/// anew in between, or no time passed.
+/// Returns the rate per second of a counter that rose from `earlier` to `later` within `elapsed`. `None` if the counter
+/// was reset in between, or no time passed.
 pub fn rate(earlier: u64, later: u64, elapsed: Duration) -> Option<f64> {
     let more = later.checked_sub(earlier)?;
     (!elapsed.is_zero()).then(|| more as f64 / elapsed.as_secs_f64())
 }
 
-/// The samples of all interfaces of a controller: a bounded number of each.
+/// Samples of all interfaces of a controller, a bounded number for each.
 #[derive(Debug, Default)]
-pub struct History(BTreeMap<String, VecDeque<Taken>>);
+pub struct History(BTreeMap<String, VecDeque<StoredSample>>);
 
 #[derive(Clone, Copy, Debug)]
-struct Taken {
+struct StoredSample {
     at: Instant,
     totals: Totals,
     kernel: Option<TcpExt>,
 }
 
 impl History {
-    /// Remembers how the counters of an interface stand, and forgets what is too old. What comes too soon after another, since
-    /// somebody asked, is replaced by the next.
+    /// Adds a sample of an interface, and drops the oldest if there are too many. A request for the history takes a
+    /// sample, too. If that came soon after another one, the next sample replaces it.
     pub fn add(&mut self, at: Instant, report: &Report, kernel: Option<TcpExt>) {
         let samples = self.0.entry(report.interface.clone()).or_default();
         if let [.., before, last] = samples.make_contiguous()
@@ -154,22 +154,22 @@ impl History {
         if samples.len() >= SAMPLES {
             samples.pop_front();
         }
-        samples.push_back(Taken { at, totals: report.into(), kernel });
+        samples.push_back(StoredSample { at, totals: report.into(), kernel });
     }
 
-    /// All that is remembered of `interface`, oldest first, as JSON: see [`parse`].
+    /// Returns the samples of `interface`, oldest first, as JSON for [`parse`].
     pub fn json(&self, interface: &str, now: Instant) -> Result<String> {
         let samples = self.0.get(interface).with_context(|| format!("nothing was sampled on {interface}"))?;
-        let samples = samples.iter().map(|taken| Sample {
-            age_ms: u64::try_from(now.saturating_duration_since(taken.at).as_millis()).unwrap_or(u64::MAX),
-            totals: taken.totals,
-            kernel: taken.kernel,
+        let samples = samples.iter().map(|sample| Sample {
+            age_ms: u64::try_from(now.saturating_duration_since(sample.at).as_millis()).unwrap_or(u64::MAX),
+            totals: sample.totals,
+            kernel: sample.kernel,
         });
         Ok(serde_json::to_string(&samples.collect::<Vec<_>>())?)
     }
 }
 
-/// The samples in the controller's answer.
+/// Parses the samples in the controller's answer.
 pub fn parse(json: &str) -> Result<Vec<Sample>> {
     serde_json::from_str(json)
         .context("the controller is of another version of tfo: its history can't be read")
@@ -197,7 +197,7 @@ mod tests {
                 data_bytes: 0,
             })
         });
-        Report { interface: "v0".to_owned(), syn: syn.collect(), ..Report::nothing() }
+        Report { interface: "v0".to_owned(), syn: syn.collect(), ..Report::empty() }
     }
 
     #[test]
@@ -250,10 +250,10 @@ mod tests {
             listen_overflow: most,
             blackhole: most,
         };
-        let taken = Taken { at: Instant::now(), totals, kernel: Some(kernel) };
-        let history = History([("v0".to_owned(), vec![taken; SAMPLES].into())].into());
+        let sample = StoredSample { at: Instant::now(), totals, kernel: Some(kernel) };
+        let history = History([("v0".to_owned(), vec![sample; SAMPLES].into())].into());
         let json = history.json("v0", Instant::now()).unwrap();
-        // It goes into the answer as a string, with its quotation marks escaped.
+        // The answer contains it as a string, with escaped quotation marks.
         assert!(serde_json::to_string(&json).unwrap().len() < LONGEST_ACCOUNT / 2);
     }
 

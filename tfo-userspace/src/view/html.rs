@@ -1,4 +1,4 @@
-//! `tfo report`: what Fast Open does here, as one page that needs nothing else.
+//! Page of `tfo report`: one HTML file that needs no scripts and no network.
 
 pub mod page;
 pub mod plot;
@@ -11,27 +11,27 @@ use crate::view::{
     key_listing::Listing,
 };
 
-/// What the page says of one interface.
+/// Contents of the page for one interface.
 pub struct Section {
-    /// The counters.
+    /// Counters of the interface.
     pub report: Report,
-    /// The keys, by their roles.
+    /// Keys in the map, by role.
     pub keys: Listing,
-    /// The last hour.
+    /// Samples of the last hour.
     pub hour: Hour,
 }
 
-/// The last hour, or as much of it as the controller has seen.
+/// Samples of the last hour, or since the controller started if that is shorter.
 #[derive(Debug)]
 pub struct Hour(Vec<Sample>);
 
-/// Moments, in seconds from now (so they are negative), and a rate at each.
+/// Points of an unbroken curve: a time in seconds from now (negative), and a rate.
 pub type Run = Vec<(f64, f64)>;
 
 impl Hour {
-    /// That of the controller's samples, oldest first.
+    /// Takes the controller's samples, oldest first.
     pub fn new(mut samples: Vec<Sample>) -> Self {
-        // The last one was taken when it was asked for. Right after another one, it would make a rate of next to nothing.
+        // The last sample was taken for this request. Right after another, it gives a rate over almost no time.
         if let [_, .., before, last] = &samples[..]
             && elapsed(before, last) < EVERY / 2
         {
@@ -40,23 +40,23 @@ impl Hour {
         Self(samples)
     }
 
-    /// How far back it goes.
+    /// Returns the age of the oldest sample.
     pub fn span(&self) -> Duration {
         self.0.first().map_or(Duration::ZERO, |sample| Duration::from_millis(sample.age_ms))
     }
 
-    /// The latest sample.
+    /// Returns the latest sample.
     pub fn latest(&self) -> Option<&Sample> {
         self.0.last()
     }
 
-    /// What `of` has counted in all of it; what happened while it began anew is missing.
+    /// Returns the increase of the counter `of` over all samples. An interval in which it was reset adds nothing.
     pub fn gain(&self, of: impl Fn(&Sample) -> Option<u64>) -> u64 {
         let gains = self.0.windows(2).filter_map(|pair| of(&pair[1])?.checked_sub(of(&pair[0])?));
         gains.sum()
     }
 
-    /// The rates of what `of` counts, in a second; a new run wherever it is not known in between.
+    /// Returns the rates per second of the counter `of`. Each interval without a known rate begins a new run.
     pub fn runs(&self, of: impl Fn(&Sample) -> Option<u64>) -> Vec<Run> {
         let mut runs = vec![Run::new()];
         for pair in self.0.windows(2) {
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn the_last_rate_is_never_of_an_instant() {
         assert_eq!(hour(&[(5_010, 0), (10, 10), (0, 12)]).runs(malformed), [[(0.0, 12.0 / 5.01)]]);
-        // With two, there is nothing better.
+        // Of only two samples, none is left out.
         assert_eq!(hour(&[(1000, 0), (0, 12)]).runs(malformed), [[(0.0, 12.0)]]);
         assert_eq!(hour(&[]).gain(malformed), 0);
     }

@@ -1,4 +1,4 @@
-//! The keys of an interface, as `tfo keys status` and `tfo top` show them: by fingerprints, never keys.
+//! Keys of an interface, as `tfo keys status` and `tfo top` show them. It contains fingerprints, never keys.
 
 use anyhow::Result;
 use comfy_table::CellAlignment::{Left, Right};
@@ -16,43 +16,43 @@ use crate::{
     view::table::table,
 };
 
-/// The keys of one interface.
+/// Keys of one interface.
 #[derive(Serialize)]
 pub struct Listing {
-    /// The interface's name.
+    /// Name of the interface.
     pub interface: String,
-    /// Where they come from.
+    /// Name of the key source.
     pub source: &'static str,
-    /// How often they change, in seconds.
+    /// Interval between rotations, in seconds; `None` if the kernel decides.
     pub rotate: Option<u64>,
-    /// How often the kernel's keys could not be read or written, or were changed by somebody else.
+    /// Number of times the kernel's keys could not be read or written, or were changed by somebody else.
     pub failures: u64,
-    /// Whether they are where they should be.
+    /// Comparison of the keys in map, kernel and schedule.
     #[serde(flatten)]
     pub attestation: Attestation,
-    /// Those in the map, in the order of their roles.
+    /// Keys in the map, in the order of their roles.
     pub keys: Vec<Generation>,
 }
 
-/// A key in the map.
+/// Key in the map.
 #[derive(Clone, Debug, Serialize)]
 pub struct Generation {
-    /// What it is to the kernel.
+    /// Name of the role.
     pub role: &'static str,
-    /// What may be shown of it.
+    /// Fingerprint of the key.
     pub fingerprint: String,
-    /// Seconds since it came into the map.
+    /// Seconds since the key came into the map.
     pub age: u64,
-    /// Cookies of it that have come since.
+    /// Number of cookies of the key that have come since.
     pub hits: u64,
-    /// Of all hits of the keys in the map.
+    /// Share in the hits of all keys in the map, from 0 to 1.
     pub share: f64,
-    /// In how many seconds it goes because of its age.
+    /// Seconds until the key is removed because of its age; `None` if no such removal is due.
     pub goes_in: Option<u64>,
 }
 
 impl Listing {
-    /// Those behind `pins`, which are open as `pinned`.
+    /// Reads the keys from the maps below `pins`, which are open as `pinned`.
     pub fn of(pins: &Pins, pinned: &Pinned) -> Result<Self> {
         let (ring, info, hits) = (pinned.key_ring()?, pinned.info(), pinned.counters()?.hits);
         let slots = || (0..SLOTS).filter(|slot| ring.holds(*slot));
@@ -81,7 +81,7 @@ impl Listing {
         })
     }
 
-    /// As users see it.
+    /// Returns the keys as text for a terminal.
     pub fn text(&self) -> String {
         let Self { interface, source, rotate, failures, attestation, keys } = self;
         let mut text = format!("{interface}: keys from {source}");

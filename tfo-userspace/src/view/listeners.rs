@@ -5,7 +5,7 @@ use comfy_table::CellAlignment::{Left, Right};
 use super::table::table;
 use crate::kernel::listeners::{FastOpen, Listener, Listeners, bits};
 
-/// Listening sockets as users see them.
+/// Returns the listening sockets as text for a terminal.
 pub fn text(listeners: &Listeners) -> String {
     let mut text =
         format!("net.ipv4.tcp_fastopen = {:#x}: {}\n", listeners.tcp_fastopen, bits(listeners.tcp_fastopen));

@@ -1,4 +1,4 @@
-//! Metrics for Prometheus: what a scrape shows, as plain values, and as text.
+//! Metrics for Prometheus: a snapshot of plain values, and its text.
 
 mod format;
 mod labels;
@@ -12,67 +12,67 @@ use crate::{
     kernel::tcp_ext::TcpExt,
 };
 
-/// What a scrape shows, as plain values.
+/// Values of one scrape.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// Each interface that `tfo run` was given, once.
+    /// Interfaces of `tfo run`, without duplicates.
     pub interfaces: Vec<OnInterface>,
-    /// The kernel's own counters, of the network namespace.
+    /// Kernel's counters of the network namespace.
     pub kernel: TcpExt,
-    /// How often the kernel's keys could not be read or written, or were changed by somebody else.
+    /// Number of times the kernel's keys could not be read or written, or were changed by somebody else.
     pub key_failures: u64,
-    /// Number of log lines that were not written: there were too many, or nobody read them.
+    /// Number of log lines that were not written, because there were too many or nobody read them.
     pub log_lines_dropped: u64,
-    /// How often the key changes, in seconds; `None` where that is the kernel's to decide.
+    /// Interval between key rotations, in seconds; `None` if the kernel decides.
     pub rotation_interval: Option<u64>,
 }
 
-/// One interface.
+/// Values of one interface.
 #[derive(Clone, Debug)]
 pub struct OnInterface {
-    /// Its name.
+    /// Name of the interface.
     pub name: String,
-    /// The program on it; `None` where it is not attached, or can't be read.
+    /// Values of the attached program; `None` if no program is attached, or it can't be read.
     pub program: Option<Program>,
-    /// Whether there is a program that can't be read.
+    /// Whether a program is attached that can't be read.
     pub is_unreadable: bool,
 }
 
-/// The program on one interface.
+/// Values of the program on one interface.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// What its controller says of it.
+    /// Facts that the controller has written for readers.
     pub info: Info,
-    /// What it has counted, by service.
+    /// Counters and outcomes of each service.
     pub services: Vec<ServiceCounters>,
-    /// Whether it is known what becomes of connections.
+    /// Whether outcomes of connections are reported.
     pub knows_outcomes: bool,
-    /// What it has observed besides.
+    /// Counters of sampling, events, sources and unconfirmed keys.
     pub watch: Watch,
-    /// For how many packets there was an event that this controller could not keep.
+    /// Number of packets whose event the controller could not keep.
     pub dropped_events: u64,
-    /// Its keys, by role.
+    /// Keys in the map, by role.
     pub keys: Vec<RoleKeys>,
-    /// Whether they are the kernel's and the schedule's; `None` where neither could be asked.
+    /// Result of comparing the map's keys with the kernel's and the schedule's; `None` if neither is known.
     pub in_step: Option<bool>,
-    /// Where its maps are pinned.
+    /// Pin folder of the maps.
     pub pins: Pins,
 }
 
-/// The keys of one role.
+/// Keys of one role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoleKeys {
-    /// The role.
+    /// Role of the keys.
     pub role: Role,
-    /// How many there are.
+    /// Number of keys with this role.
     pub count: u64,
-    /// Seconds since the oldest of them came into the map.
+    /// Seconds since the oldest of these keys came into the map; `None` if there are none.
     pub age: Option<u64>,
 }
 
 impl Program {
-    /// How many entries its maps have, now. They are counted one by one: not on the controller's thread. `None` where the maps
-    /// are gone.
+    /// Counts the map entries; `None` if the maps are gone. Each entry takes a system call, so don't call this on the
+    /// controller's thread.
     pub fn entries(&self) -> Option<Entries> {
         Pinned::open(&self.pins).map(|pinned| pinned.entries()).ok()
     }

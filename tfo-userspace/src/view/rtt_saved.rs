@@ -1,32 +1,32 @@
-//! The waiting that Fast Open saved: a round trip for each connection that it accepted.
+//! Waiting time that Fast Open saved: one round trip for each accepted connection.
 
 use serde::Serialize;
 use tfo_common::observed::{Outcomes, RttBucket};
 
-/// The round trips that connections did not wait for.
+/// Round trips that accepted connections saved.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RttSaved {
-    /// How many connections: those whose handshake has ended.
+    /// Number of connections whose handshake has ended.
     pub connections: u64,
-    /// Their round trips together.
+    /// Sum of their round trips, in seconds.
     pub seconds: f64,
-    /// Their round trips by length, without the empty buckets.
+    /// Round trips by length, without the empty buckets.
     pub buckets: Vec<Bucket>,
 }
 
 /// Round trips of similar length.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Bucket {
-    /// They are shorter than this, in microseconds: a power of two. They are not shorter than half of it.
+    /// Upper bound in microseconds, a power of two. Round trips are shorter than it, and not shorter than half of it.
     pub below_us: u64,
-    /// How many there were.
+    /// Number of round trips.
     pub connections: u64,
-    /// Their sum.
+    /// Sum of the round trips, in seconds.
     pub seconds: f64,
 }
 
 impl RttSaved {
-    /// What `outcomes` say.
+    /// Reads the saved round trips from `outcomes`.
     pub fn new(outcomes: &Outcomes) -> Self {
         let mut saved = Self::default();
         for (power, RttBucket { connections, us }) in outcomes.rtt_saved.iter().enumerate() {
@@ -38,7 +38,7 @@ impl RttSaved {
         saved
     }
 
-    /// Adds those of `other`.
+    /// Adds the round trips of `other`.
     pub fn add(&mut self, other: &Self) {
         other.buckets.iter().for_each(|bucket| self.put(*bucket));
     }
@@ -55,7 +55,7 @@ impl RttSaved {
         }
     }
 
-    /// The median round trip, in seconds: the mean of the bucket that it is in.
+    /// Estimates the median round trip, in seconds, as the mean of its bucket.
     pub fn median(&self) -> Option<f64> {
         let mut left = self.connections.div_ceil(2);
         let is_in = |bucket: &&Bucket| {
@@ -68,7 +68,7 @@ impl RttSaved {
     }
 }
 
-/// A time in the unit that suits it.
+/// Writes a time in a suitable unit, from microseconds to hours.
 pub fn seconds(seconds: f64) -> String {
     match seconds {
         s if s < 0.001 => format!("{:.0} us", s * 1e6),

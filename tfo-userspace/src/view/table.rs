@@ -2,7 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
-/// A plain table of `rows`, with the head and the alignment of each column.
+/// Writes `rows` as a plain table. `columns` has the head and the alignment of each column.
 pub fn table<R>(columns: &[(&str, CellAlignment)], rows: impl Iterator<Item = R>) -> String
 where
     R: IntoIterator<Item = String>,

@@ -1,4 +1,4 @@
-//! `tfo top`: a screen with live rates, for people. It only reads, in a process of its own.
+//! Screen of `tfo top`, with live rates. It runs in its own process and only reads.
 
 pub mod draw;
 pub mod input;
@@ -49,18 +49,18 @@ use crate::{
     },
 };
 
-/// How often the counters are read.
+/// Interval at which the counters are read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Key strokes that may wait.
+/// Maximum number of key strokes that wait.
 const INPUT_QUEUE: usize = 64;
-/// Events that are shown.
-const EVENTS: usize = 100;
-/// How long a controller may take to tell its events; meanwhile no key stroke is heard.
-const ANSWER: Duration = Duration::from_millis(300);
-/// Source prefixes that are shown.
-const PREFIXES: usize = 100;
+/// Maximum number of events that are shown.
+const MAX_EVENTS: usize = 100;
+/// Timeout of the request for events. Key strokes are not handled meanwhile.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
+/// Maximum number of source prefixes that are shown.
+const MAX_PREFIXES: usize = 100;
 
-/// Looks at what is attached behind `pins`.
+/// Reads the program that is attached with `pins`, but not its events.
 pub fn look(pins: &Pins) -> Result<Look> {
     let pinned = Pinned::open(pins)?;
     let keys = Listing::of(pins, &pinned)?;
@@ -77,12 +77,12 @@ pub fn look(pins: &Pins) -> Result<Look> {
     })
 }
 
-/// The source prefixes, the one with most first.
+/// Reads the source prefixes, the one with most SYNs first.
 fn prefixes(pinned: &Pinned) -> Vec<Prefix> {
     let mut all = pinned.prefixes();
     let weight = |tally: &PrefixTally| Reverse(tally.requests + tally.valid + tally.unknown);
     all.sort_by_key(|(prefix, tally)| (weight(tally), prefix.family, prefix.bytes.swap_bytes()));
-    all.truncate(PREFIXES);
+    all.truncate(MAX_PREFIXES);
     let shown = all.into_iter().map(|(prefix, PrefixTally { requests, valid, unknown, .. })| Prefix {
         prefix: prefix_name(prefix),
         requests,
@@ -92,7 +92,7 @@ fn prefixes(pinned: &Pinned) -> Vec<Prefix> {
     shown.collect()
 }
 
-/// As people write it.
+/// Writes a prefix as an address and a length.
 fn prefix_name(prefix: observed::Prefix) -> String {
     let bytes = prefix.bytes.to_le_bytes();
     if prefix.family == Family::Ipv4.index() as u64 {
@@ -104,9 +104,10 @@ fn prefix_name(prefix: observed::Prefix) -> String {
     }
 }
 
-/// Shows the screen, first with `interface`, until it is quit or a signal ends it. What ends meanwhile is waited for.
+/// Shows the screen, first with `interface`, until the user quits or a signal comes. If the program is detached
+/// meanwhile, the screen waits for its return.
 pub async fn run(interface: &str, bpffs: &Bpffs) -> Result<()> {
-    // From now on a signal must find us ready to restore the terminal.
+    // Signals are caught before the terminal changes, so that it is always restored.
     let mut signals = Signals::new()?;
     let mut continued =
         signal(SignalKind::from_raw(Signal::SIGCONT as i32)).context("cannot catch signals")?;
@@ -118,8 +119,8 @@ pub async fn run(interface: &str, bpffs: &Bpffs) -> Result<()> {
         screen.draw(&model)?;
         tokio::select! {
             _ = signals.next() => return Ok(()),
-            // Somebody else had the terminal meanwhile.
-            _ = continued.recv() => screen.take()?,
+            // The shell had the terminal while this process was stopped.
+            _ = continued.recv() => screen.reclaim()?,
             _ = tick.tick() => if !model.paused { update(&mut model, bpffs).await },
             event = input.recv() => {
                 let event = event.context("the keyboard is gone")??;
@@ -137,28 +138,28 @@ pub async fn run(interface: &str, bpffs: &Bpffs) -> Result<()> {
     }
 }
 
-/// The latest events, newest first; `None` where no controller tells them.
+/// Requests the latest events, newest first; `None` if no controller answers.
 async fn events(pins: &Pins) -> Option<Vec<String>> {
-    let order = Order::Events { interface: pins.interface().to_owned(), after: 0, most: EVENTS };
-    let answer = timeout(ANSWER, give(pins, &order)).await.ok()?.ok()?;
+    let order = Order::Events { interface: pins.interface().to_owned(), after: 0, most: MAX_EVENTS };
+    let answer = timeout(ANSWER_TIMEOUT, give(pins, &order)).await.ok()?.ok()?;
     let recent: Recent = serde_json::from_str(&answer).ok()?;
     Some(recent.events.iter().rev().map(Event::text).collect())
 }
 
-/// Looks again.
+/// Reads the interface again, with its events.
 async fn update(model: &mut Model, bpffs: &Bpffs) {
     let pins = bpffs.pins(&model.interface);
     match pins.has_link() {
-        Ok(false) => model.miss("not attached: waiting for `tfo run`".to_owned()),
+        Ok(false) => model.record_error("not attached: waiting for `tfo run`".to_owned()),
         Ok(true) => match look(&pins) {
-            Ok(look) => model.see(Look { events: events(&pins).await, ..look }),
-            Err(error) => model.miss(format!("{error:#}")),
+            Ok(look) => model.record(Look { events: events(&pins).await, ..look }),
+            Err(error) => model.record_error(format!("{error:#}")),
         },
-        Err(error) => model.miss(format!("{error:#}")),
+        Err(error) => model.record_error(format!("{error:#}")),
     }
 }
 
-/// Shows the interface after this one, in the order of their names, where there is another one.
+/// Shows the next attached interface by name, if there is another one.
 fn next_interface(model: &mut Model, bpffs: &Bpffs) {
     let Ok(attached) = bpffs.attached() else { return };
     let names: Vec<_> = attached.map(|pins| pins.interface().to_owned()).collect();
@@ -168,7 +169,7 @@ fn next_interface(model: &mut Model, bpffs: &Bpffs) {
     }
 }
 
-/// What is typed. Reading blocks, so a thread does it; it ends with the process.
+/// Starts a thread that reads the keyboard, since reading blocks. The thread ends with the process.
 fn input() -> Result<mpsc::Receiver<io::Result<event::Event>>> {
     let (sender, receiver) = mpsc::channel(INPUT_QUEUE);
     let read = move || {
@@ -184,7 +185,7 @@ fn input() -> Result<mpsc::Receiver<io::Result<event::Event>>> {
     Ok(receiver)
 }
 
-/// The terminal while it is ours. It is restored when this is dropped, and before a panic is reported.
+/// Terminal in use by the screen. It is restored on drop, and before a panic is reported.
 struct Screen {
     terminal: DefaultTerminal,
 }
@@ -193,7 +194,7 @@ impl Screen {
     fn open() -> Result<Self> {
         let terminal = ratatui::try_init().inspect_err(|_| drop(ratatui::try_restore()));
         let terminal = terminal.context("cannot use this terminal")?;
-        // A line of the log would be in the middle of the picture.
+        // Log lines would spoil the picture.
         logging::hold(true);
         Ok(Self { terminal })
     }
@@ -203,28 +204,29 @@ impl Screen {
         Ok(())
     }
 
-    /// Stops the process as Ctrl-Z does, until somebody continues it.
+    /// Stops the process as Ctrl-Z does, until it is continued.
     fn suspend(&mut self) -> Result<()> {
-        self.give_back();
-        // To all of the job, such as a pipeline; where there is no shell that could continue it, nothing happens.
+        self.restore();
+        // The signal goes to the whole process group, such as a pipeline. The kernel ignores it for an
+        // orphaned group, which no shell could continue.
         kill(Pid::from_raw(0), Signal::SIGTSTP).context("cannot suspend")?;
-        self.take()
+        self.reclaim()
     }
 
-    /// Makes the terminal ours again, whatever others have done to it.
-    fn take(&mut self) -> Result<()> {
-        let mut take = || {
+    /// Sets up the terminal again, whatever state other programs have left it in.
+    fn reclaim(&mut self) -> Result<()> {
+        let mut reclaim = || {
             disable_raw_mode()?;
             enable_raw_mode()?;
             execute!(stdout(), EnterAlternateScreen, cursor::Hide)?;
-            // Not `clear`, which asks the terminal where its cursor is: the thread that reads the keyboard would get the answer.
+            // `clear` would ask the terminal for the cursor's position, but the keyboard thread would read the answer.
             self.terminal.resize(self.terminal.size()?.into())
         };
-        take().context("cannot use the terminal again")
+        reclaim().context("cannot use the terminal again")
     }
 
-    fn give_back(&mut self) {
-        // Where the terminal is gone, there is nothing to restore.
+    fn restore(&mut self) {
+        // Errors mean that the terminal is gone, and then there is nothing to restore.
         let _: io::Result<()> = self.terminal.show_cursor();
         let _: io::Result<()> = ratatui::try_restore();
     }
@@ -232,7 +234,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        self.give_back();
+        self.restore();
         logging::hold(false);
     }
 }

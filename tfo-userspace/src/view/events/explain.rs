@@ -1,4 +1,4 @@
-//! Says of an event what it means, with all that is known here: keys, addresses of this host, and who came lately.
+//! Explains events from the keys, the addresses of this host, and the latest sources.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,24 +17,24 @@ use tfo_common::{
 
 use super::{Event, Why};
 
-/// What is known where an event is explained.
+/// Facts from which events are explained.
 pub struct Explainer<'a> {
-    /// The interface.
+    /// Name of the interface.
     pub interface: &'a str,
-    /// What its frames begin with.
+    /// Link layer of the interface.
     pub link: LinkLayer,
-    /// The keys.
+    /// Keys in the map.
     pub ring: &'a KeyRing,
-    /// The host's own addresses.
+    /// Addresses of this host.
     pub own: &'a [IpAddr],
-    /// The name of a service, by its index.
+    /// Returns the name of a service by its index.
     pub service: &'a dyn Fn(u32) -> String,
-    /// The last 64 bits of addresses of an IPv6 prefix that came lately.
-    pub lately: &'a dyn Fn(Prefix) -> Vec<u64>,
+    /// Returns the last 64 bits of the latest sources of an IPv6 prefix, as little-endian words of the packet's bytes.
+    pub recent_sources: &'a dyn Fn(Prefix) -> Vec<u64>,
 }
 
 impl Explainer<'_> {
-    /// What `event` means. To be called where keys may be handled: see [`leaving_no_trace`](crate::util::secrecy::leaving_no_trace).
+    /// Explains `event`. Handles keys: call it within [`leaving_no_trace`](crate::util::secrecy::leaving_no_trace).
     pub fn explain(&self, event: &observed::Event) -> Event {
         let subject = &event.subject;
         let head = Head(&event.head[..event.head.len().min(event.head_len as usize)]);
@@ -46,13 +46,13 @@ impl Explainer<'_> {
             }
             Some(Kind::Refused) | None => (name(Class::ALL, detail, Class::name), Why::Refused, false),
             Some(Kind::Syn) => {
-                let (why, experimental) = self.syn(&subject.connection, detail, &head);
+                let (why, experimental) = self.explain_syn(&subject.connection, detail, &head);
                 (name(Class::ALL, detail, Class::name), why, experimental)
             }
         };
         let guard = EventGuard::from_number(subject.guard);
         let is_parsed = matches!(kind, Some(Kind::Syn | Kind::Refused));
-        let ends = if is_parsed { ends(&subject.connection) } else { self.ends_of(head.0) };
+        let ends = if is_parsed { ends(&subject.connection) } else { self.ends_of_frame(head.0) };
         Event {
             number: 0,
             time: Timestamp::now(),
@@ -72,9 +72,9 @@ impl Explainer<'_> {
         }
     }
 
-    fn syn(&self, connection: &Connection, class: usize, head: &Head<'_>) -> (Why, bool) {
+    fn explain_syn(&self, connection: &Connection, class: usize, head: &Head<'_>) -> (Why, bool) {
         let why = match Class::ALL.get(class) {
-            // These are no events but by what a protection has to say of them.
+            // These classes become events only if a protection acts, or would in a dry run.
             Some(Class::CookieCurrent | Class::CookieBackup) => Why::GoodCookie,
             Some(Class::CookieRequest) => Why::Request,
             Some(Class::OptionIgnored) => Why::IgnoredOption,
@@ -83,24 +83,24 @@ impl Explainer<'_> {
         };
         let Ok(Some(segment)) = parse(head, self.link) else { return (why, false) };
         let FastOpen::Cookie(cookie) = segment.fast_open else { return (why, false) };
-        let why = if why == Why::GoodCookie { why } else { self.cookie(connection, cookie) };
+        let why = if why == Why::GoodCookie { why } else { self.explain_cookie(connection, cookie) };
         (why, is_experimental(head, segment.tcp, cookie))
     }
 
-    /// Why the kernel did not take `cookie`.
-    fn cookie(&self, connection: &Connection, cookie: Cookie) -> Why {
+    /// Finds out why the kernel did not take `cookie`.
+    fn explain_cookie(&self, connection: &Connection, cookie: Cookie) -> Why {
         let addresses = connection.addresses();
-        if let Some(slot) = self.maker(&addresses, cookie) {
+        if let Some(slot) = self.slot_of(&addresses, cookie) {
             return match Role::of_slot(slot) {
                 Role::Next => Why::NextKey,
                 Role::Retired => Why::RetiredKey { generation: slot - NEWEST + 1 },
                 Role::Current | Role::Backup => Why::KeyLearned,
             };
         }
-        let [source, destination] = of(&addresses);
+        let [source, destination] = source_and_destination(&addresses);
         let is_made_for = |source, destination| {
             let addresses = crate::model::keys::addresses(source, destination);
-            addresses.is_ok_and(|addresses| self.maker(&addresses, cookie).is_some())
+            addresses.is_ok_and(|addresses| self.slot_of(&addresses, cookie).is_some())
         };
         let mut own = self.own.iter().filter(|own| **own != destination && own.is_ipv4() == source.is_ipv4());
         if let Some(made_by) = own.find(|own| is_made_for(source, **own)) {
@@ -112,29 +112,29 @@ impl Explainer<'_> {
         }
     }
 
-    /// The slot of the key that makes `cookie` for `addresses`.
-    fn maker(&self, addresses: &Addresses, cookie: Cookie) -> Option<usize> {
+    /// Finds the slot of the key that makes `cookie` for `addresses`.
+    fn slot_of(&self, addresses: &Addresses, cookie: Cookie) -> Option<usize> {
         let makes = |slot: &usize| self.ring.slots[*slot].cookie(addresses) == cookie.value;
         (0..SLOTS).filter(|slot| self.ring.holds(*slot)).find(makes)
     }
 
-    /// Who else is in the network of the source: all that may be, or of IPv6 those that came lately.
+    /// Lists addresses in the source's network: all of an IPv4 /24, or the latest sources of an IPv6 /64.
     fn neighbours(&self, connection: &Connection) -> Vec<IpAddr> {
-        match of(&connection.addresses())[0] {
+        match source_and_destination(&connection.addresses())[0] {
             IpAddr::V4(source) => {
                 (0..=0xff).map(|last| IpAddr::V4((source.to_bits() & !0xff | last).into())).collect()
             }
             IpAddr::V6(source) => {
                 let network = source.to_bits() >> 64 << 64;
-                let lately = (self.lately)(Prefix::of(connection)).into_iter();
-                // As words of a packet: in the order of the wire.
-                lately.map(|last| IpAddr::V6((network | u128::from(last.swap_bytes())).into())).collect()
+                let recent = (self.recent_sources)(Prefix::of(connection)).into_iter();
+                // The bytes of each word are in network byte order.
+                recent.map(|last| IpAddr::V6((network | u128::from(last.swap_bytes())).into())).collect()
             }
         }
     }
 
-    /// Source and destination of a frame that is not well made, where it has come to them.
-    fn ends_of(&self, head: &[u8]) -> Option<[IpAddr; 2]> {
+    /// Reads source and destination of a frame that `parse` has refused; `None` if its IP header can't be read.
+    fn ends_of_frame(&self, head: &[u8]) -> Option<[IpAddr; 2]> {
         let packet = match self.link {
             LinkLayer::Ethernet => LaxSlicedPacket::from_ethernet(head).ok()?,
             LinkLayer::Ip => LaxSlicedPacket::from_ip(head).ok()?,
@@ -151,12 +151,12 @@ impl Explainer<'_> {
     }
 }
 
-/// How a frame begins. Its end is not known, and what is behind its beginning does not matter: zeros, without end.
+/// First bytes of a frame. Zeros stand for the rest, which the event does not contain and no explanation needs.
 struct Head<'a>(&'a [u8]);
 
 impl Bytes for Head<'_> {
     fn len(&self) -> usize {
-        // More than any IP packet says that it has.
+        // More than the length field of any IP header can say.
         1 << 20
     }
 
@@ -165,7 +165,7 @@ impl Bytes for Head<'_> {
     }
 }
 
-/// Whether the option that holds `cookie` is of kind 254 (RFC 6994): then the kind is four bytes before it.
+/// Returns whether the option with `cookie` has kind 254 (RFC 6994): kind, length and magic are the 4 bytes before it.
 fn is_experimental(head: &Head<'_>, tcp: u32, cookie: Cookie) -> bool {
     const EXPERIMENTAL: [u8; 4] = [254, 12, 0xf9, 0x89];
     head.read((tcp + cookie.offset) as usize - EXPERIMENTAL.len()) == Some(EXPERIMENTAL)
@@ -176,11 +176,11 @@ fn name<T: Copy>(all: &[T], index: usize, name: impl Fn(T) -> &'static str) -> S
 }
 
 fn ends(connection: &Connection) -> Option<[IpAddr; 2]> {
-    Some(of(&connection.addresses()))
+    Some(source_and_destination(&connection.addresses()))
 }
 
-/// Source and destination.
-pub(super) fn of(addresses: &Addresses) -> [IpAddr; 2] {
+/// Returns the source and the destination address.
+fn source_and_destination(addresses: &Addresses) -> [IpAddr; 2] {
     let words = addresses.words.map(u64::to_le_bytes);
     match addresses.family {
         Family::Ipv4 => {

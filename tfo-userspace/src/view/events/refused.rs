@@ -1,4 +1,5 @@
-//! Why the kernel did not take a good cookie: what the listener and the host say now, in the process that shows the event.
+//! Reasons why the kernel refused a good cookie, from the present state of listeners and host. The process that shows
+//! the event reads this state.
 
 use std::net::IpAddr;
 
@@ -9,7 +10,7 @@ use crate::kernel::{
     tcp_ext::TcpExt,
 };
 
-/// What is asked to tell.
+/// State of this host that explains refused cookies.
 #[derive(Debug)]
 pub struct Host {
     listeners: Listeners,
@@ -17,31 +18,31 @@ pub struct Host {
 }
 
 impl Host {
-    /// The host as it is, in the calling thread's network namespace; `None` where it can't be asked.
+    /// Reads the state of the calling thread's network namespace; `None` if it can't be read.
     pub fn ask() -> Option<Self> {
         Some(Self { listeners: Listeners::read().ok()?, kernel: TcpExt::read().ok()? })
     }
 
-    /// The same event, with the reason why it was refused, where that can be told and it was.
+    /// Adds the reason to `event` if it is a refused cookie and a reason is found.
     #[must_use]
     pub fn explain(&self, event: Event) -> Event {
-        let why = if event.why == Why::Refused { self.why(&event) } else { None };
+        let why = if event.why == Why::Refused { self.reason(&event) } else { None };
         Event { why: why.unwrap_or(event.why), ..event }
     }
 
-    fn why(&self, event: &Event) -> Option<Why> {
+    fn reason(&self, event: &Event) -> Option<Why> {
         if self.listeners.tcp_fastopen & SERVER == 0 {
             return Some(Why::ServerOff);
         }
         let (destination, port) = (event.destination?, event.destination_port?);
         let all = self.listeners.listeners.iter();
-        let asked: Vec<_> = all
+        let candidates: Vec<_> = all
             .filter(|listener| listener.address.port() == port && is_for(listener, destination))
             .filter_map(|listener| listener.fast_open.as_ref())
             .collect();
-        if !asked.is_empty() && asked.iter().all(|fast_open| fast_open.queue == 0) {
+        if !candidates.is_empty() && candidates.iter().all(|fast_open| fast_open.queue == 0) {
             Some(Why::ListenerWithoutFastOpen)
-        } else if asked.iter().any(|fast_open| !fast_open.own_keys.is_empty()) {
+        } else if candidates.iter().any(|fast_open| !fast_open.own_keys.is_empty()) {
             Some(Why::OwnKey)
         } else {
             (self.kernel.listen_overflow > 0).then_some(Why::QueueFull)
@@ -49,7 +50,7 @@ impl Host {
     }
 }
 
-/// Whether connections to `address` are for `listener`.
+/// Returns whether `listener` accepts connections to `address`.
 fn is_for(listener: &Listener, address: IpAddr) -> bool {
     match (listener.address.ip(), address) {
         (own, address) if own == address => true,

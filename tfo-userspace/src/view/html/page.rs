@@ -1,4 +1,4 @@
-//! The page: HTML with its style and its plots in it, and nothing that a browser would have to ask for.
+//! The page as HTML, with style and plots inline, so that a browser loads nothing else.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// No browser fetches anything for this page, whatever should ever get into it.
+/// Content Security Policy: browsers load nothing for this page, whatever text gets into it.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
 const GREEN: RGBColor = RGBColor(0x22, 0xa0, 0x5a);
 const TEAL: RGBColor = RGBColor(0x14, 0xa8, 0xa8);
@@ -33,7 +33,7 @@ const PURPLE: RGBColor = RGBColor(0xb0, 0x5c, 0xe0);
 const BROWN: RGBColor = RGBColor(0xa0, 0x76, 0x4a);
 const GREY: RGBColor = RGBColor(0x86, 0x8e, 0x99);
 
-/// The page on `sections`, as of `now`.
+/// Writes the page on `sections`, with `now` as its date.
 pub fn page(sections: &[Section], now: Timestamp) -> Result<String> {
     let sections = sections.iter().map(section).collect::<Result<Vec<_>>>()?;
     let page = html! {
@@ -72,15 +72,16 @@ fn section(section: &Section) -> Result<Markup> {
         sample.totals.outcomes.map(|outcomes| outcomes.saved_us)
     })];
     saved.iter_mut().flat_map(|line| &mut line.runs).flatten().for_each(|(_, rate)| *rate /= 1000.0);
-    let kernel = KERNEL.map(|(name, color, of)| line(section, name, color, |s| s.kernel.as_ref().map(of)));
+    let kernel =
+        KERNEL_COUNTERS.map(|(name, color, of)| line(section, name, color, |s| s.kernel.as_ref().map(of)));
     let span = hour.span().as_secs_f64();
-    let plot = |title: &str, lines: &[Line], without: &str| -> Result<Markup> {
+    let plot = |title: &str, lines: &[Line], if_empty: &str| -> Result<Markup> {
         let is_empty = lines.iter().all(|line| line.runs.is_empty());
         let drawn = if is_empty { String::new() } else { svg(lines, span)? };
         Ok(html! {
             figure.card {
                 figcaption { h3 { (title) } }
-                @if is_empty { p.quiet { (without) } }
+                @if is_empty { p.quiet { (if_empty) } }
                 @else {
                     (PreEscaped(drawn))
                     ul.legend { @for line in lines { li { i style=(background(line.color)) {} (line.name) } } }
@@ -114,17 +115,17 @@ fn section(section: &Section) -> Result<Markup> {
             }
             @if let Some(kernel) = latest.and_then(|sample| sample.kernel) {
                 div.card { h3 { "The kernel's totals" } (table(&["counter", "packets"],
-                    KERNEL.map(|(name, _, of)| vec![name.to_owned(), number(of(&kernel))]).into())) }
+                    KERNEL_COUNTERS.map(|(name, _, of)| vec![name.to_owned(), number(of(&kernel))]).into())) }
             }
         }
     })
 }
 
-/// One of the kernel's counters, with its colour.
+/// Name of a kernel counter, its colour, and the function that reads it.
 type KernelCounter = (&'static str, RGBColor, fn(&TcpExt) -> u64);
 
-/// They are of the network namespace, not of the interface.
-const KERNEL: [KernelCounter; 5] = [
+/// Kernel counters that are plotted. They cover the network namespace, not only the interface.
+const KERNEL_COUNTERS: [KernelCounter; 5] = [
     ("TCPFastOpenCookieReqd", BLUE, |kernel| kernel.cookie_reqd),
     ("TCPFastOpenPassive", GREEN, |kernel| kernel.passive),
     ("TCPFastOpenPassiveAltKey", TEAL, |kernel| kernel.passive_alt_key),
@@ -153,13 +154,13 @@ fn line(section: &Section, name: &'static str, color: RGBColor, of: impl Fn(&Sam
     Line { name, color, runs: section.hour.runs(of) }
 }
 
-/// How many cookies the kernel took, and how many not: as its connections tell, or else as it counts itself.
+/// Returns the numbers of accepted and refused cookies, from outcomes or else from the kernel's counters.
 fn accepted_and_refused(sample: &Sample) -> Option<[u64; 2]> {
     let outcomes = sample.totals.outcomes.map(|Outcomes { accepted, refused, .. }| [accepted, refused]);
     outcomes.or_else(|| sample.kernel.map(|kernel| [kernel.passive, kernel.passive_fail]))
 }
 
-/// What Fast Open does here, in sentences.
+/// Describes in sentences what Fast Open did in the last hour.
 fn summary(Section { report, hour, .. }: &Section) -> Vec<String> {
     let class = |class: Class| hour.gain(|sample| Some(sample.totals.class(class)));
     let syns = hour.gain(|sample| Some(sample.totals.all()));
@@ -237,7 +238,7 @@ fn guards_table(report: &Report) -> Markup {
 
 fn keys_table(keys: &Listing) -> Markup {
     if keys.keys.is_empty() {
-        return html! { p.quiet { "The kernel has none yet: no listener with Fast Open was ever there." } };
+        return html! { p.quiet { "The kernel has no key yet, because there has been no listener with Fast Open." } };
     }
     let row = |key: &Generation| {
         let share = format!("{:.1}%", key.share * 100.0);
@@ -256,7 +257,7 @@ fn keys_table(keys: &Listing) -> Markup {
 
 fn reasons(what: &str, rows: &[ReasonRow]) -> Markup {
     if rows.is_empty() {
-        return html! { p.quiet { "Nothing " (what) " came." } };
+        return html! { p.quiet { "No " (what) " frame came." } };
     }
     table(
         &[what, "packets"],
@@ -281,7 +282,7 @@ fn percent(part: u64, all: u64) -> String {
     if all == 0 { "–".to_owned() } else { format!("{:.1}%", part as f64 / all as f64 * 100.0) }
 }
 
-/// With a narrow space between thousands.
+/// Writes a number with a narrow space between thousands.
 fn number(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -294,7 +295,7 @@ fn number(number: u64) -> String {
     text
 }
 
-/// A time in its largest unit.
+/// Writes a time in its largest unit.
 fn human(time: Duration) -> String {
     const UNITS: [(u64, &str); 3] = [(86_400, "days"), (3600, "hours"), (60, "minutes")];
     let seconds = time.as_secs();

@@ -1,4 +1,4 @@
-//! Plots, as SVG that takes its colours of text from the page around it.
+//! Plots as SVG. The style of the page sets the colour of their text.
 
 use anyhow::{Result, anyhow};
 use plotters::{
@@ -11,23 +11,23 @@ use plotters::{
 
 use super::Run;
 
-/// The size, in units of its own: the page stretches it to the width that there is.
+/// Size in SVG units. The page scales the plot to the available width.
 const SIZE: (u32, u32) = (720, 420);
-/// Where the page is 360 pixels wide, this is nearly 15 of them.
-const TEXT: f64 = 36.0;
-/// plotters writes a size of text that is so much smaller than what it is told.
-const PLOTTERS: f64 = 1.24;
-/// It is seen on light and on dark pages.
+/// Size of text in SVG units: nearly 15 pixels on a page that is 360 pixels wide.
+const TEXT_SIZE: f64 = 36.0;
+/// Factor by which plotters reduces a font size when it writes SVG.
+const PLOTTERS_REDUCTION: f64 = 1.24;
+/// Colour of axes and grid, visible on light and dark pages.
 const GRID: RGBColor = RGBColor(128, 128, 128);
 
-/// A line in a plot.
+/// Line in a plot.
 #[derive(Debug)]
 pub struct Line {
-    /// What it is of.
+    /// Name in the legend.
     pub name: &'static str,
-    /// Its colour, to be seen on light and on dark pages.
+    /// Colour, visible on light and dark pages.
     pub color: RGBColor,
-    /// Where it goes.
+    /// Points of the line, with a gap between runs.
     pub runs: Vec<Run>,
 }
 
@@ -60,7 +60,7 @@ fn draw(text: &mut String, lines: &[Line], seconds: f64) -> Outcome {
         .y_labels(5)
         .x_label_formatter(&moment)
         .y_label_formatter(&|rate| short(*rate))
-        .label_style(("sans-serif", TEXT * PLOTTERS))
+        .label_style(("sans-serif", TEXT_SIZE * PLOTTERS_REDUCTION))
         .axis_style(GRID)
         .bold_line_style(GRID.mix(0.25))
         .light_line_style(GRID.mix(0.0))
@@ -76,7 +76,7 @@ fn draw(text: &mut String, lines: &[Line], seconds: f64) -> Outcome {
     Ok(())
 }
 
-/// A number in few characters.
+/// Writes a number in few characters.
 fn short(number: f64) -> String {
     const UNITS: [(f64, &str); 3] = [(1e9, "G"), (1e6, "M"), (1e3, "k")];
     match UNITS.iter().find(|(unit, _)| number >= *unit) {
@@ -85,7 +85,7 @@ fn short(number: f64) -> String {
     }
 }
 
-/// Three digits, without zeros behind the point.
+/// Writes a number with three digits, without trailing zeros after the decimal point.
 fn trimmed(number: f64) -> String {
     let digits = if number >= 100.0 {
         0

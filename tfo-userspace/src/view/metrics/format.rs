@@ -1,22 +1,22 @@
-//! How metrics are written: OpenMetrics, or the older format of Prometheus, which says the same.
+//! Formats of metrics: OpenMetrics, and the older text format of Prometheus with the same samples.
 
-/// How metrics are written.
+/// Format of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// OpenMetrics 1.0, for those who ask for it, as Prometheus does.
+    /// OpenMetrics 1.0, for clients that ask for it, as Prometheus does.
     OpenMetrics,
-    /// The text format of Prometheus 0.0.4, for everybody else.
+    /// Text format 0.0.4 of Prometheus, for all other clients.
     Prometheus,
 }
 
 impl Format {
-    /// What a client with these `Accept` headers gets.
+    /// Returns the format for a client with these `Accept` headers.
     pub fn accepted<'a>(mut accept: impl Iterator<Item = &'a str>) -> Self {
         let has_open_metrics = accept.any(|value| value.contains("application/openmetrics-text"));
         if has_open_metrics { Self::OpenMetrics } else { Self::Prometheus }
     }
 
-    /// Its `Content-Type`.
+    /// Returns the `Content-Type` of the format.
     pub const fn content_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -24,20 +24,20 @@ impl Format {
         }
     }
 
-    /// What OpenMetrics says in `text`, whole metrics without the end, in this format.
-    pub(super) fn of_open_metrics(self, text: String) -> String {
+    /// Converts OpenMetrics to this format. `text` has whole metrics and no `# EOF`.
+    pub(super) fn convert(self, text: String) -> String {
         match self {
             Self::OpenMetrics => text,
-            Self::Prometheus => older(&text),
+            Self::Prometheus => to_prometheus(&text),
         }
     }
 }
 
-/// OpenMetrics as the text format of Prometheus 0.0.4: the samples are the same, and are copied metric by metric. There, a
-/// counter's family is called as its samples are, there are no units, and what is an info is a gauge.
-fn older(text: &str) -> String {
-    let mut older = String::with_capacity(text.len());
-    // A line feed in a label is written as `\n`, so this is the beginning of a line.
+/// Converts OpenMetrics to the text format 0.0.4 of Prometheus, metric by metric. Samples are copied unchanged. In the
+/// older format, a counter's family has the name of its samples, there are no units, and an info is a gauge.
+fn to_prometheus(text: &str) -> String {
+    let mut prometheus = String::with_capacity(text.len());
+    // Labels have line feeds escaped, so this matches only at the beginning of a line.
     for metric in text.strip_prefix("# HELP ").unwrap_or(text).split("\n# HELP ") {
         let (help, rest) = metric.split_once('\n').unwrap_or((metric, ""));
         let (kind, rest) = rest.split_once('\n').unwrap_or((rest, ""));
@@ -47,15 +47,15 @@ fn older(text: &str) -> String {
             "info" => ("_info", "gauge"),
             kind => ("", kind),
         };
-        older += &format!("# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n");
+        prometheus += &format!("# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n");
         let samples =
             if rest.starts_with('#') { rest.split_once('\n').map_or("", |(_, rest)| rest) } else { rest };
-        older.push_str(samples);
-        if !older.ends_with('\n') {
-            older.push('\n');
+        prometheus.push_str(samples);
+        if !prometheus.ends_with('\n') {
+            prometheus.push('\n');
         }
     }
-    older
+    prometheus
 }
 
 #[cfg(test)]
@@ -72,7 +72,7 @@ mod tests {
             # HELP none Nothing yet\n# TYPE none histogram\n\
             # HELP c_info This tfo\n# TYPE c_info gauge\nc_info{d=\"e\"} 1\n\
             # HELP f g\n# TYPE f gauge\nf 2\nf 3\n";
-        assert_eq!(Format::Prometheus.of_open_metrics(open_metrics.to_owned()), prometheus);
-        assert_eq!(Format::OpenMetrics.of_open_metrics(open_metrics.to_owned()), open_metrics);
+        assert_eq!(Format::Prometheus.convert(open_metrics.to_owned()), prometheus);
+        assert_eq!(Format::OpenMetrics.convert(open_metrics.to_owned()), open_metrics);
     }
 }

@@ -1,18 +1,18 @@
-//! Labels that are put together once.
+//! Labels that are encoded once and used in many rows.
 //!
-//! Of a thousand services, each has the same few labels in all of its rows, which prometheus-client would write anew for each row,
-//! in four pieces and more: that took most of the time of the text. It writes the name of a label as it is given, and a value
-//! only when asked to; so several labels with their values are given as one name.
+//! All rows of a service have the same few labels. prometheus-client would encode them again for each row, in four
+//! pieces and more, which took most of the time with a thousand services. It writes the name of a label unchanged, and
+//! writes a value only if asked to. So several labels with their values are passed to it as one name.
 
 use std::fmt::{self, Write as _};
 
 use prometheus_client::encoding::{EncodeLabel, LabelEncoder};
 
-/// Labels that many rows have, as they stand in each: `a="b",c="d"`.
+/// Encoded labels of many rows: `a="b",c="d"`.
 pub(super) struct Labels(String);
 
 impl Labels {
-    /// Those names and values, in that order.
+    /// Encodes names and values, in this order.
     pub(super) fn new(pairs: &[(&str, &str)]) -> Self {
         let mut labels = String::new();
         for (name, value) in pairs {
@@ -50,7 +50,7 @@ mod tests {
 
     use super::*;
 
-    /// Labels that are put together once are written as the library writes its own.
+    /// Labels have the same text as those that the library encodes.
     #[test]
     fn labels_are_written_alike() {
         #[derive(Debug)]

@@ -1,7 +1,7 @@
-//! A snapshot as text.
+//! Text of a snapshot.
 //!
-//! Each SYN counter is there from the beginning, with a zero, for every family and class, and every verdict that the
-//! program may reach on it: `rate` misses no first event, and there is no row for what can't be.
+//! SYN counters begin with zero for each family, class and possible verdict, so `rate` misses no first event. A verdict
+//! that is impossible for its class has no row.
 
 use std::{fmt, ops::RangeInclusive, panic::resume_unwind, sync::Arc, thread};
 
@@ -13,11 +13,11 @@ use prometheus_client::{
 };
 use tfo_common::{
     class::Class,
-    counters::{Counters, Guarded, Tally},
+    counters::{Counters, GuardCounts, Tally},
     info::Attach,
     observed::{RTT_BUCKETS, RttBucket},
     parse::{Malformed, Unsupported},
-    policy::{Guard, Policy, Unguarded, decide},
+    policy::{Guard, Policy, WithoutGuards, decide},
     segment::Family,
     verdict::{Mode, Verdict},
 };
@@ -25,25 +25,25 @@ use tfo_common::{
 use super::{Format, Program, Snapshot, labels::Labels};
 use crate::dataplane::{Entries, ServiceCounters};
 
-/// Bytes for a service that has all rows. A page that is not written to takes no memory.
-const OF_A_SERVICE: usize = 10 * 1024;
-/// The powers of two of microseconds that bound the buckets of round trips: 128 us to 8.4 s. Shorter ones are in the first,
-/// longer ones beyond the last.
-const ROUND_TRIPS: RangeInclusive<usize> = 7..=23;
-const BUCKETS: usize = *ROUND_TRIPS.end() - *ROUND_TRIPS.start() + 2;
+/// Bytes of text reserved for one service, enough for all its rows. Reserved pages take no memory until written.
+const BYTES_PER_SERVICE: usize = 10 * 1024;
+/// Upper bounds of histogram buckets, as powers of two of microseconds: 128 us to 8.4 s. Shorter round trips are in the
+/// first bucket, longer ones in a last bucket without a bound.
+const BUCKET_POWERS: RangeInclusive<usize> = 7..=23;
+const BUCKETS: usize = *BUCKET_POWERS.end() - *BUCKET_POWERS.start() + 2;
 
 impl Snapshot {
-    /// All of it, as text. It is written in two halves, side by side: of a thousand services, each takes milliseconds.
+    /// Writes the snapshot in `format`. Two threads write one half each, since a thousand services take milliseconds.
     pub fn text(self, format: Format) -> String {
         let snapshot = Arc::new(self);
         let half = |collector: Box<dyn Collector>| {
             let services: usize = snapshot.programs().map(|(_, program)| program.services.len()).sum();
-            // A text that grows is copied.
-            let mut text = String::with_capacity(OF_A_SERVICE * (services + 4));
+            // A String that outgrows its capacity is copied.
+            let mut text = String::with_capacity(BYTES_PER_SERVICE * (services + 4));
             let mut registry = Registry::default();
             registry.register_collector(collector);
             text::encode_registry(&mut text, &registry).expect("writing to a String cannot fail");
-            format.of_open_metrics(text)
+            format.convert(text)
         };
         let mut text = thread::scope(|scope| {
             let outcomes = scope.spawn(|| half(Box::new(Outcomes(Arc::clone(&snapshot)))));
@@ -57,7 +57,7 @@ impl Snapshot {
         text
     }
 
-    /// The programs that are attached, with the names of their interfaces.
+    /// Iterates over the attached programs, with the names of their interfaces.
     fn programs(&self) -> impl Iterator<Item = (&str, &Program)> {
         self.interfaces.iter().filter_map(|on| Some((on.name.as_str(), on.program.as_ref()?)))
     }
@@ -73,7 +73,7 @@ impl Snapshot {
             }
         }
         let help =
-            "Whether the program is attached and its maps can be read; without, its other rows are missing";
+            "Whether the program is attached and its maps can be read; if not, its other rows are missing";
         let mut up = gauge(encoder, "tfo_interface_up", help, None)?;
         for on in &self.interfaces {
             set(&mut up, &[("interface", on.name.as_str())], u64::from(on.program.is_some()))?;
@@ -81,11 +81,12 @@ impl Snapshot {
         Ok(())
     }
 
-    /// SYNs by interface, service and kind: those that the program can count, and those that it did, in another mode.
+    /// Encodes SYNs by interface, service and kind. A kind that is impossible in this mode has a row only if it was
+    /// counted, as before a change of mode.
     fn encode_syns(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let tables: Vec<_> = self.programs().map(|(name, program)| SynTable::of(name, program)).collect();
         let rows = || tables.iter().flat_map(SynTable::rows);
-        let mut syns = counter(encoder, "tfo_syn", "SYNs, by what they are and what was done", None)?;
+        let mut syns = counter(encoder, "tfo_syn", "SYNs by service, family, class and verdict", None)?;
         for (labels, tally, _) in rows().filter(|(_, tally, is_possible)| *is_possible || tally.packets > 0) {
             add(&mut syns, &labels, tally.packets)?;
         }
@@ -97,13 +98,13 @@ impl Snapshot {
         Ok(())
     }
 
-    /// What protections did, or would have done; no row is zero.
+    /// Encodes the counters of protections, without the rows that are zero.
     fn encode_guards(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "SYNs on which a protection acted, or would have; no row is zero";
         let mut guards = counter(encoder, "tfo_guard", help, None)?;
         for (name, program) in self.programs() {
             for ServiceCounters { name: service, counters, .. } in &program.services {
-                for (guard, Guarded { acted, would }) in Guard::ALL.iter().zip(counters.guards) {
+                for (guard, GuardCounts { acted, would }) in Guard::ALL.iter().zip(counters.guards) {
                     for (effect, packets) in [("acted", acted), ("would", would)] {
                         if packets > 0 {
                             let of_guard = [("guard", guard.name()), ("effect", effect)];
@@ -114,7 +115,7 @@ impl Snapshot {
                 }
             }
         }
-        let help = "Sources of which it was forgotten how much they had used, to make room for others";
+        let help = "Sources whose entry made room for another although part of their share was used";
         let mut sources = counter(encoder, "tfo_sources_forgotten", help, None)?;
         for (name, program) in self.programs() {
             add(&mut sources, &[("interface", name)], program.watch.sources_forgotten)?;
@@ -122,15 +123,16 @@ impl Snapshot {
         Ok(())
     }
 
-    /// What became of connections, where that is known. Each interface's program sees those of the whole network namespace, but
-    /// began to count at another time: so that no counter ever goes back, they are the first one's, or none. A SYN that was
-    /// refused is known where it came in.
+    /// Encodes the outcomes of connections. The program of each interface sees all connections of the network
+    /// namespace, but each began to count at another time. So that no counter ever decreases, the outcomes are those of
+    /// the first interface, and are absent while it is gone. Refused SYNs have rows for each interface, since they are
+    /// counted where they arrived.
     fn encode_outcomes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let knows = |program: &&Program| program.knows_outcomes;
         let first = self.interfaces.first().and_then(|on| on.program.as_ref()).filter(knows);
         let services = || first.iter().flat_map(|program| &program.services);
 
-        let help = "Connections that the kernel made of a SYN at once";
+        let help = "Connections that began with Fast Open";
         let mut accepted = counter(encoder, "tfo_accepted", help, None)?;
         for service in services() {
             add(&mut accepted, &[("service", service.name.as_str())], service.outcomes.accepted)?;
@@ -142,7 +144,7 @@ impl Snapshot {
                 add(&mut refused, &[("interface", name), ("service", service)], outcomes.refused)?;
             }
         }
-        let help = "SYNs that the guard against replays forgot before their time, to make room for others";
+        let help = "SYNs that the replay protection forgot early, to make room for others";
         let mut forgotten = counter(encoder, "tfo_replays_forgotten", help, None)?;
         for service in first.iter().filter(|program| is_shield(program)).flat_map(|program| &program.services)
         {
@@ -196,22 +198,22 @@ impl Snapshot {
                 add(&mut lost, &[("interface", name), ("at", at)], packets)?;
             }
         }
-        let help = "Packets that were no event because of the rate";
+        let help = "Packets without an event because of the rate limit of events";
         let mut skipped = counter(encoder, "tfo_events_skipped", help, None)?;
         for (name, program) in self.programs() {
             add(&mut skipped, &[("interface", name)], program.watch.events_skipped)?;
         }
-        // Once, since each entry takes a system call.
+        // Entries are counted only once, since each takes a system call.
         let counted = self.programs().filter_map(|(name, program)| Some((name, program, program.entries()?)));
         let counted: Vec<_> = counted.collect();
-        let help = "Entries of the maps of what is remembered";
+        let help = "Entries of the maps of source prefixes and of pending SYNs";
         let mut entries = gauge(encoder, "tfo_map_entries", help, None)?;
         for (name, _, Entries { prefixes, pending }) in &counted {
             for (map, count) in [("prefixes", prefixes), ("pending", pending)] {
                 set(&mut entries, &[("interface", *name), ("map", map)], *count)?;
             }
         }
-        let help = "Prefixes of sources that had to make room for others";
+        let help = "Source prefixes that were evicted from their map";
         let mut evicted = counter(encoder, "tfo_prefixes_evicted", help, None)?;
         for (name, program, Entries { prefixes, .. }) in &counted {
             add(&mut evicted, &[("interface", *name)], program.watch.prefixes.saturating_sub(*prefixes))?;
@@ -227,13 +229,13 @@ impl Snapshot {
                 set(&mut in_step, &[("interface", name)], u64::from(is_in_step))?;
             }
         }
-        let mut keys = gauge(encoder, "tfo_keys", "Keys in the map, by what they are to the kernel", None)?;
+        let mut keys = gauge(encoder, "tfo_keys", "Keys in the map, by role", None)?;
         for (name, program) in self.programs() {
             for of_role in &program.keys {
                 set(&mut keys, &[("interface", name), ("role", of_role.role.name())], of_role.count)?;
             }
         }
-        let help = "How long ago the key came into the map; of several, the oldest";
+        let help = "Time since the key came into the map; the oldest, where there are several";
         let mut age = gauge(encoder, "tfo_key_age", help, Some(&Unit::Seconds))?;
         for (name, program) in self.programs() {
             for of_role in &program.keys {
@@ -242,7 +244,7 @@ impl Snapshot {
                 }
             }
         }
-        let help = "How often a new key is made or derived; absent where keys are the kernel's to change";
+        let help = "Interval of key rotations; absent where the kernel's keys are followed";
         let mut interval = gauge(encoder, "tfo_key_rotation_interval", help, Some(&Unit::Seconds))?;
         if let Some(seconds) = self.rotation_interval {
             interval.encode_gauge(&seconds)?;
@@ -261,7 +263,7 @@ impl Snapshot {
         dropped.encode_counter::<NoLabelSet, _, u64>(&self.log_lines_dropped, None)
     }
 
-    /// The kernel's own counters, under their own names.
+    /// Encodes the kernel's Fast Open counters, under names made from the kernel's.
     fn encode_kernel(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         for (name, value) in self.kernel.named() {
             let help = format!("{name} of the kernel, TcpExt in /proc/net/netstat");
@@ -272,7 +274,7 @@ impl Snapshot {
     }
 }
 
-/// `_passive_alt_key` for `PassiveAltKey`.
+/// Converts `PassiveAltKey` to `_passive_alt_key`.
 fn snake_case(name: &str) -> String {
     name.chars().fold(String::new(), |mut snake, letter| {
         if letter.is_ascii_uppercase() {
@@ -283,14 +285,14 @@ fn snake_case(name: &str) -> String {
     })
 }
 
-/// The half of a snapshot that has the SYNs.
+/// First half of a snapshot: interfaces, SYNs and protections.
 #[derive(Debug)]
 struct Syns(Arc<Snapshot>);
 
 impl Collector for Syns {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let encoder = &mut encoder;
-        let mut build = encoder.encode_descriptor("tfo_build", "This tfo", None, MetricType::Info)?;
+        let mut build = encoder.encode_descriptor("tfo_build", "Version of tfo", None, MetricType::Info)?;
         build.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])?;
         self.0.encode_attached(encoder)?;
         self.0.encode_syns(encoder)?;
@@ -298,7 +300,7 @@ impl Collector for Syns {
     }
 }
 
-/// The half that has what became of connections, and all else.
+/// Second half of a snapshot: outcomes of connections, and all other metrics.
 #[derive(Debug)]
 struct Outcomes(Arc<Snapshot>);
 
@@ -331,34 +333,34 @@ fn gauge<'a>(
     encoder.encode_descriptor(name, help, unit, MetricType::Gauge)
 }
 
-/// Whether its services may be protected.
+/// Returns whether the program runs in mode `shield`.
 fn is_shield(program: &Program) -> bool {
     program.info.mode == Mode::Shield as u32
 }
 
-/// A row of a counter.
+/// Adds a row to a counter.
 fn add(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> fmt::Result {
     family.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
 }
 
-/// A row of a gauge.
+/// Adds a row to a gauge.
 fn set(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> fmt::Result {
     family.encode_family(labels)?.encode_gauge(&value)
 }
 
-/// The SYNs that one program counts.
+/// SYN counters of one program.
 struct SynTable<'a> {
     kinds: Vec<SynKind>,
     services: Vec<(Labels, &'a Counters)>,
 }
 
-/// A kind of SYN.
+/// Kind of SYN.
 struct SynKind {
     family: Family,
     class: Class,
     verdict: Verdict,
     labels: Labels,
-    /// Whether it may be reached, but for guards.
+    /// Whether the program can reach `verdict` for `class` without a guard.
     is_possible: bool,
 }
 
@@ -371,7 +373,7 @@ impl<'a> SynTable<'a> {
         }
     }
 
-    /// All kinds of each service, with their labels, and whether they are possible.
+    /// Iterates over all kinds of SYN of each service: labels, counters, and whether the kind is possible.
     fn rows(&self) -> impl Iterator<Item = ([&Labels; 2], &Tally, bool)> {
         self.services.iter().flat_map(|(of_service, counters)| {
             self.kinds.iter().map(move |SynKind { family, class, verdict, labels, is_possible }| {
@@ -382,12 +384,14 @@ impl<'a> SynTable<'a> {
     }
 }
 
-/// Every kind of SYN, in `mode`.
+/// Lists all kinds of SYN, and which are possible in `mode`.
 fn kinds(mode: Option<Mode>) -> Vec<SynKind> {
     let is_possible = |class: Class, verdict: Verdict| {
         mode.is_some_and(|mode| {
             let policy = Policy::of_mode(mode);
-            [false, true].iter().any(|known| decide(&policy, class, Unguarded(*known)).verdict == verdict)
+            [false, true]
+                .iter()
+                .any(|has_key| decide(&policy, class, WithoutGuards(*has_key)).verdict == verdict)
         })
     };
     let mut kinds = Vec::new();
@@ -403,21 +407,21 @@ fn kinds(mode: Option<Mode>) -> Vec<SynKind> {
     kinds
 }
 
-/// A histogram of `saved`, in seconds.
+/// Encodes `saved` as a histogram in seconds.
 fn encode_round_trips(family: &mut MetricEncoder<'_>, saved: &[RttBucket; RTT_BUCKETS]) -> fmt::Result {
     let connections = saved.iter().map(|bucket| bucket.connections).sum();
     let us: u64 = saved.iter().map(|bucket| bucket.us).sum();
     family.encode_histogram::<NoLabelSet>(us as f64 / 1e6, connections, &buckets(saved), None)
 }
 
-/// By the upper bound of each bucket of the histogram, in seconds, how many round trips are in it alone.
+/// Returns the upper bound of each histogram bucket, in seconds, and the number of round trips in this bucket alone.
 fn buckets(saved: &[RttBucket; RTT_BUCKETS]) -> [(f64, u64); BUCKETS] {
     let mut buckets = [(f64::INFINITY, 0); BUCKETS];
-    for (bucket, power) in buckets.iter_mut().zip(ROUND_TRIPS) {
+    for (bucket, power) in buckets.iter_mut().zip(BUCKET_POWERS) {
         bucket.0 = (1_u64 << power) as f64 / 1e6;
     }
     for (power, bucket) in saved.iter().enumerate() {
-        buckets[power.clamp(*ROUND_TRIPS.start(), ROUND_TRIPS.end() + 1) - ROUND_TRIPS.start()].1 +=
+        buckets[power.clamp(*BUCKET_POWERS.start(), BUCKET_POWERS.end() + 1) - BUCKET_POWERS.start()].1 +=
             bucket.connections;
     }
     buckets

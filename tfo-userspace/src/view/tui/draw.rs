@@ -1,4 +1,4 @@
-//! The picture: a function of the model and the size of the terminal.
+//! Drawing of the screen, a function of the model and the size of the terminal.
 
 use ratatui::{
     Frame,
@@ -18,29 +18,29 @@ use super::{
 };
 use crate::view::{history::Outcomes, rtt_saved::seconds};
 
-/// What a screen needs at least, in cells.
-const MIN: (u16, u16) = (72, 19);
+/// Minimum width and height of the terminal, in cells.
+const MIN_SIZE: (u16, u16) = (72, 19);
 /// Rows of the upper panels: a head, classes, families, and a border.
-const UPPER: u16 = (1 + Class::COUNT + Family::COUNT + 2) as u16;
-/// Columns before a sparkline.
+const UPPER_ROWS: u16 = (1 + Class::COUNT + Family::COUNT + 2) as u16;
+/// Columns left of a sparkline.
 const BEFORE_SPARKLINE: u16 = 34;
 
-/// Draws all of it.
+/// Draws the screen.
 pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     let area = frame.area();
-    if area.width < MIN.0 || area.height < MIN.1 {
+    if area.width < MIN_SIZE.0 || area.height < MIN_SIZE.1 {
         let text = format!(
             "This terminal is too small: {} × {}.\ntfo top needs {} × {}.\nq quits.",
-            area.width, area.height, MIN.0, MIN.1
+            area.width, area.height, MIN_SIZE.0, MIN_SIZE.1
         );
         return frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), area);
     }
-    let rest = area.height - UPPER - 2;
-    // A terminal of 23 or 24 rows has room for the events; a lower one does without.
+    let rest = area.height - UPPER_ROWS - 2;
+    // A terminal of 23 or 24 rows has room for the events. A lower one shows none.
     let events = if rest >= 8 { (rest / 2).min(rest - 4) } else { 0 };
     let rows = Layout::vertical([
         Constraint::Length(1),
-        Constraint::Length(UPPER),
+        Constraint::Length(UPPER_ROWS),
         Constraint::Fill(1),
         Constraint::Length(events),
         Constraint::Length(1),
@@ -66,8 +66,8 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
 
 fn draw_head(frame: &mut Frame<'_>, model: &Model, area: Rect) {
     let mut spans = vec![Span::from(format!("tfo  {}", model.interface)).bold()];
-    match (&model.trouble, &model.look) {
-        (Some(trouble), _) => spans.push(Span::from(format!("  {trouble}")).fg(Color::Red)),
+    match (&model.error, &model.look) {
+        (Some(error), _) => spans.push(Span::from(format!("  {error}")).fg(Color::Red)),
         (None, Some(Look { report, controller, .. })) => {
             let since = format!("  {}  {}  since {:.0}", report.mode, report.attach, report.since);
             spans.push(Span::from(since));
@@ -137,7 +137,7 @@ fn draw_classes(frame: &mut Frame<'_>, model: &Model, area: Rect) {
     }
 }
 
-/// A rate in each second of the past, newest first. A sparkline takes whole numbers: these are thousandths.
+/// Returns a rate for each past second, newest first, in thousandths because a sparkline takes whole numbers.
 fn trail(model: &Model, of: impl Fn(&Rates) -> f64) -> Vec<Option<u64>> {
     model.trail.iter().map(|rates| rates.as_ref().map(|rates| (of(rates) * 1000.0) as u64)).collect()
 }
@@ -255,7 +255,7 @@ fn draw_help(frame: &mut Frame<'_>, area: Rect) {
 }
 
 fn header<const N: usize>(names: [&'static str; N]) -> Row<'static> {
-    // Numbers are at the right of their columns, and so are their heads.
+    // Numbers are aligned to the right, and so are their heads.
     let cell = |(at, name): (usize, &'static str)| {
         let text = Line::from(name);
         let is_text = at == 0 || name == "fingerprint";
@@ -272,7 +272,7 @@ fn unknown() -> String {
     "–".to_owned()
 }
 
-/// A rate in at most seven characters.
+/// Writes a rate in at most eight characters.
 fn per_second(rate: f64) -> String {
     match rate {
         rate if rate >= 99_999.5 => count(rate as u64),
@@ -281,7 +281,7 @@ fn per_second(rate: f64) -> String {
     }
 }
 
-/// A number in at most seven characters.
+/// Writes a number in at most eight characters.
 fn count(number: u64) -> String {
     const UNITS: [(u64, &str); 4] =
         [(1_000_000_000_000_000, "P"), (1_000_000_000_000, "T"), (1_000_000_000, "G"), (1_000_000, "M")];
@@ -291,7 +291,7 @@ fn count(number: u64) -> String {
     }
 }
 
-/// An age in at most four characters.
+/// Writes an age in its largest unit: at most four characters up to 999 days.
 fn age(seconds: u64) -> String {
     const UNITS: [(u64, &str); 3] = [(86_400, "d"), (3600, "h"), (60, "m")];
     let unit = UNITS.iter().find(|(unit, _)| seconds >= 2 * *unit);
@@ -328,7 +328,7 @@ mod tests {
         terminal.backend().to_string()
     }
 
-    /// The line of the picture that has `name` in it.
+    /// Returns the first line of the picture that contains `name`.
     fn line(picture: &str, name: &str) -> String {
         picture
             .lines()
@@ -340,7 +340,7 @@ mod tests {
     fn busy() -> Model {
         let (mut model, start) = (Model::new("v0"), Instant::now());
         for second in 0..30 {
-            model.see(look(start, second, Class::CookieCurrent, second * second));
+            model.record(look(start, second, Class::CookieCurrent, second * second));
         }
         model
     }
@@ -357,7 +357,7 @@ mod tests {
         assert!(shown.contains("100.0% accepted"), "{shown}");
         assert_eq!(shown.matches("not available").count(), 3, "{shown}");
 
-        model.miss("v0 is gone".to_owned());
+        model.record_error("v0 is gone".to_owned());
         let shown = picture(&model, 80, 24);
         assert!(shown.contains("v0 is gone") && !shown.contains("57.0"), "{shown}");
         assert!(line(&shown, "accepted").contains("420"), "the last totals: {shown}");
@@ -378,7 +378,7 @@ mod tests {
         let prefix = "2001:db8:aaaa::/64".to_owned();
         next.prefixes = Some(vec![Prefix { prefix, requests: 1, valid: 22, unknown: 333 }]);
         next.events = Some(vec!["cookie of a key that went".to_owned(); 40]);
-        model.see(next);
+        model.record(next);
         let shown = picture(&model, 80, 23);
         assert!(line(&shown, "00112233deadbeef").contains("2h"), "{shown}");
         let prefix = line(&shown, "2001:db8:aaaa");
@@ -394,7 +394,7 @@ mod tests {
             for width in [1, 2, 20, 71, 72, 79, 120, 400] {
                 for height in [1, 2, 18, 19, 23, 24, 60, 100] {
                     let shown = picture(&model, width, height);
-                    let is_small = width < MIN.0 || height < MIN.1;
+                    let is_small = width < MIN_SIZE.0 || height < MIN_SIZE.1;
                     assert_eq!(shown.contains("╭ SYNs ─"), !is_small, "{width} × {height}: {shown}");
                 }
             }
@@ -403,7 +403,6 @@ mod tests {
         assert!(picture(&model, 80, 24).contains("the next interface"));
     }
 
-    /// On how many SYNs protections acted, of all services or of one.
     #[test]
     fn what_protections_did_is_shown() {
         let (mut model, start) = (Model::new("v0"), Instant::now());
@@ -419,7 +418,7 @@ mod tests {
                     guards: vec![GuardRow { guard: "fair", acted: acted + second, would: 1_000_000 }],
                 })
                 .into();
-            model.see(look);
+            model.record(look);
         }
         let protected = |model: &Model| {
             let line = line(&picture(model, 100, 24), "protected");

@@ -1,4 +1,4 @@
-//! Keys on the keyboard, and what they do.
+//! Keyboard input and its effects.
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "there are more keys than mean anything here")]
 
@@ -6,7 +6,7 @@ use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use super::model::Model;
 
-/// The keys that the help names, and what they do.
+/// Keys in the help, and their effects.
 pub const HELP: [(&str, &str); 9] = [
     ("q  Esc  Ctrl-C", "quit"),
     ("Tab  h l  ← →", "the next or the previous panel"),
@@ -19,24 +19,24 @@ pub const HELP: [(&str, &str); 9] = [
     ("?", "this help; any key closes it"),
 ];
 
-/// What the model can't do by itself.
+/// Action that the caller must carry out, since it needs more than the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Nothing.
+    /// Leaves the caller nothing to do.
     None,
-    /// End.
+    /// Ends `tfo top`.
     Quit,
-    /// Give the terminal back for a while.
+    /// Suspends the process and gives the terminal back.
     Suspend,
-    /// Show the next interface.
+    /// Shows the next interface.
     NextInterface,
 }
 
-/// Carries out what the event says.
+/// Applies a terminal event to the model, and returns the action that is left.
 pub fn handle(event: &Event, model: &mut Model) -> Action {
     match event {
         Event::Key(key) if key.kind != KeyEventKind::Release => press(*key, model),
-        // A new size is asked for with each picture.
+        // A resize needs no action: the size is read for each picture.
         _ => Action::None,
     }
 }
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn keys_of_vi_move_and_q_quits() {
         let mut model = Model::new("v0");
-        model.see(look(Instant::now(), 0, Class::PlainSyn, 1));
+        model.record(look(Instant::now(), 0, Class::PlainSyn, 1));
         assert_eq!(type_in(&mut model, "jjk"), Action::None);
         assert_eq!(model.selected(Panel::Classes), Some(1));
         type_in(&mut model, "G");

@@ -1,4 +1,4 @@
-//! What the screen shows: pure state, and the rates that follow from two successive looks.
+//! State of the screen, without input or output, and the rates between two successive looks.
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -14,51 +14,51 @@ use crate::{
     },
 };
 
-/// Seconds of rates that are kept for the sparklines: more than a terminal is wide.
+/// Number of rates kept for the sparklines, one for each second: more than a terminal has columns.
 const TRAIL: usize = 512;
 
-/// A source prefix, and what came from it.
+/// Source prefix with its Fast Open SYNs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Prefix {
-    /// The prefix, such as `192.0.2.0/24`.
+    /// Text of the prefix, such as `192.0.2.0/24`.
     pub prefix: String,
     /// Requests for a cookie.
     pub requests: u64,
     /// Cookies of known keys.
     pub valid: u64,
-    /// Cookies that no known key made.
+    /// Cookies of unknown keys, or of a wrong length.
     pub unknown: u64,
 }
 
-/// What one look at an interface finds.
+/// Result of one look at an interface.
 #[derive(Clone, Debug)]
 pub struct Look {
-    /// When it was.
+    /// Time of the look.
     pub at: Instant,
-    /// The counters.
+    /// Counters of the interface.
     pub report: Report,
-    /// The kernel's counters of the same network namespace; `None` where that is not ours.
+    /// Kernel's counters; `None` if the interface is in another network namespace, or they can't be read.
     pub kernel: Option<TcpExt>,
-    /// Whether a `tfo run` keeps its keys in step.
+    /// Whether a controller (`tfo run`) is running.
     pub controller: bool,
-    /// The keys in the map, by their fingerprints.
+    /// Keys in the map.
     pub keys: Vec<Generation>,
-    /// Whether they are where they should be; `None` where that is not known.
+    /// Result of comparing the keys in map, kernel and schedule; `None` if only the map is known.
     pub in_step: Option<bool>,
-    /// Source prefixes, the one with most first; `None` where nobody counts them.
+    /// Source prefixes, the one with most SYNs first; `None` if they are not counted.
     pub prefixes: Option<Vec<Prefix>>,
-    /// The latest events, newest first, a line each; `None` where nobody tells them.
+    /// Latest events, newest first, a line each; `None` if no controller answers.
     pub events: Option<Vec<String>>,
 }
 
 impl Look {
-    /// Its counters, summed over a service or all of them.
+    /// Sums the counters of one service, or of all.
     pub fn totals(&self, service: Option<&str>) -> Totals {
         Totals::of(&self.report, service)
     }
 
-    /// How many cookies the kernel took, and how many not: as its connections tell, or else as it counts itself, which it
-    /// does for all services together.
+    /// Returns the numbers of accepted and refused cookies, from outcomes of connections or else from the kernel's
+    /// counters. The latter do not tell services apart, so they are used only for all services together.
     pub fn accepted_and_refused(&self, service: Option<&str>) -> Option<[u64; 2]> {
         let kernel = self.kernel.filter(|_| service.is_none());
         let outcomes = self.totals(service).outcomes.map(|outcomes| [outcomes.accepted, outcomes.refused]);
@@ -66,7 +66,7 @@ impl Look {
     }
 }
 
-/// What happened in each second between two looks.
+/// Rates per second between two looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
     /// SYNs by [`Class`] index.
@@ -81,14 +81,14 @@ pub struct Rates {
     pub malformed: f64,
     /// Frames that are not supported.
     pub unsupported: f64,
-    /// Fast Open connections that the kernel made; `None` where nobody reports them.
+    /// Fast Open connections that the kernel made; `None` if neither outcomes nor the kernel's counters are available.
     pub accepted: Option<f64>,
-    /// Cookies that it did not take.
+    /// Valid cookies that the kernel did not take; `None` as for `accepted`.
     pub refused: Option<f64>,
 }
 
 impl Rates {
-    /// Those of a service, or of all, between two looks at the same counters; `None` where they began anew in between.
+    /// Computes the rates of one service, or of all; `None` if the interface changed or the counters were reset.
     pub fn between(earlier: &Look, later: &Look, service: Option<&str>) -> Option<Self> {
         if earlier.report.interface != later.report.interface || earlier.report.since != later.report.since {
             return None;
@@ -118,18 +118,18 @@ impl Rates {
         Some(rates)
     }
 
-    /// All SYNs.
+    /// Returns the rate of all SYNs.
     pub fn all(&self) -> f64 {
         self.families.iter().sum()
     }
 }
 
-/// A part of the screen that can have the focus.
+/// Part of the screen that can have the focus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Panel {
     /// SYNs by class.
     Classes,
-    /// What became of them.
+    /// Outcomes of connections.
     Outcomes,
     /// Keys.
     Keys,
@@ -140,42 +140,42 @@ pub enum Panel {
 }
 
 impl Panel {
-    /// In the order in which the focus goes.
+    /// Panels in the order of the focus.
     pub const ALL: [Self; 5] = [Self::Classes, Self::Outcomes, Self::Keys, Self::Prefixes, Self::Events];
 }
 
-/// All that the screen shows.
+/// State of the screen.
 #[derive(Debug)]
 pub struct Model {
-    /// The interface.
+    /// Name of the interface.
     pub interface: String,
-    /// The service whose SYNs are shown; `None` for all.
+    /// Name of the service that is shown; `None` for all services.
     pub service: Option<String>,
-    /// The last look; what it found is shown on when nothing is there any more.
+    /// Last successful look. It stays on the screen when a later look fails.
     pub look: Option<Look>,
-    /// The rates of the last seconds, newest first; `None` where counters began anew.
+    /// Rates of the last seconds, newest first; `None` where counters were reset.
     pub trail: VecDeque<Option<Rates>>,
-    /// Why nothing is seen at the moment.
-    pub trouble: Option<String>,
-    /// Whether the picture stands still.
+    /// Error of the latest look, if it failed.
+    pub error: Option<String>,
+    /// Whether updates are paused.
     pub paused: bool,
     /// Whether the help is shown.
     pub help: bool,
-    /// The panel with the focus.
+    /// Panel with the focus.
     pub focus: Panel,
-    /// The selected row of each panel.
+    /// Selected row of each panel.
     selected: [usize; Panel::ALL.len()],
 }
 
 impl Model {
-    /// One that has not seen anything of `interface` yet.
+    /// Makes a model of `interface` without a look.
     pub fn new(interface: &str) -> Self {
         Self {
             interface: interface.to_owned(),
             service: None,
             look: None,
             trail: VecDeque::new(),
-            trouble: None,
+            error: None,
             paused: false,
             help: false,
             focus: Panel::Classes,
@@ -183,19 +183,19 @@ impl Model {
         }
     }
 
-    /// Takes in what was found.
-    pub fn see(&mut self, look: Look) {
+    /// Stores a look, and the rates since the one before.
+    pub fn record(&mut self, look: Look) {
         if let Some(earlier) = &self.look {
             self.trail.push_front(Rates::between(earlier, &look, self.service.as_deref()));
             self.trail.truncate(TRAIL);
         }
-        self.trouble = None;
+        self.error = None;
         self.look = Some(look);
     }
 
-    /// Takes in why nothing was found. What comes next is not compared with what was before.
-    pub fn miss(&mut self, why: String) {
-        self.trouble = Some(why);
+    /// Stores the error of a look that failed. The last successful look is kept.
+    pub fn record_error(&mut self, error: String) {
+        self.error = Some(error);
     }
 
     /// Shows another interface.
@@ -204,7 +204,7 @@ impl Model {
         *self = Self { focus, help, ..Self::new(interface) };
     }
 
-    /// Shows the next service, where there are several; behind the last one, all.
+    /// Shows the next service if there are several. All services together follow the last one.
     pub fn next_service(&mut self) {
         let Some(look) = self.look.as_ref().filter(|look| look.report.services.len() > 1) else { return };
         let mut names = look.report.services.iter().map(|service| service.name.clone());
@@ -215,12 +215,12 @@ impl Model {
         self.trail.clear();
     }
 
-    /// The rates of the last second, where they are known and not out of date.
+    /// Returns the latest rates; `None` if they are unknown or the last look failed.
     pub fn rates(&self) -> Option<Rates> {
-        self.trail.front().copied().flatten().filter(|_| self.trouble.is_none())
+        self.trail.front().copied().flatten().filter(|_| self.error.is_none())
     }
 
-    /// Rows of a panel.
+    /// Returns the number of rows of a panel.
     pub fn rows(&self, panel: Panel) -> usize {
         let Some(look) = &self.look else { return 0 };
         match panel {
@@ -232,20 +232,20 @@ impl Model {
         }
     }
 
-    /// The selected row of the panel, where it has the focus and any row.
+    /// Returns the selected row of a panel; `None` if it has no focus or no rows.
     pub fn selected(&self, panel: Panel) -> Option<usize> {
         let last = self.rows(panel).checked_sub(1)?;
         (self.focus == panel).then(|| self.selected[panel as usize].min(last))
     }
 
-    /// Moves the selection of the panel with the focus by so many rows, as far as there are any.
+    /// Moves the selection in the panel with the focus by `rows`, within its rows.
     pub fn move_by(&mut self, rows: isize) {
         let last = self.rows(self.focus).saturating_sub(1);
         let at = &mut self.selected[self.focus as usize];
         *at = (*at).min(last).saturating_add_signed(rows).min(last);
     }
 
-    /// Moves the focus by so many panels, round and round.
+    /// Moves the focus by `panels`; the first panel follows the last.
     pub fn focus_by(&mut self, panels: isize) {
         let count = Panel::ALL.len() as isize;
         let next = (self.focus as isize + panels).rem_euclid(count);
@@ -263,7 +263,7 @@ pub(crate) mod tests {
         rtt_saved::RttSaved,
     };
 
-    /// A look `seconds` after `start`, at which so many SYNs of the class had come over IPv4.
+    /// Makes a look `seconds` after `start`, with `packets` SYNs of `class` over IPv4.
     pub(crate) fn look(start: Instant, seconds: u64, class: Class, packets: u64) -> Look {
         let row = SynRow {
             family: Family::ALL[0].name(),
@@ -275,7 +275,7 @@ pub(crate) mod tests {
         };
         Look {
             at: start + Duration::from_secs(seconds),
-            report: Report { syn: vec![row], ..Report::nothing() },
+            report: Report { syn: vec![row], ..Report::empty() },
             kernel: Some(TcpExt { passive: packets / 2, ..TcpExt::default() }),
             controller: true,
             keys: Vec::new(),
@@ -288,9 +288,9 @@ pub(crate) mod tests {
     #[test]
     fn rates_are_of_the_time_between_two_looks() {
         let (mut model, start) = (Model::new("v0"), Instant::now());
-        model.see(look(start, 0, Class::CookieCurrent, 100));
+        model.record(look(start, 0, Class::CookieCurrent, 100));
         assert_eq!(model.rates(), None, "one look has no rate");
-        model.see(look(start, 2, Class::CookieCurrent, 150));
+        model.record(look(start, 2, Class::CookieCurrent, 150));
         let rates = model.rates().unwrap();
         assert_eq!(rates.classes[Class::CookieCurrent.index()], 25.0);
         assert_eq!((rates.all(), rates.families[0], rates.families[1]), (25.0, 25.0, 0.0));
@@ -300,15 +300,15 @@ pub(crate) mod tests {
     #[test]
     fn counters_that_begin_anew_give_no_rate_and_no_panic() {
         let (mut model, start) = (Model::new("v0"), Instant::now());
-        model.see(look(start, 0, Class::PlainSyn, 100));
-        model.see(look(start, 1, Class::PlainSyn, 7));
+        model.record(look(start, 0, Class::PlainSyn, 100));
+        model.record(look(start, 1, Class::PlainSyn, 7));
         assert_eq!(model.rates(), None);
-        model.see(look(start, 2, Class::PlainSyn, 9));
+        model.record(look(start, 2, Class::PlainSyn, 9));
         assert_eq!(model.rates().unwrap().all(), 2.0);
-        // More than before, but not of the same count.
+        // The number is higher, but counting began anew.
         let mut anew = look(start, 3, Class::PlainSyn, 500);
         anew.report.since = jiff::Timestamp::now();
-        model.see(anew);
+        model.record(anew);
         assert_eq!(model.rates(), None);
     }
 
@@ -329,12 +329,12 @@ pub(crate) mod tests {
                 .into();
             look
         };
-        model.see(with_services(0, 0));
+        model.record(with_services(0, 0));
         for (name, rate) in [(Some("other"), 0.0), (Some("web"), 7.0), (None, 7.0)] {
             model.next_service();
             assert_eq!((model.service.as_deref(), model.rates()), (name, None));
             let seconds = model.look.as_ref().unwrap().at.duration_since(start).as_secs() + 1;
-            model.see(with_services(seconds, 7 * seconds));
+            model.record(with_services(seconds, 7 * seconds));
             assert_eq!(model.rates().unwrap().all(), rate, "{name:?}");
         }
     }
@@ -342,9 +342,9 @@ pub(crate) mod tests {
     #[test]
     fn what_is_gone_has_no_rate() {
         let (mut model, start) = (Model::new("v0"), Instant::now());
-        model.see(look(start, 0, Class::PlainSyn, 1));
-        model.see(look(start, 1, Class::PlainSyn, 2));
-        model.miss("gone".to_owned());
+        model.record(look(start, 0, Class::PlainSyn, 1));
+        model.record(look(start, 1, Class::PlainSyn, 2));
+        model.record_error("gone".to_owned());
         assert_eq!(model.rates(), None);
         assert!(model.look.is_some(), "the last totals stay");
     }
@@ -354,7 +354,7 @@ pub(crate) mod tests {
         let mut model = Model::new("v0");
         model.move_by(1);
         assert_eq!(model.selected(Panel::Classes), None, "there is nothing yet");
-        model.see(look(Instant::now(), 0, Class::PlainSyn, 1));
+        model.record(look(Instant::now(), 0, Class::PlainSyn, 1));
         model.move_by(-1);
         assert_eq!(model.selected(Panel::Classes), Some(0));
         model.move_by(isize::MAX);
