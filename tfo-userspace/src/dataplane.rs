@@ -1,4 +1,5 @@
-//! The program on an interface: attaching, taking over, letting go. [`Object`] is what is loaded, with its maps.
+//! Attaches, takes over and detaches the XDP program of an interface. [`Object`] holds the loaded programs and their
+//! maps.
 
 mod batch;
 mod carry;
@@ -47,7 +48,7 @@ use crate::{
     util::time::unix_seconds,
 };
 
-/// Says why this kernel or this user cannot run the program at all, before anything is touched.
+/// Checks that this user and this kernel can run the program, before anything is changed. The error says why not.
 pub fn preflight() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("loading an XDP program needs root: run it with sudo");
@@ -65,7 +66,7 @@ pub fn preflight() -> Result<()> {
     }
 }
 
-/// The program of one interface, of which we are the controller. The interface may be gone, and come back.
+/// The program of one interface that this process controls. The interface may disappear and come back.
 pub struct Datapath {
     /// The interface, as it was when the program was last attached.
     pub interface: Interface,
@@ -75,54 +76,55 @@ pub struct Datapath {
     program: Program,
     info: Info,
     logger: Option<EbpfLogger<&'static dyn Log>>,
-    /// Where the hits of keys stood when the current key last changed.
+    /// Values of [`Counters::hits`] when the current key last changed.
     last_hits: [u64; TRACKS],
 }
 
-/// What the commands are told of the source of the keys: see [`Info`].
+/// State of the source of the keys, which the commands read from [`Info`].
 #[derive(Clone, Copy, Debug)]
 pub struct KeyInfo {
-    /// Which it is.
+    /// Kind of source.
     pub source: KeySource,
-    /// How often keys change.
+    /// Time between rotations, in seconds; 0 if tfo does not decide on them.
     pub rotate_seconds: u64,
-    /// How old a retired key may get.
+    /// Maximum age of a retired key, in seconds; 0 for no limit.
     pub max_age_seconds: u64,
-    /// The fingerprints of the keys that the kernel is to hold.
+    /// Fingerprints of the primary and the backup key that the kernel should hold; 0 for no key.
     pub wanted: [u64; 2],
-    /// What went wrong.
+    /// Number of times that the kernel's keys could not be read or written, or were changed by somebody else.
     pub failures: u64,
 }
 
-/// What a map is to hold.
+/// Change of the keys in a map.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Publish {
-    /// These keys, and as retired ones all that it held before.
+    /// Gives these keys their roles, and retires the other keys in the map.
     Held(Held),
-    /// The kernel's keys, and besides what it held before also these, which are about to become the kernel's.
+    /// Gives the kernel's keys their roles, and adds the keys that are about to replace them. The other keys are
+    /// retired.
     Learn {
-        /// The kernel's keys now.
+        /// Present keys of the kernel.
         kernel: Held,
-        /// Its keys in a moment.
+        /// Next keys of the kernel.
         wanted: Held,
     },
-    /// These keys and no others: what was held before has leaked.
+    /// Makes these keys the only ones, since the keys before have leaked.
     Only(Held),
 }
 
-/// What has become of an attached program.
+/// State of a program that was attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// All is as it was.
+    /// The program is attached and its link is pinned.
     Attached,
-    /// Somebody has removed its pins.
+    /// The pins have been removed, for example by `tfo unload`.
     Unloaded,
-    /// Its interface is gone, or somebody has detached the link by force.
+    /// The interface is gone, or the link has been detached by force.
     Detached,
 }
 
 impl Datapath {
-    /// Has `enforced` settle on `interface`, and takes the place of the datapath before, if there was one.
+    /// Completes the change to `enforced` on `interface`, and replaces the datapath `before`. Failures are logged.
     pub fn settle(pins: &Locked, interface: Interface, mut enforced: Enforced, before: Option<Self>) -> Self {
         let name = &interface.name;
         if let Err(error) = enforced.settle(pins) {
@@ -141,14 +143,14 @@ impl Datapath {
         Self { interface, pins: (**pins).clone(), generation, object, program, info, logger, last_hits }
     }
 
-    /// Makes the keys of `publish` those of the map. Where the current key changes, retired ones that hardly anybody has
-    /// used since the last change are given up: those with a share of all valid cookies below `retire_below`.
+    /// Applies `publish` to the keys in the map. If [`Publish::Held`] changes the current key, keys that were retired
+    /// before are dropped if their share of the valid cookies since the last change is below `retire_below`.
     pub fn publish(&mut self, publish: Publish, retire_below: Option<f64>) -> Result<()> {
         let before = self.object.key_ring()?;
         if matches!(publish, Publish::Held(held) if held == before.held()) {
             return Ok(());
         }
-        // The evidence is that of the time before: whoever comes with the new keys in force says nothing about it.
+        // The counters are read before the new keys are in force: later cookies say nothing about the time before.
         let hits = self.object.counters()?.hits;
         self.object.hold(&self.interface.name, publish)?;
         let after = self.object.key_ring()?;
@@ -165,7 +167,7 @@ impl Datapath {
             let was_retired = |slot: usize| {
                 after.get(slot).and_then(|key| before.find(key)).is_some_and(|slot| slot >= NEWEST)
             };
-            // Nobody came at all: that is evidence of nothing.
+            // Without any valid cookie, there is no evidence against a key.
             let keep = |slot: usize| {
                 all == 0 || !was_retired(slot) || since_then(&after, slot) as f64 >= limit * all as f64
             };
@@ -174,7 +176,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Lets go of retired keys that have been in the map for longer than `max_age` seconds.
+    /// Drops retired keys that have been in the map for longer than `max_age` seconds.
     pub fn forget_older(&mut self, max_age: u64) -> Result<()> {
         let (ring, now) = (self.object.key_ring()?, unix_seconds());
         let is_old = |slot: usize| now.saturating_sub(ring.since[slot]) > max_age;
@@ -184,7 +186,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Tells the commands what is to be known about the source of the keys.
+    /// Writes the state of the source of the keys into the info map, for the commands.
     pub fn describe_keys(&mut self, keys: &KeyInfo) -> Result<()> {
         let info = Info {
             key_source: keys.source as u64,
@@ -197,64 +199,65 @@ impl Datapath {
         if info == self.info { Ok(()) } else { self.set_info(info) }
     }
 
-    /// What was counted.
+    /// Returns the counters, summed over all services and CPUs.
     pub fn counters(&self) -> Result<Counters> {
         self.object.counters()
     }
 
-    /// Every service with what was counted for it; first what no service names.
+    /// Returns the counters of each service. The first entry is for ports that no service names.
     pub fn by_service(&self) -> Result<Vec<ServiceCounters>> {
         self.object.by_service()
     }
 
-    /// What the commands are told of the program.
+    /// Returns the content of the info map.
     pub const fn info(&self) -> &Info {
         &self.info
     }
 
-    /// The next event that the program has reported, if there is one.
+    /// Takes the next event that the program has reported, if there is one.
     pub fn next_event(&mut self) -> Option<Event> {
         self.object.next_event()
     }
 
-    /// The name of the service with this index.
+    /// Returns the name of the service at `index`, or "unknown".
     pub fn service_name(&self, index: u32) -> String {
         self.object.service_name(index)
     }
 
-    /// The last words of sources of `prefix` that came lately.
-    pub fn lately(&self, prefix: Prefix) -> Vec<u64> {
-        self.object.lately(prefix)
+    /// Returns the last 64 bits of some recent IPv6 sources of `prefix`.
+    pub fn recent_sources(&self, prefix: Prefix) -> Vec<u64> {
+        self.object.recent_sources(prefix)
     }
 
-    /// What was observed besides counters.
+    /// Returns the counters of events, prefixes and forgotten sources.
     pub fn watch(&self) -> Result<Watch> {
         self.object.watch()
     }
 
-    /// Where its state lies.
+    /// Returns the pins of the interface.
     pub fn pins(&self) -> &Pins {
         &self.pins
     }
 
-    /// The keys in the map.
+    /// Returns the key ring in force.
     pub fn key_ring(&self) -> Result<KeyRing> {
         self.object.key_ring()
     }
 
-    /// Passes the events that the program itself has logged on to our log.
+    /// Writes the program's own log messages to our log.
     pub fn flush_log(&mut self) {
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
     }
 
-    /// Whether the program is still where we attached it.
+    /// Returns whether the program is still attached and pinned.
     pub async fn presence(&self, pins: &Locked) -> Presence {
-        // By its index, since it may have been renamed; and another one may have come in its place, even with that.
+        // The interface may have been renamed, so it is looked up by index. A new interface can have the same index, so
+        // the program's id is compared below.
         let xdp = interface::xdp_at(self.interface.index).await;
-        // Then the pins: `tfo unload` removes the link first. Where something can't be told, such as with another file system
-        // mounted over the pins, we go on.
+        // The pins are read after that, because `tfo unload` removes the link first. If something can't be read, for
+        // example because another file system is mounted over the pins, we go on.
         if pins.has_link().is_ok_and(|has_link| !has_link || !pins.is_current()) {
             return Presence::Unloaded;
         }
@@ -263,32 +266,32 @@ impl Datapath {
         if xdp.is_ok_and(|xdp| xdp.is_none_or(is_not_ours)) { Presence::Detached } else { Presence::Attached }
     }
 
-    /// Where in the receive path it is attached.
+    /// Returns the place in the receive path where the program is attached.
     pub fn attach(&self) -> Attach {
         if self.info.attach == Attach::Generic as u32 { Attach::Generic } else { Attach::Native }
     }
 
-    /// What its program was made from.
+    /// Returns the options and services from which the program was built.
     pub fn program(&self) -> &Program {
         &self.program
     }
 
-    /// Makes `hidden` all that is hidden by order.
+    /// Replaces the orders of `tfo hide` in the maps by `hidden`.
     pub fn set_hidden(&mut self, hidden: &BTreeSet<Hidden>) -> Result<()> {
         self.object.set_hidden(hidden)
     }
 
-    /// What is hidden by order, as the maps say.
+    /// Returns the orders of `tfo hide` in the maps.
     pub fn hidden(&self) -> Result<Vec<Hidden>> {
         self.object.hidden()
     }
 
-    /// Says that the keys in the map are the kernel's now.
+    /// Confirms that the keys in the map are the kernel's now.
     pub fn confirm_keys(&mut self) -> Result<()> {
         self.object.confirm()
     }
 
-    /// Attaches the program that is loaded to `interface`, which has come in the place of the one that is gone.
+    /// Attaches the loaded program to `interface`, which has replaced the one that is gone.
     pub fn attach_again(&mut self, interface: Interface, attach: AttachMode) -> Result<()> {
         let (attach, link) = self.object.attach_new(&interface, attach)?;
         let info = Info { attach: attach as u32, ifindex: interface.index, ..self.info };
@@ -314,7 +317,7 @@ pub async fn remove(pins: &Locked) -> Result<()> {
     pins.remove()
 }
 
-/// What passes the program's own log on, where there is one.
+/// Returns the reader of the program's own log, or `None` at level 0.
 fn logger(object: &mut Object, level: u8) -> Result<Option<EbpfLogger<&'static dyn Log>>> {
     match level {
         0 => Ok(None),

@@ -1,5 +1,6 @@
-//! Arrays that are read whole, with one system call for many entries. aya has one for each entry, and for the counters of a
-//! thousand services that takes three times as long: each time, the kernel allocates room for the values of all CPUs.
+//! Reads whole arrays, with one system call for many entries. aya makes a call for each entry. For the counters of a
+//! thousand services that takes three times as long, because each time the kernel allocates room for the values of all
+//! CPUs.
 
 use std::{
     io,
@@ -10,15 +11,15 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{Pod, maps::Map, util::nr_cpus};
 
-/// Entries that are read at once: as many as stay in a CPU's cache.
+/// Number of entries that are read at once. They stay in a CPU's cache.
 const AT_ONCE: usize = 16;
 /// `BPF_MAP_LOOKUP_ELEM` and `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd` (linux/bpf.h).
 const LOOKUP_ELEM: libc::c_int = 1;
 const LOOKUP_BATCH: libc::c_int = 24;
-/// The kernel's `ENOTSUPP`, which no header of user space has: maps of this kind have no such operation.
+/// The kernel's `ENOTSUPP`, which no header of user space has. Maps of this kind lack the operation.
 const NOT_SUPPORTED: i32 = 524;
 
-/// The arm of `union bpf_attr` (linux/bpf.h) for one entry.
+/// Variant of `union bpf_attr` (linux/bpf.h) for one entry.
 #[repr(C)]
 struct Elem {
     map_fd: u32,
@@ -28,7 +29,7 @@ struct Elem {
     flags: u64,
 }
 
-/// The arm for many, called `batch`.
+/// Variant for many entries, called `batch`.
 #[repr(C)]
 struct Batch {
     in_batch: *const u32,
@@ -41,21 +42,21 @@ struct Batch {
     flags: u64,
 }
 
-// Pointers are 64 bits wide in it, whatever they are here.
+// The union has 64 bits for a pointer on every architecture.
 const _: () = assert!(size_of::<Elem>() == 32 && size_of::<Batch>() == 56);
 
-/// An array whose entries are made of `V`: one, or one for each CPU.
+/// Reader of an array. An entry has one `V`, or one for each CPU.
 pub(super) struct BatchReader<V> {
     map: OwnedFd,
     entries: u32,
-    /// How many `V` an entry has.
+    /// Number of `V` in an entry.
     width: usize,
-    /// Any value.
+    /// Initial value of buffers.
     empty: V,
 }
 
 impl<V: Pod> BatchReader<V> {
-    /// The array `map`; `empty` is any value.
+    /// Returns a reader of the array `map`. Buffers are filled with `empty`, which may be any value.
     pub(super) fn of(map: &Map, empty: V) -> Result<Self> {
         let (data, width) = match map {
             Map::PerCpuArray(data) => (data, nr_cpus().map_err(|(_, error)| error)?),
@@ -64,14 +65,14 @@ impl<V: Pod> BatchReader<V> {
         };
         let info = data.info().context("cannot ask for the layout of a map")?;
         let size = info.value_size() as usize;
-        // The kernel pads the value of a CPU to eight bytes: here it has nothing to pad.
+        // The kernel pads the value of a CPU to eight bytes. A `Vec<V>` has no such padding.
         let is_padded = width > 1 && !size.is_multiple_of(8);
         ensure!(size == size_of::<V>() && !is_padded, "a map has values of {size} bytes");
         let map = data.fd().as_fd().try_clone_to_owned().context("cannot duplicate a descriptor")?;
         Ok(Self { map, entries: info.max_entries(), width, empty })
     }
 
-    /// Shows each entry to `see`, in their order.
+    /// Passes each entry to `see`, in the order of the indices.
     pub(super) fn each(&self, mut see: impl FnMut(u32, &[V])) -> io::Result<()> {
         let mut values = vec![self.empty; AT_ONCE * self.width];
         let mut seen = 0;
@@ -82,7 +83,7 @@ impl<V: Pod> BatchReader<V> {
                     (seen..).zip(values.chunks_exact(self.width)).take(count).for_each(|(i, v)| see(i, v));
                     seen += count as u32;
                 }
-                // Before Linux 5.13, of arrays of each CPU.
+                // Before Linux 5.13, arrays with values for each CPU have no batch look-up.
                 Err(error) if seen == 0 && error.raw_os_error() == Some(NOT_SUPPORTED) => break,
                 Err(error) => return Err(error),
             }
@@ -94,25 +95,26 @@ impl<V: Pod> BatchReader<V> {
         Ok(())
     }
 
-    /// Reads the entry at `index` to the beginning of `values`.
+    /// Reads the entry at `index` into the beginning of `values`.
     fn elem(&self, index: u32, values: &mut [V]) -> io::Result<()> {
         assert!(values.len() >= self.width);
         let value = values.as_mut_ptr().cast();
         let map_fd = self.map.as_raw_fd() as u32;
         let mut elem = Elem { map_fd, _padding: 0, key: &raw const index, value, flags: 0 };
-        // SAFETY: the kernel writes one entry, for which there is room: `of` has seen that its values are as large as `V`, and
-        // it has `width` of them. Any bytes are a `V`, which is Pod.
+        // SAFETY: the kernel reads the index, which lives until the call returns. It writes one entry of `width`
+        // values, for which there is room: `of` has checked that a value has the size of `V`. Any bytes are a valid
+        // `V`, which is Pod.
         match unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_ELEM, &raw mut elem, size_of::<Elem>()) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
     }
 
-    /// Reads entries from `first` on to `values`: how many.
+    /// Reads entries from index `first` on into `values`, and returns their number.
     fn batch(&self, first: u32, values: &mut [V]) -> io::Result<usize> {
         let (mut keys, mut last) = ([0_u32; AT_ONCE], 0_u32);
         assert!(values.len() >= keys.len() * self.width);
-        // It goes on behind the key that it is given.
+        // The kernel begins behind the key at `in_batch`.
         let before = first.checked_sub(1);
         let mut batch = Batch {
             in_batch: before.as_ref().map_or(ptr::null(), ptr::from_ref),
@@ -124,12 +126,12 @@ impl<V: Pod> BatchReader<V> {
             elem_flags: 0,
             flags: 0,
         };
-        // SAFETY: the kernel writes one key and AT_ONCE keys, which are u32 in arrays, and AT_ONCE entries at most, for which
-        // there is room: see `elem`.
+        // SAFETY: the kernel writes one key to `last`, at most AT_ONCE keys to `keys` (in arrays, keys are u32), and at
+        // most AT_ONCE entries to `values`, for which there is room: see `elem`.
         let done = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut batch, size_of::<Batch>()) };
         let error = io::Error::last_os_error();
         match (done, error.raw_os_error()) {
-            // ENOENT: with these, the array is at its end.
+            // ENOENT: the array ends with these entries.
             (0, _) | (_, Some(libc::ENOENT)) => Ok(batch.count as usize),
             _ => Err(error),
         }

@@ -1,8 +1,8 @@
-//! What earlier generations of maps hold, and how the next one gets it.
+//! Carries the contents of earlier generations' maps over into the next one.
 //!
-//! Counters go on exactly, whatever dies when: the next generation is told what all earlier ones have counted, in a map that
-//! no program writes ([`names::CARRIED`]), and is told again once their programs count no more. What is written is a sum and no
-//! difference, so it may be written as often as need be.
+//! Counters stay exact, even if a controller dies in between. The counts of all earlier generations are written into a
+//! map of the next one that no program writes ([`names::CARRIED`]), and once more after their programs have stopped
+//! counting. They are totals, not differences, so they may be written any number of times.
 
 use std::collections::BTreeMap;
 
@@ -36,10 +36,10 @@ use crate::{
     util::time::unix_seconds,
 };
 
-/// The layout of tfo 0.1, whose maps can be carried over, too.
+/// Layout of the maps of tfo 0.1, which can be carried over, too.
 const LAYOUT_0_1: u32 = 6;
 
-/// The maps that generations have in common, so that nothing of them need be carried: all but those of services.
+/// Maps that generations can share, so that their contents need not be carried over.
 const COMMON: [&str; 8] = [
     names::KEYS,
     names::WATCH,
@@ -51,7 +51,7 @@ const COMMON: [&str; 8] = [
     names::REPLAYS,
 ];
 
-/// A row of a table of protections, as words: a tag and a value for each seat.
+/// Entry of a guard's table (`Row` in `tfo_common::policy`), as words: a tag and a value for each seat.
 type RowWords = [u64; 2 * SEATS];
 
 /// The maps of an earlier generation.
@@ -65,7 +65,8 @@ pub(super) struct EarlierGeneration {
 }
 
 impl EarlierGeneration {
-    /// Opens the maps of `generation`, if they are of a layout that is known and none is missing; else why not.
+    /// Opens the maps of `generation`. The inner error says why they can't be carried over: some are missing, or their
+    /// layout is unknown.
     pub(super) fn open(generation: &Generation) -> Result<Result<Self, String>> {
         let is_there = |name: &&str| generation.map(name).exists();
         if !is_there(&names::INFO) {
@@ -111,22 +112,23 @@ impl EarlierGeneration {
         }))
     }
 
-    /// Where it lies.
+    /// Returns the pins of the maps.
     pub(super) fn generation(&self) -> &Generation {
         &self.generation
     }
 
-    /// What its controller said of it.
+    /// Returns the content of the info map.
     pub(super) fn info(&self) -> &Info {
         &self.info
     }
 
-    /// The service that stands at each place.
+    /// Returns the name of the service at each index.
     pub(super) fn names(&self) -> &[Option<String>] {
         &self.names
     }
 
-    /// The maps that a program of this layout, with so many rows for sources and for replays, may go on using.
+    /// Returns the maps that a program of this layout may go on using, with so many entries for sources and for
+    /// replays.
     pub(super) fn shareable(&self, [sources, replays]: [u32; 2]) -> Result<Vec<&'static str>> {
         let mut shareable = Vec::new();
         for name in COMMON {
@@ -148,12 +150,12 @@ impl EarlierGeneration {
         Ok(shareable)
     }
 
-    /// Adds to `sums` what it has counted, by the name of the service; also what it was told of generations before it, if
-    /// `with_carried`.
+    /// Adds the counts of this generation to `sums`, by the name of the service. With `with_carried`, that includes the
+    /// counts that were carried over from generations before it.
     fn add_counts(&self, sums: &mut BTreeMap<String, Carried>, with_carried: bool) -> Result<()> {
         let name = |index: u32| self.names.get(index as usize).cloned().flatten();
         let mut sum = |index: u32, add: &mut dyn FnMut(&mut Carried)| {
-            // What nobody has a name for is nobody's: a place that was never used.
+            // An index without a name was never used.
             if let Some(name) = name(index) {
                 add(sums.entry(name).or_insert(Carried::EMPTY));
             }
@@ -175,21 +177,21 @@ impl EarlierGeneration {
                 .each(|index, carried| {
                     sum(index, &mut |sum| carried.iter().for_each(|Shared(carried)| sum.add(carried)));
                 })
-                .context("cannot read what was counted before")?;
+                .context("cannot read the counts of earlier maps")?;
         }
         Ok(())
     }
 
-    /// What it has observed besides.
+    /// Returns the counters of events, prefixes and forgotten sources.
     fn watch(&self) -> Result<Watch> {
         let map = open(&self.generation, names::WATCH)?;
         let mut sum = Watch::EMPTY;
         if self.info.layout_version == LAYOUT_VERSION {
             let all = BatchReader::of(&map, Shared(Watch::default()))?;
             all.each(|_, cpus| cpus.iter().for_each(|Shared(watch)| sum.add(watch)))
-                .context("cannot read the state of observing")?;
+                .context("cannot read the counters of events")?;
         } else {
-            // Five words of a budget, then five counters.
+            // In tfo 0.1, an entry had five words of a budget, then five counters.
             let all = BatchReader::of(&map, [0_u64; 10])?;
             all.each(|_, cpus| {
                 for [.., events, lost, skipped, prefixes, forgotten] in cpus {
@@ -200,19 +202,19 @@ impl EarlierGeneration {
                     sum.sources_forgotten += forgotten;
                 }
             })
-            .context("cannot read the state of observing")?;
+            .context("cannot read the counters of events")?;
         }
         Ok(sum)
     }
 
-    /// The key ring in force there.
+    /// Returns the key ring in force in these maps.
     pub(super) fn key_ring(&self) -> Result<KeyRing> {
         let keys = Array::<_, Shared<KeyStore>>::try_from(open(&self.generation, names::KEYS)?)?;
         let Shared(store) = keys.get(&0, 0).context("cannot read the key map")?;
         Ok(*store.current())
     }
 
-    /// What is hidden by order there.
+    /// Returns the orders of `tfo hide` in these maps.
     pub(super) fn hidden(&self) -> Result<Vec<Hidden>> {
         if self.info.layout_version == LAYOUT_VERSION {
             let orders = Orders::new(|name| open(&self.generation, name))?;
@@ -231,7 +233,7 @@ impl EarlierGeneration {
                 }
             })
             .context("cannot read the policies")?;
-        // An address without its family: IPv4 stood where IPv6 has it mapped (RFC 4291, 2.5.5.2).
+        // tfo 0.1 stored addresses without their family, IPv4 as an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2).
         let sources = LpmTrie::<_, [u32; 4], u32>::try_from(open(&self.generation, names::HIDDEN)?)?;
         for key in sources.keys() {
             let key = key.context("cannot read the map of hidden sources")?;
@@ -242,7 +244,7 @@ impl EarlierGeneration {
 }
 
 impl EarlierGeneration {
-    /// Goes on from here, where `next` was in force for a while: takes over what was counted there.
+    /// Adds the counts of `next`, which was in force for a while, to these maps, which come into force again.
     pub(super) fn take_back(&self, next: &Object) -> Result<()> {
         if self.carried.is_none() {
             bail!(
@@ -257,13 +259,13 @@ impl EarlierGeneration {
             let counted = next.tables.counted_here(place)?;
             let name = next.tables.service(place)?;
             let index = self.names.iter().position(|index| name.is_some() && *index == name);
-            // A service that is not there is told by that in which services are that are no more.
+            // The counts of a service that is not in these maps go to the entry for removed services.
             let index = index.map_or(removed, |index| index as u32);
-            let Shared(mut carried) = map.get(&index, 0).context("cannot read what was counted before")?;
+            let Shared(mut carried) = map.get(&index, 0).context("cannot read the counts of earlier maps")?;
             carried.add(&counted);
-            map.set(index, Shared(carried), 0).context("cannot write what was counted before")?;
+            map.set(index, Shared(carried), 0).context("cannot write the counts of earlier maps")?;
             if index == removed && counted != Carried::EMPTY {
-                // What has no name is read by nobody.
+                // Readers skip an entry without a name.
                 let service = Service::new(REMOVED_NAME).unwrap_or_default();
                 services.set(index, Shared(service), 0).context("cannot write the map of services")?;
             }
@@ -272,14 +274,14 @@ impl EarlierGeneration {
     }
 }
 
-/// Makes the maps under `pins`, in force or not, hold no keys but `held`: what they held before has leaked.
+/// Makes `held` the only keys in all maps under `pins`, in force or not, since the keys before have leaked.
 pub fn forget_keys(pins: &Locked, held: Held) -> Result<()> {
     for generation in pins.generations()?.iter().filter(|generation| generation.map(names::KEYS).exists()) {
         let mut keys = Array::<_, Shared<KeyStore>>::try_from(open(generation, names::KEYS)?)?;
         let Shared(mut store) = keys.get(&0, 0).context("cannot read the key map")?;
         let moment = Moment { seconds: unix_seconds(), hits: &[0; TRACKS] };
         let ring = KeyRing { generation: store.current().generation, ..KeyRing::EMPTY }.follow(held, moment);
-        // As `Object::publish` does it, over one ring after the other.
+        // The steps are those of `Object::publish`, for one ring after the other.
         for _ in 0..store.rings.len() {
             let spare = KeyStore::index(store.active + 1);
             store.rings[spare] = ring;
@@ -299,20 +301,20 @@ fn open(generation: &Generation, name: &str) -> Result<Map> {
     Ok(Map::from_map_data(data)?)
 }
 
-/// All that was there before.
+/// Earlier generations of an interface.
 #[derive(Default)]
 pub(super) struct EarlierGenerations {
     /// The generation that has the link of the XDP program.
     pub(super) linked: Option<Generation>,
-    /// Its maps, if they can be read.
+    /// The maps of that generation, if they can be carried over.
     pub(super) in_force: Option<EarlierGeneration>,
-    /// Generations that were made after it and have not come into force, since their controller died. Their programs may be
+    /// Generations that were made after it and have no link, since their controller died. Their programs may be
     /// attached all the same, and count there.
     unfinished: Vec<EarlierGeneration>,
 }
 
 impl EarlierGenerations {
-    /// Opens the generations among `all`, the oldest first. What can't be carried is said.
+    /// Opens the earlier generations among `all`, the oldest first. Maps that can't be carried over are logged.
     pub(super) fn open(interface: &str, all: &[Generation]) -> Result<Self> {
         let Some(at) = all.iter().rposition(|generation| generation.has_link().unwrap_or(false)) else {
             return Ok(Self::default());
@@ -331,32 +333,32 @@ impl EarlierGenerations {
         for generation in &all[at + 1..] {
             match EarlierGeneration::open(generation)? {
                 Ok(earlier) => unfinished.push(earlier),
-                // It never counted anything.
-                Err(why) => debug!("{interface}: {} is not whole: {why}", generation.dir().display()),
+                // An incomplete generation never counted anything.
+                Err(why) => debug!("{interface}: {} is incomplete: {why}", generation.dir().display()),
             }
         }
         Ok(Self { linked: Some(all[at].clone()), in_force, unfinished })
     }
 
-    /// What was counted by now, by the name of the service.
+    /// Returns the counts of all these generations until now, by the name of the service.
     fn counts(&self) -> Result<BTreeMap<String, Carried>> {
         let mut sums = BTreeMap::new();
         if let Some(in_force) = &self.in_force {
             in_force.add_counts(&mut sums, true)?;
         }
-        // What those were told of the one in force is older than what that says.
+        // Counts that were carried over into these are left out: the generation in force has newer ones.
         self.unfinished.iter().try_for_each(|earlier| earlier.add_counts(&mut sums, false))?;
         Ok(sums)
     }
 
-    /// The newest first: what is remembered there goes before what is remembered elsewhere.
+    /// Returns the generations whose maps can be carried over, the newest first.
     fn newest_first(&self) -> impl Iterator<Item = &EarlierGeneration> {
         self.unfinished.iter().rev().chain(&self.in_force)
     }
 }
 
 impl Object {
-    /// Tells these maps what was counted before them.
+    /// Writes the counts of earlier generations into these maps.
     pub(super) fn carry_counts(&mut self, past: &EarlierGenerations, shared: &[&str]) -> Result<()> {
         let last = self.tables.capacity() - 1;
         let mut counts = past.counts()?;
@@ -382,7 +384,8 @@ impl Object {
         Ok(())
     }
 
-    /// Takes over what earlier generations remember of sources, connections and prefixes, in all maps but the `shared` ones.
+    /// Copies remembered sources, connections and prefixes of earlier generations into these maps, except the `shared`
+    /// ones.
     pub(super) fn carry_memory(&mut self, past: &EarlierGenerations, shared: &[&str]) -> Result<()> {
         for earlier in past.newest_first() {
             for name in [names::SOURCES, names::FORGERS, names::REPLAYS] {
@@ -397,7 +400,7 @@ impl Object {
                     self.tables
                         .pending
                         .insert(connection, pending, 0)
-                        .context("cannot write what is pending")?;
+                        .context("cannot write the map of pending SYNs")?;
                 }
             }
             if !shared.contains(&names::PREFIXES) {
@@ -411,7 +414,7 @@ impl Object {
         Ok(())
     }
 
-    /// Takes over a table of protections, whatever its size: a tag tells its row.
+    /// Copies a guard's table of any size. The upper half of a tag determines the entry.
     fn carry_rows(&mut self, earlier: &EarlierGeneration, name: &'static str) -> Result<()> {
         let context = || format!("cannot carry over the map {name}");
         let map = self.ebpf.map_mut(name).with_context(context)?;
@@ -440,7 +443,8 @@ impl Object {
     }
 }
 
-/// Puts a seat into `row`, unless what is there is newer: see `Row::seat`. Whether that changes anything.
+/// Puts a tag and its value into `row`, unless the values there are newer, as `Row::seat` does. Returns whether `row`
+/// changed.
 fn take_seat(row: &mut RowWords, [tag, value]: [u64; 2]) -> bool {
     let (seats, _) = row.as_chunks_mut::<2>();
     if let Some(seat) = seats.iter_mut().find(|seat| seat[0] == tag) {
@@ -467,7 +471,7 @@ mod tests {
         assert!(take_seat(&mut row, [1, 10]) && take_seat(&mut row, [2, 20]));
         assert_eq!(row, [1, 10, 2, 20]);
         assert!(!take_seat(&mut row, [2, 5]) && take_seat(&mut row, [2, 21]));
-        assert!(!take_seat(&mut row, [3, 9]), "older than all that is there");
+        assert!(!take_seat(&mut row, [3, 9]), "older than both seats");
         assert!(take_seat(&mut row, [3, 11]));
         assert_eq!(row, [3, 11, 2, 21]);
     }

@@ -1,7 +1,7 @@
-//! From one generation of maps and programs to the next: loading it, putting it in force in one step, and taking that back.
+//! Loads the next generation of maps and programs, puts it in force in one step, and can undo that.
 //!
-//! Whatever a change is about, a start, a reload, other sizes or a newer tfo, it is made in this way. No packet sees half of it:
-//! all is in the new maps before BPF_LINK_UPDATE puts the new program in the place of the old one.
+//! A start, a reload, other sizes and a newer tfo are all made in this way. No packet sees half of a change: the new
+//! maps are complete before BPF_LINK_UPDATE replaces the old program by the new one.
 
 use std::{
     collections::BTreeSet,
@@ -37,35 +37,36 @@ use crate::{
     model::{guards::Hidden, services::Services, settings::AttachMode},
 };
 
-/// What is to be loaded for an interface.
+/// Options and services of the programs for an interface.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
-    /// The constants of both programs and the sizes of their maps; without the seed, which is that of what was there before.
+    /// Constants of both programs and sizes of their maps. The seed is ignored: it is that of the earlier
+    /// generation, or a new random one.
     pub options: LoadOptions,
-    /// By which services is counted, and what is done to their packets.
+    /// Services, with the rules for their packets.
     pub services: Services,
 }
 
-/// A generation that is loaded and verified, with all in its maps but what changes until it comes into force.
+/// A generation that is loaded and verified. Its maps lack only the entries that change until it comes into force.
 pub struct Built {
-    /// What it was made from.
+    /// Options and services from which it was built.
     pub program: Program,
     object: Object,
     past: EarlierGenerations,
     shared: Vec<&'static str>,
-    /// Why connections can't be followed, if they can't.
+    /// Result of loading the program that follows connections, with the reason of a failure.
     outcomes: Result<(), String>,
 }
 
 impl Built {
-    /// Loads `program` for `interface`, where there are these generations already, the oldest first.
+    /// Loads `program` for `interface`, which already has `generations`, the oldest first.
     ///
-    /// The verifier takes its time, and nothing that is in force is touched: to be called on a thread of its own.
+    /// The verifier is slow, so this belongs on a thread of its own. It touches nothing that is in force.
     pub fn new(interface: &str, program: Program, generations: &[Generation]) -> Result<Self> {
         let past = EarlierGenerations::open(interface, generations)?;
         let seed = match &past.in_force {
             Some(earlier) => earlier.info().seed,
-            // Nobody who sends packets is to know it.
+            // Senders of packets must not be able to guess the seed.
             None => getrandom::u64().context("no random number")?,
         };
         let options = LoadOptions { seed, ..program.options };
@@ -85,12 +86,12 @@ impl Built {
         Ok(Self { program, object, past, shared, outcomes })
     }
 
-    /// The maps, which are not in force yet.
+    /// Returns the program and its maps, which are not in force yet.
     pub fn object(&mut self) -> &mut Object {
         &mut self.object
     }
 
-    /// The key ring in force, where that is not in these maps.
+    /// Returns the key ring in force, unless it is already in these maps.
     pub fn key_ring_before(&self) -> Result<Option<KeyRing>> {
         match &self.past.in_force {
             Some(earlier) if !self.shared.contains(&names::KEYS) => earlier.key_ring().map(Some),
@@ -98,8 +99,8 @@ impl Built {
         }
     }
 
-    /// Puts it in force on `interface`, with what is `hidden` by order: where `live`, in the place of the program that the pinned link attaches, else by a new
-    /// link. On failure, all is as it was before.
+    /// Puts the generation in force on `interface`, with the orders in `hidden`. If a program is `live`, the new one
+    /// replaces it at the pinned link, else a new link attaches it. On failure, everything is as before.
     pub fn enforce(
         mut self,
         pins: &Locked,
@@ -111,9 +112,9 @@ impl Built {
         let generation = pins.next_generation()?;
         match self.try_enforce(&generation, interface, live, attach, hidden) {
             Ok(changed) => {
-                let (info, former, outcomes) = changed;
+                let (info, updated, outcomes) = changed;
                 let Self { program, object, past, shared, .. } = self;
-                Ok(Enforced { program, object, past, shared, generation, info, former, outcomes })
+                Ok(Enforced { program, object, past, shared, generation, info, updated, outcomes })
             }
             Err(error) => {
                 if let Err(error) = generation.remove() {
@@ -131,14 +132,15 @@ impl Built {
         live: Option<Attach>,
         attach: AttachMode,
         hidden: &BTreeSet<Hidden>,
-    ) -> Result<(Info, Former, Result<(), String>)> {
+    ) -> Result<(Info, UpdatedLinks, Result<(), String>)> {
         self.object.pin(generation)?;
         self.object.set_hidden(hidden)?;
         self.object.carry_counts(&self.past, &self.shared)?;
         let before = self.past.in_force.as_ref().map(|earlier| *earlier.info());
-        let mut former = Former::default();
-        // Connections first: what the new program serves is to be remembered from the first packet on.
-        let outcomes = self.follow_connections(generation, &mut former);
+        let mut updated = UpdatedLinks::default();
+        // Connections come first, so that those which the new XDP program lets through are remembered from the first
+        // packet on.
+        let outcomes = self.follow_connections(generation, &mut updated);
         let (attach, link) = match live {
             Some(attach) => (attach, None),
             None => {
@@ -160,10 +162,11 @@ impl Built {
                 Some(before) => before.seed,
                 None => self.object.seed(),
             },
-            // What is to be known of the keys is told when they are looked at: what another controller wanted says nothing.
+            // The fields of keys are written when the keys are next looked at. What another controller wanted does not
+            // matter.
             ..Info::default()
         };
-        // Before the link: whoever finds that finds the rest complete.
+        // The info is written before the link is pinned, so that whoever finds the link finds the rest complete.
         let enforced =
             self.object.info.set(0, Shared(info), 0).context("cannot write the info map").and_then(
                 |()| match (link, &self.past.linked) {
@@ -175,20 +178,24 @@ impl Built {
                     }
                     (None, Some(linked)) => {
                         let program = self.object.program()?.fd()?.as_fd().try_clone_to_owned()?;
-                        former.replace(&linked.link(), program.as_fd())
+                        updated.replace(&linked.link(), program.as_fd())
                     }
                     (None, None) => Err(anyhow!("there is no link to update")),
                 },
             );
         if let Err(error) = enforced {
-            former.restore();
+            updated.restore();
             return Err(error).with_context(|| format!("cannot take over the program on {}", interface.name));
         }
-        Ok((info, former, outcomes))
+        Ok((info, updated, outcomes))
     }
 
-    /// Has the kernel's TCP tell the program of this generation what becomes of connections; else why not.
-    fn follow_connections(&mut self, generation: &Generation, former: &mut Former) -> Result<(), String> {
+    /// Attaches this generation's program that follows connections. The error says why that failed.
+    fn follow_connections(
+        &mut self,
+        generation: &Generation,
+        updated: &mut UpdatedLinks,
+    ) -> Result<(), String> {
         self.outcomes.clone()?;
         let before = self.past.linked.as_ref().map(Generation::outcomes_link);
         let follow = || {
@@ -196,7 +203,7 @@ impl Built {
             match before.filter(|link| link.exists()) {
                 Some(link) => {
                     let program = program.fd()?.as_fd().try_clone_to_owned()?;
-                    former.replace(&link, program.as_fd())
+                    updated.replace(&link, program.as_fd())
                 }
                 None => {
                     let cgroup = cgroup::Cgroup2::find()?
@@ -204,7 +211,7 @@ impl Built {
                         .map_err(|[why, advice]| anyhow!("{why}: {advice}"))?;
                     let context = || format!("cannot attach to {}", cgroup.display());
                     let dir = File::open(&cgroup).with_context(context)?;
-                    // A link always leaves room for others (`cgroup_bpf_link_attach`), and takes no flag that says so.
+                    // A link always allows others beside it (`cgroup_bpf_link_attach`), and takes no flag for that.
                     let link = program.attach(dir, CgroupAttachMode::Single).with_context(context)?;
                     let link: FdLink = program.take_link(link)?.try_into()?;
                     let path = generation.outcomes_link();
@@ -216,20 +223,20 @@ impl Built {
     }
 }
 
-/// What is hidden by order in the maps in force under `pins`.
+/// Returns the orders of `tfo hide` in the maps in force under `pins`.
 pub fn hidden_in(pins: &Locked) -> Result<Vec<Hidden>> {
     let Some(generation) = pins.in_force()? else { return Ok(Vec::new()) };
-    // Where that can't be told, it is said when the rest of these maps is to be carried over.
+    // Maps that can't be read are reported later, when the rest of them is carried over.
     EarlierGeneration::open(&generation)?.map_or(Ok(Vec::new()), |earlier| earlier.hidden())
 }
 
 impl Object {
-    /// Loads the program that follows connections; else why the kernel refused it.
+    /// Loads the program that follows connections. The error says why the kernel refused it.
     fn verify_outcomes(&mut self) -> Result<(), String> {
         let load = |object: &mut Self| {
             object.outcomes_program()?.load().map_err(|error| {
                 debug!("{error:#}");
-                // Not with all that the verifier says of it.
+                // The error returned leaves out the verifier's output.
                 let cause = match &error {
                     ProgramError::LoadError { io_error, .. } => io_error.to_string(),
                     other => other.to_string(),
@@ -241,7 +248,7 @@ impl Object {
     }
 }
 
-/// A generation whose programs are in force, while the pins still say that the one before is.
+/// A generation whose programs are in force, while the pins still name the earlier one.
 pub struct Enforced {
     pub(super) program: Program,
     pub(super) object: Object,
@@ -250,12 +257,13 @@ pub struct Enforced {
     pub(super) outcomes: Result<(), String>,
     past: EarlierGenerations,
     shared: Vec<&'static str>,
-    former: Former,
+    updated: UpdatedLinks,
 }
 
 impl Enforced {
-    /// Takes over the last that was counted and remembered before, has the pins say that this is in force, and removes all other
-    /// generations. Should that fail, it is in force all the same, and the next start finds out.
+    /// Takes over the last counts and remembered entries of the earlier generation, moves the links' pins to this one,
+    /// and removes all other generations. If that fails, this one is in force all the same, and the next start takes
+    /// over from it.
     pub(super) fn settle(&mut self, pins: &Locked) -> Result<()> {
         wait_for_running_programs();
         self.object.carry_counts(&self.past, &self.shared)?;
@@ -272,19 +280,19 @@ impl Enforced {
         pins.remove_others(&self.generation)
     }
 
-    /// What it was made from.
+    /// Returns the options and services from which it was built.
     pub fn program(&self) -> &Program {
         &self.program
     }
 
-    /// Why connections can't be followed, if they can't.
+    /// Returns whether connections are followed. The error is the reason why not.
     pub fn outcomes(&self) -> Result<(), &str> {
         self.outcomes.as_ref().copied().map_err(String::as_str)
     }
 
-    /// Puts back what was in force before, with what was counted meanwhile.
+    /// Puts the earlier generation back in force, and adds the counts made meanwhile to it.
     pub fn undo(mut self) -> Result<()> {
-        self.former.restore();
+        self.updated.restore();
         wait_for_running_programs();
         if let Some(earlier) = &self.past.in_force {
             earlier.take_back(&self.object)?;
@@ -293,12 +301,12 @@ impl Enforced {
     }
 }
 
-/// What links attached before, to be put back.
+/// Links that were updated, each with the program that it attached before.
 #[derive(Default)]
-struct Former(Vec<(OwnedFd, OwnedFd)>);
+struct UpdatedLinks(Vec<(OwnedFd, OwnedFd)>);
 
-impl Former {
-    /// Has the link that is pinned at `path` attach `program` from now on.
+impl UpdatedLinks {
+    /// Replaces the program of the link that is pinned at `path` by `program`.
     fn replace(&mut self, path: &Path, program: BorrowedFd<'_>) -> Result<()> {
         let context = || format!("cannot open the pinned link {}", path.display());
         let link = FdLink::from(PinnedLink::from_pin(path).with_context(context)?);
@@ -312,7 +320,7 @@ impl Former {
         Ok(())
     }
 
-    /// Has all links attach what they attached before, the last one first.
+    /// Puts the earlier programs back into all links, the last link first.
     fn restore(&mut self) {
         while let Some((link, program)) = self.0.pop() {
             if let Err(error) = syscall::update_link(link.as_fd(), program.as_fd()) {

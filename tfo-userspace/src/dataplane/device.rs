@@ -1,4 +1,4 @@
-//! What an earlier controller, or somebody else, has on an interface.
+//! XDP program that an interface already has, from an earlier controller or from somebody else.
 
 use anyhow::{Result, bail};
 use aya::programs::loaded_programs;
@@ -13,29 +13,29 @@ use crate::{
     },
 };
 
-/// What an interface has, seen from the pins of its name.
+/// Program that is on an interface, compared with the pins of the interface's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDevice {
-    /// No program. A pinned link that is there attaches nothing any more.
+    /// The interface has no program. If a link is pinned, it attaches nothing any more.
     Nothing,
-    /// The program that the pinned link attaches.
+    /// The interface has the program that the pinned link attaches.
     Ours(Attach),
 }
 
-/// What is on `interface`; an error where there is somebody else's program, or where the pins are of another interface that
-/// is there, too.
+/// Returns the program that is on `interface`. Fails if it is somebody else's, or if the pins belong to another
+/// interface that still exists.
 pub async fn on_device(interface: &Interface, pins: &Pins) -> Result<OnDevice> {
     match (interface.xdp, linked_program(pins)?) {
         (Some(xdp), Some(program)) if xdp.program_id == program => Ok(OnDevice::Ours(xdp.attach)),
         (Some(xdp), _) => bail!(refusal(&interface.name, xdp)),
-        (None, Some(program)) => is_stale(pins, program).await.map(|()| OnDevice::Nothing),
+        (None, Some(program)) => ensure_stale(pins, program).await.map(|()| OnDevice::Nothing),
         (None, None) => Ok(OnDevice::Nothing),
     }
 }
 
-/// Fails unless the pinned link attaches nothing any more, because its interface is gone: not where that was renamed, or is
-/// in another namespace, or where that can't be told.
-async fn is_stale(pins: &Pins, program: u32) -> Result<()> {
+/// Fails unless the pinned link attaches nothing any more, because its interface is gone. An interface that was
+/// renamed, is in another network namespace, or can't be looked up, does not count as gone.
+async fn ensure_stale(pins: &Pins, program: u32) -> Result<()> {
     let name = pins.interface();
     let info = Pinned::info_of(pins).ok();
     let Some(info) = info.filter(|info| netns::netns().is_ok_and(|here| info.netns == here)) else {

@@ -20,7 +20,7 @@ use crate::{
     model::settings::AttachMode,
 };
 
-/// The kernel's id of the program that the pinned link attaches; `None` where no link is pinned.
+/// Returns the kernel's id of the program that the pinned link attaches, or `None` if no link is pinned.
 pub fn linked_program(pins: &Pins) -> Result<Option<u32>> {
     let Some(generation) = pins.in_force()? else { return Ok(None) };
     let path = generation.link();
@@ -29,9 +29,9 @@ pub fn linked_program(pins: &Pins) -> Result<Option<u32>> {
     Ok(Some(FdLink::from(link).info().with_context(context)?.program_id()))
 }
 
-/// Whether the program behind the pinned link is on the interface that it was attached to, which may have been renamed
-/// since. A link attaches nothing any more once its interface is gone. Where the interface is in another network namespace
-/// it can't be asked: `None`.
+/// Returns whether the program behind the pinned link is still on its interface, which may have been renamed since. A
+/// link attaches nothing once its interface is gone. The result is `None` if the interface is in another network
+/// namespace, where it can't be looked up.
 pub async fn is_attached(pins: &Pins) -> Result<Option<bool>> {
     let Some(program) = linked_program(pins)? else { return Ok(Some(false)) };
     let pinned = Pinned::open(pins)?;
@@ -45,11 +45,11 @@ async fn runs_at(index: u32, program: u32) -> bool {
     interface::xdp_at(index).await.is_ok_and(|xdp| xdp.is_some_and(|xdp| xdp.program_id == program))
 }
 
-/// Detaches the program behind `pins` and removes them. A controller that runs there sees it and lets go.
+/// Detaches the program behind `pins` and removes the pins. A running controller sees that and releases its lock.
 pub async fn unload(pins: &Pins) -> Result<()> {
     let patience = Instant::now() + PATIENCE;
     loop {
-        // Once more each time: a controller that is just starting attaches meanwhile.
+        // This is repeated, since a controller that is just starting may attach meanwhile.
         detach(pins).await?;
         match pins.lock(Duration::from_millis(200)) {
             Ok(pins) => return pins.remove(),
@@ -64,17 +64,17 @@ pub async fn unload(pins: &Pins) -> Result<()> {
     }
 }
 
-/// How long a controller may take to see that it has been unloaded.
+/// Time that a controller may take to see that it has been unloaded.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Removes the link and waits until the program is detached.
+/// Removes the links and waits until the XDP program is detached.
 pub(super) async fn detach(pins: &Pins) -> Result<()> {
-    // What can't be opened can still be removed.
+    // Links that can't be opened can still be removed.
     let attached = is_attached(pins).await.ok().flatten() == Some(true);
     let program = linked_program(pins).ok().flatten().filter(|_| attached);
     let index = Pinned::open(pins).map_or(0, |pinned| pinned.info().ifindex);
     pins.remove_links()?;
-    // The kernel lets go of an unpinned link in the background (bpf_link_put).
+    // The kernel releases an unpinned link in the background (bpf_link_put).
     let patience = Instant::now() + Duration::from_secs(2);
     while let Some(program) = program
         && runs_at(index, program).await
@@ -89,7 +89,7 @@ pub(super) async fn detach(pins: &Pins) -> Result<()> {
 }
 
 impl Object {
-    /// Attaches to `interface`, on which there is nothing yet, for as long as the link lives.
+    /// Attaches the program to `interface`, which has none yet, for as long as the link lives.
     pub(super) fn attach_new(&mut self, interface: &Interface, mode: AttachMode) -> Result<(Attach, FdLink)> {
         let name = &interface.name;
         let program = self.program()?;
@@ -104,8 +104,8 @@ impl Object {
             AttachMode::Native => attempt(Attach::Native),
             AttachMode::Generic => attempt(Attach::Generic),
             AttachMode::Auto => match attempt(Attach::Native) {
-                // Not EBUSY and the like: then the other mode would fail as well, and say less.
-                Err(error) if driver_has_none(&error) => {
+                // After EBUSY and the like, generic mode would fail as well, with a less useful error.
+                Err(error) if driver_may_lack_xdp(&error) => {
                     debug!("{name}: no native mode: {}", cause(&error));
                     attempt(Attach::Generic)
                 }
@@ -136,7 +136,7 @@ impl AttachMode {
         }
     }
 
-    /// Whether it is attached as this asks for.
+    /// Whether this setting allows a program to be attached in mode `attach`.
     pub fn allows(self, attach: Attach) -> bool {
         match self {
             Self::Auto => true,
@@ -146,17 +146,17 @@ impl AttachMode {
     }
 }
 
-/// Whether an attachment failed because the driver has no XDP, or none for the interface as it is set up (MTU, channels).
-fn driver_has_none(error: &ProgramError) -> bool {
+/// Whether an attachment may have failed because the driver has no XDP, or none with this MTU or these channels.
+fn driver_may_lack_xdp(error: &ProgramError) -> bool {
     let code = match error {
         ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
-        // aya's second try over netlink, after EINVAL.
+        // This error is from aya's second attempt, over netlink, which follows EINVAL.
         _ => Some(libc::EINVAL),
     };
     !matches!(code, Some(libc::EBUSY | libc::EEXIST | libc::EPERM | libc::EACCES | libc::ENODEV))
 }
 
-/// What an attachment failed of, in the kernel's own words.
+/// Returns the kernel's own words for the cause of a failed attachment.
 fn cause(error: &ProgramError) -> String {
     match error {
         ProgramError::SyscallError(error) => error.io_error.to_string(),

@@ -1,4 +1,4 @@
-//! The loaded program and its maps: what is in them, and how it is published.
+//! The loaded programs and their maps, and the publication of keys in them.
 
 use std::{collections::BTreeSet, thread, time::Duration};
 
@@ -38,18 +38,18 @@ use crate::{
     util::secrecy::leaving_no_trace,
 };
 
-/// Maps that a program takes from a generation that is there already. Those of them that are not there yet are made and pinned.
+/// Maps that a program shares with an existing generation. Maps that it lacks are created and pinned there.
 #[derive(Clone, Copy, Debug)]
 pub struct SharedMaps<'a> {
-    /// Where they are pinned.
+    /// Generation in which they are pinned.
     pub generation: &'a Generation,
-    /// Their names.
+    /// Names of the maps.
     pub maps: &'a [&'static str],
 }
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tfo-ebpf"));
 
-/// The loaded program and its maps.
+/// The loaded programs and their maps.
 pub struct Object {
     pub(super) ebpf: Ebpf,
     unpinned: Option<Unpinned>,
@@ -64,19 +64,19 @@ pub struct Object {
 }
 
 impl Object {
-    /// Loads the XDP program; with `shared`, on maps that are pinned already.
+    /// Loads the XDP program. It uses the pinned maps in `shared`, and new ones for the rest.
     pub fn load(options: &LoadOptions, shared: Option<SharedMaps<'_>>) -> Result<Self> {
         let mut object = Self::prepare(options, shared)?;
         object.verify()?;
         Ok(object)
     }
 
-    /// The second half of [`load`](Self::load).
+    /// Loads the prepared XDP program into the kernel, as the second half of [`load`](Self::load).
     pub(super) fn verify(&mut self) -> Result<()> {
         self.program()?.load().context("the kernel refused the XDP program")
     }
 
-    /// The first half of [`load`](Self::load): the maps are there, and the verifier has not seen the program yet.
+    /// Creates the maps, as the first half of [`load`](Self::load). The verifier has not seen the program yet.
     pub fn prepare(options: &LoadOptions, shared: Option<SharedMaps<'_>>) -> Result<Self> {
         // Before Linux 5.11 maps count as locked memory.
         if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
@@ -136,7 +136,7 @@ impl Object {
         })
     }
 
-    /// The XDP program.
+    /// Returns the XDP program for the mode.
     pub fn program(&mut self) -> Result<&mut Xdp> {
         let name = match self.mode {
             Mode::Observe | Mode::Accelerate => names::PROGRAM,
@@ -147,86 +147,87 @@ impl Object {
         Ok(program.try_into()?)
     }
 
-    /// The program that follows connections.
+    /// Returns the program that follows connections.
     pub(super) fn outcomes_program(&mut self) -> Result<&mut SockOps> {
         let program = self.ebpf.program_mut(names::OUTCOMES_PROGRAM);
         let program = program.with_context(|| format!("there is no program {}", names::OUTCOMES_PROGRAM))?;
         Ok(program.try_into()?)
     }
 
-    /// Pins its maps in `generation`.
+    /// Pins the maps in `generation`. Later calls do nothing.
     pub(super) fn pin(&mut self, generation: &Generation) -> Result<()> {
         self.unpinned.take().map_or(Ok(()), |unpinned| unpinned.pin(generation))
     }
 
-    /// What tags of all that is remembered are made with.
+    /// Returns the hash seed of all [`Tag`](tfo_common::policy::Tag)s.
     pub(super) fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// Makes `hidden` all that is hidden by order.
+    /// Replaces the orders of `tfo hide` in the maps by `hidden`.
     pub fn set_hidden(&mut self, hidden: &BTreeSet<Hidden>) -> Result<()> {
         let tables = &self.tables;
         self.orders.set(tables.capacity(), |index| tables.service(index), hidden)
     }
 
-    /// What is hidden by order.
+    /// Returns the orders of `tfo hide` in the maps.
     pub(super) fn hidden(&self) -> Result<Vec<Hidden>> {
         self.orders.hidden(self.tables.capacity(), |index| self.tables.service(index))
     }
 
-    /// What was counted, summed over all services and CPUs.
+    /// Returns the counters, summed over all services and CPUs.
     pub fn counters(&self) -> Result<Counters> {
         self.tables.counters()
     }
 
-    /// Every service with what was counted for it; first what no service names.
+    /// Returns the counters of each service. The first entry is for ports that no service names.
     pub fn by_service(&self) -> Result<Vec<ServiceCounters>> {
         self.tables.by_service()
     }
 
-    /// What was observed besides counters.
+    /// Returns the counters of events, prefixes and forgotten sources.
     pub fn watch(&self) -> Result<Watch> {
         self.tables.watch()
     }
 
-    /// How many entries the maps have.
+    /// Returns the numbers of entries in the maps.
     pub fn entries(&self) -> Entries {
         self.tables.entries()
     }
 
-    /// The name of the service at `index`.
+    /// Returns the name of the service at `index`, or "unknown".
     pub(super) fn service_name(&self, index: u32) -> String {
         self.tables.service(index).ok().flatten().unwrap_or_else(|| "unknown".to_owned())
     }
 
-    /// The last words of sources of `prefix` that came lately.
-    pub(super) fn lately(&self, prefix: Prefix) -> Vec<u64> {
-        self.tables.lately(prefix)
+    /// Returns the last 64 bits of some recent IPv6 sources of `prefix`.
+    pub(super) fn recent_sources(&self, prefix: Prefix) -> Vec<u64> {
+        self.tables.recent_sources(prefix)
     }
 
-    /// The key ring in force.
+    /// Returns the key ring in force.
     pub fn key_ring(&self) -> Result<KeyRing> {
         self.tables.key_ring()
     }
 
-    /// The next event that nobody has taken yet.
+    /// Takes the next event from the ring buffer, if there is one.
     pub fn next_event(&mut self) -> Option<Event> {
         let item = self.events.next()?;
-        // The program writes nothing else.
+        // The program writes whole events only.
         if item.len() < size_of::<Event>() {
             return None;
         }
-        // SAFETY: there are that many bytes, any of which make an event (see `Shared`); they are copied from wherever they are.
+        // SAFETY: the item has at least the size of an event, any bytes are a valid one (integers without padding, see
+        // `Shared`), and the read needs no alignment.
         Some(unsafe { item.as_ptr().cast::<Event>().read_unaligned() })
     }
 
-    /// Puts `ring` in force for every packet from now on, whole.
+    /// Puts `ring` in force in one step, for every packet from now on.
     ///
-    /// No program ever sees half of it: the ring is written where nobody reads, one aligned word is flipped, and the
-    /// other ring gets no other bytes before every program that could still read it has ended. (Each write covers the
-    /// whole entry, but writes the bytes that were there, save in the spare ring and in the low byte of that word.) It confirms
-    /// nothing: see [`confirm`](Self::confirm).
+    /// No program ever sees half a ring. The new ring is written over the spare one, then one aligned word is flipped.
+    /// The ring that was in force stays unchanged until every program that could still read it has ended. (Each write
+    /// covers the whole entry, but changes only bytes of the spare ring and the low byte of that word.) The keys are
+    /// not confirmed, which [`confirm`](Self::confirm) does.
     pub fn publish(&mut self, ring: &KeyRing) -> Result<()> {
         let Shared(mut store) = self.tables.keys.get(&0, 0).context("cannot read the key map")?;
         let spare = KeyStore::index(store.active + 1);
@@ -249,9 +250,10 @@ impl Object {
         self.confirm_at(Duration::from(now).as_nanos() as u64)
     }
 
-    /// Confirms them as of `confirmed_ns`, CLOCK_MONOTONIC in nanoseconds: for good where that is the far future. A test's.
+    /// Confirms the keys as of `confirmed_ns`, in nanoseconds of CLOCK_MONOTONIC. Tests give a time in the far future,
+    /// which confirms them for good.
     pub fn confirm_at(&mut self, confirmed_ns: u64) -> Result<()> {
-        // The kernel takes whole entries only: the keys are read for it, and written back as they are.
+        // The kernel takes whole entries only, so the keys are read and written back unchanged.
         leaving_no_trace(|| {
             let Shared(mut store) = self.tables.keys.get(&0, 0).context("cannot read the key map")?;
             store.confirmed_ns = confirmed_ns;
@@ -260,14 +262,14 @@ impl Object {
     }
 }
 
-/// Whether both have the same keys in the same roles.
+/// Whether both rings have the same keys in the same roles.
 fn has_same_keys(one: &KeyRing, other: &KeyRing) -> bool {
     one.slots == other.slots && one.present == other.present
 }
 
-/// What a map that translates is to hold while the kernel goes from `kernel` to `wanted`: whatever moment it is, a cookie is
-/// translated into one that the kernel takes before and after, or not at all. A key in the place of the next one is known,
-/// and leaves room for one more among the retired.
+/// Returns the keys for a map that translates cookies, while the kernel changes its keys from `kernel` to `wanted`.
+/// Cookies are translated only into a key that the kernel holds before and after, or not at all. The kernel's other key
+/// takes the role of the next one. So it stays known and leaves room for one more retired key.
 fn in_between(kernel: Held, wanted: Held) -> Held {
     let stays = |key: &Key| [wanted.current, wanted.backup].contains(&Some(*key));
     let kernels = [kernel.current, kernel.backup];
@@ -276,28 +278,28 @@ fn in_between(kernel: Held, wanted: Held) -> Held {
     Held { current: common, backup: None, next: other }
 }
 
-/// Waits until every XDP program that now runs has ended, and orders our writes before what comes after.
+/// Waits until every XDP program that now runs has ended, and orders earlier writes before later ones.
 pub(super) fn wait_for_running_programs() {
-    // Programs run inside an RCU read-side section, and MEMBARRIER_CMD_GLOBAL is synchronize_rcu (on one CPU it does
-    // nothing: there, no program is under way while we run).
+    // Programs run inside an RCU read-side section, and MEMBARRIER_CMD_GLOBAL is synchronize_rcu. (With one CPU it does
+    // nothing, but then no program is running while we run.)
     // SAFETY: this command takes no pointer and changes nothing in the process.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result != 0 {
-        // Kernels with nohz_full CPUs don't have it. A program runs for less than a microsecond, unless its virtual CPU
-        // is taken away; then it could see a torn ring if two more were published meanwhile.
+        // Kernels with nohz_full CPUs lack the command. A program runs for less than a microsecond, unless its virtual
+        // CPU is descheduled. Then it could see a torn ring if two more were published meanwhile.
         thread::sleep(Duration::from_millis(10));
     }
 }
 
 impl Object {
-    /// Makes the keys of `publish` those of the map, unless they are already.
+    /// Applies `publish` to the keys in the map, unless it has these keys already.
     pub(crate) fn hold(&mut self, interface: &str, publish: Publish) -> Result<()> {
         let ring = self.key_ring()?;
         let hits = self.counters()?.hits;
         let moment = Moment { seconds: unix_seconds(), hits: &hits };
         let next = match publish {
             Publish::Held(held) => ring.follow(held, moment),
-            // The wanted ones first, then the kernel's: so those have their roles, and these are known.
+            // The kernel's keys come second, so they have their roles, and the wanted keys are only known.
             Publish::Learn { kernel, wanted } => {
                 let known = ring.follow(wanted, moment).follow(kernel, moment);
                 match self.mode {
@@ -316,26 +318,27 @@ impl Object {
         }
         self.replace(interface, &ring, next)?;
         if let Publish::Only(_) = publish {
-            // Over the other ring, too, which nobody reads and which has the leaked keys still.
+            // The spare ring still has the leaked keys, so it is overwritten, too.
             self.publish(&KeyRing { generation: next.generation + 1, ..next })?;
         }
         Ok(())
     }
 
-    /// Whether no other keys than those of `ring` are anywhere in the map.
+    /// Returns whether both rings in the map have exactly the keys of `ring`.
     fn holds_only(&self, ring: &KeyRing) -> Result<bool> {
         let Shared(store) = self.tables.keys.get(&0, 0).context("cannot read the key map")?;
         Ok(store.rings.iter().all(|other| has_same_keys(other, ring)))
     }
 
-    /// Lets go of the retired keys for which `keep`, given their slot, says no.
+    /// Drops the retired keys for which `keep`, given their slot, returns false.
     pub(super) fn prune(&mut self, interface: &str, keep: impl FnMut(usize) -> bool) -> Result<()> {
         let ring = self.key_ring()?;
         let next = ring.without_retired(keep);
         self.replace(interface, &ring, next)
     }
 
-    /// Makes `earlier` keys, newest first, retired ones, each as old as it is, as far as there is room.
+    /// Adds the `earlier` keys, newest first, as retired keys with the times at which they were made, while there is
+    /// room.
     pub(crate) fn remember(&mut self, interface: &str, earlier: &[Made]) -> Result<()> {
         let ring = self.key_ring()?;
         let hits = self.counters()?.hits;

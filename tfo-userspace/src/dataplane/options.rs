@@ -1,25 +1,25 @@
-//! What is fixed when the program is loaded.
+//! Options that are fixed when the program is loaded.
 
 use tfo_common::{parse::LinkLayer, verdict::Mode};
 
 use crate::model::settings::Sizes;
 
-/// What is fixed when the program is loaded; the verifier removes what is not needed.
+/// Options that are fixed when the program is loaded. The verifier removes code that they make unreachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// What frames begin with.
+    /// Link layer of the frames.
     pub link: LinkLayer,
-    /// What the program may do.
+    /// Mode of the program.
     pub mode: Mode,
-    /// Up to which of aya's levels the program logs its own events: 0 for none.
+    /// Highest of aya's log levels at which the program writes messages; 0 for none.
     pub log_level: u8,
-    /// How many services there are to be counted for.
+    /// Number of services in the configuration.
     pub services: usize,
     /// The cookie of the network namespace whose connections are followed.
     pub netns_cookie: u64,
-    /// How much is remembered.
+    /// Sizes of the guards' tables.
     pub sizes: Sizes,
-    /// What the tags of all that is remembered are made with: with another one it is forgotten.
+    /// Hash seed of the tags of remembered sources and SYNs. With another seed, they are not found again.
     pub seed: u64,
 }
 
@@ -34,13 +34,13 @@ impl LoadOptions {
         seed: 0,
     };
 
-    /// For frames that begin like `link`, in `mode`, without services.
+    /// Returns the options for frames of `link`, in `mode`, without services.
     pub const fn new(link: LinkLayer, mode: Mode) -> Self {
         Self { link, mode, ..Self::DEFAULT }
     }
 
-    /// Number of places for services in the maps: one for what no service names, and one for what services have counted that
-    /// are no more.
+    /// Returns the number of entries for services in the maps. Two more than there are services are needed: one for
+    /// ports that no service names, and one for the counts of removed services.
     pub(super) fn capacity(&self) -> u32 {
         const LEAST: usize = 16;
         (self.services + 2).next_power_of_two().max(LEAST) as u32

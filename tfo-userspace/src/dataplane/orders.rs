@@ -1,4 +1,4 @@
-//! What is hidden by order, and where that is kept: in the policies of services, and in the map of hidden sources.
+//! Orders of `tfo hide` in the maps. They are kept in the policies of services and in the map of hidden sources.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -20,34 +20,34 @@ use super::{
 use crate::model::guards::Hidden;
 use crate::model::services::OTHER_NAME;
 
-/// The value of an entry that says no more than that it is there.
-const THERE: u32 = 1;
+/// Value of every entry in the map of hidden sources. Only the key matters.
+const PRESENT: u32 = 1;
 
-/// The maps with policies and orders.
+/// The maps of policies and of hidden sources.
 pub(super) struct Orders {
     policies: Array<MapData, Shared<Policy>>,
     sources: LpmTrie<MapData, [u32; 5], u32>,
 }
 
 impl Orders {
-    /// The maps that `take` gives by their names.
+    /// Takes the maps from `take`, which is given their names.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<Map>) -> Result<Self> {
         Ok(Self { policies: take(names::POLICIES)?.try_into()?, sources: take(names::HIDDEN)?.try_into()? })
     }
 
-    /// The policy of the service at `index`.
+    /// Returns the policy of the service at `index`.
     pub(super) fn policy(&self, index: u32) -> Result<Policy> {
         let Shared(policy) = self.policies.get(&index, 0).context("cannot read the map of policies")?;
         Ok(policy)
     }
 
-    /// Makes `policy` that of the service at `index`.
+    /// Sets the policy of the service at `index`.
     pub(super) fn set_policy(&mut self, index: u32, policy: &Policy) -> Result<()> {
         self.policies.set(index, Shared(*policy), 0).context("cannot write the map of policies")
     }
 
-    /// Makes `hidden` all that is hidden by order, where `name` tells the service at each of so many places. Services that are
-    /// not there are left out.
+    /// Replaces all orders in the maps by `hidden`. `name` returns the service at an index below `places`. Orders for
+    /// services that do not exist are left out.
     pub(super) fn set(
         &mut self,
         places: u32,
@@ -56,9 +56,9 @@ impl Orders {
     ) -> Result<()> {
         let sources: HashSet<_> = hidden.iter().filter_map(source).collect();
         let there = self.sources()?;
-        // New ones before any policy says that there are some, so that an order is in force at once.
+        // New sources are written before a policy refers to them, so that an order is in force at once.
         for (len, address) in sources.difference(&there) {
-            let inserted = self.sources.insert(&Key::new(*len, *address), THERE, 0);
+            let inserted = self.sources.insert(&Key::new(*len, *address), PRESENT, 0);
             inserted.context("cannot write the map of hidden sources")?;
         }
         for index in 0..places {
@@ -87,13 +87,13 @@ impl Orders {
         Ok(())
     }
 
-    /// The keys of the map of hidden sources.
+    /// Returns the keys in the map of hidden sources.
     fn sources(&self) -> Result<HashSet<SourceKey>> {
         let keys = self.sources.keys().map(|key| key.map(|key| (key.prefix_len(), key.data())));
         keys.collect::<Result<_, _>>().context("cannot read the map of hidden sources")
     }
 
-    /// What is hidden.
+    /// Returns all orders in the maps, sorted. `name` returns the service at an index below `places`.
     pub(super) fn hidden(
         &self,
         places: u32,
@@ -117,10 +117,10 @@ impl Orders {
     }
 }
 
-/// How many bits of a key count, and the key.
+/// Length in bits of a key's prefix, and the key.
 type SourceKey = (u32, [u32; 5]);
 
-/// The key of a source, if `hidden` is one.
+/// Returns the key in the map of hidden sources, if `hidden` is a source.
 fn source(hidden: &Hidden) -> Option<SourceKey> {
     match hidden {
         Hidden::Source(source) => {
@@ -131,5 +131,5 @@ fn source(hidden: &Hidden) -> Option<SourceKey> {
     }
 }
 
-/// What an order says in a policy.
+/// Flags of a policy that orders set.
 const ORDERS: u64 = Policy::HIDDEN_ALL | Policy::HIDDEN_SERVICE | Policy::HIDES_SOURCES;

@@ -1,4 +1,4 @@
-//! The maps of a program that somebody else attached.
+//! Pinned maps of a program that another process attached.
 
 use std::{fmt, path::PathBuf};
 
@@ -23,7 +23,7 @@ use crate::{
     model::guards::Hidden,
 };
 
-/// The pinned maps are those of a tfo with another layout.
+/// Error for pinned maps that have another layout, from another version of tfo.
 #[derive(Debug)]
 pub struct OtherVersion(PathBuf);
 
@@ -39,19 +39,19 @@ impl fmt::Display for OtherVersion {
 
 impl std::error::Error for OtherVersion {}
 
-/// The maps of a program that somebody else attached, opened from their pins.
+/// The maps of a program that another process attached, opened from their pins.
 pub struct Pinned {
     tables: Tables,
-    /// The maps of generations that are to come into force: in the middle of a change, their program counts already.
+    /// The maps of newer generations than the one in force. In the middle of a change, their program counts already.
     next: Vec<Tables>,
     orders: Orders,
     info: Info,
 }
 
 impl Pinned {
-    /// Opens the maps in force under `pins`; fails with [`OtherVersion`] where they are of another layout.
+    /// Opens the maps in force under `pins`; fails with [`OtherVersion`] if they have another layout.
     pub fn open(pins: &Pins) -> Result<Self> {
-        /// How often a change may come in between: the maps before it are removed.
+        /// Number of attempts, since a change in between removes the maps.
         const TRIES: usize = 5;
 
         let mut generation = pins.current()?;
@@ -83,22 +83,22 @@ impl Pinned {
         let take = |name| Map::from_map_data(open(name)?).with_context(other);
         let mut next = pins.generations()?;
         next.retain(|other| other.number() > generation.number());
-        // One that is not whole is just being made.
+        // An incomplete generation is just being made, so it is left out.
         let next = next.iter().filter_map(|next| {
             Tables::new(|name| Ok(Map::from_map_data(MapData::from_pin(next.map(name))?)?)).ok()
         });
         Ok(Self { tables: Tables::new(take)?, next: next.collect(), orders: Orders::new(take)?, info })
     }
 
-    /// What the controller said of the program in force, whatever the layout of its maps: that of the info map has not changed
-    /// since tfo 0.1.
+    /// Returns the content of the info map of the program in force, whatever the layout of its other maps. The layout
+    /// of the info map has not changed since tfo 0.1.
     pub fn info_of(pins: &Pins) -> Result<Info> {
         let path = pins.current()?.map(names::INFO);
         let map = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
         read_info(&Array::try_from(Map::Array(map))?)
     }
 
-    /// What was counted, summed over all services and CPUs.
+    /// Returns the counters, summed over all services and CPUs.
     pub fn counters(&self) -> Result<Counters> {
         let mut sum = self.tables.counters()?;
         for next in &self.next {
@@ -110,7 +110,7 @@ impl Pinned {
         Ok(sum)
     }
 
-    /// Every service with what was counted for it; first what no service names.
+    /// Returns the counters of each service. The first entry is for ports that no service names.
     pub fn by_service(&self) -> Result<Vec<ServiceCounters>> {
         let mut services = self.tables.by_service()?;
         for next in &self.next {
@@ -129,39 +129,39 @@ impl Pinned {
         Ok(services)
     }
 
-    /// What was observed besides counters.
+    /// Returns the counters of events, prefixes and forgotten sources.
     pub fn watch(&self) -> Result<Watch> {
         self.tables.watch()
     }
 
-    /// How many entries the maps have.
+    /// Returns the numbers of entries in the maps.
     pub fn entries(&self) -> Entries {
         self.tables.entries()
     }
 
-    /// The prefixes of sources. One that comes or goes meanwhile may be left out.
+    /// Returns the prefixes of sources. A prefix that is added or removed meanwhile may be left out.
     pub fn prefixes(&self) -> Vec<(Prefix, PrefixTally)> {
         self.tables.prefixes()
     }
 
-    /// The key ring in force.
+    /// Returns the key ring in force.
     pub fn key_ring(&self) -> Result<KeyRing> {
         self.tables.key_ring()
     }
 
-    /// What is hidden by order.
+    /// Returns the orders of `tfo hide`.
     pub fn hidden(&self) -> Result<Vec<Hidden>> {
         self.orders.hidden(self.tables.capacity(), |index| self.tables.service(index))
     }
 
-    /// Every service that has a name, with its policy; first what no service names.
+    /// Returns the name and the policy of each service. The first entry is for ports that no service names.
     pub fn policies(&self) -> Result<Vec<(String, Policy)>> {
         let places = OTHER..self.tables.capacity();
         let named = places.filter_map(|index| Some((index, self.tables.service(index).transpose()?)));
         named.map(|(index, name)| Ok((name?, self.orders.policy(index)?))).collect()
     }
 
-    /// What its controller said of it.
+    /// Returns the content of the info map.
     pub fn info(&self) -> &Info {
         &self.info
     }

@@ -1,10 +1,10 @@
-//! What lies in the BPF file system: `BPFFS/tfo/IFACE/N/` with the pinned maps and links, and the controller's lock.
+//! Pins of maps and links in the BPF file system, in folders `BPFFS/tfo/IFACE/N/`, and the controller's lock.
 //!
-//! The state outlives the controller. Whoever holds the lock on an interface's folder is its controller.
+//! The state outlives the controller. The process that holds the lock on an interface's folder is its controller.
 //!
-//! A set of maps with the links of the programs that use it is a [`Generation`], in a folder of its own. A change makes the next
-//! one and moves the links there, last that of the XDP program: the generation that has it is in force, and whoever finds it
-//! finds the rest complete.
+//! A [`Generation`] is a set of maps with the links of the programs that use it, in a folder of its own. A change makes
+//! the next generation and moves the links there, the XDP program's link last. The generation with this link is in
+//! force, and all its other pins are there.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -25,17 +25,17 @@ use nix::{
 use tfo_common::names;
 use tracing::{debug, warn};
 
-/// Where systemd, bpftool and libbpf mount the BPF file system, too.
+/// Path at which systemd, bpftool and libbpf mount the BPF file system, too.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
-/// Our directory in it.
+/// Name of our folder in it.
 const OURS: &str = "tfo";
-/// The pinned link, beside the maps.
+/// File name of the XDP program's link, beside the maps.
 const LINK: &str = "link";
-/// A link that is to take its place.
+/// File name of a link that is about to replace it.
 const NEXT_LINK: &str = "link-next";
-/// The pinned link of the program that follows connections.
+/// File name of the link of the program that follows connections.
 const OUTCOMES_LINK: &str = "outcomes-link";
-/// The maps that are pinned.
+/// Names of the maps that are pinned.
 pub const MAPS: [&str; 19] = [
     names::COUNTERS,
     names::SAMPLERS,
@@ -65,18 +65,18 @@ pub struct Bpffs {
 }
 
 impl Bpffs {
-    /// The one at `root`, which need not be mounted yet.
+    /// Returns the file system at `root`, which need not be mounted yet.
     pub fn new(root: &Path) -> Self {
         Self { root: root.to_owned() }
     }
 
-    /// Where it is.
+    /// Returns the path of its root.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Makes sure that it is mounted: the one at the usual place is mounted where it isn't, as libbpf and bpftool do.
-    /// The guard undoes that.
+    /// Mounts the file system if it is missing at the usual path, as libbpf and bpftool do; fails if it is missing at
+    /// another path. Dropping the result unmounts it again.
     pub fn mount(&self) -> Result<MountGuard> {
         let root = self.root.display();
         if self.is_mounted()? {
@@ -104,23 +104,23 @@ impl Bpffs {
         Ok(stat.filesystem_type() == BPF_FS_MAGIC)
     }
 
-    /// The pins of `interface`.
+    /// Returns the pins of `interface`.
     pub fn pins(&self, interface: &str) -> Pins {
         Pins { interface: interface.to_owned(), dir: self.root.join(OURS).join(encode(interface)) }
     }
 
-    /// What is attached, in the order of the interfaces' names. What is just being attached is not there yet.
+    /// Returns the pins of interfaces with an attached program, sorted by name. An attachment in progress is left out.
     pub fn attached(&self) -> Result<impl Iterator<Item = Pins>> {
         Ok(self.all()?.into_iter().filter(|pins| pins.has_link().unwrap_or(false)))
     }
 
-    /// Every interface that has pins, in the order of their names. None where nothing is mounted.
+    /// Returns the pins of every interface, sorted by name. The list is empty if nothing is mounted at the usual path.
     pub fn all(&self) -> Result<Vec<Pins>> {
         let ours = self.root.join(OURS);
         let entries = match fs::read_dir(&ours) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // At the usual place nothing need be mounted yet; anywhere else it is a mistake.
+                // At the usual path, nothing need be mounted yet. At another path, that is a mistake.
                 if self.root != Path::new(DEFAULT_BPFFS) && !self.is_mounted()? {
                     bail!("{} is not a BPF file system", self.root.display());
                 }
@@ -141,7 +141,7 @@ impl Bpffs {
     }
 }
 
-/// Unmounts what [`Bpffs::mount`] mounted, if nobody has put anything into it since.
+/// Result of [`Bpffs::mount`]. Dropping it unmounts what that mounted, if the file system is still unused.
 #[derive(Debug)]
 #[must_use]
 pub struct MountGuard(Option<PathBuf>);
@@ -157,7 +157,7 @@ impl Drop for MountGuard {
     }
 }
 
-/// Whether a BPF file system holds nothing but what the kernel itself puts into a new one (`maps.debug` …).
+/// Whether a BPF file system holds only files that the kernel puts into a new one (`maps.debug` …).
 fn is_unused(root: &Path) -> bool {
     let is_kernels = |entry: fs::DirEntry| entry.path().extension().is_some_and(|end| end == "debug");
     fs::read_dir(root).is_ok_and(|entries| entries.flatten().all(is_kernels))
@@ -171,17 +171,17 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// The interface's name.
+    /// Returns the interface's name.
     pub fn interface(&self) -> &str {
         &self.interface
     }
 
-    /// The folder.
+    /// Returns the path of the folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Every generation, the oldest first.
+    /// Returns all generations, the oldest first.
     pub fn generations(&self) -> Result<Vec<Generation>> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
@@ -202,12 +202,13 @@ impl Pins {
         Ok(flat.into_iter().chain(numbers.into_iter().map(|number| self.generation(number))).collect())
     }
 
-    /// The generation of this number, from 1 on. Number 0 is what tfo before 0.2 pinned, without a folder of its own.
+    /// Returns the generation with this number, from 1 on. Number 0 stands for the pins of tfo before 0.2, which had no
+    /// folder of their own.
     fn generation(&self, number: u32) -> Generation {
         Generation { number, dir: self.dir.join(number.to_string()) }
     }
 
-    /// The generation in force: the newest that has the link of the XDP program.
+    /// Returns the generation in force, which is the newest with the link of the XDP program.
     pub fn in_force(&self) -> Result<Option<Generation>> {
         let mut generations = self.generations()?;
         while let Some(generation) = generations.pop() {
@@ -218,22 +219,23 @@ impl Pins {
         Ok(None)
     }
 
-    /// The generation in force; an error where there is none.
+    /// Returns the generation in force, or an error if there is none.
     pub fn current(&self) -> Result<Generation> {
         self.in_force()?.with_context(|| format!("there is no link in {}", self.dir.display()))
     }
 
-    /// Whether a link is pinned: once it is gone, the program is detached.
+    /// Returns whether a link of the XDP program is pinned. Without it, the program is detached.
     pub fn has_link(&self) -> Result<bool> {
         Ok(self.in_force()?.is_some())
     }
 
-    /// Whether connections are followed.
+    /// Returns whether connections are followed.
     pub fn has_outcomes(&self) -> Result<bool> {
         self.in_force()?.map_or(Ok(false), |generation| exists(&generation.outcomes_link()))
     }
 
-    /// Makes the folder, if need be, and takes the controller's lock on it; waits that long for whoever has it.
+    /// Takes the controller's lock on the folder, which it creates if need be. If another process has the lock, it
+    /// waits for up to `patience`.
     pub fn lock(&self, patience: Duration) -> Result<Locked> {
         let dir = self.dir.display();
         let end = Instant::now() + patience;
@@ -245,8 +247,8 @@ impl Pins {
                 .mode(0o700)
                 .create(&self.dir)
                 .with_context(|| format!("cannot make the pin folder {dir}"))?;
-            self.is_trusted()?;
-            // The folder may be removed, and another made, at any time before the lock is ours.
+            self.ensure_trusted()?;
+            // Until we have the lock, the folder may be removed and another one made.
             match self.try_lock(FlockArg::LockExclusiveNonblock)? {
                 Some(lock) if self.is_at_path(&lock) => {
                     return Ok(Locked { pins: self.clone(), keep: !created, lock });
@@ -257,8 +259,8 @@ impl Pins {
         }
     }
 
-    /// Fails where somebody else than the user who runs this could have put into our folders what lies there.
-    fn is_trusted(&self) -> Result<()> {
+    /// Fails if another user could have put files into our folders.
+    fn ensure_trusted(&self) -> Result<()> {
         for dir in [self.dir.parent(), Some(self.dir.as_path())].into_iter().flatten() {
             let shown = dir.display();
             let found = fs::symlink_metadata(dir).with_context(|| format!("cannot examine {shown}"))?;
@@ -280,40 +282,40 @@ impl Pins {
         Ok(())
     }
 
-    /// Whether a controller holds the lock.
+    /// Returns whether a controller holds the lock.
     pub fn has_controller(&self) -> Result<bool> {
         Ok(exists(&self.dir)? && self.try_lock(FlockArg::LockSharedNonblock)?.is_none())
     }
 
-    /// `None` where somebody else has the lock, or the folder has gone.
-    fn try_lock(&self, how: FlockArg) -> Result<Option<Flock<File>>> {
+    /// Takes a lock on the folder. Returns `None` if somebody else has the lock, or the folder is gone.
+    fn try_lock(&self, kind: FlockArg) -> Result<Option<Flock<File>>> {
         let dir = match File::open(&self.dir) {
             Ok(dir) => dir,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("cannot open {}", self.dir.display())),
         };
-        match Flock::lock(dir, how) {
+        match Flock::lock(dir, kind) {
             Ok(lock) => Ok(Some(lock)),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", self.dir.display())),
         }
     }
 
-    /// Whether the folder that is locked is still the one at the path.
+    /// Whether the locked folder is still the one at the path.
     fn is_at_path(&self, lock: &Flock<File>) -> bool {
         let at_path = fs::metadata(&self.dir);
         let locked = lock.metadata();
         at_path.is_ok_and(|at_path| locked.is_ok_and(|locked| at_path.ino() == locked.ino()))
     }
 
-    /// Removes the links, which detaches the programs: that of the XDP program first.
+    /// Removes the links, the XDP program's first, which detaches the programs.
     pub fn remove_links(&self) -> Result<()> {
         let generations = self.generations()?;
         generations.iter().rev().try_for_each(|generation| remove_if_there(&generation.link()))?;
         generations.iter().try_for_each(|generation| remove_if_there(&generation.outcomes_link()))
     }
 
-    /// What names these pins for as long as the folder exists, and no other folder before or after: its file system and inode.
+    /// Returns the folder's device and inode numbers, which no folder before or after it has.
     pub fn identity(&self) -> Result<(u64, u64)> {
         let found =
             fs::metadata(&self.dir).with_context(|| format!("cannot examine {}", self.dir.display()))?;
@@ -329,57 +331,58 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Its number: a later one has a higher number.
+    /// Returns the number. Later generations have higher numbers.
     pub fn number(&self) -> u32 {
         self.number
     }
 
-    /// Its folder.
+    /// Returns the path of the folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Where the map called `name` is pinned.
+    /// Returns the pin path of the map called `name`.
     pub fn map(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// Where the link of the XDP program is pinned.
+    /// Returns the pin path of the XDP program's link.
     pub fn link(&self) -> PathBuf {
         self.dir.join(LINK)
     }
 
-    /// Where a link is pinned that is to take the place of [`link`](Self::link).
+    /// Returns the pin path of a link that is about to replace the one at [`link`](Self::link).
     pub fn next_link(&self) -> PathBuf {
         self.dir.join(NEXT_LINK)
     }
 
-    /// Where the link of the program that follows connections is pinned.
+    /// Returns the pin path of the link of the program that follows connections.
     pub fn outcomes_link(&self) -> PathBuf {
         self.dir.join(OUTCOMES_LINK)
     }
 
-    /// Whether it has the link of the XDP program.
+    /// Returns whether the XDP program's link is pinned in this generation.
     pub fn has_link(&self) -> Result<bool> {
         exists(&self.link())
     }
 
-    /// Removes it, and whatever of it is there.
+    /// Removes all pins of the generation, and its folder.
     pub fn remove(&self) -> Result<()> {
         remove_if_there(&self.link())?;
         remove_if_there(&self.next_link())?;
         remove_if_there(&self.outcomes_link())?;
         for name in MAPS {
             remove_if_there(&self.map(name))?;
-            // Set aside by tfo before 0.2.
+            // tfo before 0.2 set maps aside under this name.
             remove_if_there(&self.dir.join(format!("{name}-old")))?;
         }
-        // Without a folder of its own it leaves that to the others.
+        // Number 0 lies in the interface's folder, which has the folders of the others.
         if self.number == 0 { Ok(()) } else { remove_dir(&self.dir) }
     }
 }
 
-/// The pins of an interface whose controller we are. Unless [kept](Self::keep), what was made is removed on drop.
+/// The pins of an interface whose controller we are. If [`Pins::lock`] created the folder, all is removed on drop,
+/// unless [kept](Self::keep).
 #[derive(Debug)]
 pub struct Locked {
     pins: Pins,
@@ -388,17 +391,17 @@ pub struct Locked {
 }
 
 impl Locked {
-    /// From now on the pins outlive this value.
+    /// Lets the pins outlive this value.
     pub fn keep(&mut self) {
         self.keep = true;
     }
 
-    /// Whether we still are the controller: nobody has removed the folder under us.
+    /// Whether the locked folder is still the one at the path, so that we still are the controller.
     pub fn is_current(&self) -> bool {
         self.pins.is_at_path(&self.lock)
     }
 
-    /// A new generation, which has a folder and nothing in it.
+    /// Makes a new generation with an empty folder.
     pub fn next_generation(&self) -> Result<Generation> {
         let last = self.generations()?.last().map_or(0, Generation::number);
         let number =
@@ -416,13 +419,13 @@ impl Locked {
         self.generations()?.iter().filter(|other| *other != kept).try_for_each(Generation::remove)
     }
 
-    /// Removes the links, which detaches the programs, then the rest.
+    /// Removes the links, which detaches the programs, then all other pins.
     pub fn remove(&self) -> Result<()> {
         self.remove_links()?;
         self.generations()?.iter().try_for_each(Generation::remove)?;
         remove_dir(&self.dir)?;
         match self.dir.parent().map_or(Ok(()), fs::remove_dir) {
-            // Ours, but not only ours: another interface is in it.
+            // The folder above may have the pins of other interfaces.
             Err(error)
                 if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) =>
             {
@@ -455,7 +458,7 @@ fn exists(path: &Path) -> Result<bool> {
     path.try_exists().with_context(|| format!("cannot look for {}", path.display()))
 }
 
-/// Gives the file at `from` the name `to`, in one step, whatever had that; does nothing where there is none.
+/// Renames `from` to `to` in one step, and replaces a file that is there. Does nothing if `from` does not exist.
 pub(crate) fn rename_if_there(from: &Path, to: &Path) -> Result<()> {
     match fs::rename(from, to) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -484,7 +487,7 @@ pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// An interface's name as a file name: the BPF file system reserves names with a dot (`bpf_lookup`), which VLAN
+/// Encodes an interface's name as a file name. The BPF file system reserves names with a dot (`bpf_lookup`), which VLAN
 /// interfaces have.
 fn encode(interface: &str) -> String {
     interface.replace('%', "%25").replace('.', "%2e")

@@ -1,4 +1,4 @@
-//! What stands where in the maps, so that each service gets what is its.
+//! Plans the entries of services in the maps of names, ports, addresses and policies.
 
 use std::{collections::BTreeMap, net::Ipv6Addr};
 
@@ -12,25 +12,25 @@ use tfo_common::{
 };
 
 use crate::model::{
-    guards::{self, SourceLen},
+    guards::{self, Guards, SourceLen},
     services::{Named, Services},
 };
 
-/// What the maps are to hold.
+/// Planned contents of these maps.
 pub(super) struct Plan {
-    /// At which index each service stands; [`OTHER`] has no name, and the last is for
+    /// Name of the service at each index. [`OTHER`] has no name, and the last index is kept free for
     /// [`REMOVED_NAME`](crate::model::services::REMOVED_NAME).
     pub(super) places: Vec<Option<Service>>,
-    /// The entry of each port.
+    /// Entry of each port in the map of ports.
     pub(super) ports: Vec<u32>,
-    /// The service of each port at an address: by the bits of the key that count, and the key.
+    /// Index of the service of a port at an address, by the length in bits of the key's prefix, and the key.
     pub(super) addresses: BTreeMap<(u32, [u32; 5]), u32>,
-    /// The policy at each index, without what is hidden by order.
+    /// Policy at each index, without orders.
     pub(super) policies: Vec<Policy>,
 }
 
 impl Plan {
-    /// Plans the maps for `services`. A service that is in `before` keeps its place. `hz` is the number of jiffies in
+    /// Plans the maps for `services`. A service that is in `before` keeps its index. `hz` is the number of jiffies in
     /// a second.
     pub(super) fn new(services: &Services, before: &[Option<String>], hz: u64) -> Result<Self> {
         let places = place(services, before)?;
@@ -69,13 +69,13 @@ impl Plan {
     }
 }
 
-/// Where each is to stand, so that those which were there `before` keep their place and their counters; the rest take what has
-/// been free, and then what comes free.
+/// Gives each service an index. Services in `before` keep their index. The others take indices that were free
+/// before, then those of removed services.
 fn place(services: &Services, before: &[Option<String>]) -> Result<Vec<Option<Service>>> {
     let last = before.len().saturating_sub(1);
     if services.len() + 2 > before.len() {
         bail!(
-            "there is room for {} services in the maps, and these are {}: end tfo and start it again, which makes larger ones",
+            "the maps have room for {} services, but these are {}: end tfo and start it again, which makes larger maps",
             before.len().saturating_sub(2),
             services.len()
         );
@@ -98,7 +98,7 @@ fn place(services: &Services, before: &[Option<String>]) -> Result<Vec<Option<Se
     Ok(places)
 }
 
-/// The family of `prefix`, how many of the address' bits count, and the address, as [`Addresses::source_v6`] has it.
+/// Returns the family of `prefix`, its length in bits and its address, in the form of [`Addresses::source_v6`].
 ///
 /// [`Addresses::source_v6`]: tfo_common::segment::Addresses::source_v6
 pub(super) fn words(prefix: IpNet) -> (Family, u32, [u32; 4]) {
@@ -113,7 +113,7 @@ pub(super) fn words(prefix: IpNet) -> (Family, u32, [u32; 4]) {
     (family, len, std::array::from_fn(|i| u32::from_le_bytes(words[i])))
 }
 
-/// The prefix of which [`words`] makes these; the family by its index.
+/// Returns the prefix that [`words`] turns into these values. `family` is the index of a [`Family`].
 pub(super) fn prefix(family: u32, len: u32, words: [u32; 4]) -> Option<IpNet> {
     let octets: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let address = Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?);
@@ -124,39 +124,40 @@ pub(super) fn prefix(family: u32, len: u32, words: [u32; 4]) -> Option<IpNet> {
     Some(IpNet::V4(Ipv4Net::new(address.to_ipv4_mapped()?, len).ok()?))
 }
 
-/// The prefix that stood as these in the layout of tfo 0.1, where families were not apart.
+/// Returns the prefix that tfo 0.1 stored as these values, without its family.
 pub(super) fn prefix_0_1(len: u32, words: [u32; 4]) -> Option<IpNet> {
     let is_mapped = words[0] | words[1] == 0 && words[2] == 0xffff_u32.to_be();
     let family = if is_mapped && len >= MAPPED_BITS { Family::Ipv4 } else { Family::Ipv6 };
     prefix(family as u32, len, words)
 }
 
-/// The bits before an IPv4 address, where it stands as an IPv6 one.
+/// Number of bits before the IPv4 address in an IPv4-mapped IPv6 address.
 const MAPPED_BITS: u32 = 96;
 
-/// What holds for the packets of `named`.
+/// Returns the policy of the service `named`.
 fn policy(named: &Named, hz: u64) -> Policy {
     let acts = |dry_run: bool| named.mode == Mode::Shield && !dry_run;
     let limit =
         |limit: guards::Limit| Limit::new(limit.count.into(), limit.per.as_secs() * hz, limit.burst.into());
     let source = |SourceLen { v4, v6 }| SourceMask::new(v4, v6);
     let mut policy = Policy::of_mode(named.mode);
-    let guards = &named.guards;
-    if let Some(hide) = guards.hide {
+    // Without `..`, so that a new guard can't be forgotten here.
+    let Guards { hide, once, fair, clamp, shed } = &named.guards;
+    if let Some(hide) = hide {
         policy = policy.with(Guard::Hide, acts(hide.dry_run));
     }
-    if let Some(once) = guards.once {
+    if let Some(once) = once {
         policy =
             Policy { once: once.remember.as_secs() * hz, ..policy }.with(Guard::Once, acts(once.dry_run));
     }
-    if let Some(fair) = guards.fair {
+    if let Some(fair) = fair {
         policy = Policy { fair: limit(fair.limit), fair_source: source(fair.source), ..policy }
             .with(Guard::Fair, acts(fair.dry_run));
     }
-    if let Some(clamp) = guards.clamp {
+    if let Some(clamp) = clamp {
         policy = Policy { clamp: clamp.factor.into(), ..policy }.with(Guard::Clamp, acts(clamp.dry_run));
     }
-    if let Some(shed) = guards.shed {
+    if let Some(shed) = shed {
         policy = policy.with(Guard::Shed, acts(shed.dry_run));
         policy.shed_source = source(shed.source);
         if let Some(all) = shed.limit {
@@ -195,7 +196,7 @@ mod tests {
     fn a_service_that_stays_keeps_its_place() {
         let plan = Plan::new(&services(&["c=3", "b=2", "d=4"]), &before(&["", "a", "b", "", "", ""]), 100);
         let plan = plan.expect("there is room");
-        // What was free before what comes free.
+        // Free indices are taken before the one that `a` had.
         assert_eq!(names(&plan), [None, None, Some("b"), Some("c"), Some("d"), None]);
         assert_eq!(plan.ports[1..=4], [OTHER, 2, 3, 4]);
         assert!(Plan::new(&services(&["a=1", "b=2"]), &before(&["", "", ""]), 100).is_err());

@@ -1,4 +1,4 @@
-//! Services and their policies, carried into new maps before any program uses them.
+//! Writes services and their policies into new maps, before any program uses these.
 
 use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::Key;
@@ -11,12 +11,12 @@ use super::{Object, plan::Plan, tables::Shared};
 use crate::{kernel::clock, model::services::Services};
 
 impl Object {
-    /// Makes `services` those that are served and counted for, in maps that have none yet.
+    /// Writes `services` and their policies into maps that have none yet.
     pub fn serve(&mut self, services: &Services) -> Result<()> {
         self.serve_after(services, &[])
     }
 
-    /// The same; a service that is named `before` keeps its place.
+    /// Does the same as [`serve`](Self::serve). A service that is named in `before` keeps its index.
     pub(super) fn serve_after(&mut self, services: &Services, before: &[Option<String>]) -> Result<()> {
         let mut before = before.to_vec();
         before.resize(self.tables.capacity() as usize, None);
@@ -45,7 +45,7 @@ impl Object {
         self.tables.services.set(index, Shared(service), 0).context("cannot write the map of services")
     }
 
-    /// Makes `policy` that of the service at `index`.
+    /// Sets the policy of the service at `index`.
     pub fn set_policy(&mut self, index: u32, policy: &Policy) -> Result<()> {
         self.orders.set_policy(index, policy)
     }

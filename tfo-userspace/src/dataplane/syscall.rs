@@ -1,4 +1,4 @@
-//! Commands of bpf(2) on links that aya does not have for every kind of program.
+//! Commands of bpf(2) on links, which aya lacks for some kinds of program.
 
 use std::{
     ffi::CString,
@@ -14,7 +14,7 @@ use std::{
 const OBJ_GET: libc::c_int = 7;
 const LINK_UPDATE: libc::c_int = 29;
 
-/// The arm of `union bpf_attr` (linux/bpf.h) for pinned objects.
+/// Variant of `union bpf_attr` (linux/bpf.h) for pinned objects.
 #[repr(C)]
 struct ObjectAttr {
     pathname: *const libc::c_char,
@@ -22,7 +22,7 @@ struct ObjectAttr {
     file_flags: u32,
 }
 
-/// The arm called `link_update`.
+/// Variant called `link_update`.
 #[repr(C)]
 struct LinkUpdateAttr {
     link_fd: u32,
@@ -31,14 +31,15 @@ struct LinkUpdateAttr {
     old_prog_fd: u32,
 }
 
-// Pointers are 64 bits wide in it, whatever they are here.
+// The union has 64 bits for a pointer on every architecture.
 const _: () = assert!(size_of::<ObjectAttr>() == 16 && size_of::<LinkUpdateAttr>() == 16);
 
-/// Opens what is pinned at `path`.
+/// Opens the BPF object that is pinned at `path`.
 pub(super) fn pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = ObjectAttr { pathname: path.as_ptr(), bpf_fd: 0, file_flags: 0 };
-    // SAFETY: the kernel reads a string that lives until the call returns, and the attributes, which are as large as it is told.
+    // SAFETY: the kernel reads a string that lives until the call returns, and the attributes, which are as large as it
+    // is told.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, &raw mut attr, size_of::<ObjectAttr>()) };
     match libc::c_int::try_from(fd) {
         // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
@@ -47,11 +48,11 @@ pub(super) fn pinned(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Has `link` attach `program` from now on: no packet or connection in between sees neither.
+/// Replaces the program of `link` by `program`, in one step: no packet or connection passes without a program.
 pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let [link_fd, new_prog_fd] = [link, program].map(|fd| fd.as_raw_fd() as u32);
     let mut attr = LinkUpdateAttr { link_fd, new_prog_fd, flags: 0, old_prog_fd: 0 };
-    // SAFETY: the kernel reads the attributes, which are as large as it is told; descriptors are checked by it.
+    // SAFETY: the kernel reads the attributes, which are as large as it is told; it checks the descriptors.
     match unsafe { libc::syscall(libc::SYS_bpf, LINK_UPDATE, &raw mut attr, size_of::<LinkUpdateAttr>()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

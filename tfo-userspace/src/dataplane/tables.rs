@@ -1,4 +1,4 @@
-//! The maps that are read: by the controller, which has loaded them, and by the commands, which open their pins.
+//! Maps that user space reads. The controller has them loaded, and the commands open their pins.
 
 use std::borrow::Borrow;
 
@@ -28,12 +28,12 @@ use crate::model::services::OTHER_NAME;
 #[repr(transparent)]
 pub(super) struct Shared<T>(pub(super) T);
 
-/// Structs of `tfo_common` that are fit for a map.
+/// Implements [`Pod`] for structs of `tfo_common` in [`Shared`].
 macro_rules! shared {
     ($($type:ty),+ $(,)?) => {
         $(
-            // SAFETY: `tfo_common::layout` asserts that these structs are repr(C), made of integers, without padding, so any
-            // bytes are a value and every byte is initialised.
+            // SAFETY: `tfo_common::layout` asserts that these structs are repr(C), made of integers, without padding,
+            // so any bytes are a value and every byte is initialised.
             unsafe impl Pod for Shared<$type> {}
         )+
     };
@@ -54,7 +54,7 @@ shared!(
     Watch
 );
 
-/// The maps that are read.
+/// Maps that user space reads.
 pub(super) struct Tables {
     pub(super) cells: PerCpuArray<MapData, Shared<Cell>>,
     pub(super) keys: Array<MapData, Shared<KeyStore>>,
@@ -70,28 +70,28 @@ pub(super) struct Tables {
     all_carried: BatchReader<Shared<Carried>>,
 }
 
-/// One service, by its name, and what was counted for it.
+/// Counters of one service.
 #[derive(Clone, Debug)]
 pub struct ServiceCounters {
-    /// Its name.
+    /// Name of the service.
     pub name: String,
-    /// What the program counted.
+    /// Counters of its SYNs and frames.
     pub counters: Counters,
-    /// What became of its connections.
+    /// Outcomes of its connections.
     pub outcomes: Outcomes,
 }
 
-/// How many entries the maps of remembered things have.
+/// Numbers of entries in the maps of prefixes and pending SYNs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entries {
-    /// Prefixes of sources.
+    /// Number of prefixes of sources.
     pub prefixes: u64,
-    /// SYNs with a good cookie that have not become a connection yet.
+    /// Number of SYNs with a good cookie that have not become a connection yet.
     pub pending: u64,
 }
 
 impl Tables {
-    /// The maps that `take` gives by their names.
+    /// Takes the maps from `take`, which is given their names.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<Map>) -> Result<Self> {
         let [cells, services, outcomes, carried] =
             [names::COUNTERS, names::SERVICES, names::OUTCOMES, names::CARRIED].map(&mut take);
@@ -112,12 +112,12 @@ impl Tables {
         })
     }
 
-    /// For how many services there is room, [`OTHER`] among them.
+    /// Returns the number of entries for services, including [`OTHER`].
     pub(super) fn capacity(&self) -> u32 {
         self.services.len()
     }
 
-    /// What was counted, summed over all services and CPUs.
+    /// Returns the counters, summed over all services and CPUs, with the counts of earlier maps.
     pub(super) fn counters(&self) -> Result<Counters> {
         let mut sum = Counters::default();
         let add = |_, cells: &[Shared<Cell>]| cells.iter().for_each(|Shared(cell)| sum.add_cell(cell));
@@ -126,13 +126,13 @@ impl Tables {
         Ok(sum)
     }
 
-    /// The name of the service at `index`, if there is one.
+    /// Returns the name of the service at `index`, if there is one.
     pub(super) fn service(&self, index: u32) -> Result<Option<String>> {
         let Shared(service) = self.services.get(&index, 0).context("cannot read the map of services")?;
         Ok(name_of(index, &service).map(str::to_owned))
     }
 
-    /// Every service with what was counted for it, [`OTHER`] first.
+    /// Returns the counters of each service, [`OTHER`] first, with the counts of earlier maps.
     pub(super) fn by_service(&self) -> Result<Vec<ServiceCounters>> {
         let mut places = Vec::with_capacity(self.capacity() as usize);
         let mut named = Vec::with_capacity(self.capacity() as usize);
@@ -167,31 +167,32 @@ impl Tables {
         Ok(named)
     }
 
-    /// What was observed, summed over all CPUs, with the refusals that were not told; the budget is no sum and left out.
+    /// Returns the counters of events, prefixes and forgotten sources, summed over all CPUs, with the counts of earlier
+    /// maps. Refusals without an event count as skipped events. The budget is left out, since it is no count.
     pub(super) fn watch(&self) -> Result<Watch> {
         let mut sum = Watch::EMPTY;
-        let all = self.watch.get(&0, 0).context("cannot read the state of observing")?;
+        let all = self.watch.get(&0, 0).context("cannot read the counters of events")?;
         all.iter().for_each(|Shared(watch)| sum.add(watch));
         let add = |_, outcomes: &[Shared<Outcomes>]| {
-            outcomes.iter().for_each(|Shared(outcomes)| sum.events_skipped += outcomes.untold);
+            outcomes.iter().for_each(|Shared(outcomes)| sum.events_skipped += outcomes.events_skipped);
         };
         self.all_outcomes.each(add).context("cannot read the outcomes")?;
         self.each_carried(|index, carried| {
             if index == OTHER {
                 sum.add(&carried.watch);
             }
-            sum.events_skipped += carried.outcomes.untold;
+            sum.events_skipped += carried.outcomes.events_skipped;
         })?;
         Ok(sum)
     }
 
-    /// Shows the counts of earlier maps at each place to `see`.
+    /// Passes the counts of earlier maps at each index to `see`.
     fn each_carried(&self, mut see: impl FnMut(u32, &Carried)) -> Result<()> {
         let each = |index, carried: &[Shared<Carried>]| carried.iter().for_each(|Shared(it)| see(index, it));
         self.all_carried.each(each).context("cannot read the counts of earlier maps")
     }
 
-    /// The counts of SYNs and connections at the place `index` of all CPUs, without those of earlier maps.
+    /// Returns the counts of SYNs and connections at `index`, summed over all CPUs, without those of earlier maps.
     pub(super) fn counted_here(&self, index: u32) -> Result<Carried> {
         let mut sum = Carried::EMPTY;
         let cells = self.cells.get(&index, 0).context("cannot read the counters")?;
@@ -201,35 +202,35 @@ impl Tables {
         Ok(sum)
     }
 
-    /// Makes `carried` the counts of earlier maps at `index`.
+    /// Writes `carried` as the counts of earlier maps at `index`.
     pub(super) fn carry(&mut self, index: u32, carried: &Carried) -> Result<()> {
         self.carried.set(index, Shared(*carried), 0).context("cannot write the counts of earlier maps")
     }
 
-    /// The prefixes of sources. One that comes or goes meanwhile may be left out.
+    /// Returns the prefixes of sources. A prefix that is added or removed meanwhile may be left out.
     pub(super) fn prefixes(&self) -> Vec<(Prefix, PrefixTally)> {
         self.prefixes.iter().flatten().map(|(Shared(prefix), Shared(tally))| (prefix, tally)).collect()
     }
 
-    /// The last words of sources of `prefix` that came lately.
-    pub(super) fn lately(&self, prefix: Prefix) -> Vec<u64> {
+    /// Returns the last 64 bits of some recent IPv6 sources of `prefix`.
+    pub(super) fn recent_sources(&self, prefix: Prefix) -> Vec<u64> {
         let Ok(Shared(tally)) = self.prefixes.get(&Shared(prefix), 0) else { return Vec::new() };
-        tally.lately[..tally.lately.len().min(tally.seen as usize)].to_vec()
+        tally.recent_sources[..tally.recent_sources.len().min(tally.seen as usize)].to_vec()
     }
 
-    /// How many entries there are.
+    /// Returns the numbers of entries.
     pub(super) fn entries(&self) -> Entries {
         Entries { prefixes: count(self.prefixes.keys()), pending: count(self.pending.keys()) }
     }
 
-    /// The key ring in force.
+    /// Returns the key ring in force.
     pub(super) fn key_ring(&self) -> Result<KeyRing> {
         let Shared(store) = self.keys.get(&0, 0).context("cannot read the key map")?;
         Ok(*store.current())
     }
 }
 
-/// The name of `service`, which stands at `index`.
+/// Returns the name of `service`, which is at `index`, if it has one.
 fn name_of(index: u32, service: &Service) -> Option<&str> {
     if index == OTHER { Some(OTHER_NAME) } else { service.name() }
 }
@@ -238,7 +239,7 @@ fn count<T, E>(entries: impl Iterator<Item = Result<T, E>>) -> u64 {
     entries.flatten().count() as u64
 }
 
-/// A map of the info alone: to be read before any other, since it tells the layout of all.
+/// Reads the info map. It is read before any other map, since it has the layout version of all.
 pub(super) fn read_info(map: &Array<impl Borrow<MapData>, Shared<Info>>) -> Result<Info> {
     let Shared(info) = map.get(&0, 0).context("cannot read the info map")?;
     Ok(info)

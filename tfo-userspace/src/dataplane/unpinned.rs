@@ -1,4 +1,4 @@
-//! Maps that are made and wait to be pinned: pins are made by the control loop, and not by whoever loads a program for it.
+//! New maps that are not pinned yet. The control loop pins them, not the thread that loads the program.
 
 use std::os::fd::AsFd as _;
 
@@ -10,11 +10,11 @@ use aya::{
 
 use crate::dataplane::pins::{Generation, MAPS};
 
-/// The maps of a program, each by its name.
+/// The maps of a program, each with its name.
 pub(super) struct Unpinned(Vec<(&'static str, MapData)>);
 
 impl Unpinned {
-    /// Those of `ebpf` that are to be pinned.
+    /// Duplicates the descriptors of the maps of `ebpf` that are to be pinned.
     pub(super) fn of(ebpf: &Ebpf) -> Result<Self> {
         let of_name = |name: &'static str| {
             let map = ebpf.map(name).with_context(|| format!("the program has no map {name}"))?;
@@ -24,7 +24,7 @@ impl Unpinned {
         Ok(Self(MAPS.into_iter().map(of_name).collect::<Result<_>>()?))
     }
 
-    /// Pins all of them in `generation`.
+    /// Pins all maps in `generation`.
     pub(super) fn pin(self, generation: &Generation) -> Result<()> {
         self.0.iter().try_for_each(|(name, map)| {
             let path = generation.map(name);
@@ -33,7 +33,7 @@ impl Unpinned {
     }
 }
 
-/// What is alike in maps of all kinds that we have.
+/// Returns the data of `map`, of any kind that the program has.
 fn data(map: &Map) -> Result<&MapData> {
     match map {
         Map::Array(data)
@@ -42,6 +42,6 @@ fn data(map: &Map) -> Result<&MapData> {
         | Map::LruHashMap(data)
         | Map::LpmTrie(data)
         | Map::RingBuf(data) => Ok(data),
-        _ => bail!("a map is of a kind that is not known"),
+        _ => bail!("a map is of an unknown kind"),
     }
 }
