@@ -1,5 +1,5 @@
-//! What is asked of the kernel, and told it, besides BPF: its sysctls, counters, interfaces and sockets, of the calling thread's
-//! network namespace.
+//! Access to the kernel besides BPF: sysctls, counters, interfaces and sockets of the calling thread's network
+//! namespace.
 
 pub mod cgroup;
 pub mod clock;

@@ -1,4 +1,4 @@
-//! Where keys come from, and how the kernel's and the maps' are kept in step with that.
+//! Sources of the keys, and the keeper that brings them into the kernel and the maps.
 
 pub mod keeper;
 pub mod schedule;

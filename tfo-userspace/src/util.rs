@@ -1,4 +1,4 @@
-//! What has nothing to do with Fast Open.
+//! General helpers, which have nothing to do with Fast Open.
 
 pub mod background;
 pub mod descriptors;

@@ -1,25 +1,25 @@
-//! The cgroup hierarchy, at whose root programs see the connections of all processes.
+//! The cgroup hierarchy. A program that is attached at its root sees the connections of all processes.
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use procfs::process::Process;
 
-/// The cgroup file system of version 2, as far as it is in sight.
+/// Visible part of the cgroup v2 file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cgroup2 {
-    /// The root of the hierarchy, in which all processes are.
+    /// The root of the hierarchy, which contains all processes.
     Root(PathBuf),
-    /// Only a part of it, as in a container: the root of a cgroup namespace.
+    /// Only the root of a cgroup namespace, as in a container.
     Part(PathBuf),
-    /// It is mounted nowhere.
+    /// The file system is not mounted.
     Absent,
 }
 
 impl Cgroup2 {
-    /// Looks at every mount: on hosts that have version 1, too, it is /sys/fs/cgroup/unified.
+    /// Searches all mounts. On hosts that also have version 1, the mount point is /sys/fs/cgroup/unified.
     pub fn find() -> Result<Self> {
-        /// A file that each cgroup has but the root (Documentation/admin-guide/cgroup-v2.rst).
+        /// A file that the root cgroup lacks and all others have (Documentation/admin-guide/cgroup-v2.rst).
         const NOT_IN_ROOT: &str = "cgroup.events";
 
         let mounts = Process::myself()
@@ -35,7 +35,7 @@ impl Cgroup2 {
         Ok(found)
     }
 
-    /// The root, where programs see all connections; else why there is none, and what to do.
+    /// Returns the mount point of the root, where programs see all connections. An error is the reason and what to do.
     pub fn root(self) -> Result<PathBuf, [String; 2]> {
         match self {
             Self::Root(mount) => Ok(mount),

@@ -1,4 +1,4 @@
-//! Network interfaces, asked over rtnetlink: names, link layers, and the XDP programs on them.
+//! Network interfaces, read over rtnetlink: names, link layers, and the XDP programs on them.
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::TryStreamExt as _;
@@ -11,7 +11,7 @@ use tfo_common::{info::Attach, parse::LinkLayer};
 /// The longest name of an interface, in bytes: IFNAMSIZ with its zero.
 const LONGEST_NAME: usize = libc::IFNAMSIZ - 1;
 
-/// Takes `name` where the kernel does (`dev_valid_name`), or says why not.
+/// Accepts the names that the kernel accepts (`dev_valid_name`). An error says what is wrong.
 pub fn parse_name(name: &str) -> Result<String, String> {
     let why = if name.is_empty() {
         "it is empty".to_owned()
@@ -19,7 +19,7 @@ pub fn parse_name(name: &str) -> Result<String, String> {
         format!("it is longer than {LONGEST_NAME} bytes")
     } else if name == "." || name == ".." {
         "it is . or ..".to_owned()
-    // 0xa0 is a blank in Latin-1, in which the kernel reads it.
+    // The kernel reads names as Latin-1, where 0xa0 is a blank.
     } else if name.bytes().any(|byte| matches!(byte, b' ' | b'\t'..=b'\r') || b"/:\0\xa0".contains(&byte)) {
         "it has a slash, a colon, a blank, a line break or a NUL in it".to_owned()
     } else {
@@ -31,31 +31,31 @@ pub fn parse_name(name: &str) -> Result<String, String> {
 /// An interface of the calling thread's network namespace.
 #[derive(Clone, Debug)]
 pub struct Interface {
-    /// Its name.
+    /// Name of the interface.
     pub name: String,
-    /// Its index.
+    /// Index of the interface.
     pub index: u32,
-    /// How its frames begin.
+    /// First header of its frames.
     pub link_layer: LinkLayer,
-    /// The longest packet that it takes, in bytes, without the link layer's header.
+    /// Length of the longest packet, in bytes, without the link layer's header.
     pub mtu: u32,
-    /// The XDP program on it.
+    /// XDP program on the interface.
     pub xdp: Option<XdpOnInterface>,
 }
 
 /// An XDP program that is attached to an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XdpOnInterface {
-    /// The kernel's id of the program.
+    /// Id of the program in the kernel.
     pub program_id: u32,
-    /// Where it runs; a program offloaded to the hardware counts as native.
+    /// Native or generic mode. A program that is offloaded to the hardware counts as native.
     pub attach: Attach,
 }
 
 impl Interface {
-    /// The interface called `name`.
+    /// Finds the interface called `name`.
     pub async fn find(name: &str) -> Result<Self> {
-        let found = ask(|links| links.match_name(name.to_owned())).await?;
+        let found = find_link(|links| links.match_name(name.to_owned())).await?;
         let message = match found {
             Some(message) => message,
             None => bail!("there is no interface {name} in this network namespace: `ip link` lists them"),
@@ -69,20 +69,20 @@ impl Interface {
             name: name.to_owned(),
             index: message.header.index,
             link_layer,
-            mtu: mtu.with_context(|| format!("the kernel does not tell the MTU of {name}"))?,
+            mtu: mtu.with_context(|| format!("the kernel does not show the MTU of {name}"))?,
             xdp: xdp_in(&message),
         })
     }
 }
 
-/// The XDP program on the interface of this index, whatever its name is now, in the calling thread's network namespace.
-/// `None` where there is none, or no such interface.
+/// Returns the XDP program on the interface with this index in the calling thread's network namespace.
+/// `None` means no program, or no such interface. The index stays valid when the interface is renamed.
 pub async fn xdp_at(index: u32) -> Result<Option<XdpOnInterface>> {
-    Ok(ask(|links| links.match_index(index)).await?.as_ref().and_then(xdp_in))
+    Ok(find_link(|links| links.match_index(index)).await?.as_ref().and_then(xdp_in))
 }
 
-/// The first interface for which the kernel is asked; `None` where there is none such.
-async fn ask(select: impl FnOnce(LinkGetRequest) -> LinkGetRequest) -> Result<Option<LinkMessage>> {
+/// Requests one interface from the kernel; `None` means that it does not exist.
+async fn find_link(select: impl FnOnce(LinkGetRequest) -> LinkGetRequest) -> Result<Option<LinkMessage>> {
     let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
     let connection = tokio::spawn(connection);
     let found = select(handle.link().get()).execute().try_next().await;
@@ -93,7 +93,7 @@ async fn ask(select: impl FnOnce(LinkGetRequest) -> LinkGetRequest) -> Result<Op
     }
 }
 
-/// The kernel says ENODEV for an unknown name, and EINVAL or ERANGE for one that is too long to be one.
+/// The kernel returns ENODEV for an unknown name, and EINVAL or ERANGE for a name that is too long.
 fn is_no_such_interface(error: &rtnetlink::packet_core::ErrorMessage) -> bool {
     matches!(-error.raw_code(), libc::ENODEV | libc::EINVAL | libc::ERANGE)
 }
@@ -126,7 +126,8 @@ fn xdp_on_interface(attributes: &[LinkXdp]) -> Option<XdpOnInterface> {
         XdpAttached::SocketBuffer => Attach::Generic,
         _ => Attach::Native,
     };
-    // With several programs at once (driver and hardware) there is no IFLA_XDP_PROG_ID: name the driver's.
+    // With programs in driver and hardware at once, there is no IFLA_XDP_PROG_ID: this takes the first id, the
+    // driver's.
     let program_id = attributes.iter().find_map(|attribute| match attribute {
         LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) | LinkXdp::HwProgId(id) => {
             Some(*id)

@@ -1,23 +1,23 @@
-//! The listening sockets, and what the kernel does with Fast Open on each.
+//! The listening sockets, and the state of Fast Open on each.
 
-mod ask;
 mod diag;
+mod sockopt;
 
 use std::{collections::HashMap, net::SocketAddr};
 
 use anyhow::Result;
-use ask::{ask, holders};
-use diag::{Listening, listening};
+use diag::{ListeningSocket, listening_sockets};
 use serde::Serialize;
+use sockopt::{Holder, fast_open, holders};
 
 use crate::kernel::sysctl::{self, EVERY_LISTENER, SERVER};
 
-/// All listening TCP sockets of a network namespace; see `tfo listeners --json`.
+/// Listening TCP sockets of a network namespace, as `tfo listeners --json` shows them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Listeners {
-    /// `net.ipv4.tcp_fastopen`.
+    /// Value of `net.ipv4.tcp_fastopen`.
     pub tcp_fastopen: u32,
-    /// Whether its bit 0x400 gives Fast Open to whoever begins to listen.
+    /// Whether bit 0x400 of `tcp_fastopen` turns Fast Open on for each new listener.
     pub every_listener: bool,
     /// The sockets, by port.
     pub listeners: Vec<Listener>,
@@ -26,66 +26,67 @@ pub struct Listeners {
 /// A listening TCP socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Listener {
-    /// Where it listens.
+    /// Local address and port.
     pub address: SocketAddr,
-    /// Of an IPv6 socket: whether IPv4 is not for it.
+    /// Whether an IPv6 socket refuses IPv4; `None` for an IPv4 socket.
     pub ipv6_only: Option<bool>,
-    /// Who holds it: more than one where it is inherited, as nginx's workers do.
+    /// Processes that hold the socket. An inherited socket has several, for example nginx's workers.
     pub processes: Vec<Process>,
-    /// Connections that wait to be accepted.
+    /// The accept queue.
     pub backlog: Backlog,
-    /// What it is set to; `None` where it can't be asked.
+    /// Settings of Fast Open; `None` if they can't be read.
     pub fast_open: Option<FastOpen>,
-    /// Why it can't be asked.
+    /// Reason why they can't be read.
     pub unknown: Option<String>,
-    /// What is wrong with it.
+    /// Problem with Fast Open on this listener.
     pub warning: Option<String>,
 }
 
-/// A process.
+/// A process that holds a listening socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Process {
-    /// Its number.
+    /// Process id.
     pub pid: i32,
-    /// Its name, of at most 15 characters.
+    /// Name of the process, of at most 15 characters.
     pub name: String,
 }
 
 /// A listener's accept queue, in connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Backlog {
-    /// How many wait to be accepted.
+    /// Number of connections that wait to be accepted.
     pub waiting: u32,
-    /// How many may wait; the kernel takes one more.
+    /// Limit on waiting connections; the kernel takes one more.
     pub limit: u32,
 }
 
 impl Backlog {
-    /// Whether connections are dropped (`sk_acceptq_is_full`).
+    /// Whether the kernel drops new connections (`sk_acceptq_is_full`).
     pub fn is_full(self) -> bool {
         self.waiting > self.limit
     }
 }
 
-/// What a listener is set to.
+/// Fast Open settings of a listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FastOpen {
-    /// How many Fast Open connections may be in their handshake at once (TCP_FASTOPEN); 0 where it is off.
+    /// Limit on Fast Open connections in their handshake at once (TCP_FASTOPEN); 0 means off.
     pub queue: u32,
-    /// Fingerprints of its own current and backup key (TCP_FASTOPEN_KEY). Usually none: the sysctl's keys are its keys.
+    /// Fingerprints of its own current and backup key (TCP_FASTOPEN_KEY). Usually empty, since it uses the sysctl's
+    /// keys.
     pub own_keys: Vec<String>,
-    /// Whether it takes data without a cookie (TCP_FASTOPEN_NO_COOKIE).
+    /// Whether the listener accepts data without a cookie (TCP_FASTOPEN_NO_COOKIE).
     pub no_cookie: bool,
 }
 
 impl Listeners {
-    /// Asks for those of the calling thread's network namespace. One that can't be asked has its reason.
+    /// Reads the listeners of the calling thread's network namespace. A listener whose settings can't be read says why.
     pub fn read() -> Result<Self> {
         let tcp_fastopen = sysctl::read_mode()?;
-        let listening = listening()?;
-        let inodes = listening.iter().map(|listening| listening.inode).filter(|inode| *inode != 0).collect();
+        let sockets = listening_sockets()?;
+        let inodes = sockets.iter().map(|socket| socket.inode).filter(|inode| *inode != 0).collect();
         let holders = holders(&inodes);
-        let listeners = listening.into_iter().map(|listening| listener(listening, &holders, tcp_fastopen));
+        let listeners = sockets.into_iter().map(|socket| listener(socket, &holders, tcp_fastopen));
         Ok(Self {
             tcp_fastopen,
             every_listener: tcp_fastopen & EVERY_LISTENER != 0,
@@ -94,10 +95,10 @@ impl Listeners {
     }
 }
 
-fn listener(listening: Listening, holders: &HashMap<u64, Vec<ask::Holder>>, tcp_fastopen: u32) -> Listener {
-    let Listening { address, ipv6_only, backlog, inode } = listening;
+fn listener(socket: ListeningSocket, holders: &HashMap<u64, Vec<Holder>>, tcp_fastopen: u32) -> Listener {
+    let ListeningSocket { address, ipv6_only, backlog, inode } = socket;
     let holders = holders.get(&inode).map(Vec::as_slice).unwrap_or_default();
-    let (fast_open, unknown) = match ask(inode, holders) {
+    let (fast_open, unknown) = match fast_open(inode, holders) {
         Ok(fast_open) => (Some(fast_open), None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
@@ -106,7 +107,8 @@ fn listener(listening: Listening, holders: &HashMap<u64, Vec<ask::Holder>>, tcp_
     Listener { address, ipv6_only, processes, backlog, fast_open, unknown, warning }
 }
 
-/// What keeps a listener from Fast Open, or its cookies from being counted for what they are.
+/// Returns the problems of a listener: Fast Open is off, its cookies are unknown to tfo, it takes data without a
+/// cookie, or its accept queue is full.
 fn warning(fast_open: Option<&FastOpen>, backlog: Backlog, tcp_fastopen: u32) -> Option<String> {
     let has = |bit| tcp_fastopen & bit != 0;
     let mut warnings = Vec::new();
@@ -136,14 +138,14 @@ fn warning(fast_open: Option<&FastOpen>, backlog: Backlog, tcp_fastopen: u32) ->
     (!warnings.is_empty()).then(|| warnings.join("; "))
 }
 
-/// The bits of `net.ipv4.tcp_fastopen`, each with what it does.
+/// Describes the bits of `net.ipv4.tcp_fastopen`.
 pub fn bits(tcp_fastopen: u32) -> String {
     let known = [
         (sysctl::CLIENT, "client"),
         (SERVER, "server"),
         (sysctl::CLIENT_NO_COOKIE, "client sends data without a cookie"),
         (sysctl::SERVER_NO_COOKIE, "server takes data without a cookie"),
-        (EVERY_LISTENER, "every new listener, unasked"),
+        (EVERY_LISTENER, "on for every new listener"),
     ];
     let set = known.iter().filter(|(bit, _)| tcp_fastopen & bit != 0);
     let set: Vec<_> = set.map(|(bit, what)| format!("{bit:#x} {what}")).collect();
@@ -161,17 +163,17 @@ mod tests {
     }
 
     #[test]
-    fn each_thing_that_is_wrong_is_said() {
+    fn each_problem_has_a_warning() {
         let said = |fast_open: &FastOpen, bits| warning(Some(fast_open), EMPTY, bits).unwrap_or_default();
         assert_eq!(said(&with_queue(1), SERVER), "");
-        assert_eq!(said(&with_queue(0), sysctl::CLIENT), "", "who does not ask misses nothing");
+        assert_eq!(said(&with_queue(0), sysctl::CLIENT), "", "no warning without the server bit");
         assert!(said(&with_queue(0), SERVER).starts_with("off: the server does not set"));
         assert!(said(&with_queue(0), SERVER | EVERY_LISTENER).starts_with("off: it listened before"));
         assert!(said(&with_queue(5), sysctl::CLIENT).starts_with("off: net.ipv4.tcp_fastopen lacks bit 0x2"));
 
         let own = FastOpen { own_keys: vec!["1".to_owned()], ..with_queue(1) };
         assert!(said(&own, SERVER).starts_with("its own key"));
-        assert!(!said(&FastOpen { queue: 0, ..own }, SERVER).contains("key"), "a key that nobody uses");
+        assert!(!said(&FastOpen { queue: 0, ..own }, SERVER).contains("key"), "an unused key");
         assert!(said(&FastOpen { no_cookie: true, ..with_queue(1) }, SERVER).contains("without a cookie"));
     }
 
@@ -185,6 +187,6 @@ mod tests {
     #[test]
     fn bits_are_explained() {
         assert_eq!(bits(0), "off");
-        assert_eq!(bits(0x403), "0x1 client, 0x2 server, 0x400 every new listener, unasked");
+        assert_eq!(bits(0x403), "0x1 client, 0x2 server, 0x400 on for every new listener");
     }
 }

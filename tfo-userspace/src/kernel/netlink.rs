@@ -1,4 +1,4 @@
-//! Questions to the kernel over netlink that rtnetlink does not know, in the calling thread's network namespace.
+//! Netlink requests that rtnetlink lacks, in the calling thread's network namespace.
 
 use std::{fmt::Debug, io};
 
@@ -10,11 +10,12 @@ use rtnetlink::{
     sys::{Socket, SocketAddr},
 };
 
-/// Where the number of bytes of a message that follow stands in it, and on how many bytes messages are aligned.
+/// Position of a message's length field in its header, in bytes.
 const LENGTH: std::ops::Range<usize> = 0..4;
+/// Alignment of messages, in bytes (NLMSG_ALIGNTO).
 const ALIGNED: usize = 4;
 
-/// All answers to `question`, in a dump.
+/// Sends `question` as a dump request, and returns all answers.
 pub fn dump<M>(protocol: isize, question: M) -> io::Result<Vec<M>>
 where
     M: NetlinkSerializable + NetlinkDeserializable + Debug,
@@ -33,7 +34,7 @@ where
     }
 }
 
-/// The one answer to `question`.
+/// Sends `question`, and returns its one answer.
 pub fn ask<M>(protocol: isize, question: M) -> io::Result<M>
 where
     M: NetlinkSerializable + NetlinkDeserializable + Debug,
@@ -54,12 +55,12 @@ fn send<M: NetlinkSerializable>(protocol: isize, question: M, flags: u16) -> io:
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
     let socket = Socket::new(protocol)?;
-    // Port 0 is the kernel's.
+    // Port 0 is the kernel.
     socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
     Ok(socket)
 }
 
-/// The messages of the next datagram.
+/// Receives a datagram, and returns its messages. It ignores datagrams that are not from the kernel.
 fn receive<M: NetlinkDeserializable + Debug>(socket: &Socket) -> io::Result<Vec<NetlinkPayload<M>>> {
     let (bytes, from) = socket.recv_from_full()?;
     let mut payloads = Vec::new();

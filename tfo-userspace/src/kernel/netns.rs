@@ -1,4 +1,4 @@
-//! What tells one network namespace from another.
+//! Identifiers of network namespaces.
 
 use std::{fs, io, os::unix::fs::MetadataExt as _};
 
@@ -8,7 +8,7 @@ use socket2::{Domain, Socket, Type};
 
 const NETNS: &str = "/proc/thread-self/ns/net";
 
-/// The inode number of the network namespace: what tells one from another.
+/// Returns the inode number of the calling thread's network namespace, which identifies it.
 pub fn netns() -> Result<u64> {
     Ok(fs::metadata(NETNS).with_context(|| format!("cannot read {NETNS}"))?.ino())
 }
@@ -18,7 +18,8 @@ sockopt_impl!(
     NetnsCookie, GetOnly, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, u64
 );
 
-/// The cookie of the calling thread's network namespace, by which BPF programs tell one from another. Linux 5.14 and later.
+/// Returns the cookie of the calling thread's network namespace, which identifies it in BPF programs. Linux 5.14 and
+/// later.
 pub fn netns_cookie() -> io::Result<u64> {
     Ok(getsockopt(&Socket::new(Domain::IPV4, Type::STREAM, None)?, NetnsCookie)?)
 }

@@ -1,4 +1,4 @@
-//! The kernel's settings of Fast Open, of the calling thread's network namespace.
+//! The kernel's Fast Open sysctls, in the calling thread's network namespace.
 
 use std::{
     fs,
@@ -15,43 +15,43 @@ use zeroize::Zeroizing;
 
 use crate::model::keys::{key_text, parse_key};
 
-/// `net.ipv4.tcp_fastopen_key`.
+/// File of `net.ipv4.tcp_fastopen_key`.
 const KEY: &str = "/proc/sys/net/ipv4/tcp_fastopen_key";
 
-/// More than two keys have as text, in bytes.
+/// Capacity for the text of two keys, in bytes, with room to spare.
 const KEYS: usize = 128;
 
-/// `net.ipv4.tcp_fastopen`.
+/// File of `net.ipv4.tcp_fastopen`.
 const MODE: &str = "/proc/sys/net/ipv4/tcp_fastopen";
 
-/// Bit of `net.ipv4.tcp_fastopen`: connections from here may use Fast Open.
+/// Bit of `net.ipv4.tcp_fastopen`: outgoing connections may use Fast Open.
 pub const CLIENT: u32 = 0x1;
 
-/// Bit of `net.ipv4.tcp_fastopen`: listeners with TCP_FASTOPEN take it.
+/// Bit of `net.ipv4.tcp_fastopen`: listeners that set TCP_FASTOPEN accept Fast Open.
 pub const SERVER: u32 = 0x2;
 
-/// Bit of `net.ipv4.tcp_fastopen`: connections from here send data in the SYN without a cookie, too.
+/// Bit of `net.ipv4.tcp_fastopen`: outgoing connections send data in the SYN even without a cookie.
 pub const CLIENT_NO_COOKIE: u32 = 0x4;
 
-/// Bit of `net.ipv4.tcp_fastopen`: data in the SYN is taken without a cookie.
+/// Bit of `net.ipv4.tcp_fastopen`: listeners accept data in the SYN without a cookie.
 pub const SERVER_NO_COOKIE: u32 = 0x200;
 
-/// Bit of `net.ipv4.tcp_fastopen`: whoever begins to listen gets Fast Open without asking for it (`inet_listen`).
+/// Bit of `net.ipv4.tcp_fastopen`: each new listener gets Fast Open, even without TCP_FASTOPEN (`inet_listen`).
 pub const EVERY_LISTENER: u32 = 0x400;
 
-/// The text of `net.ipv4.tcp_fastopen_key`: one key or, with a comma, two.
+/// Reads the text of `net.ipv4.tcp_fastopen_key`: one key, or two with a comma between them.
 pub fn read_key() -> io::Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::with_capacity(KEYS));
     fs::File::open(KEY)?.read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// `net.ipv4.tcp_fastopen_key` of the network namespace in which it was opened, from whichever thread.
+/// Handle of `net.ipv4.tcp_fastopen_key`. It writes to the network namespace in which it was opened, from any thread.
 #[derive(Debug)]
 pub struct KeySysctl(fs::File);
 
 impl KeySysctl {
-    /// That of the calling thread's namespace.
+    /// Opens the sysctl of the calling thread's network namespace.
     pub fn open() -> Result<Self> {
         let file = fs::OpenOptions::new().write(true).open(KEY);
         Ok(Self(file.with_context(|| format!("cannot open {KEY} for writing"))?))
@@ -59,7 +59,7 @@ impl KeySysctl {
 
     /// Sets the primary and the backup key.
     pub fn write(&self, current: Key, backup: Option<Key>) -> Result<()> {
-        // It is not to grow, which would leave a copy behind.
+        // The buffer must not grow: growing would leave a copy of the keys behind.
         let mut text = Zeroizing::new(String::with_capacity(KEYS));
         text.push_str(&key_text(current));
         if let Some(backup) = backup {
@@ -70,9 +70,9 @@ impl KeySysctl {
     }
 }
 
-/// The bits of `net.ipv4.tcp_fastopen`.
+/// Reads the bits of `net.ipv4.tcp_fastopen`.
 pub fn read_mode() -> Result<u32> {
-    // The kernel's type for it is int.
+    // The kernel stores it as an int.
     Ok(read_sysctl(MODE)?.cast_unsigned())
 }
 
@@ -81,14 +81,15 @@ pub fn write_mode(bits: u32) -> Result<()> {
     fs::write(MODE, bits.cast_signed().to_string()).with_context(|| format!("cannot write {MODE}"))
 }
 
-/// `net.ipv4.tcp_syncookies`: 0 never, 1 when a listener's queue is full, 2 always. With 2, Fast Open is off
-/// (`tcp_conn_request`).
+/// Reads `net.ipv4.tcp_syncookies`: 0 means never, 1 when a listener's queue is full, 2 always. With 2, Fast Open is
+/// off (`tcp_conn_request`).
 pub fn syncookies() -> Result<i32> {
     read_sysctl("/proc/sys/net/ipv4/tcp_syncookies")
 }
 
-/// `net.ipv4.tcp_fastopen_blackhole_timeout_sec`: how long clients go without Fast Open once it seems that its packets are
-/// lost on the way, in seconds; doubled each time (`tcp_fastopen_active_should_disable`). 0 for never.
+/// Reads `net.ipv4.tcp_fastopen_blackhole_timeout_sec`: seconds for which clients stop using Fast Open after its
+/// packets seem to be lost on the way. The time doubles at each repetition (`tcp_fastopen_active_should_disable`); 0
+/// means never.
 pub fn blackhole_timeout() -> Result<i32> {
     read_sysctl("/proc/sys/net/ipv4/tcp_fastopen_blackhole_timeout_sec")
 }
@@ -100,7 +101,7 @@ fn read_sysctl(path: &str) -> Result<i32> {
 
 /// The one or two keys that `net.ipv4.tcp_fastopen_key` shows.
 ///
-/// It has no `Debug`: keys are never printed.
+/// The type has no `Debug`, because keys are never printed.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct KernelKeys {
     /// The primary key.
@@ -110,15 +111,15 @@ pub struct KernelKeys {
 }
 
 impl KernelKeys {
-    /// Those of the calling thread's network namespace, now.
+    /// Reads the keys of the calling thread's network namespace.
     pub fn read() -> Result<Self> {
         let text = read_key().context("cannot read net.ipv4.tcp_fastopen_key")?;
         Self::parse(&text).context("net.ipv4.tcp_fastopen_key is not in the form that Linux writes")
     }
 
-    /// Reads what the sysctl shows: `%08x-%08x-%08x-%08x`, then optionally `,` and the backup key.
+    /// Parses the sysctl's text: `%08x-%08x-%08x-%08x`, then optionally `,` and the backup key.
     ///
-    /// A key of zeros is what it shows before any key was set, and is taken as none.
+    /// The sysctl shows a key of zeros before any key was set. It becomes `None`.
     pub fn parse(text: &str) -> Option<Self> {
         let mut keys = text.trim_end().split(',').map(parse_key);
         let current = keys.next()??;
@@ -133,7 +134,7 @@ impl KernelKeys {
         Some(Self { current: set(current), backup: backup.and_then(set) })
     }
 
-    /// The fingerprints of both keys; 0 for none.
+    /// Returns the fingerprints of both keys; 0 stands for a missing key.
     pub fn fingerprints(&self) -> [u64; 2] {
         [&self.current, &self.backup].map(|key| key.as_ref().map_or(0, cookie::fingerprint))
     }
@@ -146,7 +147,7 @@ impl From<KernelKeys> for Held {
 }
 
 impl From<Held> for KernelKeys {
-    /// What the kernel shows once it has the keys of `held`.
+    /// Returns the keys that the kernel shows while it has the keys of `held`.
     fn from(Held { current, backup, next: _ }: Held) -> Self {
         Self { current, backup }
     }
@@ -166,7 +167,7 @@ mod tests {
         let parse = |text: &str| KernelKeys::parse(text).map(|keys| (keys.current, keys.backup));
         assert!(parse(&format!("{ONE}\n")) == Some((Some(one), None)));
         assert!(parse(&format!("{ONE},{TWO}\n")) == Some((Some(one), Some(two))));
-        assert!(parse(ZERO) == Some((None, None)), "zeros mean none yet");
+        assert!(parse(ZERO) == Some((None, None)), "zeros mean no key yet");
     }
 
     #[test]

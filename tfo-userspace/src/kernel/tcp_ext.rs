@@ -1,22 +1,22 @@
-//! The kernel's own totals of Fast Open.
+//! The kernel's Fast Open counters.
 
 use std::{collections::HashMap, fs};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-// Through thread-self: a thread may live in another namespace than its process.
+// The path goes through thread-self, since a thread may be in another network namespace than its process.
 const NETSTAT: &str = "/proc/thread-self/net/netstat";
 
 /// Declares the counters, each with its name in /proc/net/netstat.
 macro_rules! tcp_ext {
     ($($(#[$doc:meta])* $counter:ident = $name:literal,)+) => {
-        /// The kernel's Fast Open totals: TcpExt in /proc/net/netstat, per network namespace, both families together.
+        /// The kernel's Fast Open counters: TcpExt in /proc/net/netstat, per network namespace, both families together.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
         pub struct TcpExt { $($(#[$doc])* pub $counter: u64,)+ }
 
         impl TcpExt {
-            /// Those in the text of /proc/net/netstat, where it has all of them.
+            /// Parses the text of /proc/net/netstat; `None` if a counter is missing.
             pub fn parse(text: &str) -> Option<Self> {
                 let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
                 let (names, values) = (lines.next()?, lines.next()?);
@@ -25,7 +25,7 @@ macro_rules! tcp_ext {
                 Some(Self { $($counter: get($name)?,)+ })
             }
 
-            /// Each by the kernel's name for it.
+            /// Returns the kernel's name and the value of each counter.
             pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$(($name, self.$counter)),+].into_iter()
             }
@@ -34,7 +34,7 @@ macro_rules! tcp_ext {
         impl std::ops::Sub for TcpExt {
             type Output = Self;
 
-            /// What was counted since `earlier`.
+            /// Returns the increase since `earlier`.
             fn sub(self, earlier: Self) -> Self {
                 Self { $($counter: self.$counter - earlier.$counter,)+ }
             }
@@ -43,26 +43,26 @@ macro_rules! tcp_ext {
 }
 
 tcp_ext! {
-    /// Connections from here whose data was taken with the SYN.
+    /// Outgoing connections whose data was accepted with the SYN.
     active = "TCPFastOpenActive",
-    /// Connections from here whose data was not taken with the SYN, or whose SYN with data was lost.
+    /// Outgoing connections whose data was not accepted with the SYN, or whose SYN with data was lost.
     active_fail = "TCPFastOpenActiveFail",
     /// SYNs with an empty option.
     cookie_reqd = "TCPFastOpenCookieReqd",
     /// SYNs whose cookie was accepted.
     passive = "TCPFastOpenPassive",
-    /// Those accepted by the backup key.
+    /// SYNs whose cookie was accepted by the backup key.
     passive_alt_key = "TCPFastOpenPassiveAltKey",
     /// SYNs whose cookie was refused.
     passive_fail = "TCPFastOpenPassiveFail",
     /// SYNs for which the listener's Fast Open queue had no room.
     listen_overflow = "TCPFastOpenListenOverflow",
-    /// How often connections from here gave Fast Open up for a while, since its packets seemed to be lost on the way.
+    /// Number of times that clients on this host paused Fast Open, since its packets seemed to be lost on the way.
     blackhole = "TCPFastOpenBlackhole",
 }
 
 impl TcpExt {
-    /// Reads them.
+    /// Reads the counters.
     pub fn read() -> Result<Self> {
         let text = fs::read_to_string(NETSTAT).with_context(|| format!("cannot read {NETSTAT}"))?;
         Self::parse(&text).with_context(|| format!("{NETSTAT} has no TcpExt counters of Fast Open"))

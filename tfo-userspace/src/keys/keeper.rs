@@ -1,11 +1,11 @@
-//! The keeper of the keys: what the kernel is to hold, and how it gets there without a cookie refused on the way.
+//! The keeper brings the source's keys into the kernel and the maps, such that no valid cookie is refused meanwhile.
 //!
-//! The order of a rotation: the state file is written, the sysctl is opened, the maps learn the new keys, the sysctl is
-//! written, read back and compared, and only then the maps give the old ones up. A crash between any two steps leaves maps
-//! that cover the kernel's keys, and the next start finds out from the source what is still to be done. Where a step fails,
-//! the maps get the kernel's keys in their roles again.
+//! Steps of a rotation: the state file is written, the sysctl is opened, the maps learn the new keys, the sysctl is
+//! written, read back and compared, and finally the maps retire the old keys. After a crash between any two steps, the
+//! maps still contain the kernel's keys, and the next start continues from the source's keys. If a step fails, the maps
+//! get the kernel's keys in their roles again.
 //!
-//! An emergency does not end at a file that can't be written: see [`Keeper::rotate`].
+//! An emergency goes on even if the state file can't be written: see [`Keeper::rotate`].
 
 use std::{
     fs::{self, File},
@@ -31,22 +31,22 @@ use crate::{
     util::files::folder,
 };
 
-/// Where keys come from.
+/// Source of the keys.
 pub enum Source {
-    /// Whoever sets them: we follow, and never write.
+    /// The kernel. The keeper follows its keys, and never writes them.
     Kernel,
-    /// We make them.
+    /// Random keys of this host.
     Random {
-        /// The keys so far.
+        /// The keys up to now.
         state: State,
-        /// Where they are kept.
+        /// Path of the state file.
         path: PathBuf,
-        /// Keeps other controllers from keeping theirs there, too.
+        /// Lock that keeps other controllers from using the same file.
         lock: Flock<File>,
-        /// How often they change.
+        /// Time between two rotations.
         rotate: Duration,
     },
-    /// The fleet's secret and the time.
+    /// Keys that are derived from the fleet's secret and the time.
     Secret {
         /// The secret.
         secret: Secret,
@@ -57,33 +57,33 @@ pub enum Source {
 
 /// Puts keys into all maps.
 pub trait Maps {
-    /// Publishes them, whole; an error where one map could not take them.
+    /// Publishes the keys to each map. Fails if one map did not accept them.
     fn publish(&mut self, publish: Publish) -> Result<()>;
 }
 
-/// The pause after a first failure. It doubles with each further one, up to [`LONGEST_PAUSE`].
+/// Pause after the first failure. It doubles with each further failure, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause between two tries.
+/// Longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Tries of one thing, with longer and longer pauses while they fail.
+/// Retry state of one operation, with growing pauses between failed tries.
 ///
-/// Boxed: where there is none, an option of the struct itself would be copied here with what is left of keys on the stack.
+/// The failure is boxed, since an unboxed `None` would copy unused bytes of the stack, with leftovers of keys, to here.
 #[derive(Default)]
 struct Tries(Option<Box<Failed>>);
 
-/// Failed tries.
+/// The last failed try.
 struct Failed {
-    /// Why the last one failed.
+    /// Reason of the failure.
     why: String,
-    /// The pause after it.
+    /// Pause after the failure.
     pause: Duration,
-    /// The end of the pause.
+    /// End of the pause.
     next: Instant,
 }
 
 impl Tries {
-    /// Fails as the last try did, while its pause lasts.
+    /// Returns the last failure again until its pause is over.
     fn due(&self) -> Result<()> {
         match &self.0 {
             Some(failed) if Instant::now() < failed.next => Err(anyhow!(failed.why.clone())),
@@ -96,7 +96,7 @@ impl Tries {
         self.0.is_some()
     }
 
-    /// Remembers the outcome of a try, and returns it.
+    /// Records the outcome of a try, and returns it.
     fn note<T>(&mut self, outcome: Result<T>) -> Result<T> {
         self.0 = outcome.as_ref().err().map(|error| {
             let pause = self.0.as_ref().map_or(FIRST_PAUSE, |failed| LONGEST_PAUSE.min(failed.pause * 2));
@@ -106,29 +106,29 @@ impl Tries {
     }
 }
 
-/// Keeps the kernel's keys and the maps' in step with the source.
+/// Keeps the keys of the kernel and of the maps in step with the source.
 pub struct Keeper {
     source: Source,
-    /// The fingerprints of what we installed last: of what the kernel must show unless somebody else wrote.
+    /// Fingerprints of the keys that were installed last. If the kernel shows others, somebody else has set them.
     installed: Option<[u64; 2]>,
-    /// Somebody else writes the sysctl: we follow, until told to rotate.
+    /// Whether somebody else has set the sysctl. The keeper then follows the kernel's keys until a request to rotate.
     yielded: bool,
-    /// The latest time that the clock has shown.
+    /// Time of the last step.
     latest: u64,
-    /// It was said that the clock is behind.
+    /// Whether a warning has said that the clock is behind.
     behind: bool,
-    /// Tries to install the source's keys.
+    /// Retry state of installing the source's keys.
     installing: Tries,
-    /// Tries to write the state file.
+    /// Retry state of writing the state file.
     storing: Tries,
-    /// An emergency's keys are in force, and the state file does not have them.
+    /// Whether the state file lacks the key that an emergency has made.
     unsaved: bool,
     failure: Option<String>,
     failures: u64,
 }
 
 impl Keeper {
-    /// The keeper of `source`'s keys.
+    /// Makes a keeper for the keys of `source`.
     pub fn new(source: Source) -> Self {
         Self {
             source,
@@ -144,7 +144,7 @@ impl Keeper {
         }
     }
 
-    /// Which source it is.
+    /// Returns the kind of the source.
     pub fn source(&self) -> KeySource {
         match self.source {
             Source::Kernel => KeySource::Kernel,
@@ -153,7 +153,7 @@ impl Keeper {
         }
     }
 
-    /// How often keys change, in seconds; 0 where we don't decide that.
+    /// Returns the time between two rotations, in seconds; 0 if the kernel is the source.
     pub fn rotate_seconds(&self) -> u64 {
         match &self.source {
             Source::Kernel => 0,
@@ -162,25 +162,26 @@ impl Keeper {
         }
     }
 
-    /// How often the kernel's keys could not be read or written, or were changed by somebody else.
+    /// Returns the number of failures: a new reason why a step failed, or a change of the kernel's keys by somebody
+    /// else.
     pub fn failures(&self) -> u64 {
         self.failures
     }
 
-    /// Why the last step failed, if it did.
+    /// Returns the reason if the last step failed.
     pub fn failure(&self) -> Option<&str> {
         self.failure.as_deref()
     }
 
-    /// The fingerprints of the keys that the source wants the kernel to hold now; 0 for none.
+    /// Returns the fingerprints of the keys that the source wants in the kernel at `now`; 0 stands for a missing key.
     pub fn wanted_fingerprints(&self, now: u64) -> [u64; 2] {
         self.wanted(now).map_or([0; 2], |wanted| KernelKeys::from(wanted).fingerprints())
     }
 
-    /// Keys of the source that were in use before, newest first, no older than `max_age`: clients may come back with cookies
+    /// Returns the source's earlier keys that are no older than `max_age`, newest first. Clients may still have cookies
     /// of them.
     pub fn earlier(&self, now: u64, max_age: Option<Duration>) -> Zeroizing<Vec<Made>> {
-        // It is not to grow, which would leave a copy behind.
+        // The buffer must not grow: growing would leave a copy of the keys behind.
         let mut earlier = Zeroizing::new(Vec::with_capacity(RETIRED));
         match &self.source {
             Source::Kernel => {}
@@ -193,11 +194,12 @@ impl Keeper {
         earlier
     }
 
-    /// Does what is due at `now` (seconds since 1970). A failure is logged once, and the step tried again later.
+    /// Does the work that is due at `now` (seconds since 1970). A failure is logged once, and tried again by a later
+    /// step.
     pub fn step(&mut self, now: u64, maps: &mut impl Maps) {
         if now < self.latest {
             warn!(
-                "the clock went back by {} s: keys go by it all the same, and none is forgotten",
+                "the clock went back by {} s: keys follow it all the same, and no key is forgotten",
                 self.latest - now
             );
         }
@@ -217,7 +219,8 @@ impl Keeper {
 
     fn try_step(&mut self, now: u64, maps: &mut impl Maps) -> Result<()> {
         let kernel = KernelKeys::read()?;
-        // A key that the kernel never took is not followed by another: those that clients have would be pushed out.
+        // As long as the kernel has not taken the newest key, no further key is made. Otherwise, unused keys would push
+        // out the keys whose cookies clients have.
         let is_installed = self.wanted(now).is_some_and(|wanted| kernel == wanted.into());
         let saved = self.save();
         let mut changed = Ok(());
@@ -231,7 +234,7 @@ impl Keeper {
                 );
             }
             if !self.yielded && is_installed && state.due(*rotate, now) {
-                // Where the key can't be kept it is not used; what the kernel holds is followed all the same.
+                // If the new key can't be saved, it is not used. The kernel's keys are followed all the same.
                 changed = self.storing.due().and_then(|()| {
                     let changed = self.change(|state| state.rotate(now));
                     self.storing.note(changed)
@@ -242,15 +245,15 @@ impl Keeper {
         saved.and(changed).and(pursued)
     }
 
-    /// Brings kernel and maps to what the source wants, from what the kernel holds.
+    /// Brings the kernel, which holds the keys of `kernel`, and the maps to the keys that the source wants.
     fn pursue(&mut self, now: u64, kernel: KernelKeys, maps: &mut impl Maps) -> Result<()> {
         let Some(wanted) = self.wanted(now) else { return maps.publish(Publish::Held(kernel.into())) };
         if kernel == wanted.into() {
             self.installed = Some(kernel.fingerprints());
             self.yielded = false;
             self.installing = Tries::default();
-            maps.publish(self.last(wanted))?;
-            return self.purged();
+            maps.publish(self.publication(wanted))?;
+            return self.end_emergency();
         }
         if !self.yielded && self.installed.is_some_and(|installed| installed != kernel.fingerprints()) {
             self.yielded = true;
@@ -271,23 +274,26 @@ impl Keeper {
         self.install(wanted, maps)
     }
 
-    /// Rotates now. In an emergency, what was held before is not accepted any more, by the kernel or by the maps. A file that
-    /// can't be written stops an ordinary rotation, but no emergency: the old file, which has the leaked key, is removed, and
-    /// writing the new one is tried until it works. Until then, the outcome of the order is an error that says so.
+    /// Rotates now. After an emergency, neither the kernel nor the maps accept an earlier key. A failed write of the
+    /// state file stops an ordinary rotation, but not an emergency: the old file, which has the leaked key, is removed,
+    /// and the write is tried again until it succeeds. The emergency itself returns an error about it.
     ///
-    /// Where the kernel has not taken the newest key yet, an ordinary rotation makes no other one: it tries again at once.
+    /// If the kernel has not taken the newest key yet, an ordinary rotation makes no further key, and tries again at
+    /// once.
     ///
-    /// Where keys are not ours to make, an emergency makes the maps forget all but those that the kernel holds now: for
-    /// after the secret was replaced. With the kernel's own keys that is no success, since the one in force stays.
+    /// If the keys do not come from this host, an emergency makes the maps forget all keys but those that the kernel
+    /// holds now. That serves after a replacement of the secret. With the kernel as the source it returns an error,
+    /// since the current key stays in force.
     pub fn rotate(&mut self, emergency: bool, now: u64, maps: &mut impl Maps) -> Result<()> {
         match self.source {
             Source::Kernel if emergency => {
                 self.forget(now, maps)?;
                 let current = KernelKeys::read()?.current.map_or_else(|| "none".to_owned(), fingerprint);
                 bail!(
-                    "no new key was made, since keys are the kernel's to change: its current one is {current} still, and \
-                     only older ones are forgotten. If that has leaked, write another to net.ipv4.tcp_fastopen_key and \
-                     give this order again to forget it, or give it to an interface whose tfo makes keys"
+                    "no new key was made, since tfo only follows the kernel's keys: its current key is still {current}, \
+                     and only older keys are forgotten. If the current key has leaked, write another to \
+                     net.ipv4.tcp_fastopen_key and give this command again to forget it, or give it to an interface \
+                     whose tfo makes keys"
                 );
             }
             Source::Secret { .. } if emergency => return self.forget(now, maps),
@@ -302,7 +308,7 @@ impl Keeper {
         self.install(self.wanted(now).unwrap_or_default(), maps)
     }
 
-    /// Whether a key of our own waits for the kernel to take it.
+    /// Whether the installation of the newest random key has failed, and the kernel still lacks it.
     fn is_pending(&self, now: u64) -> Result<bool> {
         let is_ours = matches!(self.source, Source::Random { .. }) && !self.yielded;
         Ok(is_ours
@@ -310,8 +316,9 @@ impl Keeper {
             && self.wanted(now).map(KernelKeys::from) != Some(KernelKeys::read()?))
     }
 
-    /// Replaces all keys by a new one. The file comes first, as in [`change`](Self::change), so that a crash does not bring the
-    /// leaked key back. Where it can't be written, the leaked key leaves the kernel and the maps all the same.
+    /// Replaces all keys by a new one. The file is written first, as in [`change`](Self::change), so that a crash does
+    /// not bring the leaked key back. If that fails, the leaked key is removed from the kernel and the maps all the
+    /// same.
     fn replace_leaked(&mut self, now: u64, maps: &mut impl Maps) -> Result<()> {
         if let Source::Random { state, .. } = &mut self.source {
             let mut next = state.clone();
@@ -325,7 +332,7 @@ impl Keeper {
         let wanted = self.wanted(now).unwrap_or_default();
         let mut installed = self.install(wanted, maps);
         if installed.is_err() && KernelKeys::read().is_ok_and(|kernel| kernel != wanted.into()) {
-            installed = installed.context("the leaked key is in the kernel still");
+            installed = installed.context("the kernel still has the leaked key");
         }
         let Err(unsaved) = saved else { return installed };
         match installed {
@@ -341,7 +348,7 @@ impl Keeper {
         }
     }
 
-    /// Writes the file, where an emergency could not.
+    /// Writes the state file if it lacks the key of an emergency.
     fn save(&mut self) -> Result<()> {
         let Source::Random { state, path, .. } = &self.source else { return Ok(()) };
         if !self.unsaved {
@@ -353,15 +360,15 @@ impl Keeper {
         Ok(())
     }
 
-    /// Makes the maps forget all keys but those that the kernel holds now, and the next one where that is known.
+    /// Makes the maps forget all keys but those that the kernel holds now, and the next key if it is known.
     pub fn forget(&mut self, now: u64, maps: &mut impl Maps) -> Result<()> {
         let kernel = KernelKeys::read()?;
-        // Somebody else may have written them a moment ago: the maps are to cover the kernel's keys, not ours.
+        // Somebody else may have just set the sysctl. The maps must contain the kernel's keys in any case.
         let ours = self.wanted(now).filter(|wanted| kernel == (*wanted).into());
         maps.publish(Publish::Only(ours.unwrap_or(kernel.into())))
     }
 
-    /// Makes `key` the current one, as if it had been made here.
+    /// Makes `key` the current key, as if this host had made it.
     pub fn import(&mut self, key: Key, now: u64, maps: &mut impl Maps) -> Result<()> {
         self.change(|state| {
             state.import(key, now);
@@ -370,12 +377,14 @@ impl Keeper {
         self.install(self.wanted(now).unwrap_or_default(), maps)
     }
 
-    /// Changes the keys that we make ourselves: in the file first, since a key that the kernel once held must not be
-    /// forgotten by a crash.
-    fn change(&mut self, how: impl FnOnce(&mut State) -> Result<()>) -> Result<()> {
+    /// Applies `edit` to the random keys. The file is written first, so that a crash can't lose a key that the kernel
+    /// has held.
+    fn change(&mut self, edit: impl FnOnce(&mut State) -> Result<()>) -> Result<()> {
         let (state, path) = match &mut self.source {
             Source::Random { state, path, .. } => (state, path),
-            Source::Kernel => bail!("keys are the kernel's to change: `tfo run --keys random` makes its own"),
+            Source::Kernel => {
+                bail!("tfo only follows the kernel's keys: `tfo run --keys random` makes its own")
+            }
             Source::Secret { .. } => {
                 bail!(
                     "keys come from the fleet's secret and the time: replace the secret on every host, start again, and then \
@@ -384,7 +393,7 @@ impl Keeper {
             }
         };
         let mut next = state.clone();
-        how(&mut next)?;
+        edit(&mut next)?;
         next.store(path)?;
         *state = next;
         self.unsaved = false;
@@ -392,7 +401,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Makes `wanted` the kernel's keys. Where that fails, the maps call good what the kernel takes.
+    /// Makes `wanted` the kernel's keys. If that fails, the maps get the kernel's keys in their roles again.
     fn install(&mut self, wanted: Held, maps: &mut impl Maps) -> Result<()> {
         let installed = self.try_install(wanted, maps);
         if installed.is_err()
@@ -403,28 +412,28 @@ impl Keeper {
         self.installing.note(installed)
     }
 
-    /// Gives the kernel's keys their roles in the maps, while the kernel can't be given those of `wanted`. One of these is
-    /// known as the next key: the first that the kernel does not hold.
+    /// Gives the kernel's keys their roles in the maps while `wanted` can't be installed. The first key of `wanted`
+    /// that the kernel does not hold becomes the next key.
     fn fall_back(&self, kernel: KernelKeys, wanted: Held, maps: &mut impl Maps) -> Result<()> {
         if kernel == wanted.into() {
-            return maps.publish(self.last(wanted));
+            return maps.publish(self.publication(wanted));
         }
         let held = [kernel.current, kernel.backup];
         let next = [wanted.current, wanted.backup, wanted.next].into_iter().flatten();
         let next = next.into_iter().find(|key| !held.contains(&Some(*key)));
-        maps.publish(self.last(Held { next, ..kernel.into() }))
+        maps.publish(self.publication(Held { next, ..kernel.into() }))
     }
 
-    /// Learn, write, compare, and give the old ones up.
+    /// Adds the new keys to the maps, writes the sysctl, compares it, and retires the old keys in the maps.
     fn try_install(&mut self, wanted: Held, maps: &mut impl Maps) -> Result<()> {
         let Some(current) = wanted.current else { bail!("the source has no key") };
         let kernel = KernelKeys::read()?.into();
-        // Before the maps learn anything: this is what a read-only /proc/sys refuses.
+        // The sysctl is opened before the maps change, since a read-only /proc/sys fails here.
         let sysctl = KeySysctl::open()?;
         match maps.publish(Publish::Learn { kernel, wanted }) {
             Ok(()) if self.installing.have_failed() => debug!("rotation: the maps know the new keys"),
             Ok(()) => info!("rotation: the maps know the new keys"),
-            // One map must not keep a leaked key in the kernel.
+            // In an emergency, the failure of one map must not keep the leaked key in the kernel.
             Err(error) if self.is_purging() => warn!("{error:#}"),
             Err(error) => return Err(error),
         }
@@ -435,17 +444,19 @@ impl Keeper {
             bail!("net.ipv4.tcp_fastopen_key does not show what was just written to it");
         }
         self.installed = Some(shown.fingerprints());
-        maps.publish(self.last(wanted))?;
-        // Whether the file says so is no part of the rotation: the next step fails by it.
-        if let Err(error) = self.purged() {
-            debug!("the state file does not say yet that the emergency is over: {error:#}");
+        maps.publish(self.publication(wanted))?;
+        // The rotation does not depend on this write of the state file. The next step tries it again, and reports a
+        // failure.
+        if let Err(error) = self.end_emergency() {
+            debug!("the state file still says that an emergency is in progress: {error:#}");
         }
         info!("rotation: done, the kernel's current key is {}", fingerprint(current));
         Ok(())
     }
 
-    /// What the maps hold while the kernel has the keys of `held`.
-    fn last(&self, held: Held) -> Publish {
+    /// Returns the content for the maps while the kernel has the keys of `held`. In an emergency, that is only these
+    /// keys.
+    fn publication(&self, held: Held) -> Publish {
         if self.is_purging() { Publish::Only(held) } else { Publish::Held(held) }
     }
 
@@ -453,9 +464,10 @@ impl Keeper {
         matches!(&self.source, Source::Random { state, .. } if state.is_purging())
     }
 
-    /// An emergency is over, if there was one: the kernel and every map hold nothing else.
-    fn purged(&mut self) -> Result<()> {
-        // Where the file is not written yet, it is not over, and `save` says why.
+    /// Ends an emergency, if one is in progress. The caller has made sure that the kernel and all maps hold only the
+    /// new key.
+    fn end_emergency(&mut self) -> Result<()> {
+        // The emergency goes on until the file is written. `save` reports why it is not.
         if !self.is_purging() || self.unsaved {
             return Ok(());
         }
@@ -467,6 +479,7 @@ impl Keeper {
         self.storing.note(changed)
     }
 
+    /// Returns the keys that the source wants in the kernel; `None` if the kernel is the source.
     fn wanted(&self, now: u64) -> Option<Held> {
         match &self.source {
             Source::Kernel => None,
@@ -476,19 +489,19 @@ impl Keeper {
     }
 }
 
-/// Writes `state` to the file at `path`, whose old content has leaked keys: where it can't be written, it is removed.
+/// Writes `state` to the file at `path`, which has leaked keys until then. If the write fails, the old file is removed.
 ///
-/// Before the kernel gets the new key: after a crash, a file with the leaked key would bring that back.
+/// It is called before the kernel gets the new key: after a crash, a file with the leaked key would bring it back.
 fn save(state: &State, path: &Path) -> Result<()> {
     let Err(error) = state.store(path) else { return Ok(()) };
     match fs::remove_file(path) {
         Ok(()) => {
-            // The space of the old file may be what was missing.
+            // The removal may have freed the space that was missing.
             if state.store(path).is_ok() {
                 warn!("{error:#}: the old file was removed first, which helped");
                 return Ok(());
             }
-            // Nor is it to be there again after a power failure.
+            // The sync keeps the old file from coming back after a power failure.
             if let Err(error) = File::open(folder(path)).and_then(|folder| folder.sync_all()) {
                 debug!("cannot sync the folder of {}: {error}", path.display());
             }

@@ -1,4 +1,4 @@
-//! When a fleet changes its keys: the time alone says which keys a host holds, the same as under tofurkey.
+//! Key schedule of a fleet. The time alone determines the keys of a host, as with tofurkey.
 
 use std::time::Duration;
 
@@ -8,24 +8,25 @@ use tfo_common::keyring::Held;
 use super::secret::Secret;
 use crate::model::keys::Made;
 
-/// The shortest interval: tofurkey's.
+/// Shortest interval, the same as tofurkey's.
 pub const SHORTEST: Duration = Duration::from_secs(10);
-/// The longest interval, one week: tofurkey's.
+/// Longest interval, one week, the same as tofurkey's.
 pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// The schedule of a fleet: key number N is the current one from N times the interval on, in unix time.
+/// The schedule of a fleet. Key number N becomes the current key at N times the interval, in unix time.
 ///
-/// In the first half of an interval the backup is the key before, in the second the key after. So hosts whose clocks
-/// differ by half an interval or less take each other's cookies, and their kernels do so by themselves.
+/// In the first half of an interval, the backup key is the previous key, in the second half the following key. So the
+/// kernels of hosts whose clocks differ by at most half an interval accept each other's cookies, without the program's
+/// help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// Whole seconds, and an even number of them.
+    /// Time for which a key is current: an even number of seconds.
     interval: Duration,
 }
 
 impl Schedule {
-    /// The schedule of a key each `interval`: 10 seconds to one week, in an even number of seconds, as tofurkey wants
-    /// it. All hosts of a fleet must have the same.
+    /// Makes a schedule with one key per `interval`: 10 seconds to one week, in an even number of seconds, as for
+    /// tofurkey. All hosts of a fleet must have the same interval.
     pub fn new(interval: Duration) -> Result<Self> {
         if !(SHORTEST..=LONGEST).contains(&interval) {
             bail!("an interval of {interval:?} is out of range: a fleet's keys change every 10s to 1w");
@@ -39,19 +40,19 @@ impl Schedule {
         Ok(Self { interval })
     }
 
-    /// For how long a key is the current one.
+    /// Returns the time for which a key is current.
     pub fn interval(&self) -> Duration {
         self.interval
     }
 
-    /// The number of the key that is the current one at `unix_seconds`.
+    /// Returns the number of the current key at `unix_seconds`.
     pub fn number(&self, unix_seconds: u64) -> u64 {
         unix_seconds / self.interval.as_secs()
     }
 
-    /// The keys that a host holds at `unix_seconds`.
+    /// Returns the keys that a host holds at `unix_seconds`.
     ///
-    /// In the first half of an interval the next key is known, too, though the kernel has no room for it.
+    /// In the first half of an interval they include the next key, although the kernel has no room for it.
     pub fn held(&self, secret: &Secret, unix_seconds: u64) -> Held {
         let number = self.number(unix_seconds);
         let current = Some(secret.key(number));
@@ -59,21 +60,21 @@ impl Schedule {
         if self.is_second_half(unix_seconds) {
             Held { current, backup: after, next: None }
         } else {
-            // There is nothing before key 0, where a clock begins that was never set.
+            // A clock that was never set begins at 0. Key 0 has no previous key.
             let before = number.checked_sub(1).map(|number| secret.key(number));
             Held { current, backup: before, next: after }
         }
     }
 
-    /// The unix second at which [`held`](Self::held) changes next: the next half of an interval. Always after
-    /// `unix_seconds`.
+    /// Returns the unix second at which [`held`](Self::held) changes next, the beginning of the next half of an
+    /// interval. It is always after `unix_seconds`.
     pub fn next_change(&self, unix_seconds: u64) -> u64 {
         let half = self.half();
         (unix_seconds - unix_seconds % half).saturating_add(half)
     }
 
-    /// The keys before the current one, newest first: hosts of the fleet may have handed out their cookies. The first of
-    /// them is the backup key in the first half of an interval.
+    /// Returns the keys before the current one, newest first. Clients may have their cookies from hosts of the fleet.
+    /// In the first half of an interval, the first of them is the backup key.
     pub fn earlier(&self, secret: &Secret, unix_seconds: u64) -> impl Iterator<Item = Made> {
         let made = |number| Made { key: secret.key(number), made: number * self.interval.as_secs() };
         (0..self.number(unix_seconds)).rev().map(made)
@@ -97,7 +98,7 @@ mod tests {
         Schedule::new(Duration::from_secs(seconds)).unwrap()
     }
 
-    /// The numbers of the keys that are held, for `Debug`.
+    /// Returns the numbers of the keys that are held, since keys have no `Debug`.
     fn numbers(schedule: &Schedule, secret: &Secret, now: u64) -> [Option<u64>; 3] {
         let held = schedule.held(secret, now);
         [held.current, held.backup, held.next].map(|key| {
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn tofurkeys_vector() {
+    fn keys_match_tofurkeys_test_vector() {
         let held = every(86400).held(&secret(), 1_000_000);
         assert_eq!(*held.current.map(key_text).unwrap(), "c998252e-8f89667d-31961e08-3897526b");
         assert_eq!(*held.backup.map(key_text).unwrap(), "1c9ca1a5-9d295055-f8e3d4df-7107b577");
@@ -161,7 +162,8 @@ mod tests {
         let secret = secret();
         let interval = 40;
         let schedule = every(interval);
-        // Two clocks that are wrong by a quarter into opposite directions differ by a half. The kernel's two keys do.
+        // Two clocks that are wrong by a quarter in opposite directions differ by a half. The kernel's two keys
+        // suffice.
         for difference in [0, 1, interval / 4, interval / 2] {
             for now in 1_000_000..1_000_000 + 2 * interval {
                 let (slow, fast) = (schedule.held(&secret, now), schedule.held(&secret, now + difference));
@@ -171,7 +173,7 @@ mod tests {
                 }
             }
         }
-        // One more second, and the program still takes what the kernel would not.
+        // With one more second of difference, only the program recognises the other host's key.
         let beyond = interval / 2 + 1;
         let at = |now| schedule.held(&secret, now);
         let is_refused = |now: &u64| {

@@ -1,4 +1,4 @@
-//! The secret of a fleet: 32 bytes from which every host derives the same keys as tofurkey does.
+//! The secret of a fleet: 32 bytes, from which each host derives the same keys as tofurkey does.
 
 use std::{
     env,
@@ -21,40 +21,41 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::util::files::open_regular;
 
-/// Bytes of a secret.
+/// Length of a secret, in bytes.
 pub const LENGTH: usize = 32;
-/// The source that means standard input.
+/// Source that means standard input.
 pub const STDIN: &str = "-";
 
-/// Digits of a secret that is written in hexadecimal.
+/// Number of hexadecimal digits of a secret.
 const DIGITS: usize = 2 * LENGTH;
-/// The folder in which systemd puts the credentials of a service (`LoadCredential=`, systemd.exec(5)).
+/// Environment variable with the folder in which systemd puts credentials of a service (`LoadCredential=`,
+/// systemd.exec(5)).
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
-/// The personalisation of tofurkey's derivation; BLAKE2b pads it with zeros.
+/// BLAKE2b personalisation of tofurkey's derivation. BLAKE2b pads it with zeros.
 const PERSONAL: &[u8] = b"tofurkey";
-/// Bytes of a key.
+/// Length of a key, in bytes.
 const KEY: usize = 16;
-/// Where to stop reading: more than any secret has.
+/// Number of bytes that are read at most, more than any secret has.
 const ENOUGH: usize = 256;
 
 /// The secret of a fleet.
 ///
-/// Its memory is kept from swap where that is allowed, and zeroed on drop. It has neither `Debug` nor `Clone`: a secret
-/// is never printed, and is in one place.
+/// Its memory is locked against swapping if that is allowed, and zeroed on drop. The type has neither `Debug` nor
+/// `Clone`, since a secret is never printed and has only one copy.
 pub struct Secret {
     bytes: Box<[u8; LENGTH]>,
 }
 
 impl Secret {
-    /// Reads it from `source`: a file, `-` for standard input, or the name of a systemd credential.
+    /// Reads the secret from `source`: a file, `-` for standard input, or the name of a systemd credential.
     ///
-    /// A name without a slash is a credential where `$CREDENTIALS_DIRECTORY` has a file of that name, and otherwise a
-    /// file in the current folder. It must be 32 bytes, or 64 hexadecimal digits with or without a newline. tofurkey
-    /// takes the first 32 bytes of whatever it is given: it does not read digits as what they stand for, so a fleet
-    /// with tofurkey in it needs the bytes.
+    /// A name without a slash is a credential if `$CREDENTIALS_DIRECTORY` has a file of that name, and otherwise a file
+    /// in the current folder. The content must be 32 bytes, or 64 hexadecimal digits with or without a newline.
+    /// tofurkey takes the first 32 bytes of any content and does not decode digits, so a fleet with tofurkey in it
+    /// needs the 32 bytes.
     ///
-    /// It must be a regular file of root or of the user who runs this, to which others have no right. Credentials are
-    /// systemd's to protect: it may give access by an ACL, which shows as rights of the group.
+    /// A file must be a regular file of root or of the present user, without rights for others. The rights of
+    /// credentials are not checked: systemd protects them, possibly by an ACL, which shows as rights of the group.
     pub fn read(source: &str) -> Result<Self> {
         let credentials = env::var_os(CREDENTIALS).map(PathBuf::from);
         Self::read_from(source, credentials.as_deref())
@@ -62,7 +63,7 @@ impl Secret {
 
     fn read_from(source: &str, credentials: Option<&Path>) -> Result<Self> {
         if source == STDIN {
-            // Not through `io::stdin`: nobody would zero its buffer.
+            // `io::stdin` would leave the secret in its buffer, which is never zeroed.
             let stdin = io::stdin().as_fd().try_clone_to_owned().context("cannot read standard input")?;
             return Self::parse(&mut File::from(stdin), "standard input");
         }
@@ -92,7 +93,7 @@ impl Secret {
         Self::parse(&mut file, source)
     }
 
-    /// Reads all of `file`, which messages call `what`.
+    /// Parses the content of `file`. Error messages name it `what`.
     pub fn parse(file: &mut File, what: &str) -> Result<Self> {
         let mut buffer = Zeroizing::new([0; ENOUGH]);
         let length = fill(file, buffer.as_mut_slice()).with_context(|| format!("cannot read {what}"))?;
@@ -126,11 +127,11 @@ impl Secret {
         )
     }
 
-    /// A secret of zeros, in its final place.
+    /// Makes a secret of zeros, in locked memory.
     fn locked() -> Self {
         let bytes = Box::new([0; LENGTH]);
-        // SAFETY: the range is that of a live allocation, and locking changes only whether its pages are swapped. They
-        // stay locked: locks do not nest, and another secret may be on the same page.
+        // SAFETY: the range is a live allocation, and locking only keeps its pages from swap. The pages are never
+        // unlocked, since locks do not nest and another secret may be on the same page.
         let locked = unsafe { mlock(NonNull::from(&*bytes).cast(), LENGTH) };
         if let Err(error) = locked {
             debug!("cannot keep the secret from being swapped out (mlock): {error}");
@@ -138,7 +139,7 @@ impl Secret {
         Self { bytes }
     }
 
-    /// Takes the bytes that 64 `digits` stand for; `None` where some are no digits.
+    /// Decodes 64 hexadecimal digits into the secret; `None` if a character is no digit.
     fn decode(&mut self, digits: &[u8]) -> Option<()> {
         let value = |digit: u8| char::from(digit).to_digit(16);
         for (byte, pair) in self.bytes.iter_mut().zip(digits.chunks_exact(2)) {
@@ -147,11 +148,11 @@ impl Secret {
         Some(())
     }
 
-    /// Key `number` of the fleet, bit by bit the one that tofurkey derives.
+    /// Derives key `number` of the fleet. It is bit by bit the key that tofurkey derives.
     ///
-    /// That is libsodium's `crypto_kdf_blake2b_derive_from_key`: BLAKE2b with 16 bytes of output, the secret as the
-    /// key, the number as 8 little-endian bytes of salt and the context as the personalisation. tofurkey writes these
-    /// bytes in order into the text of the sysctl, so the text's words are big-endian.
+    /// The derivation is libsodium's `crypto_kdf_blake2b_derive_from_key`: BLAKE2b with 16 bytes of output, the secret
+    /// as the key, the number as 8 little-endian bytes of salt and the context as the personalisation. tofurkey writes
+    /// these bytes in order into the text of the sysctl, so the text's words are big-endian.
     pub fn key(&self, number: u64) -> Key {
         let mut params = blake2b_simd::Params::new();
         params.hash_length(KEY).key(self.bytes.as_slice()).salt(&number.to_le_bytes()).personal(PERSONAL);
@@ -161,7 +162,7 @@ impl Secret {
         for (word, bytes) in words.iter_mut().zip(hash.as_bytes().chunks_exact(4)) {
             *word = bytes.iter().fold(0, |word, byte| word << 8 | u32::from(*byte));
         }
-        // The library zeroes nothing, but both hold the secret in a block that can be written over.
+        // The library zeroes nothing. Both values hold the secret in a block, which these calls overwrite.
         params.key(&[]);
         state.update(&[0; blake2b_simd::BLOCKBYTES]);
         black_box((&params, &state));
@@ -175,12 +176,12 @@ impl Drop for Secret {
     }
 }
 
-/// Whether a file of `owner` is one that nobody else can have written, where `user` runs this.
+/// Whether a file of `owner` is trusted if `user` runs tfo.
 fn is_trusted(owner: Uid, user: Uid) -> bool {
     owner.is_root() || owner == user
 }
 
-/// The file of the credential that `source` names, if it does: by its name, or by a path into their folder.
+/// Returns the file of the credential that `source` names, by its name or by a path into the folder of credentials.
 fn credential(source: &str, credentials: Option<&Path>) -> Option<PathBuf> {
     let credentials = credentials.filter(|folder| folder.is_absolute())?;
     let name = Path::new(source).strip_prefix(credentials).unwrap_or(Path::new(source)).to_str()?;
@@ -188,7 +189,7 @@ fn credential(source: &str, credentials: Option<&Path>) -> Option<PathBuf> {
     (!name.contains('/') && path.is_file()).then_some(path)
 }
 
-/// Reads until the end of `file` or of `buffer`, and returns how many bytes those are.
+/// Reads until the end of `file` or of `buffer`. Returns the number of bytes.
 fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     let mut length = 0;
     while length < buffer.len() {
@@ -231,7 +232,7 @@ pub(super) mod tests {
         path.to_str().unwrap().to_owned()
     }
 
-    /// What reading `content` from a file complains about.
+    /// Returns the error of reading `content` from a file.
     fn complaint(content: &[u8]) -> String {
         let folder = TempDir::new().unwrap();
         let path = file(&folder, content, 0o600);
@@ -242,7 +243,7 @@ pub(super) mod tests {
 
     #[test]
     fn keys_are_those_of_tofurkey() {
-        // Its t/quick.sh: time 1000000, interval 86400.
+        // The vectors are from tofurkey's t/quick.sh: time 1000000, interval 86400.
         assert_eq!(*key_text(secret().key(11)), "c998252e-8f89667d-31961e08-3897526b");
         assert_eq!(*key_text(secret().key(12)), "1c9ca1a5-9d295055-f8e3d4df-7107b577");
     }
@@ -272,7 +273,7 @@ pub(super) mod tests {
                 fs::remove_file(path).unwrap();
             }
         }
-        // Digits only where there are 64 of them: these are 32 bytes.
+        // 32 digits are taken as 32 bytes: only 64 digits are decoded.
         let path = file(&folder, &DIGITS.as_bytes()[..LENGTH], 0o600);
         assert!(Secret::read_from(&path, None).unwrap().bytes.as_slice() == &DIGITS.as_bytes()[..LENGTH]);
     }
@@ -310,7 +311,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_not_there_or_no_file_is_named() {
+    fn a_missing_or_special_file_is_named() {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("none");
         let error = Secret::read_from(path.to_str().unwrap(), Some(folder.path())).err().unwrap();
@@ -344,7 +345,7 @@ pub(super) mod tests {
     #[test]
     fn a_bare_name_is_a_credential_first() {
         let folder = TempDir::new().unwrap();
-        // As systemd does for a user of its own: an ACL, whose mask shows as the group's rights.
+        // For a service with its own user, systemd sets an ACL, whose mask shows as rights of the group.
         let path = file(&folder, &[7; LENGTH], 0o440);
         for source in ["secret", &path] {
             assert!(

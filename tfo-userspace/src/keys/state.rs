@@ -1,4 +1,4 @@
-//! The keys that this host made for itself, and the file in which they outlive it.
+//! The keys that this host has made for itself, and the state file in which they survive a restart.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -19,30 +19,30 @@ use crate::{
     util::files::{END, beginning, folder, replace},
 };
 
-/// How many keys are remembered: as many as a [`KeyRing`](tfo_common::keyring::KeyRing) has room for, but for the next
-/// one, which nobody knows before it is made.
+/// Number of keys that are remembered: the size of a [`KeyRing`](tfo_common::keyring::KeyRing) without the slot of the
+/// next key. A random key is not known before it is made.
 pub const REMEMBERED: usize = 2 + RETIRED;
 
-/// The version of the file's form that this program writes, and the only one that it reads.
+/// Version of the file format. No other version is read.
 const VERSION: u64 = 1;
-/// More than any state file has, in bytes.
+/// Limit on the size of a state file, in bytes. Real files are smaller.
 const TOO_LONG: u64 = 64 * 1024;
-/// More than an entry has, in bytes.
+/// Capacity for the text of an entry, in bytes, with room to spare.
 const ENTRY: usize = 128;
-/// What helps where the file is of no use.
+/// Advice for a file that can't be used.
 const MOVE_AWAY: &str = "move it away to begin with new keys";
 
-/// The keys that this host made for itself: at least one, and at most [`REMEMBERED`].
+/// The keys that this host has made for itself, from one to [`REMEMBERED`].
 ///
-/// It has no `Debug`, and is zeroed on drop.
+/// The type has no `Debug`, and is zeroed on drop.
 pub struct State {
-    /// Newest first. It never grows beyond its capacity, which would leave a copy behind.
+    /// Keys, newest first. The vector never grows beyond its capacity: growing would leave a copy of the keys behind.
     keys: Vec<Made>,
-    /// What was held before has leaked, and it is not sure yet that it is gone from everywhere.
+    /// Whether an emergency is in progress: earlier keys have leaked, and may still be in the kernel or a map.
     purge: bool,
 }
 
-/// The file, as JSON; keys are in the form of the sysctl.
+/// Content of the file, as JSON. Keys are in the form of the sysctl.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document<'a> {
@@ -53,7 +53,7 @@ struct Document<'a> {
     purge: bool,
 }
 
-/// Borrows, so that the file's buffer is the only place with the text of keys.
+/// Entry of one key. It borrows, so that the text of a key is only in the file's buffer.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry<'a> {
@@ -61,14 +61,14 @@ struct Entry<'a> {
     made: u64,
 }
 
-/// What every version of the file has.
+/// Part of the content that all versions of the file have.
 #[derive(Deserialize)]
 struct Header {
     version: u64,
 }
 
 impl State {
-    /// One new key, made at `now` (seconds since 1970).
+    /// Makes a state with one new key, made at `now` (seconds since 1970).
     pub fn new(now: u64) -> Result<Self> {
         let mut state = Self::empty();
         state.rotate(now)?;
@@ -79,10 +79,10 @@ impl State {
         Self { keys: Vec::with_capacity(REMEMBERED), purge: false }
     }
 
-    /// The state in the file at `path`; `None` where there is no file.
+    /// Reads the state from the file at `path`; `None` if the file does not exist.
     ///
-    /// A file to which others have any right or that belongs to somebody else, a symbolic link, and whatever isn't a
-    /// whole state file of this version is refused and left as it is.
+    /// It refuses a file that belongs to another user or to which others have any right, a symbolic link, and anything
+    /// but a complete state file of this version. A refused file stays unchanged.
     pub fn load(path: &Path) -> Result<Option<Self>> {
         match open(path, geteuid())? {
             Some(file) => Self::parse(&read(file, path)?, path).map(Some),
@@ -90,7 +90,7 @@ impl State {
         }
     }
 
-    /// The state of which `text` is the file; messages name it by `path`, and show nothing of its keys.
+    /// Parses the content of a state file. Error messages name the file `path`, and show nothing of its keys.
     pub fn parse(text: &[u8], path: &Path) -> Result<Self> {
         let Header { version } = serde_json::from_slice(text).map_err(|error| unreadable(&error, path))?;
         let path_ = path.display();
@@ -110,23 +110,23 @@ impl State {
         state.purge = document.purge;
         for (at, entry) in document.keys.iter().enumerate() {
             let key = parse_key(entry.key).filter(|key| !key.is_zero());
-            let key = key.with_context(|| format!("key {} in {path_} is none: {MOVE_AWAY}", at + 1))?;
+            let key = key.with_context(|| format!("key {} in {path_} is not valid: {MOVE_AWAY}", at + 1))?;
             state.keys.push(Made { key, made: entry.made });
         }
         Ok(state)
     }
 
-    /// Writes the state to `path`: whoever reads it sees the old one or the new one, even after a crash.
+    /// Writes the state to `path`. A reader sees either the old state or the whole new one, even after a crash.
     ///
-    /// It is written into a new file of mode 0600 in the same folder, which then takes the place of the old one. Where
-    /// that fails, the old one stays.
+    /// It writes a new file of mode 0600 in the same folder, which then replaces the old one. On an error, the old file
+    /// stays.
     pub fn store(&self, path: &Path) -> Result<()> {
         let text = self.text().with_context(|| format!("cannot write {}", path.display()))?;
         replace(path, 0o600, |file| file.write_all(&text))
     }
 
-    /// Removes what a controller that was killed while it wrote to `path` has left beside it: files with keys. For whoever
-    /// holds the lock of the file.
+    /// Removes temporary files, which contain keys. A controller leaves them beside `path` if it is killed during a
+    /// write. The caller must hold the lock of the state file.
     pub fn tidy(path: &Path) -> Result<()> {
         let (folder, beginning) = (folder(path), beginning(path)?);
         let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
@@ -141,37 +141,37 @@ impl State {
         Ok(())
     }
 
-    /// What is written to the file.
+    /// Returns the content of the file.
     pub fn text(&self) -> Result<Zeroizing<Vec<u8>>> {
         let texts: Vec<_> = self.keys.iter().map(|made| key_text(made.key)).collect();
         let entries = texts.iter().zip(&self.keys).map(|(key, made)| Entry { key, made: made.made });
         let document = Document { version: VERSION, keys: entries.collect(), purge: self.purge };
-        // It is not to grow, which would leave a copy behind.
+        // The buffer must not grow: growing would leave a copy of the keys behind.
         let mut text = Zeroizing::new(Vec::with_capacity(ENTRY * (1 + self.keys.len())));
         serde_json::to_writer(&mut *text, &document)?;
         text.push(b'\n');
         Ok(text)
     }
 
-    /// The keys, newest first.
+    /// Returns the keys, newest first.
     pub fn keys(&self) -> &[Made] {
         &self.keys
     }
 
-    /// Makes a new key; the one that was the oldest of [`REMEMBERED`] is forgotten. On an error nothing has changed.
+    /// Makes a new key. If there are [`REMEMBERED`] keys already, the oldest is forgotten. An error changes nothing.
     pub fn rotate(&mut self, now: u64) -> Result<()> {
         self.import(random_key()?, now);
         Ok(())
     }
 
-    /// Makes `key` the newest, as if it had been made here.
+    /// Makes `key` the newest key, as if this host had made it.
     pub fn import(&mut self, key: Key, now: u64) {
         self.keys.retain(|made| made.key != key);
         self.forget_beyond(REMEMBERED - 1);
         self.keys.insert(0, Made { key, made: now });
     }
 
-    /// Makes a new key and forgets all others. On an error nothing has changed.
+    /// Makes a new key and forgets all others. An error changes nothing.
     pub fn emergency(&mut self, now: u64) -> Result<()> {
         self.rotate(now)?;
         self.forget_beyond(1);
@@ -185,28 +185,29 @@ impl State {
         self.keys.truncate(count);
     }
 
-    /// The keys for the kernel: the newest is current, the one before it backup, and there is no next one.
+    /// Returns the keys for the kernel: the newest is current, the second is backup. There is no next key.
     pub fn held(&self) -> Held {
         let key = |at: usize| self.keys.get(at).map(|made| made.key);
         Held { current: key(0), backup: key(1), next: None }
     }
 
-    /// Whether an emergency is not over: nothing but [`held`](Self::held) may be accepted anywhere.
+    /// Whether an emergency is in progress: kernel and maps may accept only the keys of [`held`](Self::held).
     pub fn is_purging(&self) -> bool {
         self.purge
     }
 
-    /// The emergency is over.
+    /// Ends the emergency.
     pub fn purged(&mut self) {
         self.purge = false;
     }
 
-    /// The keys that the kernel no longer holds, newest first.
+    /// Returns the keys that the kernel no longer holds, newest first.
     pub fn retired(&self) -> impl Iterator<Item = Made> + '_ {
         self.keys.iter().skip(2).copied()
     }
 
-    /// Whether the newest key has served for `interval`. Not so where it is from the future: the clock was set back.
+    /// Whether the newest key is at least `interval` old. False for a key from the future, after the clock was set
+    /// back.
     pub fn due(&self, interval: Duration, now: u64) -> bool {
         let age = self.keys.first().and_then(|newest| now.checked_sub(newest.made));
         age.is_some_and(|age| Duration::from_secs(age) >= interval)
@@ -227,7 +228,7 @@ impl Drop for State {
     }
 }
 
-/// A key from the kernel's random numbers, never that of zeros: it means none.
+/// Makes a key from the kernel's random numbers. It is never all zeros, since that means "no key".
 pub fn random_key() -> Result<Key> {
     loop {
         let random = || getrandom::u64().context("cannot get random numbers for a key (getrandom)");
@@ -238,10 +239,11 @@ pub fn random_key() -> Result<Key> {
     }
 }
 
-/// The state file at `path`, where it is one that only the user `owner` can have written; `None` where there is none.
+/// Opens the state file at `path`, and checks that only the user `owner` can read or write it; `None` if it does not
+/// exist.
 fn open(path: &Path, owner: Uid) -> Result<Option<File>> {
     let path_ = path.display();
-    // O_NONBLOCK: opening a named pipe does not wait for somebody to write to it.
+    // With O_NONBLOCK, opening a named pipe does not wait for a writer.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -272,7 +274,7 @@ fn open(path: &Path, owner: Uid) -> Result<Option<File>> {
     Ok(Some(file))
 }
 
-/// All of `file`.
+/// Reads all of `file`.
 fn read(file: File, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     let path = path.display();
     let length = file.metadata().with_context(|| format!("cannot examine {path}"))?.len();
@@ -284,7 +286,8 @@ fn read(file: File, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     Ok(text)
 }
 
-/// What is wrong with the text, by its place only: the library's own words may have the text in them.
+/// Returns an error that names only the position in the text. The library's own message may quote the text, and so a
+/// key.
 fn unreadable(error: &serde_json::Error, path: &Path) -> anyhow::Error {
     let path = path.display();
     if error.is_eof() {
@@ -324,7 +327,7 @@ mod tests {
         State::load(path).unwrap().expect("there is a file")
     }
 
-    /// Why `path` is refused; it is as before.
+    /// Returns the error for `path`, and checks that the file is unchanged.
     fn complaint(path: &Path) -> String {
         let before = fs::symlink_metadata(path).unwrap();
         let complaint = format!("{:#}", State::load(path).err().expect("it is refused"));
@@ -413,7 +416,7 @@ mod tests {
     fn what_is_no_regular_file_is_refused() {
         let (folder, path) = new_folder();
         let real = folder.path().join("real");
-        // Dangling first: this is not "no file".
+        // A dangling link must not count as a missing file.
         symlink(&real, &path).unwrap();
         assert!(complaint(&path).contains("is a symbolic link"));
         State::new(1).unwrap().store(&real).unwrap();
@@ -498,7 +501,7 @@ mod tests {
         assert!(load(&path).keys() == state.keys());
         assert_eq!(files(&folder), ["keys.json"]);
 
-        // Nor is anything left behind where the last step fails.
+        // A failure of the last step leaves no temporary file behind.
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(state.store(&path).is_err());
@@ -544,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_moves_each_key_one_on() {
+    fn a_rotation_moves_each_key_to_the_next_role() {
         let mut state = State::new(1).unwrap();
         assert!(state.held().backup.is_none() && state.retired().next().is_none());
         let mut seen = vec![state.held().current.unwrap()];
@@ -566,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn in_an_emergency_nothing_is_remembered() {
+    fn an_emergency_forgets_all_earlier_keys() {
         let mut state = State::new(1).unwrap();
         for now in 2..20 {
             state.rotate(now).unwrap();

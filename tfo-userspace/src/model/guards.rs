@@ -1,27 +1,27 @@
-//! Protections of a service, as an operator asks for them. What each does is told in `tfo_common::policy`.
+//! Protections of a service, as an operator configures them. `tfo_common::policy` describes what each does.
 
 use std::{fmt, time::Duration};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// The protections of one service; `None` where one is off.
+/// Protections of one service; `None` means that one is off.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Guards {
-    /// The Fast Open option is hidden from the stack.
+    /// Hides the Fast Open option from the stack.
     pub hide: Option<Hide>,
-    /// The same SYN is not served twice.
+    /// Prevents a SYN from being served twice.
     pub once: Option<Once>,
-    /// No source gets more than its share.
+    /// Limits each source to its share of the listener's queue.
     pub fair: Option<Fair>,
-    /// No more is sent to an unproved source than a multiple of what came from it.
+    /// Limits the answer to an unproved source to a multiple of the data that it sent.
     pub clamp: Option<Clamp>,
-    /// Cookies that no key made are kept from the stack.
+    /// Keeps excess cookies that no key made from the stack.
     pub shed: Option<Shed>,
 }
 
 impl Guards {
-    /// Of each protection that is asked for, whether it only counts.
+    /// Returns, for each protection that is on, whether it is a dry run.
     pub fn dry_runs(&self) -> impl Iterator<Item = bool> {
         let Self { hide, once, fair, clamp, shed } = self;
         let all = [
@@ -35,103 +35,103 @@ impl Guards {
     }
 }
 
-/// The kill switch.
+/// The kill switch `hide`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hide {
-    /// Only count what would be done.
+    /// Whether the protection only counts.
     pub dry_run: bool,
 }
 
-/// The replay guard.
+/// The protection `once` against replays.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Once {
-    /// For how long a SYN is remembered once its connection is over: 1 s to 1 h.
+    /// Time for which a SYN is remembered after the end of its connection: 1 s to 1 h.
     pub remember: Duration,
-    /// Only count what would be done.
+    /// Whether the protection only counts.
     pub dry_run: bool,
 }
 
 impl Once {
-    /// For how long, where nothing else is said.
+    /// Default of [`remember`](Self::remember).
     pub const DEFAULT_REMEMBER: Duration = Duration::from_secs(60);
 }
 
-/// The limit on SYNs with a good cookie, for each source.
+/// The protection `fair`: a rate limit for each source on SYNs with a good cookie.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fair {
-    /// How many.
+    /// Rate limit of one source.
     pub limit: Limit,
-    /// What counts as one source.
+    /// Prefix length of a source.
     pub source: SourceLen,
-    /// Only count what would be done.
+    /// Whether the protection only counts.
     pub dry_run: bool,
 }
 
-/// The limit on answers to an unproved source.
+/// The protection `clamp`: a limit on the bytes that are sent to an unproved source.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Clamp {
-    /// How many times the data of the SYN may be answered: 1 to 100.
+    /// Bytes that may be sent for each byte of data in the SYN: 1 to 100.
     pub factor: u16,
-    /// Only count what would be done.
+    /// Whether the protection only counts.
     pub dry_run: bool,
 }
 
 impl Clamp {
-    /// The factor where no other is said: what RFC 9000, section 8.1, allows QUIC.
+    /// Default of [`factor`](Self::factor), the same as in QUIC (RFC 9000, section 8.1).
     pub const DEFAULT_FACTOR: u16 = 3;
 }
 
-/// The limit on unknown cookies.
+/// The protection `shed`: rate limits on unknown cookies.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shed {
-    /// From all sources together.
+    /// Rate limit of all sources together.
     pub limit: Option<Limit>,
-    /// From each source.
+    /// Rate limit of one source.
     pub per_source: Option<Limit>,
-    /// What counts as one source.
+    /// Prefix length of a source.
     pub source: SourceLen,
-    /// Whether the excess is dropped rather than hidden.
+    /// Whether excess SYNs are dropped, instead of having their Fast Open option hidden.
     pub drop: bool,
-    /// Only count what would be done.
+    /// Whether the protection only counts.
     pub dry_run: bool,
 }
 
-/// So many in a time, and so many at once.
+/// Rate limit with a burst.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limit {
-    /// How many: at least 1.
+    /// Number of SYNs in the time `per`: at least 1.
     pub count: u32,
-    /// In what time: 1 s, 1 min or 1 h.
+    /// Unit of time: 1 s, 1 min or 1 h.
     pub per: Duration,
-    /// How many may come at once, after a pause: at least 1.
+    /// Number of SYNs that may come at once after a pause: at least 1.
     pub burst: u32,
 }
 
-/// How many bits of an address make a source.
+/// Prefix lengths that define a source, in bits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SourceLen {
-    /// Of an IPv4 address: 8 to 32.
+    /// Length for IPv4: 8 to 32.
     pub v4: u8,
-    /// Of an IPv6 address: 16 to 128.
+    /// Length for IPv6: 16 to 128.
     pub v6: u8,
 }
 
 impl Default for SourceLen {
-    /// One host, or the network that one IPv6 host has to itself (RFC 7421).
+    /// Returns one host for IPv4, and one /64 for IPv6, the usual network of one host (RFC 7421).
     fn default() -> Self {
         Self { v4: 32, v6: 64 }
     }
 }
 
-/// Whose Fast Open options `tfo hide` keeps from the stack, besides what the configuration says.
+/// Target of a `tfo hide` order: SYNs whose Fast Open option is hidden, in addition to the configured ones.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hidden {
-    /// Everybody's.
+    /// SYNs to all services, from all sources.
     All,
-    /// Those to the service of this name.
+    /// SYNs to the service of this name.
     Service(String),
-    /// Those from these addresses.
+    /// SYNs from this prefix.
     Source(IpNet),
 }
 

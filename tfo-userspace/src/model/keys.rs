@@ -1,4 +1,4 @@
-//! Keys as text, and what may be shown of them.
+//! Keys as text, and their fingerprints.
 
 use std::{fmt::Write as _, net::IpAddr};
 
@@ -10,14 +10,14 @@ use tfo_common::{
 };
 use zeroize::{Zeroize, Zeroizing};
 
-/// A key, and when it was made.
+/// A key and the time at which it was made.
 ///
-/// It has no `Debug`: a key is never printed.
+/// The type has no `Debug`, because keys are never printed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Made {
     /// The key.
     pub key: Key,
-    /// Seconds since 1970 (UTC).
+    /// Time at which it was made, in seconds since 1970 (UTC).
     pub made: u64,
 }
 
@@ -29,9 +29,9 @@ impl Zeroize for Made {
     }
 }
 
-/// The key written as four groups of eight hexadecimal digits.
+/// Parses a key of four groups of eight hexadecimal digits.
 ///
-/// The kernel's own parser (`proc_tcp_fastopen_key`: sscanf `%x-%x-%x-%x`) also takes fewer digits, so do we.
+/// Groups may be shorter, as for the kernel's parser (`proc_tcp_fastopen_key`: sscanf `%x-%x-%x-%x`).
 pub fn parse_key(text: &str) -> Option<Key> {
     let mut words = text.split('-').map(|word| {
         let digits = !word.is_empty() && word.len() <= 8 && word.bytes().all(|b| b.is_ascii_hexdigit());
@@ -41,16 +41,16 @@ pub fn parse_key(text: &str) -> Option<Key> {
     words.next().is_none().then_some(key)
 }
 
-/// The key as the sysctl takes it. A secret: for the kernel only.
+/// Returns the key in the sysctl's form. The text is secret: only the kernel and the state file may get it.
 pub fn key_text(key: Key) -> Zeroizing<String> {
     let [a, b, c, d] = key.to_words();
-    // It is not to grow, which would leave a copy behind.
+    // The buffer must not grow: growing would leave a copy of the key behind.
     let mut text = Zeroizing::new(String::with_capacity(4 * 9));
     write!(text, "{a:08x}-{b:08x}-{c:08x}-{d:08x}").expect("writing to a String cannot fail");
     text
 }
 
-/// The two addresses from which a cookie is made; an error where they are of different families.
+/// Returns the two addresses from which a cookie is made. Fails if they are of different families.
 pub fn addresses(src: IpAddr, dst: IpAddr) -> Result<Addresses> {
     match (src, dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
@@ -69,12 +69,12 @@ pub fn addresses(src: IpAddr, dst: IpAddr) -> Result<Addresses> {
     }
 }
 
-/// What may be shown of a key: sixteen hexadecimal digits that tell it from others and say nothing about it.
+/// Returns the fingerprint of a key: sixteen hexadecimal digits that identify the key without revealing it.
 pub fn fingerprint(key: Key) -> String {
     format!("{:016x}", cookie::fingerprint(&key))
 }
 
-/// One line about the keys of `ring`, by their fingerprints.
+/// Describes the keys of `ring` in one line, by their fingerprints.
 pub fn describe(ring: &KeyRing) -> String {
     let show = |slot| ring.get(slot).map_or_else(|| "none".to_owned(), fingerprint);
     let mut line = format!("current {}, backup {}", show(0), show(1));

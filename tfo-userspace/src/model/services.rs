@@ -1,4 +1,4 @@
-//! Services: the groups of ports and addresses by which things are counted, and each with its protections.
+//! Services: groups of ports and addresses. Each has its own counters, mode and protections.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -16,25 +16,25 @@ use tfo_common::{
 
 use crate::model::guards::Guards;
 
-/// The name of what no service names.
+/// Name of the service for all traffic outside the configured services.
 pub const OTHER_NAME: &str = "other";
-/// The name under which is kept what services have counted that are no more.
+/// Name for the counts of removed services.
 pub const REMOVED_NAME: &str = "removed";
-/// How many services there may be: the program counts for each on every CPU.
-pub const MOST: usize = 4095;
+/// Largest number of services. The program has counters for each of them on each CPU.
+pub const MAX_SERVICES: usize = 4095;
 
-/// A service as the command line names it: `web=80,443,8000-8010`.
+/// A configured service; on the command line `web=80,443,8000-8010`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Named {
-    /// Its name.
+    /// Name of the service.
     pub name: String,
-    /// Its ports.
+    /// Ports and ranges of ports.
     pub ports: Vec<RangeInclusive<u16>>,
-    /// The addresses of the host that it is served on; none for all.
+    /// Local addresses of the service; empty means all.
     pub addresses: Vec<IpNet>,
-    /// What may be done to its packets.
+    /// Mode for its packets.
     pub mode: Mode,
-    /// Its protections: they act in [`Mode::Shield`], and only count elsewhere.
+    /// Protections of the service. They act in [`Mode::Shield`], and only count in other modes.
     pub guards: Guards,
 }
 
@@ -56,25 +56,25 @@ impl FromStr for Named {
     }
 }
 
-/// The name of a service.
+/// Checks the name of a service.
 pub fn parse_name(name: &str) -> Result<String, String> {
     let is_fit = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if name.is_empty() || name.len() > NAME_LEN || !name.chars().all(is_fit) {
         return Err(format!("a name has 1 to {NAME_LEN} letters, digits, or . _ -"));
     }
     if name == OTHER_NAME {
-        return Err(format!("{OTHER_NAME} is the name of what no service names"));
+        return Err(format!("{OTHER_NAME} is the name of traffic that belongs to no service"));
     }
     if name == REMOVED_NAME {
-        return Err(format!("{REMOVED_NAME} is the name of what services have counted that are no more"));
+        return Err(format!("{REMOVED_NAME} is the name of what removed services have counted"));
     }
     Ok(name.to_owned())
 }
 
-/// A port, or a range of them: `80`, `8000-8010`.
+/// Parses a port or a range of ports: `80`, `8000-8010`.
 pub fn parse_ports(range: &str) -> Result<RangeInclusive<u16>, String> {
     let (first, last) = range.split_once('-').unwrap_or((range, range));
-    // `parse` would take a sign.
+    // `parse` would accept a sign.
     let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     let port = |text: &str| text.parse().ok().filter(|port| *port != 0 && is_number(text));
     match (port(first), port(last)) {
@@ -83,7 +83,8 @@ pub fn parse_ports(range: &str) -> Result<RangeInclusive<u16>, String> {
     }
 }
 
-/// An address, or a network without bits behind its length. A network of IPv4 in its IPv6 form (RFC 4291, 2.5.5.2) is that of IPv4.
+/// Parses an address or a prefix. Bits beyond the prefix length must be zero. An IPv4-mapped IPv6 prefix (RFC 4291,
+/// 2.5.5.2) becomes an IPv4 prefix.
 pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
     let host = text.parse::<IpAddr>().map(IpNet::from);
     let prefix: IpNet = host.or_else(|_| text.parse()).map_err(|_| {
@@ -104,55 +105,55 @@ pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
     }
 }
 
-/// All services.
+/// Services of a configuration, without conflicts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Services {
     named: Vec<Named>,
-    /// What may be done to the packets of all that no service names.
+    /// Mode for packets that belong to no service.
     other: Mode,
 }
 
 impl Services {
-    /// Checks `named` for conflicts, and returns the services, or all conflicts.
+    /// Checks `named` for conflicts. Returns the services, or all conflicts.
     pub fn new(named: Vec<Named>, other: Mode) -> Result<Self, Conflicts> {
         let conflicts = conflicts(&named);
         if conflicts.is_empty() { Ok(Self { named, other }) } else { Err(Conflicts(conflicts)) }
     }
 
-    /// How many there are.
+    /// Returns the number of services.
     pub fn len(&self) -> usize {
         self.named.len()
     }
 
-    /// The services that have a name.
+    /// Returns the configured services.
     pub fn named(&self) -> &[Named] {
         &self.named
     }
 
-    /// What may be done to the packets of all that no service names.
+    /// Returns the mode for packets that belong to no service.
     pub fn other(&self) -> Mode {
         self.other
     }
 
-    /// The most that may be done to any packet.
+    /// Returns the highest mode of all services.
     pub fn mode(&self) -> Mode {
         self.named.iter().map(|named| named.mode).fold(self.other, Mode::max)
     }
 
-    /// The mode of the program that carries it out: the one that protects where services differ in what may be done to their
-    /// packets, or have protections, of which some may only be counted.
+    /// Returns the mode of the program that is needed: [`Mode::Shield`] if services differ in mode or have protections,
+    /// even dry runs.
     pub(crate) fn program(&self) -> Mode {
         let is_plain = |named: &Named| named.mode == self.other && named.guards == Guards::default();
         if self.named.iter().all(is_plain) { self.other } else { Mode::Shield }
     }
 
-    /// What may be done to the packets of the service called `name`; `None` where there is none such.
+    /// Returns the mode of the service called `name`; `None` for an unknown name.
     pub fn mode_of(&self, name: &str) -> Option<Mode> {
         let named = self.named.iter().find(|named| named.name == name).map(|named| named.mode);
         named.or((name == OTHER_NAME).then_some(self.other))
     }
 
-    /// How many services, ports and protections there are, in words.
+    /// Describes the numbers of services, ports and protections.
     pub fn summary(&self) -> String {
         let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let ports: BTreeSet<u16> =
@@ -170,29 +171,29 @@ impl Services {
         format!("{} on {}; {protections}", count(self.len(), "service"), count(ports.len(), "port"))
     }
 
-    /// Whether there are none.
+    /// Whether there is no configured service.
     pub fn is_empty(&self) -> bool {
         self.named.is_empty()
     }
 }
 
-/// A service, by its index, and which of its ports, where it is about ports.
+/// Position in the configuration: the index of a service, and the index of a range in its ports.
 pub type Place = (usize, Option<usize>);
 
-/// What keeps services from standing side by side.
+/// A reason why services can't exist together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// Where it comes to light.
+    /// Position of the service that is in conflict.
     pub at: Place,
-    /// What stands there before.
+    /// Earlier position with which it is in conflict.
     pub earlier: Option<Place>,
-    /// What is wrong.
+    /// Description of the conflict.
     pub what: String,
-    /// What to do.
+    /// Advice on what to do.
     pub advice: String,
 }
 
-/// All that keeps services from standing side by side.
+/// Conflicts between services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflicts(pub Vec<Conflict>);
 
@@ -205,17 +206,17 @@ impl fmt::Display for Conflicts {
 
 impl std::error::Error for Conflicts {}
 
-/// Where two services have a name, or a port at the same addresses, in common; and where there are too many services, or too
-/// many pairs of a port and an address.
+/// Finds all conflicts: services with the same name, or with the same port at the same addresses, too many services,
+/// and too many pairs of a port and an address.
 ///
-/// Addresses within others are no conflict: the longest prefix wins, and a service without addresses has what is left.
+/// A prefix inside another one is no conflict: the longest prefix wins. A service without addresses gets the rest.
 fn conflicts(named: &[Named]) -> Vec<Conflict> {
     let mut found = Vec::new();
-    if named.len() > MOST {
+    if named.len() > MAX_SERVICES {
         found.push(Conflict {
-            at: (MOST, None),
+            at: (MAX_SERVICES, None),
             earlier: None,
-            what: format!("there may be {MOST} services, and these are {}", named.len()),
+            what: format!("there may be at most {MAX_SERVICES} services, but these are {}", named.len()),
             advice: "put some of them together".to_owned(),
         });
     }
@@ -231,11 +232,11 @@ fn conflicts(named: &[Named]) -> Vec<Conflict> {
         }
     }
     let sites: Vec<_> = (0..named.len()).map(|service| Site::of(named, service, &mut found)).collect();
-    // Memory is taken only for a number of claims that could be right, or nearly so.
-    let may_be_right = sites.iter().map(Site::claims).sum::<usize>() <= 8 * ADDRESSES;
-    let looked_at = sites.iter().filter(|site| may_be_right || !site.has_addresses());
-    let taken = overlaps(named, looked_at, &mut found);
-    let pairs = if may_be_right { taken } else { sites.iter().map(Site::pairs).sum() };
+    // With far too many claims, overlaps at addresses are not searched, to bound the memory.
+    let is_bounded = sites.iter().map(Site::claims).sum::<usize>() <= 8 * ADDRESSES;
+    let searched = sites.iter().filter(|site| is_bounded || !site.has_addresses());
+    let taken = overlaps(named, searched, &mut found);
+    let pairs = if is_bounded { taken } else { sites.iter().map(Site::pairs).sum() };
     if pairs > ADDRESSES as u64
         && let Some(most) = sites.iter().max_by_key(|site| site.pairs())
     {
@@ -255,17 +256,17 @@ fn conflicts(named: &[Named]) -> Vec<Conflict> {
     found
 }
 
-/// Ports and addresses of a service, each once.
+/// Ports and addresses of a service, without duplicates.
 struct Site {
     service: usize,
-    /// First and last port of ranges that do not overlap, and the range of the service from which each is.
+    /// Ranges that do not overlap: first port, last port, and index of the range in the service's ports.
     ports: Vec<(u16, u16, usize)>,
-    /// `None` stands for all addresses.
+    /// Prefixes of the service; `None` stands for all addresses.
     prefixes: BTreeSet<Option<IpNet>>,
 }
 
 impl Site {
-    /// Those of a service. Ports that stand there twice go to `found`.
+    /// Collects the ports and addresses of a service. Duplicate ports become conflicts in `found`.
     fn of(named: &[Named], service: usize, found: &mut Vec<Conflict>) -> Self {
         let Named { ports, addresses, .. } = &named[service];
         let mut ranges: Vec<_> =
@@ -295,42 +296,43 @@ impl Site {
         !self.prefixes.contains(&None)
     }
 
-    /// Number of ranges at named addresses.
+    /// Returns the number of pairs of a range and a configured address.
     fn claims(&self) -> usize {
         if self.has_addresses() { self.ports.len() * self.prefixes.len() } else { 0 }
     }
 
-    /// Number of pairs of a port and an address, which each take an entry of a map.
+    /// Returns the number of pairs of a port and an address. Each takes a map entry.
     fn pairs(&self) -> u64 {
         let ports: u64 = self.ports.iter().map(|(first, last, _)| u64::from(last - first) + 1).sum();
         if self.has_addresses() { ports * self.prefixes.len() as u64 } else { 0 }
     }
 }
 
-/// Adds to `found` where two of `sites` have a port at the same addresses. Number of pairs of a port and an address in all.
+/// Adds a conflict to `found` for each two of `sites` with the same port at the same addresses. Returns the total
+/// number of pairs of a port and an address.
 fn overlaps<'a>(named: &[Named], sites: impl Iterator<Item = &'a Site>, found: &mut Vec<Conflict>) -> u64 {
-    // Each prefix with ports on it, and where that stands: what overlaps is side by side once they are in order.
+    // Each claim is a prefix, a range of ports and their position. In sorted order, overlapping claims are adjacent.
     let mut claims = Vec::new();
     for Site { service, ports, prefixes } in sites {
         let all = prefixes.iter().flat_map(|prefix| ports.iter().map(move |range| (*prefix, *range)));
         claims.extend(all.map(|(prefix, (first, last, at))| (prefix, first, last, (*service, at))));
     }
     claims.sort_unstable();
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     let mut pairs = 0;
-    // The claim that reaches furthest.
+    // The claim of the present prefix with the highest last port: its prefix, last port and position.
     let mut widest: Option<(Option<IpNet>, u16, (usize, usize))> = None;
     for (prefix, first, last, at) in claims {
         let new: u16 = match widest {
             Some((same, end, before)) if same == prefix && first <= end => {
                 let both = [at.min(before), at.max(before)];
-                // Two services with many addresses in common are told once.
-                if told.insert(both) {
+                // Two services with many common addresses are reported once.
+                if reported.insert(both) {
                     found.push(overlap(named, first, prefix, both));
                 }
                 last.saturating_sub(end)
             }
-            // Port 0 belongs to no service.
+            // This does not overflow, since no range begins with port 0.
             _ => last - first + 1,
         };
         if new > 0 {
@@ -341,7 +343,8 @@ fn overlaps<'a>(named: &[Named], sites: impl Iterator<Item = &'a Site>, found: &
     pairs
 }
 
-/// Both have `port` at `prefix`, the earlier one first.
+/// Describes the conflict of two positions that both have `port` at `prefix`. The earlier position comes first in
+/// `both`.
 fn overlap(named: &[Named], port: u16, prefix: Option<IpNet>, both: [(usize, usize); 2]) -> Conflict {
     let [owner, name] = both.map(|(service, _)| &named[service].name);
     let [earlier, at] = both.map(|(service, ports)| (service, Some(ports)));
@@ -349,7 +352,7 @@ fn overlap(named: &[Named], port: u16, prefix: Option<IpNet>, both: [(usize, usi
     let (what, advice) = if at.0 == earlier.0 {
         (format!("service {name} has port {port} twice"), "leave one out")
     } else {
-        let what = format!("port {port} of service {name} is one of service {owner} already{place}");
+        let what = format!("port {port} of service {name} belongs to service {owner} already{place}");
         (what, "take it from one of them, or give them different addresses")
     };
     Conflict { at, earlier: Some(earlier), what, advice: advice.to_owned() }
@@ -408,25 +411,25 @@ mod tests {
         }
     }
 
-    /// The later service and its ports, and the earlier one, of each conflict.
+    /// Returns the later service and its range, and the earlier service, of each conflict.
     fn found(named: Vec<Named>) -> Vec<(usize, Option<usize>, usize)> {
         let conflicts = Services::new(named, Mode::Observe).err().map_or(Vec::new(), |conflicts| conflicts.0);
         conflicts.iter().map(|it| (it.at.0, it.at.1, it.earlier.map_or(0, |(service, _)| service))).collect()
     }
 
     #[test]
-    fn nothing_twice() {
+    fn duplicates_are_conflicts() {
         assert_eq!(found(vec![named("a=1-10"), named("b=11")]), []);
         assert_eq!(found(vec![named("a=1-10"), named("b=10")]), [(1, Some(0), 0)]);
         assert_eq!(found(vec![named("a=10"), named("b=12,1-10")]), [(1, Some(1), 0)]);
         assert_eq!(found(vec![named("a=1"), named("a=2")]), [(1, None, 0)]);
         assert_eq!(found(vec![named("a=1,1")]), [(0, Some(1), 0)]);
-        // Behind a wide range, in which there is a narrow one.
+        // A narrow range inside a wide one does not hide the end of the wide one.
         let all = vec![named("a=1-100"), named("b=5"), named("c=50")];
         assert_eq!(found(all), [(1, Some(0), 0), (2, Some(0), 0)]);
-        let many: Vec<_> = (1..=MOST + 1).map(|port| named(&format!("s{port}={port}"))).collect();
-        assert_eq!(found(many[..MOST].to_vec()), []);
-        assert_eq!(found(many), [(MOST, None, 0)]);
+        let many: Vec<_> = (1..=MAX_SERVICES + 1).map(|port| named(&format!("s{port}={port}"))).collect();
+        assert_eq!(found(many[..MAX_SERVICES].to_vec()), []);
+        assert_eq!(found(many), [(MAX_SERVICES, None, 0)]);
     }
 
     #[test]
@@ -447,7 +450,7 @@ mod tests {
         assert_eq!(found(vec![at("a=80", &[net, net])]), []);
     }
 
-    /// They are found before anything is made of them: of these, the entries would take a gigabyte.
+    /// The limit is checked before map entries are made. For these services, they would take a gigabyte.
     #[test]
     fn pairs_of_a_port_and_an_address_have_a_limit() {
         let prefixes = |count: u32| (0..count).map(|n| IpNet::from(IpAddr::from((n << 8).to_be_bytes())));
@@ -460,7 +463,7 @@ mod tests {
         };
         assert_eq!(pairs(vec![at("a=1-64", 256)]), None);
         assert_eq!(pairs(vec![at("a=1-65535", 0), at("b=1", 256)]), None);
-        let told = |service, all, own| {
+        let expected = |service, all, own| {
             let name = ["a", "b"][service];
             let what = format!(
                 "the services have {all} pairs of a port and an address, {own} of them in service {name}, and there may \
@@ -468,13 +471,13 @@ mod tests {
             );
             Some((service, what))
         };
-        assert_eq!(pairs(vec![at("a=1-64", 256), at("b=65", 1)]), told(0, 16385, 16384));
-        assert_eq!(pairs(vec![at("a=1", 1), at("b=2-66", 256)]), told(1, 16641, 16640));
-        assert_eq!(pairs(vec![at("a=1-65535", 300)]), told(0, 19_660_500, 19_660_500));
-        // Each port on its own.
+        assert_eq!(pairs(vec![at("a=1-64", 256), at("b=65", 1)]), expected(0, 16385, 16384));
+        assert_eq!(pairs(vec![at("a=1", 1), at("b=2-66", 256)]), expected(1, 16641, 16640));
+        assert_eq!(pairs(vec![at("a=1-65535", 300)]), expected(0, 19_660_500, 19_660_500));
+        // Each port is a range of its own.
         let ports: Vec<_> = (1..=u16::MAX).map(|port| port..=port).collect();
-        assert_eq!(pairs(vec![Named { ports, ..at("a=1", 300) }]), told(0, 19_660_500, 19_660_500));
-        // What two services have in common is one pair.
+        assert_eq!(pairs(vec![Named { ports, ..at("a=1", 300) }]), expected(0, 19_660_500, 19_660_500));
+        // A pair that two services have in common counts once.
         let twice = Services::new(vec![at("a=1-64", 256), at("b=1-64", 256)], Mode::Observe).err();
         assert_eq!(twice.map(|Conflicts(found)| found.len()), Some(1));
         let double = Named { addresses: prefixes(256).chain(prefixes(256)).collect(), ..named("a=1-64") };
@@ -504,7 +507,7 @@ mod tests {
             summary(vec![shield.clone()], Mode::Observe),
             "1 service on 1 port; 1 protection acts, 1 dry run"
         );
-        // Elsewhere than in shield all of them are.
+        // Outside of mode shield, every protection counts as a dry run.
         let observe = Named { guards, ..named("b=2-4") };
         assert_eq!(
             summary(vec![shield, observe], Mode::Observe),

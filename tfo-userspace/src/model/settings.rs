@@ -1,21 +1,21 @@
-//! What `tfo run` is told, whether by its command line or by a file.
+//! Settings of `tfo run`, from its command line or its configuration file.
 
 use clap::ValueEnum;
 use tfo_common::{policy::SEATS, verdict::Mode};
 
-/// `--keys`.
+/// Value of `--keys`: the source of the keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeysFrom {
-    /// Whoever sets the sysctl.
+    /// The kernel: tfo follows its keys.
     Kernel,
-    /// We make them.
+    /// tfo makes random keys.
     Random,
-    /// A secret in this file, credential, or standard input.
+    /// A secret, in this file or credential, or on standard input.
     Secret(String),
 }
 
 impl KeysFrom {
-    /// Where `text` says that keys come from.
+    /// Parses the value of `--keys`.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             None if text == "kernel" => Ok(Self::Kernel),
@@ -26,7 +26,7 @@ impl KeysFrom {
     }
 }
 
-/// `--mode`.
+/// Value of `--mode`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ProgramMode {
     /// Look and count; never change a packet
@@ -48,7 +48,7 @@ impl From<ProgramMode> for Mode {
     }
 }
 
-/// `--attach`.
+/// Value of `--attach`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum AttachMode {
     /// In the driver (native XDP), or else in the stack (generic)
@@ -60,7 +60,7 @@ pub enum AttachMode {
     Generic,
 }
 
-/// A share of all, such as `0.1%`.
+/// Parses a percentage such as `0.1%` into a fraction from 0 to 1.
 pub fn parse_share(text: &str) -> Result<f64, String> {
     let Some(percent) = text.strip_suffix('%').and_then(|number| number.parse::<f64>().ok()) else {
         return Err("it takes a percentage, such as 0.1%".to_owned());
@@ -68,12 +68,12 @@ pub fn parse_share(text: &str) -> Result<f64, String> {
     if (0.0..=100.0).contains(&percent) { Ok(percent / 100.0) } else { Err("it takes 0% to 100%".to_owned()) }
 }
 
-/// How many entries the tables of the protections have; what has no room pushes out what was not used for longest.
+/// Sizes of the protections' tables, in entries. A full row of a table evicts its least recently used entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Sources that have sent good cookies, and as many that have sent unknown ones.
+    /// Number of sources with good cookies, and the same number of sources with unknown cookies.
     pub sources: u32,
-    /// SYNs that have become connections.
+    /// Number of SYNs that have become connections.
     pub replays: u32,
 }
 
@@ -84,10 +84,10 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// What is remembered where nothing else is said.
+    /// Default sizes.
     pub const DEFAULT: Self = Self { sources: 1 << 16, replays: 1 << 16 };
 
-    /// The rows of either table.
+    /// Returns the number of rows of the tables for sources and for replays, each a power of two.
     pub fn rows(self) -> [u32; 2] {
         [self.sources, self.replays].map(|entries| entries.div_ceil(SEATS as u32).next_power_of_two())
     }

@@ -1,5 +1,5 @@
-//! Writing that makes nobody wait: a terminal that is stopped (Ctrl-S) or a pipe that nobody reads must not keep the
-//! controller from following keys and signals.
+//! A writer that never blocks its caller. A stopped terminal (Ctrl-S) or an unread pipe must not keep the controller
+//! from following keys and signals.
 
 use std::{
     io::{self, Write},
@@ -12,10 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A writer with a thread of its own. What comes while the queue is full is dropped.
+/// A writer with its own thread. A write that finds the queue full is dropped.
 ///
-/// `tracing_appender::non_blocking` is much the same, but for its end: where its queue stays full it says so on standard output,
-/// and waits for ever where nobody reads that either.
+/// `tracing_appender::non_blocking` is similar. But if its queue stays full at the end, it says so on standard output,
+/// and blocks for ever if that is not read either.
 #[derive(Clone, Debug)]
 pub struct Background {
     queue: SyncSender<Message>,
@@ -25,12 +25,12 @@ pub struct Background {
 #[derive(Debug)]
 enum Message {
     Text(Vec<u8>),
-    /// Everything before it is written.
+    /// Mark of [`Background::drain`]. The writer answers it after all earlier text.
     Mark(SyncSender<()>),
 }
 
 impl Background {
-    /// Writes to `out`, with room for `queue` writes that wait.
+    /// Starts a thread that writes to `out`. At most `queue` writes wait for it.
     pub fn new(out: impl Write + Send + 'static, queue: usize) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(queue);
         thread::Builder::new().name("writer".to_owned()).spawn(move || write_all(out, &receiver))?;
@@ -42,12 +42,12 @@ impl Background {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Waits until all is written, but no longer than `patience`.
+    /// Waits until all text is written, but no longer than `patience`.
     pub fn drain(&self, patience: Duration) {
         let end = Instant::now() + patience;
         let (done, is_done) = sync_channel(1);
         let mut mark = Message::Mark(done);
-        // The queue may be full for ever, or only until the writer gets to it.
+        // The queue may be full for ever, or only until the writer's next turn.
         while let Err(TrySendError::Full(back)) = self.queue.try_send(mark) {
             if Instant::now() >= end {
                 return;
@@ -75,7 +75,7 @@ impl Write for Background {
 fn write_all(mut out: impl Write, queue: &Receiver<Message>) {
     for message in queue {
         match message {
-            // A reader that went away is no reason to end: the next may be another file.
+            // The thread goes on after a failed write, since later writes may succeed.
             Message::Text(text) => drop(out.write_all(&text).and_then(|()| out.flush())),
             Message::Mark(done) => drop(done.try_send(())),
         }
@@ -91,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts what is written.
+    /// Counts the bytes that are written.
     struct Counter(Arc<AtomicUsize>);
 
     impl Write for Counter {
@@ -105,7 +105,7 @@ mod tests {
         }
     }
 
-    /// A pipe that nobody reads takes 64 KiB, then blocks its writer for ever.
+    /// An unread pipe takes 64 KiB, then blocks its writer for ever.
     #[test]
     fn a_blocked_reader_makes_nobody_wait() {
         let (_reader, writer) = io::pipe().unwrap();
@@ -114,13 +114,13 @@ mod tests {
             background.write_all(&[b'x'; 65_536]).unwrap();
         }
         background.drain(Duration::from_millis(1));
-        // One is in the pipe, one is being written, and four wait, or fewer where the writer has not begun.
+        // One write is in the pipe, one blocks, and four wait; fewer if the writer has not begun.
         assert!((94..100).contains(&background.dropped()), "{}", background.dropped());
     }
 
-    /// Where one that waits fills the queue, too.
+    /// The queue has room for one write only, so the write before the mark fills it.
     #[test]
-    fn what_is_drained_is_written() {
+    fn drain_waits_until_all_is_written() {
         for _ in 0..1000 {
             let count = Arc::new(AtomicUsize::new(0));
             let mut background = Background::new(Counter(Arc::clone(&count)), 1).unwrap();
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_arrives_in_order() {
+    fn writes_arrive_in_order() {
         let (mut reader, writer) = io::pipe().unwrap();
         let mut background = Background::new(writer, 16).unwrap();
         background.write_all(b"one ").unwrap();

@@ -1,18 +1,18 @@
-//! The limit on open files, which maps, programs and connections count against.
+//! The limit on open files. Maps, programs and connections count against it.
 
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Whatever the number of interfaces: eleven, and a few for orders and files that are read.
+/// Open files for any number of interfaces: eleven, and a margin for requests and for files that are read.
 const ALWAYS: u64 = 40;
-/// For each interface: 31, twice while its program is replaced, and a margin.
+/// Open files for each interface: 31, twice that while its program is replaced, and a margin.
 const PER_INTERFACE: u64 = 90;
-/// For metrics: 128 connections, and the maps that 16 answers are read from.
+/// Open files for metrics: 128 connections, and the maps from which 16 answers are read.
 const METRICS: u64 = 470;
 
-/// Raises the limit on open files as far as it may be, which has to be enough for a `tfo run` on `interfaces`.
+/// Raises the limit on open files to the hard limit. Fails if that is too low for `tfo run` on `interfaces`.
 pub fn raise_limit(interfaces: &[String], has_metrics: bool) -> Result<()> {
     let count = interfaces.iter().collect::<BTreeSet<_>>().len();
     let needed = needed(count as u64, has_metrics);

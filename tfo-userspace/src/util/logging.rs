@@ -1,5 +1,5 @@
-//! The log on standard error. While a screen is drawn on the same terminal, lines are not written over it: the screen shows
-//! the last ones, and all are written when it is gone.
+//! The log on standard error. While a screen is drawn on the same terminal, the log is held back: the screen shows the
+//! last lines, and all lines are written after it has closed.
 
 use std::{
     collections::VecDeque,
@@ -20,30 +20,30 @@ use tracing_subscriber::{
 
 use crate::util::background::Background;
 
-/// Log lines that may wait for whoever reads them.
+/// Number of log writes that may wait for the reader of standard error.
 const QUEUE: usize = 1024;
-/// Records that a screen shows.
+/// Number of records that a screen shows.
 const SHOWN: usize = 5;
-/// Records that are held until a screen is gone. Older ones are left out.
+/// Number of records that are held while a screen is drawn. Older records are left out.
 const HELD: usize = 1000;
 
 static LOG: Mutex<Log> =
     Mutex::new(Log { out: None, last: VecDeque::new(), held: None, left_out: 0, all_left_out: 0 });
 
 struct Log {
-    /// `None` until it is set up.
+    /// Writer of standard error; `None` before [`init`].
     out: Option<Background>,
-    /// The last records.
+    /// The last [`SHOWN`] records.
     last: VecDeque<String>,
-    /// Records that are still to be written; `None` where each is written at once.
+    /// Records that wait for the end of the screen; `None` if each record is written at once.
     held: Option<VecDeque<String>>,
-    /// Number of records that were held and made room for others.
+    /// Number of held records that were left out during the present screen.
     left_out: u64,
-    /// The same, over all the time.
+    /// Number of held records that were left out during earlier screens.
     all_left_out: u64,
 }
 
-/// What lines look like.
+/// Format of the log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// The time, the level and the message
@@ -55,8 +55,8 @@ pub enum Format {
     Journald,
 }
 
-/// Begins to log to standard error, in `format`: what the environment variable RUST_LOG lets through; without it, all up to
-/// level `ours`, and of libraries all up to level `libraries`.
+/// Begins to log to standard error, in `format`. The environment variable RUST_LOG selects the records. Without it, tfo
+/// logs up to level `ours`, and libraries up to level `libraries`.
 pub fn init(format: Format, ours: LevelFilter, libraries: LevelFilter) -> Result<()> {
     let directives = match env::var("RUST_LOG") {
         Ok(directives) if !directives.is_empty() => directives,
@@ -78,7 +78,7 @@ pub fn init(format: Format, ours: LevelFilter, libraries: LevelFilter) -> Result
     Ok(())
 }
 
-/// Waits until all is written, but no longer than `patience`.
+/// Waits until all lines are written, but no longer than `patience`.
 pub fn drain(patience: Duration) {
     let out = log().out.clone();
     if let Some(out) = out {
@@ -86,13 +86,13 @@ pub fn drain(patience: Duration) {
     }
 }
 
-/// Number of lines that were not written, since there were too many or nobody read them.
+/// Returns the number of records that were not written, since there were too many or they were not read in time.
 pub fn dropped() -> u64 {
     let log = log();
     log.all_left_out + log.out.as_ref().map_or(0, Background::dropped)
 }
 
-/// The level up to which the XDP program is to report events of its own, as aya numbers it: 0 is off.
+/// Returns the level up to which the XDP program logs, in aya's numbers; 0 means off.
 pub fn program_level() -> u8 {
     const OFF: u8 = 0;
     const DEBUG: u8 = 4;
@@ -106,7 +106,7 @@ pub fn program_level() -> u8 {
     }
 }
 
-/// Lines for systemd's journal.
+/// Formatter of lines for systemd's journal.
 struct Journald;
 
 impl<S, N> FormatEvent<S, N> for Journald
@@ -132,7 +132,7 @@ where
     }
 }
 
-/// Takes log records, one at each write.
+/// Writer that takes one log record per write.
 #[derive(Debug)]
 struct Records;
 
@@ -147,12 +147,12 @@ impl Write for Records {
     }
 }
 
-/// Holds records back, or writes those that were.
+/// Starts to hold records back, or ends it and writes the held records.
 pub(crate) fn hold(is_held: bool) {
     log().hold(is_held);
 }
 
-/// The lines of the last records.
+/// Returns the lines of the last records.
 pub(crate) fn last_lines() -> Vec<String> {
     log().last.iter().flat_map(|record| record.lines()).map(str::to_owned).collect()
 }
@@ -178,7 +178,7 @@ impl Log {
             self.all_left_out += left_out;
             let before =
                 if left_out > 0 { format!("({left_out} log lines are left out)\n") } else { String::new() };
-            // In one piece: what finds the queue full is dropped.
+            // It is one write, since a write that finds the queue full is dropped.
             self.write(&held.into_iter().fold(before, |text, record| text + &record));
         }
     }
@@ -187,13 +187,13 @@ impl Log {
         if let Some(out) = &mut self.out
             && !text.is_empty()
         {
-            // It never fails.
+            // `Background` never returns an error.
             let _: io::Result<()> = out.write_all(text.as_bytes());
         }
     }
 }
 
-/// Adds a record to the last `most`. Whether one had to make room.
+/// Adds a record, and removes the oldest one beyond `most`. Returns whether it removed one.
 fn push(records: &mut VecDeque<String>, record: &str, most: usize) -> bool {
     records.push_back(record.to_owned());
     let is_over = records.len() > most;
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_held_is_written_in_the_end() {
+    fn held_records_are_written_in_the_end() {
         let (mut reader, writer) = io::pipe().expect("a pipe");
         let out = Background::new(writer, 16).expect("a thread");
         let mut log = Log { out: Some(out), last: VecDeque::new(), held: None, left_out: 0, all_left_out: 0 };

@@ -1,10 +1,10 @@
-//! Standard output, where a full disk is an error like any other.
+//! Standard output. A failed write, for example on a full disk, is an error.
 
 use std::io::{self, Write as _};
 
 use anyhow::{Context as _, Result};
 
-/// Writes `text`, and an end of the line where it has none.
+/// Writes `text` to standard output, and ends its last line.
 pub fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     let end = if text.ends_with('\n') { "" } else { "\n" };

@@ -1,4 +1,4 @@
-//! A terminal that is drawn over and over.
+//! A terminal that is redrawn in place, as by `watch`.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -15,30 +15,31 @@ use nix::unistd::{getpgrp, tcgetpgrp};
 
 use crate::util::{background::Background, logging};
 
-/// The terminal on standard output. While it is drawn, log lines that would go to a terminal are shown below; they are written
-/// as usual when it is gone.
+/// The terminal on standard output. While it is drawn, log lines that would go to a terminal are shown below the text.
+/// They are written as usual after it is closed.
 #[derive(Debug)]
 pub struct Screen {
     out: Background,
-    /// Whether the log goes to a terminal, which is this one.
+    /// Whether standard error is a terminal, which is then taken for the same one.
     has_log: bool,
-    /// What is on it.
+    /// Text on the screen.
     text: String,
 }
 
 impl Screen {
-    /// Opens the terminal on standard output; `None` where that is no terminal.
+    /// Opens the terminal on standard output; `None` if that is no terminal, or the writer can't start.
     pub fn open() -> Option<Self> {
         if !io::stdout().is_terminal() {
             return None;
         }
-        // One picture may wait while another is drawn; a newer one is worth nothing more.
+        // One picture may wait while another is written. Further pictures are dropped.
         let out = Background::new(io::stdout(), 1).ok()?;
         Some(Self { out, has_log: io::stderr().is_terminal(), text: String::new() })
     }
 
-    /// Shows `text` in place of what was on the terminal, and the last log lines below: as much as fits, without scrolling.
-    /// Nothing while we run in the background: the terminal is somebody else's then, and log lines are written as usual.
+    /// Replaces the content of the terminal by `text` with the last log lines below it, as much as fits without
+    /// scrolling. Draws nothing while tfo runs in the background, since another process has the terminal. Log lines are
+    /// written as usual then.
     pub fn draw(&mut self, text: &str) {
         text.clone_into(&mut self.text);
         let is_ours = is_ours();
@@ -57,7 +58,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // Log lines come after the last picture, and not in it, too.
+        // The last picture has no log lines, since they are written below it.
         self.out.drain(Duration::from_secs(1));
         if self.has_log && is_ours() {
             self.paint(&[]);
@@ -67,7 +68,8 @@ impl Drop for Screen {
     }
 }
 
-/// Whether we run in the foreground. A terminal that is not our controlling one has no foreground for us to be in.
+/// Whether tfo runs in the foreground of the terminal. A terminal that is not its controlling terminal counts as
+/// foreground.
 fn is_ours() -> bool {
     tcgetpgrp(io::stdout()).map_or(true, |foreground| foreground == getpgrp())
 }
@@ -76,7 +78,7 @@ fn picture(text: &str, log: &[String], columns: u16, rows: u16) -> Vec<u8> {
     // The last row stays free: a line feed there would scroll.
     let (columns, rows) = (usize::from(columns.max(1)), usize::from(rows.saturating_sub(1)));
     let log = wrapped(log, columns);
-    // The newest, in no more than half of the rows; and a blank row before them.
+    // The newest log lines take at most half of the rows, with a blank row above them.
     let log = &log[log.len() - log.len().min(rows / 2)..];
     let blank = usize::from(!log.is_empty() && !text.is_empty());
     let text = text.lines().take(rows.saturating_sub(log.len() + blank));
@@ -87,7 +89,7 @@ fn picture(text: &str, log: &[String], columns: u16, rows: u16) -> Vec<u8> {
     let paint = || -> io::Result<()> {
         queue!(out, MoveTo(0, 0))?;
         for line in lines {
-            // Line by line, and without clearing first: nothing flickers.
+            // Each line is overwritten in place. Clearing the screen first would make it flicker.
             write!(out, "{line}")?;
             queue!(out, Clear(ClearType::UntilNewLine))?;
             write!(out, "\r\n")?;
@@ -98,7 +100,7 @@ fn picture(text: &str, log: &[String], columns: u16, rows: u16) -> Vec<u8> {
     out
 }
 
-/// Lines of that many columns, without control characters.
+/// Wraps lines at `columns`, and replaces control characters by spaces.
 fn wrapped(lines: &[String], columns: usize) -> Vec<String> {
     let wrap = |line: &String| {
         let line: Vec<_> =
@@ -125,7 +127,7 @@ mod tests {
         assert_eq!(lines("a\nb", &["one", "two"], 9, 24), ["a", "b", "", "one", "two"]);
         assert_eq!(lines("", &["one"], 9, 24), ["one"]);
         assert_eq!(lines("abcdef", &["one\u{1b}[2J"], 4, 24), ["abcd", "", "one ", "[2J"]);
-        // The newest lines have half of the rows, and the text has the rest.
+        // The newest log lines take half of the rows, and the text takes the rest.
         assert_eq!(lines("a\nb\nc\nd", &["1", "2", "3", "4"], 9, 7), ["a", "b", "", "2", "3", "4"]);
         for (columns, rows) in [(0, 0), (1, 1), (1, 2), (3, 3)] {
             assert!(lines("a\nb\nc", &["one", "two"], columns, rows).len() < usize::from(rows.max(1)));

@@ -1,4 +1,4 @@
-//! What keeps keys from swap, from core files, and from memory that is done with them.
+//! Protection of keys from swap, from core files, and from leftovers in memory.
 
 use std::{hint::black_box, io};
 
@@ -10,10 +10,10 @@ use rustix::{
 };
 use tracing::debug;
 
-/// How much of the stack is wiped, in bytes: several times what any work with keys takes.
+/// Size of the part of the stack that is wiped, in bytes: several times as much as any work with keys uses.
 const STACK: usize = 256 * 1024;
 
-/// Keeps the process out of core files, and its memory, now and later, from swap where that is allowed.
+/// Disables core files of the process, and locks its present and future memory against swapping if that is allowed.
 pub fn protect_process() -> Result<()> {
     let undumpable = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     undumpable.context("cannot keep core files from being written")?;
@@ -27,28 +27,29 @@ fn lock_memory() -> io::Result<()> {
     if !may_lock_memory()? {
         return Err(rustix::io::Errno::PERM.into());
     }
-    // Pages are locked as they come into use: what is never used costs nothing.
+    // MCL_ONFAULT locks pages at their first use, so unused memory costs nothing.
     Ok(mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)?)
 }
 
-/// Whether memory may be kept from swap. Under a limit, allocations would fail later. CAP_IPC_LOCK lifts it.
+/// Whether the process may lock all its memory. Under RLIMIT_MEMLOCK, later allocations would fail. CAP_IPC_LOCK lifts
+/// it.
 pub fn may_lock_memory() -> io::Result<bool> {
     let is_limited = getrlimit(Resource::Memlock).current.is_some();
     Ok(!is_limited || capabilities(None)?.effective.contains(CapabilitySet::IPC_LOCK))
 }
 
-/// Does `work`, which handles keys, and zeroes the stack that it has used.
+/// Runs `work`, which handles keys, and zeroes the stack that it has used.
 ///
-/// A key is copied wherever it is moved, and by the compiler wherever that pleases it: no type wipes all of those. So keys
-/// are handled on the stack, below a call of this. What is on the heap wipes itself ([`zeroize`]), and what is returned
-/// must hold none.
+/// Each move of a key may leave a copy on the stack, and the compiler adds copies. No type wipes all of them. So keys
+/// are handled only below a call of this function. Keys on the heap are wiped by [`zeroize`]. The result must contain
+/// no key.
 pub fn leaving_no_trace<T>(work: impl FnOnce() -> T) -> T {
     let result = call(work);
     wipe_stack();
     result
 }
 
-/// Both have a frame of their own, which begins at the same place.
+/// Runs `work` in a stack frame of its own, which begins where the frame of [`wipe_stack`] begins.
 #[inline(never)]
 fn call<T>(work: impl FnOnce() -> T) -> T {
     work()

@@ -1,5 +1,5 @@
-//! SIGINT, SIGTERM, and SIGHUP, by which a terminal that is closed ends us, and an operator has the configuration read again.
-//! A SIGHUP that is ignored from the beginning, as by nohup(1), stays ignored.
+//! SIGINT, SIGTERM and SIGHUP. SIGHUP comes from a closing terminal, or from an operator who wants a reload. If it is
+//! ignored at the start, as under nohup(1), it stays ignored.
 
 use std::future::pending;
 
@@ -8,27 +8,27 @@ use nix::sys::signal::Signal as Number;
 use procfs::process::Process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What a signal asks for.
+/// A signal that was caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caught {
-    /// To end and to clean up: SIGINT.
+    /// SIGINT: `tfo run` ends and cleans up.
     Interrupt,
-    /// To end and to leave all as it is: SIGTERM.
+    /// SIGTERM: `tfo run` ends and leaves everything in place.
     Terminate,
-    /// SIGHUP: to read the configuration again, or to end and to clean up where there is none.
+    /// SIGHUP: `tfo run` reads its configuration again. Without a configuration file, it ends and cleans up.
     HangUp,
 }
 
-/// The signals, caught from the moment this is made.
+/// Receiver of the signals.
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    /// `None` where it is ignored.
+    /// Receiver of SIGHUP; `None` if it is ignored.
     hang_up: Option<Signal>,
 }
 
 impl Signals {
-    /// From now on they are caught.
+    /// Begins to catch the signals.
     pub fn new() -> Result<Self> {
         let catch = |kind| signal(kind).context("cannot catch signals");
         Ok(Self {
@@ -38,7 +38,7 @@ impl Signals {
         })
     }
 
-    /// Waits for any of them.
+    /// Waits for the next signal.
     pub async fn next(&mut self) -> Caught {
         let hang_up = async {
             match &mut self.hang_up {
@@ -54,7 +54,7 @@ impl Signals {
     }
 }
 
-/// Whether we ignore `signal`, since whoever started us did.
+/// Whether this process ignores `signal`, which it inherits from its parent.
 fn is_ignored(signal: Number) -> Result<bool> {
     let status = Process::myself().and_then(|myself| myself.status());
     let status = status.context("cannot read which signals are ignored (/proc/self/status)")?;

@@ -1,11 +1,11 @@
-//! Clocks, durations as users write them, and tickers.
+//! The clock, durations as users write them, and tickers.
 
 use std::time::Duration;
 
 use jiff::{Span, SpanRelativeTo, Timestamp};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-/// A duration as users write it, such as `90s`, `4h`, `1h 30m` or `1w`; a day is 24 hours.
+/// Parses a duration as users write it, such as `90s`, `4h`, `1h 30m` or `1w`. A day has 24 hours.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     const FORM: &str = "give a number and its unit, such as 90s, 15m, 4h, 1d or 1w";
     let span: Span = text.parse().map_err(|_| FORM.to_owned())?;
@@ -14,12 +14,12 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(duration).map_err(|_| format!("it is negative: {FORM}"))
 }
 
-/// Seconds since 1970 (UTC).
+/// Returns the time in seconds since 1970 (UTC).
 pub fn unix_seconds() -> u64 {
     Timestamp::now().as_second().try_into().unwrap_or(0)
 }
 
-/// A ticker that never tries to catch up.
+/// Returns a ticker that does not make up for ticks that were missed.
 pub fn every(period: Duration) -> Interval {
     let mut interval = interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,4 +1,4 @@
-//! Which sockets listen: asked of sock_diag(7).
+//! The list of listening sockets, from sock_diag(7).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,19 +15,19 @@ use crate::kernel::netlink;
 
 /// A listening socket, as sock_diag shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Listening {
-    /// Where it listens.
+pub(super) struct ListeningSocket {
+    /// Local address and port.
     pub address: SocketAddr,
-    /// Of an IPv6 socket: whether IPv4 is not for it.
+    /// Whether an IPv6 socket refuses IPv4; `None` for an IPv4 socket.
     pub ipv6_only: Option<bool>,
-    /// What waits to be accepted.
+    /// The accept queue.
     pub backlog: Backlog,
-    /// The socket's inode; 0 where it has none.
+    /// Inode of the socket; 0 if it has no inode.
     pub inode: u64,
 }
 
-/// Every listening TCP socket of the calling thread's network namespace, by port.
-pub(super) fn listening() -> Result<Vec<Listening>> {
+/// Returns the listening TCP sockets of the calling thread's network namespace, sorted by port.
+pub(super) fn listening_sockets() -> Result<Vec<ListeningSocket>> {
     let mut found = Vec::new();
     for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         let question = SockDiagMessage::InetRequest(InetRequest {
@@ -41,17 +41,17 @@ pub(super) fn listening() -> Result<Vec<Listening>> {
             "cannot ask the kernel which sockets listen (sock_diag): it needs CONFIG_INET_TCP_DIAG (modprobe tcp_diag)",
         )?;
         found.extend(answers.into_iter().filter_map(|answer| match answer {
-            SockDiagMessage::InetResponse(response) => Some(Listening::from(*response)),
+            SockDiagMessage::InetResponse(response) => Some(ListeningSocket::from(*response)),
             _ => None,
         }));
     }
-    found.sort_by_key(|listening| (listening.address.port(), listening.address.ip(), listening.inode));
+    found.sort_by_key(|socket| (socket.address.port(), socket.address.ip(), socket.inode));
     Ok(found)
 }
 
-impl From<InetResponse> for Listening {
-    /// Of a listener, sock_diag gives what waits as its receive queue, and the limit as its send queue
-    /// (`tcp_diag_get_info`).
+impl From<InetResponse> for ListeningSocket {
+    /// Converts a response. For a listener, sock_diag shows the number of waiting connections as its receive queue, and
+    /// their limit as its send queue (`tcp_diag_get_info`).
     fn from(InetResponse { header, nlas }: InetResponse) -> Self {
         let SocketId { source_address, source_port, .. } = header.socket_id;
         let ipv6_only = nlas.iter().find_map(|nla| match nla {

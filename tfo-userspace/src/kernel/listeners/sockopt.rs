@@ -1,4 +1,4 @@
-//! What a socket of another process is set to: asked of the socket itself, through pidfd_getfd(2).
+//! Socket options of other processes' sockets. pidfd_getfd(2) duplicates the socket, getsockopt(2) reads its options.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,17 +20,18 @@ use zeroize::Zeroizing;
 use super::{FastOpen, Process};
 use crate::{model::keys::fingerprint, util::secrecy::leaving_no_trace};
 
-/// A process, and its descriptor of a socket.
+/// A process and its descriptor of a socket.
 #[derive(Clone, Debug)]
 pub(super) struct Holder {
-    /// The process.
+    /// The process that holds the socket.
     pub process: Process,
     descriptor: i32,
 }
 
-/// Who holds the sockets with these inodes, each process once. Processes that can't be looked into are left out.
+/// Finds the processes that hold the sockets with these inodes, each process once. It skips processes that it can't
+/// read.
 ///
-/// Inodes of sockets are of no namespace: whoever holds one of them holds that very socket.
+/// Inode numbers of sockets are unique across namespaces, so an equal inode means the same socket.
 pub(super) fn holders(inodes: &HashSet<u64>) -> HashMap<u64, Vec<Holder>> {
     let mut holders: HashMap<u64, Vec<Holder>> = HashMap::new();
     for process in all_processes().into_iter().flatten().flatten() {
@@ -53,11 +54,11 @@ pub(super) fn holders(inodes: &HashSet<u64>) -> HashMap<u64, Vec<Holder>> {
     holders
 }
 
-/// What the socket with `inode` is set to, asked through the first of its holders that lets us.
-pub(super) fn ask(inode: u64, holders: &[Holder]) -> Result<FastOpen> {
+/// Reads the Fast Open settings of the socket with `inode`, through the first holder that permits it.
+pub(super) fn fast_open(inode: u64, holders: &[Holder]) -> Result<FastOpen> {
     let mut outcome = None;
     for holder in holders {
-        match holder.socket(inode).and_then(|socket| fast_open(&socket)) {
+        match holder.socket(inode).and_then(|socket| read_options(&socket)) {
             Ok(found) => return Ok(found),
             Err(error) => outcome = Some(error),
         }
@@ -65,10 +66,10 @@ pub(super) fn ask(inode: u64, holders: &[Holder]) -> Result<FastOpen> {
     match outcome {
         Some(error) => Err(error),
         None if geteuid().is_root() => bail!(
-            "no process that we may look into holds it: it is the kernel's own, of another PID namespace, or it takes \
-             CAP_SYS_PTRACE"
+            "no process that tfo can read holds it: it belongs to the kernel or to another PID namespace, or reading \
+             it takes CAP_SYS_PTRACE"
         ),
-        None => bail!("who holds it is for root to see: run it with sudo"),
+        None => bail!("only root sees which process holds it: run it with sudo"),
     }
 }
 
@@ -80,7 +81,7 @@ impl Holder {
             pidfd_open(id, PidfdFlags::empty()).with_context(|| format!("{name} ({pid}) has ended"))?;
         let socket = pidfd_getfd(process, self.descriptor, PidfdGetfdFlags::empty())
             .with_context(|| format!("cannot get the socket from {name} ({pid}): it takes CAP_SYS_PTRACE"))?;
-        // The descriptor may have become another file's meanwhile.
+        // The process may have closed the descriptor meanwhile, and opened another file with the same number.
         let socket = File::from(socket);
         let metadata = socket.metadata().context("cannot examine the socket")?;
         if metadata.ino() != inode {
@@ -90,25 +91,27 @@ impl Holder {
     }
 }
 
-/// What a listening socket says of itself (`do_tcp_getsockopt`). The keys read are wiped, and returned as fingerprints.
-fn fast_open(socket: &OwnedFd) -> Result<FastOpen> {
+/// Reads the Fast Open options of a listening socket (`do_tcp_getsockopt`). Its keys are wiped and returned as
+/// fingerprints.
+fn read_options(socket: &OwnedFd) -> Result<FastOpen> {
     let number = |option, name| -> Result<u32> {
         let mut bytes = [0; 4];
-        get(socket, option, &mut bytes).with_context(|| format!("the socket does not tell its {name}"))?;
+        get(socket, option, &mut bytes).with_context(|| format!("cannot read the socket's {name}"))?;
         Ok(u32::from_ne_bytes(bytes))
     };
     Ok(FastOpen {
         queue: number(libc::TCP_FASTOPEN, "TCP_FASTOPEN")?,
         own_keys: leaving_no_trace(|| own_keys(socket))
-            .context("the socket does not tell its TCP_FASTOPEN_KEY")?,
+            .context("cannot read the socket's TCP_FASTOPEN_KEY")?,
         no_cookie: number(libc::TCP_FASTOPEN_NO_COOKIE, "TCP_FASTOPEN_NO_COOKIE")? != 0,
     })
 }
 
-/// Fingerprints of the keys that the socket has for itself: current, and backup.
+/// Returns the fingerprints of the socket's own current and backup key.
 fn own_keys(socket: &OwnedFd) -> io::Result<Vec<String>> {
-    /// The bytes of one key, and of half of it.
+    /// Length of a key, in bytes.
     const KEY: usize = 16;
+    /// Length of half a key, in bytes.
     const HALF: usize = 8;
     let mut bytes = Zeroizing::new([0; 2 * KEY]);
     let length = get(socket, libc::TCP_FASTOPEN_KEY, &mut *bytes)?;
@@ -117,10 +120,10 @@ fn own_keys(socket: &OwnedFd) -> io::Result<Vec<String>> {
     Ok(keys.map(fingerprint).collect())
 }
 
-/// getsockopt(2) of TCP; how many of the bytes it has written.
+/// Calls getsockopt(2) for a TCP option. Returns the number of bytes that it has written.
 fn get(socket: impl AsFd, option: i32, value: &mut [u8]) -> io::Result<usize> {
     let mut length = value.len() as libc::socklen_t;
-    // SAFETY: `value` is `length` bytes that may be written, and `length` may be, too, for as long as the call takes.
+    // SAFETY: `value` is valid for writes of `length` bytes, and `length` for writes, during the call.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
