@@ -1,4 +1,4 @@
-//! What keeps a host from serving Fast Open, and tfo from watching it: one finding for each thing, with what to do.
+//! Checks of what a host needs to serve Fast Open, and tfo to observe it. Each check has a finding, with advice.
 
 mod fast_open;
 pub mod fix;
@@ -17,21 +17,21 @@ use crate::{
     kernel::{listeners::Listeners, tcp_ext::TcpExt},
 };
 
-/// How a check went, from good to bad.
+/// Result of a check, from good to bad.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// As it should be.
+    /// Fine.
     #[default]
     Ok,
-    /// It works, but not for all, or not for ever; or it can't be told.
+    /// Limitation: it works, but not for all, or not for ever. Also a check that could not be made.
     Warn,
-    /// Fast Open, or tfo, does not work like this.
+    /// Failure: Fast Open, or tfo, does not work like this.
     Fail,
 }
 
 impl Status {
-    /// The name in tables and JSON.
+    /// Returns the name in tables and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -41,14 +41,14 @@ impl Status {
     }
 }
 
-/// What was found.
+/// Finding of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What to think of it.
+    /// Result.
     pub status: Status,
-    /// What it is.
+    /// State that was found.
     pub found: String,
-    /// What to do; `None` where nothing is to be done.
+    /// Advice; `None` if nothing needs to be done.
     pub advice: Option<String>,
 }
 
@@ -66,42 +66,42 @@ impl Finding {
     }
 }
 
-/// One check.
+/// Check that was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// Its name, which stays.
+    /// Name, which is stable.
     pub name: &'static str,
-    /// How it went.
+    /// Finding.
     #[serde(flatten)]
     pub finding: Finding,
 }
 
 impl Check {
-    /// What can't be found out is no reason to stop.
+    /// Makes a check of a finding. An error becomes a warning, so that the other checks still count.
     fn new(name: &'static str, finding: Result<Finding>) -> Self {
         let unknown = |error| Finding {
             status: Status::Warn,
-            found: format!("cannot be told: {error:#}"),
+            found: format!("unknown: {error:#}"),
             advice: (!nix::unistd::geteuid().is_root()).then(|| "run it with sudo".to_owned()),
         };
         Self { name, finding: finding.unwrap_or_else(unknown) }
     }
 }
 
-/// All checks; see `tfo check --json`.
+/// Report on all checks; `tfo check --json` prints it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// One after the other.
+    /// Checks, in the order in which they are shown.
     pub checks: Vec<Check>,
-    /// The worst of them.
+    /// Worst result of the checks.
     pub worst: Status,
-    /// What `--fix` has changed before.
+    /// Changes that `--fix` made before the checks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changes: Option<Vec<Change>>,
 }
 
 impl Report {
-    /// Checks the host and the calling thread's network namespace, and `interface` in it.
+    /// Checks the host, the calling thread's network namespace, and `interface` in it.
     pub async fn new(interface: Option<&str>, bpffs: &Bpffs) -> Self {
         let listeners = Listeners::read();
         let with_listeners = |check: fn(&Listeners) -> Result<Finding>| match &listeners {
@@ -137,7 +137,7 @@ impl Report {
         Self { checks, worst, changes: None }
     }
 
-    /// As users see it.
+    /// Formats the checks for people.
     pub fn text(&self) -> String {
         let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
         let mut text = String::new();

@@ -1,4 +1,4 @@
-//! The `tfo` command: what it takes, what its subcommands do, and the status with which it exits.
+//! The `tfo` command: its arguments, subcommands and exit statuses.
 
 pub mod args;
 pub mod commands;

@@ -1,6 +1,6 @@
 //! `tfo lab`: real Fast Open traffic between two network namespaces, watched by the program and by the kernel.
 //!
-//! Nothing of the host is touched: the namespaces have no name and end with the process; only the pins lie where
+//! The host's network is not touched: the namespaces have no name and end with the process. Only the pins lie where
 //! other commands (`tfo counters`) find them, and they are removed at the end.
 
 pub mod agreement;
@@ -34,25 +34,25 @@ use crate::{
     view::counters::Report,
 };
 
-/// The server's interface, with the program on it.
+/// Server's interface, with the program on it.
 pub const INTERFACE: &str = "tfo-lab";
-/// How often the comparison is drawn on a terminal.
+/// Time between drawings of the comparison on a terminal.
 const DRAW_EVERY: Duration = Duration::from_millis(500);
-/// How often a line is printed without one.
+/// Time between printed lines, without a terminal.
 const PRINT_EVERY: Duration = Duration::from_secs(2);
-/// Why there is nothing to compare.
+/// Error when there are no counters to compare.
 const UNLOADED: &str = "the lab's program was unloaded by somebody else";
-/// How long counters may take to settle once the clients have stopped.
+/// Longest time that counters may take to settle after the clients have stopped.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// Runs the lab. Exit status 0 where our counters agree with the kernel's and every class was seen.
+/// Runs the lab. Succeeds if our counters agree with the kernel's and every class was seen.
 pub async fn run(duration: Option<Duration>, bpffs: &Bpffs) -> Result<ExitCode> {
     preflight()?;
     let mut signals = Signals::new()?;
     let _mount = bpffs.mount()?;
     let pins = bpffs.pins(INTERFACE);
     if !pins.has_controller()? {
-        // What a killed lab left behind belongs to namespaces that are gone.
+        // These pins are from a killed lab, whose namespaces are gone.
         unload(&pins).await?;
     }
 
@@ -68,7 +68,7 @@ pub async fn run(duration: Option<Duration>, bpffs: &Bpffs) -> Result<ExitCode> 
         retire: Retire::default(),
         services: Services::default(),
         file: None,
-        // Nobody orders anything here.
+        // No order of `tfo hide` is kept for the lab.
         state: PathBuf::from("/nonexistent"),
     };
     let mut controller = Controller::new(&interfaces, bpffs, options).await?;
@@ -84,7 +84,7 @@ pub async fn run(duration: Option<Duration>, bpffs: &Bpffs) -> Result<ExitCode> 
     conclude(&report, &agreement, rounds)
 }
 
-/// Lets the script play, and waits for its last packets; what was counted, and in how many rounds.
+/// Runs the script and waits for its last packets. Returns the counters, their comparison, and the number of rounds.
 async fn play(
     duration: Option<Duration>,
     controller: &mut Controller,
@@ -101,7 +101,7 @@ async fn play(
     Ok((report, agreement, rounds?))
 }
 
-/// Shows what happens until the time is up or a signal comes, and the script has ended.
+/// Shows the counters until the script has ended. Stops the script when the time is up or a signal comes.
 async fn watch(
     duration: Option<Duration>,
     controller: &mut Controller,
@@ -116,7 +116,7 @@ async fn watch(
     while !script.has_ended() {
         tokio::select! {
             _ = signals.next() => script.stop(),
-            // The script waits for keys to arrive in the map, so this goes on to its very end.
+            // Until it ends, the script waits for new keys to arrive in the map.
             _ = follow.tick() => controller.step().await,
             _ = show.tick() => {
                 for (report, counters) in controller.reports()?.iter().zip(controller.counters()?) {
@@ -132,7 +132,7 @@ async fn watch(
             script.stop();
         }
     }
-    // What is printed now stands where the last picture stood.
+    // The final report is printed in place of the last drawing.
     if let Some(screen) = &mut screen {
         screen.draw("");
     }
@@ -149,28 +149,28 @@ fn live_text(report: &str, agreement: &Agreement, rounds: u64, end: Option<Insta
         None => write!(text, ", Ctrl-C ends it\n\n"),
     }
     .expect("writing to a String cannot fail");
-    // On a small terminal the end is cut off: what matters most comes first.
+    // On a small terminal the end is cut off, so the comparison comes first.
     text.push_str(&agreement.text());
     text.push('\n');
     text.push_str(report);
     text
 }
 
-/// Waits for the last handshakes, until both sides have counted the same or too much time has gone by.
+/// Waits for the last handshakes, until both sides have counted the same or [`SETTLE`] has passed.
 async fn settle(controller: &Controller, before: TcpExt) -> Result<Agreement> {
-    let patience = Instant::now() + SETTLE;
+    let deadline = Instant::now() + SETTLE;
     loop {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let counters = controller.counters()?.pop().context(UNLOADED)?;
         let accepted = controller.reports()?.pop().and_then(|report| report.accepted());
         let agreement = Agreement::new(&counters, accepted, TcpExt::read()? - before);
-        if agreement.holds() || Instant::now() > patience {
+        if agreement.holds() || Instant::now() > deadline {
             return Ok(agreement);
         }
     }
 }
 
-/// Prints the comparison and what follows from it.
+/// Prints the comparison. Fails if the counters differ, or a class was not seen.
 fn conclude(report: &Report, agreement: &Agreement, rounds: u64) -> Result<ExitCode> {
     print(&format!("\n{}\n{}", report.text(), agreement.text()))?;
     if !agreement.holds() {

@@ -1,4 +1,4 @@
-//! The kernel's Fast Open: its settings, its listeners, and what its counters tell.
+//! Checks of the kernel's Fast Open: its settings, listeners and counters.
 
 use anyhow::Result;
 
@@ -13,8 +13,8 @@ use crate::{
     util::secrecy::leaving_no_trace,
 };
 
-/// The share of attempts that may fail before it is worth a word.
-const SOME: f64 = 0.1;
+/// Share of failed attempts above which a check warns.
+const TOLERATED: f64 = 0.1;
 
 pub(super) fn mode(tcp_fastopen: u32) -> Finding {
     let found = format!("{tcp_fastopen:#x}: {}", bits(tcp_fastopen));
@@ -49,7 +49,7 @@ pub(super) fn key(listeners: &Listeners) -> Result<Finding> {
     Ok(match shown {
         [Some(current), Some(backup)] => Finding::ok(format!("current {current}, backup {backup}")),
         [Some(current), None] => Finding::ok(format!("current {current}, no backup")),
-        // With the first listener that asks for Fast Open the kernel makes a key (`tcp_fastopen_init_key_once`).
+        // The kernel makes a key when the first listener asks for Fast Open (`tcp_fastopen_init_key_once`).
         [None, _] if listeners.listeners.iter().any(uses_sysctl) => Finding::fail(
             "all zero, and in force: anybody can make cookies",
             "somebody wrote zeros to net.ipv4.tcp_fastopen_key: write a random key, or `tfo run --keys random`",
@@ -86,7 +86,7 @@ pub(super) fn listeners(all: &Listeners) -> Finding {
     if unknown > 0 {
         found += &format!("; {unknown} can't be asked");
     }
-    // Not every server is to have it; what has it, has it with the keys that we know.
+    // A listener without Fast Open is normal. One with Fast Open and a warning is not.
     let is_odd = |listener: &&Listener| listener.warning.is_some() && is(|queue| queue > 0)(listener);
     let odd: Vec<_> = listeners.iter().filter(is_odd).collect();
     if !odd.is_empty() {
@@ -144,7 +144,7 @@ pub(super) fn client_fallback(counters: TcpExt) -> Result<Finding> {
     Ok(fallback(counters, sysctl::blackhole_timeout()?))
 }
 
-/// `timeout`: `net.ipv4.tcp_fastopen_blackhole_timeout_sec`.
+/// Judges the failed attempts of clients. `timeout` is `net.ipv4.tcp_fastopen_blackhole_timeout_sec`.
 fn fallback(counters: TcpExt, timeout: i32) -> Finding {
     let TcpExt { active, active_fail, blackhole, .. } = counters;
     let (found, is_much) = share(active_fail, active, ["attempts from here", "failed"]);
@@ -165,13 +165,13 @@ fn fallback(counters: TcpExt, timeout: i32) -> Finding {
     }
 }
 
-/// How many have failed, and whether that is much.
+/// Returns a text on the share that failed, and whether it is more than [`TOLERATED`].
 fn share(failed: u64, succeeded: u64, [what, did]: [&str; 2]) -> (String, bool) {
     match failed + succeeded {
         0 => (format!("no {what} yet"), false),
         all => {
             let share = failed as f64 / all as f64;
-            (format!("{failed} of {all} {what} {did} ({:.1}%)", share * 100.0), share > SOME)
+            (format!("{failed} of {all} {what} {did} ({:.1}%)", share * 100.0), share > TOLERATED)
         }
     }
 }
@@ -204,7 +204,7 @@ mod tests {
         let open = mode(0x203);
         assert_eq!(open.status, Status::Warn);
         assert!(open.advice.is_some_and(|advice| advice.ends_with("=3")));
-        // What is to be set keeps the other bits.
+        // The advice keeps the other bits.
         assert!(mode(0x404).advice.is_some_and(|advice| advice.ends_with("=1031")));
     }
 
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_gave_up_are_told_of() {
+    fn clients_that_gave_up_are_reported() {
         let counters = TcpExt { active: 99, active_fail: 1, ..TcpExt::default() };
         assert_eq!(fallback(counters, 3600).status, Status::Ok);
         let gave_up = fallback(TcpExt { blackhole: 2, ..counters }, 3600);

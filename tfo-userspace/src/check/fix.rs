@@ -14,17 +14,17 @@ use serde::Serialize;
 use crate::kernel::sysctl::{self, CLIENT, SERVER};
 
 const SYSCTL: &str = "net.ipv4.tcp_fastopen";
-/// The usual folder of files that set sysctls at boot.
+/// Usual folder of files that set sysctls at boot.
 pub const FOLDER: &str = "/etc/sysctl.d";
-/// The file's usual name.
+/// Name of the file that sets it at boot.
 const FILE: &str = "30-tcp_fastopen.conf";
-/// What it begins with where we make it.
+/// First line of a file that we create.
 const HEAD: &str = "# By `tfo check --fix`: TCP Fast Open for clients (0x1) and servers (0x2).\n";
 
-/// What is to be changed: nothing yet is.
+/// Planned changes. Making a plan changes nothing.
 #[derive(Debug)]
 pub struct Fix {
-    /// The bits to be set, and those that are.
+    /// New and old value of the sysctl; `None` if it stays as it is.
     mode: Option<(u32, u32)>,
     folder: PathBuf,
     file: Option<NewFile>,
@@ -32,25 +32,25 @@ pub struct Fix {
 
 #[derive(Debug)]
 struct NewFile {
-    /// `None` where there is none.
+    /// Old content; `None` if there is no file.
     old: Option<String>,
     new: String,
 }
 
-/// One thing that is changed.
+/// Change of a sysctl or of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Change {
-    /// A sysctl, or a file.
+    /// Name of the sysctl, or path of the file.
     pub what: String,
-    /// What it was; `None` where there was none.
+    /// Old value or content; `None` if there was no file.
     pub old: Option<String>,
-    /// What it is then.
+    /// New value or content.
     pub new: String,
 }
 
 impl Fix {
-    /// What is to be changed in the calling thread's network namespace, and in `folder`, from which sysctls are set at boot.
-    /// That has to be there, unless it is [`FOLDER`].
+    /// Plans the changes in the calling thread's network namespace, and in `folder`, from which sysctls are set at
+    /// boot. The folder has to exist, unless it is [`FOLDER`].
     pub fn plan(folder: &Path) -> Result<Self> {
         if !geteuid().is_root() {
             bail!("setting {SYSCTL} takes root: run it with sudo");
@@ -71,7 +71,7 @@ impl Fix {
         Ok(Self { mode: (is != to_be).then_some((to_be, is)), folder: folder.to_owned(), file })
     }
 
-    /// What is changed, in this order.
+    /// Returns the changes, in the order in which they are made.
     pub fn changes(&self) -> Vec<Change> {
         let mode = self.mode.map(|(to_be, is)| Change {
             what: SYSCTL.to_owned(),
@@ -86,7 +86,7 @@ impl Fix {
         mode.into_iter().chain(file).collect()
     }
 
-    /// What is changed, for people.
+    /// Formats the changes for people.
     pub fn text(&self) -> String {
         let mut text = String::new();
         if let Some((to_be, is)) = self.mode {
@@ -105,7 +105,7 @@ impl Fix {
         if text.is_empty() { "nothing to fix\n".to_owned() } else { text }
     }
 
-    /// Changes it.
+    /// Makes the changes.
     pub fn apply(&self) -> Result<()> {
         if let Some((to_be, _)) = self.mode {
             sysctl::write_mode(to_be)?;
@@ -116,8 +116,8 @@ impl Fix {
     }
 }
 
-/// Whoever reads the file sees the old one or the new one, even after a crash. Its name while it is written does not end in
-/// `.conf`: it is not read at boot.
+/// Replaces the file atomically: readers see the old or the new one, even after a crash. The temporary file's name does
+/// not end in `.conf`, so that it is not read at boot.
 fn write(folder: &Path, path: &Path, text: &str) -> io::Result<()> {
     if folder == Path::new(FOLDER) {
         fs::create_dir_all(folder)?;
@@ -131,8 +131,8 @@ fn write(folder: &Path, path: &Path, text: &str) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
-/// What is to be in the file with `old` in it, so that it sets these bits, once; `None` where it does already. Whatever else
-/// is in it stays.
+/// Returns the content of the file that sets these bits exactly once; `None` if the content `old` does so already.
+/// Other lines of it stay.
 fn with_setting(old: Option<&str>, bits: u32) -> Option<String> {
     let setting = format!("{SYSCTL} = {bits}\n");
     let Some(old) = old else { return Some(format!("{HEAD}{setting}")) };
@@ -146,7 +146,8 @@ fn with_setting(old: Option<&str>, bits: u32) -> Option<String> {
     Some(text)
 }
 
-/// What a line of sysctl.d(5) sets [`SYSCTL`] to: dots may be slashes, and a `-` before it makes failing no matter.
+/// Returns the value that a line of sysctl.d(5) gives to [`SYSCTL`]. Slashes may replace dots, and a `-` before the
+/// name ignores failures.
 fn value(line: &str) -> Option<&str> {
     let (name, value) = line.split_once('=')?;
     let name = name.trim().trim_start_matches('-').replace('/', ".");
@@ -162,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_says_it_is_kept() {
+    fn a_file_with_the_setting_is_kept() {
         for text in ["net.ipv4.tcp_fastopen=3", "# mine\n-net/ipv4/tcp_fastopen = 3 \nnet.core.somaxconn=9\n"]
         {
             assert_eq!(with_setting(Some(text), 3), None, "{text:?}");
@@ -175,7 +176,7 @@ mod tests {
         let expected =
             "# mine\nnet.core.somaxconn=9\nnet.ipv4.tcp_fastopen_key = x\nnet.ipv4.tcp_fastopen = 1027\n";
         assert_eq!(with_setting(Some(text), 1027).as_deref(), Some(expected));
-        // The last line counts, whatever the first says.
+        // The last line counts, even if the first is right.
         let twice = "net.ipv4.tcp_fastopen=3\nnet.ipv4.tcp_fastopen=1\n";
         assert_eq!(with_setting(Some(twice), 3).as_deref(), Some("net.ipv4.tcp_fastopen = 3\n"));
     }

@@ -1,4 +1,4 @@
-//! Where on an interface the XDP program can run.
+//! Checks of an interface: whether the XDP program runs or can run in its driver.
 
 use tfo_common::info::Attach;
 
@@ -8,11 +8,12 @@ use crate::{
     kernel::interface::{Interface, XdpOnInterface},
 };
 
-/// What a driver with one page for a frame keeps of it for itself, in bytes: room before it (XDP_PACKET_HEADROOM), behind it
-/// (skb_shared_info), and for an Ethernet header with two tags.
+/// Bytes of a page that are not for the packet, in a driver with one page for each frame: room before the frame
+/// (XDP_PACKET_HEADROOM), room behind it (skb_shared_info), and an Ethernet header with two tags.
 const NOT_FOR_THE_PACKET: u64 = 256 + 320 + 22;
 
-/// What is attached or can be, and whether the MTU leaves room for it in the driver. Nothing is attached to find out.
+/// Checks which program is or can be attached, and whether the MTU leaves room for it in the driver. It attaches
+/// nothing.
 pub(super) async fn check(name: &str, bpffs: &Bpffs) -> (Finding, Option<Finding>) {
     let interface = match Interface::find(name).await {
         Ok(interface) => interface,
@@ -24,13 +25,13 @@ pub(super) async fn check(name: &str, bpffs: &Bpffs) -> (Finding, Option<Finding
         None => offered(name, &driver),
     };
     let mtu = match driver {
-        Ok(Some(false)) => Finding::ok(format!("{}: in the stack, any will do", interface.mtu)),
+        Ok(Some(false)) => Finding::ok(format!("{}: in the stack, any MTU will do", interface.mtu)),
         _ => room(interface.mtu, procfs::page_size()),
     };
     (xdp, Some(mtu))
 }
 
-/// `is_native`: whether the driver says that it takes programs.
+/// Judges the attached program. `is_native` says whether the driver takes XDP programs.
 fn attached(name: &str, xdp: XdpOnInterface, is_native: bool, bpffs: &Bpffs) -> Finding {
     let XdpOnInterface { program_id, attach } = xdp;
     let pins = bpffs.pins(name);
@@ -51,7 +52,7 @@ fn attached(name: &str, xdp: XdpOnInterface, is_native: bool, bpffs: &Bpffs) -> 
         },
         Ok(_) => Finding::fail(
             format!("{name} has another XDP program already (id {program_id}, {attach} mode)"),
-            "tfo leaves it alone: detach it first, by whoever attached it",
+            "tfo leaves it alone: detach it first, with the tool that attached it",
         ),
         Err(error) => Finding::warn(
             format!(
@@ -70,10 +71,10 @@ fn offered(name: &str, driver: &std::io::Result<Option<bool>>) -> Finding {
             "tfo attaches in the stack (generic mode), which costs more for each packet",
         ),
         Ok(None) => Finding::ok(format!(
-            "{name}: drivers are asked since Linux 6.3; `tfo run` tries native mode first"
+            "{name}: before Linux 6.3 its driver can't be asked; `tfo run` tries native mode first"
         )),
         Err(error) => Finding::warn(
-            format!("{name}: what its driver can do cannot be told: {error}"),
+            format!("{name}: what its driver can do is unknown: {error}"),
             "`tfo run` tries native mode first, then generic",
         ),
     }
@@ -99,7 +100,7 @@ mod tests {
     #[test]
     fn a_frame_is_to_fit_into_a_page() {
         assert_eq!(room(1500, 4096).status, Status::Ok);
-        // The most that mlx5 and ena take, as their documentation says.
+        // Largest MTU of mlx5 and ena for XDP, by their documentation.
         assert_eq!(room(3498, 4096).status, Status::Ok);
         assert_eq!(room(3499, 4096).status, Status::Warn);
         assert_eq!(room(9000, 65_536).status, Status::Ok);

@@ -1,4 +1,4 @@
-//! What a driver can do with XDP, asked over generic netlink: the family `netdev`, since Linux 6.3.
+//! XDP features of a driver, from the generic netlink family `netdev` (since Linux 6.3).
 
 use std::io;
 
@@ -19,10 +19,11 @@ use crate::kernel::netlink;
 const DEV_GET: u8 = 1;
 const IFINDEX: u16 = 1;
 const XDP_FEATURES: u16 = 3;
-/// Programs that pass, drop and send back run in the driver (NETDEV_XDP_ACT_BASIC).
+/// Feature bit of a driver that runs programs which pass, drop and send back (NETDEV_XDP_ACT_BASIC).
 const BASIC: u64 = 1;
 
-/// Whether the driver of the interface with this index runs XDP programs itself; `None` where the kernel does not tell.
+/// Returns whether the driver of the interface with this index runs XDP programs; `None` if the kernel lacks the
+/// family.
 pub(super) fn has_native_xdp(index: u32) -> io::Result<Option<bool>> {
     let family = match family(Netdev::family_name()) {
         Ok(family) => family,
@@ -36,7 +37,7 @@ pub(super) fn has_native_xdp(index: u32) -> io::Result<Option<bool>> {
     Ok(Some(answer.payload.xdp_features()? & BASIC != 0))
 }
 
-/// The number of the family of that name.
+/// Returns the number of the generic netlink family `name`.
 fn family(name: &str) -> io::Result<u16> {
     let question = GenlMessage::from_payload(GenlCtrl {
         cmd: GenlCtrlCmd::GetFamily,
@@ -50,7 +51,7 @@ fn family(name: &str) -> io::Result<u16> {
     number.ok_or_else(|| io::Error::other(format!("the kernel gave the family {name} no number")))
 }
 
-/// A message of the family `netdev` about one interface.
+/// Message of the family `netdev` about one interface.
 #[derive(Debug)]
 struct Netdev(Vec<DefaultNla>);
 
@@ -99,8 +100,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_family_that_the_kernel_has_not_is_told_from_a_failure() {
-        // As the answer for `netdev` is before Linux 6.3.
+    fn a_family_that_the_kernel_lacks_is_not_found() {
+        // Before Linux 6.3, the answer for `netdev` is the same.
         assert_eq!(family("nonesuch").err().map(|error| error.kind()), Some(io::ErrorKind::NotFound));
         assert!(family("nlctrl").is_ok());
     }

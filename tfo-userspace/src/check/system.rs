@@ -1,4 +1,4 @@
-//! The kernel, and what it lets us do.
+//! Checks of the kernel, our privileges, memory locking, cgroups and the clock.
 
 use std::{fs, io, path::Path};
 
@@ -13,7 +13,7 @@ use crate::{
     util::secrecy::may_lock_memory,
 };
 
-/// The oldest kernel on which the program is known to load.
+/// Oldest kernel on which the program is known to load.
 const OLDEST: (u32, u32) = (5, 10);
 const RELEASE: &str = "/proc/sys/kernel/osrelease";
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -63,7 +63,7 @@ pub(super) fn privileges() -> Result<Finding> {
             "give CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN to the container or the service",
         ));
     }
-    // It loads one, and attaches it to nothing.
+    // This loads a program and attaches it to nothing.
     match aya::sys::is_program_supported(ProgramType::Xdp) {
         Ok(true) => {}
         Ok(false) => return Ok(Finding::fail("this kernel has no XDP", "use one with CONFIG_BPF_SYSCALL=y")),
@@ -98,7 +98,7 @@ pub(super) fn cgroup2() -> Result<Finding> {
     Ok(match cgroup::Cgroup2::find()?.root() {
         Ok(mount) => Finding::ok(mount.display().to_string()),
         Err([why, advice]) => Finding::warn(
-            format!("{why}: what becomes of connections can't be seen, and `once` protects nothing"),
+            format!("{why}: outcomes of connections can't be seen, and `once` does nothing"),
             advice,
         ),
     })

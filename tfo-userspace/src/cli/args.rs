@@ -22,7 +22,7 @@ use crate::{
 #[derive(Parser)]
 #[command(name = "tfo", version, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// Subcommand.
     #[command(subcommand)]
     pub command: Command,
 
@@ -38,21 +38,22 @@ pub struct Cli {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 
-    /// The form of log lines. What is logged is up to -v, or to the environment variable RUST_LOG, such as warn,tfo=debug
+    /// Format of log lines. -v, or the environment variable RUST_LOG (such as warn,tfo=debug), selects which are
+    /// written
     #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     pub log_format: Format,
 }
 
 impl Cli {
-    /// The level up to which log lines of the libraries are shown.
+    /// Returns the level up to which log lines of the libraries are shown.
     pub fn libraries_log_level(&self) -> LevelFilter {
         if self.verbose < 2 { LevelFilter::WARN } else { LevelFilter::DEBUG }
     }
 
-    /// The level up to which our own log lines are shown. The program's own rare events are at level debug.
+    /// Returns the level up to which our own log lines are shown. Messages of the XDP program have level debug.
     pub fn log_level(&self) -> LevelFilter {
         match self.verbose {
-            // The lab changes keys all the time, and says itself what there is to see.
+            // The lab changes keys all the time, and prints its own report.
             0 if matches!(self.command, Command::Lab(_)) => LevelFilter::WARN,
             0 => LevelFilter::INFO,
             1 => LevelFilter::DEBUG,
@@ -61,15 +62,15 @@ impl Cli {
     }
 }
 
-/// The subcommands.
+/// Subcommands of `tfo`.
 #[derive(Subcommand)]
 pub enum Command {
     /// Attach the XDP program and keep its keys in step with the kernel
     ///
-    /// On a terminal it shows live counters, elsewhere it logs. Ctrl-C (SIGINT) ends it, detaches the program and removes its
-    /// state. SIGTERM ends it and leaves the program attached, with its counters and orders, for the next `tfo run` to take over,
-    /// as after a crash; `tfo unload` removes it. With --config, SIGHUP reads the
-    /// file again, as `tfo reload` does; without it, SIGHUP acts like SIGINT.
+    /// On a terminal it shows live counters, elsewhere it logs. Ctrl-C (SIGINT) ends it, detaches the program and
+    /// removes its state. SIGTERM ends it and leaves the program attached, with its counters and orders. The next
+    /// `tfo run` takes it over, as after a crash; `tfo unload` removes it. With --config, SIGHUP reads the file again,
+    /// as `tfo reload` does; without it, SIGHUP acts like SIGINT.
     Run(Run),
     /// Have `tfo run --config` read its file again
     ///
@@ -92,21 +93,23 @@ pub enum Command {
     Events(Events),
     /// List the listening sockets, and what each does with Fast Open
     ///
-    /// Lists the sockets of this network namespace. It queries each through the process that holds it, which needs root; the
-    /// reason is shown where that fails. Keys are shown by their fingerprints.
+    /// Lists the sockets of this network namespace. It queries each through the process that holds it, which needs
+    /// root; the reason is shown where that fails. Keys are shown by their fingerprints.
     Listeners(Listeners),
     /// Check whether this host can serve Fast Open, and what tfo can see of it
     ///
-    /// Checks this network namespace. Each line is ok, warn or fail, and says what to do. The exit status is 1 if a line is fail.
+    /// Checks this network namespace. Each line is ok, warn or fail, and says what to do. The exit status is 1 if a
+    /// line is fail.
     Check(Check),
     /// Show live rates on a screen; ? lists its keys
     ///
-    /// It reads what `tfo run` has pinned, every second, and changes nothing. When `tfo run` ends, it waits for the next one. Where
-    /// standard output is no terminal, it prints the state once.
+    /// It reads what `tfo run` has pinned, every second, and changes nothing. When `tfo run` ends, it waits for the
+    /// next one. Where standard output is no terminal, it prints the state once.
     Top(Top),
     /// Write a page on the last hour, with plots: one HTML file that needs nothing else
     ///
-    /// It asks the `tfo run` of each interface for what it remembers. The page has no addresses and no fingerprints in it.
+    /// It gets the samples of the last hour from the `tfo run` of each interface. The page has no addresses and no
+    /// fingerprints.
     Report(Report),
     /// Work with keys and cookies
     #[command(subcommand)]
@@ -118,7 +121,7 @@ pub enum Command {
 /// Arguments of `tfo run`.
 #[derive(Args, Debug)]
 pub struct Run {
-    /// The interface to attach to; may be given several times
+    /// Interface to attach to; may be given several times
     #[arg(
         short,
         long = "interface",
@@ -134,34 +137,35 @@ pub struct Run {
     ])]
     pub config: Option<PathBuf>,
 
-    /// What the program may do to packets
+    /// Mode of the program: what it may do to packets
     #[arg(long, value_enum, default_value_t)]
     pub mode: ProgramMode,
 
-    /// Where in the receive path the program is attached
+    /// Place in the receive path at which the program is attached
     #[arg(long, value_enum, default_value_t)]
     pub attach: AttachMode,
 
-    /// Count by service, such as web=80,443,8000-8010; may be given several times. All other ports are counted as `other`
+    /// Count by service, such as web=80,443,8000-8010; may be given several times. All other ports are counted as
+    /// `other`
     #[arg(long = "service", value_name = "NAME=PORTS")]
     pub services: Vec<Named>,
 
-    /// Where keys come from: kernel (follow it, never write), random (our own, written to the kernel), or secret:FILE
+    /// Source of keys: kernel (follow it, never write), random (our own, written to the kernel), or secret:FILE
     /// (derived from a fleet's 32-byte secret and the time, as tofurkey does; FILE may be the name of a systemd
     /// credential, or - for standard input)
     #[arg(long, value_name = "SOURCE", default_value = "kernel", value_parser = KeysFrom::parse)]
     pub keys: KeysFrom,
 
-    /// How often the key changes, with --keys random or secret: 10s to 1w
+    /// Time between key changes with --keys random or secret: 10s to 1w
     #[arg(long, value_name = "TIME", default_value = "4h", value_parser = parse_duration)]
     pub rotate: Duration,
 
-    /// Where --keys random keeps its keys over a restart; for root only
+    /// File in which --keys random keeps its keys over a restart; only root can read it
     #[arg(long, value_name = "FILE", default_value = "/var/lib/tfo/keys.json")]
     pub key_state: PathBuf,
 
-    /// At a rotation, forget retired keys that made less than this share of the good cookies since the last one, such as 0.1%;
-    /// without it, the eight newest are kept
+    /// Forget, at a rotation, retired keys that made less than this share of the good cookies since the last rotation,
+    /// such as 0.1%; without it, the eight newest are kept
     #[arg(long, value_name = "SHARE", value_parser = parse_share)]
     pub retire_below: Option<f64>,
 
@@ -188,7 +192,7 @@ pub struct Lab {
 /// Arguments of `tfo reload`.
 #[derive(Args, Debug)]
 pub struct Reload {
-    /// Only the controller of this interface; without it, all
+    /// Interface whose controller reads its file again; without it, all
     #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 }
@@ -197,20 +201,20 @@ pub struct Reload {
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("hide").required(true).args(["all", "service", "source", "list"]))]
 pub struct Hide {
-    /// Only on this interface; without it, on all
+    /// Interface to hide on; without it, all
     #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
-    /// What is hidden
+    /// Clients whose Fast Open is hidden
     #[command(flatten)]
-    pub what: What,
+    pub target: Target,
 
     /// List the orders in force; hide nothing
     #[arg(long)]
     pub list: bool,
 
-    /// With --list: one JSON object for each interface, each on its line
-    // Not `requires`: clap does not ask for what conflicts with another argument.
+    /// Print the list as one JSON object for each interface, each on its line; needs --list
+    // Not `requires`: clap does not enforce it if the required argument conflicts with one that is given.
     #[arg(long, conflicts_with_all = ["all", "service", "source"])]
     pub json: bool,
 }
@@ -219,33 +223,33 @@ pub struct Hide {
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("show").required(true).args(["all", "service", "source"]))]
 pub struct Show {
-    /// Only on this interface; without it, on all
+    /// Interface to show on; without it, all
     #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
-    /// What is hidden no longer
+    /// Clients whose Fast Open is shown again
     #[command(flatten)]
-    pub what: What,
+    pub target: Target,
 }
 
-/// Whose Fast Open.
+/// Clients whose Fast Open is hidden or shown.
 #[derive(Args, Debug)]
-pub struct What {
-    /// For all clients
+pub struct Target {
+    /// Act on all clients
     #[arg(long)]
     pub all: bool,
 
-    /// For this service
+    /// Act on all clients of this service
     #[arg(long, value_name = "NAME")]
     pub service: Option<String>,
 
-    /// For clients with this address or in this network
+    /// Act on clients with this address or in this network
     #[arg(long, value_name = "PREFIX", value_parser = parse_prefix)]
     pub source: Option<IpNet>,
 }
 
-impl What {
-    /// It, where something is given.
+impl Target {
+    /// Returns the target as the model has it; `None` without any of the options.
     pub fn hidden(&self) -> Option<Hidden> {
         let service = self.service.clone().map(Hidden::Service);
         service.or(self.source.map(Hidden::Source)).or(self.all.then_some(Hidden::All))
@@ -255,7 +259,7 @@ impl What {
 /// Arguments of `tfo status`.
 #[derive(Args, Debug)]
 pub struct Status {
-    /// Which interface, when several run
+    /// Interfaces and output format
     #[command(flatten)]
     pub select: Select,
 }
@@ -263,7 +267,7 @@ pub struct Status {
 /// Arguments of `tfo counters`.
 #[derive(Args, Debug)]
 pub struct Counters {
-    /// Which interface, when several run
+    /// Interfaces and output format
     #[command(flatten)]
     pub select: Select,
 
@@ -275,7 +279,7 @@ pub struct Counters {
 /// Arguments of `tfo top`.
 #[derive(Args, Debug)]
 pub struct Top {
-    /// Which interface, when several run
+    /// Interfaces and output format
     #[command(flatten)]
     pub select: Select,
 
@@ -287,7 +291,7 @@ pub struct Top {
 /// Arguments of `tfo events`.
 #[derive(Args, Debug)]
 pub struct Events {
-    /// Which interface, when several run
+    /// Interfaces and output format
     #[command(flatten)]
     pub select: Select,
 
@@ -303,7 +307,7 @@ pub struct Events {
 /// Arguments of `tfo listeners`.
 #[derive(Args, Debug)]
 pub struct Listeners {
-    /// As one JSON object
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -315,20 +319,21 @@ pub struct Check {
     #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
-    /// Only check this configuration file; nothing is attached or changed. Each fault is told with its line
+    /// Check only this configuration file; nothing is attached or changed. Each fault is shown with its line
     #[arg(long, value_name = "FILE", conflicts_with_all = ["interface", "fix"])]
     pub config: Option<PathBuf>,
 
-    /// As one JSON object
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 
-    /// First turn Fast Open on for clients and servers: the bits 0x1 and 0x2 of net.ipv4.tcp_fastopen, now for this network
-    /// namespace, and in 30-tcp_fastopen.conf for the host at its next boot. Each change is shown before it is made
+    /// Turn Fast Open on first, for clients and servers: the bits 0x1 and 0x2 of net.ipv4.tcp_fastopen, now for this
+    /// network namespace, and in 30-tcp_fastopen.conf for the host at its next boot. Each change is shown before it is
+    /// made
     #[arg(long)]
     pub fix: bool,
 
-    /// The folder in which --fix writes that file; only the default folder is created if it is missing
+    /// Folder in which --fix writes that file; only the default folder is created if it is missing
     #[arg(long, value_name = "DIR", default_value = FOLDER, requires = "fix")]
     pub sysctl_dir: PathBuf,
 }
@@ -340,19 +345,19 @@ pub struct Report {
     #[arg(long, value_name = "FILE")]
     pub html: PathBuf,
 
-    /// Only this interface; without it, all whose `tfo run` runs here
+    /// Interface to report on; without it, all whose `tfo run` runs here
     #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 }
 
-/// Which interfaces, and in which form.
+/// Interfaces and output format.
 #[derive(Args, Debug)]
 pub struct Select {
-    /// Only this interface; without it, all
+    /// Interface to show; without it, all
     #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
-    /// One JSON object for each interface, each on its line
+    /// Print one JSON object for each interface, each on its line
     #[arg(long)]
     pub json: bool,
 }
@@ -375,7 +380,7 @@ pub enum Keys {
 /// Arguments of `tfo keys status`.
 #[derive(Args, Debug)]
 pub struct KeysStatus {
-    /// Which interface, when several run
+    /// Interfaces and output format
     #[command(flatten)]
     pub select: Select,
 }
@@ -383,11 +388,11 @@ pub struct KeysStatus {
 /// Arguments of `tfo keys rotate`.
 #[derive(Args, Debug)]
 pub struct Rotate {
-    /// The interface whose controller is to do it; without it, whichever runs
+    /// Interface whose controller does it; without it, any that runs
     #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
-    /// For a leaked key: forget all old keys, in the maps and in the kernel
+    /// Forget all old keys, in the maps and in the kernel; for a leaked key
     #[arg(long)]
     pub emergency: bool,
 }
@@ -395,11 +400,11 @@ pub struct Rotate {
 /// Arguments of `tfo keys import`.
 #[derive(Args, Debug)]
 pub struct Import {
-    /// The interface whose controller is to do it; without it, whichever runs
+    /// Interface whose controller does it; without it, any that runs
     #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 
-    /// A file with the key, as net.ipv4.tcp_fastopen_key shows it; - for standard input
+    /// File with the key, as net.ipv4.tcp_fastopen_key shows it; - for standard input
     #[arg(value_name = "FILE", default_value = "-")]
     pub file: String,
 }
@@ -411,15 +416,15 @@ pub struct Derive {
     #[arg(value_name = "FILE")]
     pub secret: String,
 
-    /// How often the key changes
+    /// Time between key changes
     #[arg(long, value_name = "TIME", default_value = "4h", value_parser = parse_duration)]
     pub rotate: Duration,
 
-    /// At which time, in seconds since 1970; without it, now
+    /// Time of the keys, in seconds since 1970; without it, now
     #[arg(long, value_name = "SECONDS")]
     pub at: Option<u64>,
 
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -438,7 +443,7 @@ pub struct Cookie {
     /// The server's address
     pub dst: std::net::IpAddr,
 
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -446,7 +451,7 @@ pub struct Cookie {
 /// Arguments of `tfo unload`.
 #[derive(Args, Debug)]
 pub struct Unload {
-    /// Only from this interface; without it, from all
+    /// Interface to unload from; without it, all
     #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
 }
@@ -464,7 +469,6 @@ mod tests {
     use super::*;
     use crate::config::{Config, Keys as KeysConfig};
 
-    /// What neither says is the same on the command line and in a file.
     #[test]
     fn defaults_are_those_of_a_file() {
         let Command::Run(run) = Cli::parse_from(["tfo", "run", "-i", "v0"]).command else { panic!("a run") };

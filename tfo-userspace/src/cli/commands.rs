@@ -1,4 +1,4 @@
-//! The subcommands, a file each.
+//! The subcommands, one file each.
 
 mod check;
 mod counters;
@@ -30,10 +30,10 @@ use crate::{
 
 /// Carries out the command line.
 pub fn run(cli: Cli) -> Result<ExitCode> {
-    // Nearly all of them hold keys, if only to show their fingerprints.
+    // Nearly all commands hold keys, if only to show their fingerprints.
     protect_process()?;
     if !matches!(cli.command, Command::Run(_) | Command::Lab(_)) {
-        // A reader that closes the pipe early, such as `head`, ends the command; nothing ends the controller.
+        // A reader that closes the pipe early, such as `head`, ends the command, but never the controller.
         die_quietly_on_broken_pipe();
     }
     let bpffs = Bpffs::new(&cli.bpffs);
@@ -63,32 +63,32 @@ fn done((): ()) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What is attached, or only to `interface`; an error where there is nothing.
+/// Returns the pins of the attached interfaces, or only of `interface`. Fails if there are none.
 fn attached(interface: Option<&str>, bpffs: &Bpffs) -> Result<Vec<Pins>> {
     choose(bpffs.attached()?, interface)
 }
 
-/// Gives an order to the controller of each interface that is attached, or only of `interface`, and shows the answers. One
-/// that fails keeps no other from it; the first failure is the outcome.
-async fn tell(
+/// Sends a request to the controller of each attached interface, or only of `interface`, and shows the answers. After a
+/// failure it goes on with the rest. It returns the first failure and prints the others.
+async fn send(
     interface: Option<&str>,
     bpffs: &Bpffs,
-    order: impl Fn(String) -> Order,
+    request: impl Fn(String) -> Order,
     show: impl Fn(&str, &str) -> Result<()>,
 ) -> Result<()> {
     let mut outcome = Ok(());
     for pins in attached(interface, bpffs)? {
         let name = pins.interface();
-        let told = control::give(&pins, &order(name.to_owned())).await.and_then(|answer| show(name, &answer));
-        match told {
+        let answer = control::give(&pins, &request(name.to_owned())).await;
+        match answer.and_then(|answer| show(name, &answer)) {
             Err(error) if outcome.is_err() => eprintln!("error: {error:#}"),
-            told => outcome = outcome.and(told),
+            shown => outcome = outcome.and(shown),
         }
     }
     outcome
 }
 
-/// Those of `all` that are of `interface`, or simply all; an error where there is none.
+/// Returns the pins of `interface` among `all`, or all if none is given. Fails if there are none.
 fn choose(all: impl Iterator<Item = Pins>, interface: Option<&str>) -> Result<Vec<Pins>> {
     let chosen: Vec<_> = all.filter(|pins| interface.is_none_or(|name| pins.interface() == name)).collect();
     match interface {

@@ -6,10 +6,10 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::control::NotRunning;
 
-/// The exit status of a command that needs a running program where there is none.
+/// Exit status of a command that needs a running program and finds none.
 pub const NOT_RUNNING: u8 = 3;
 
-/// The exit status that `error` stands for.
+/// Returns the exit status for `error`.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     if error.is::<NotRunning>() { ExitCode::from(NOT_RUNNING) } else { ExitCode::FAILURE }
 }

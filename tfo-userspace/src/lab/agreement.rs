@@ -1,11 +1,11 @@
-//! Our counters beside the kernel's, which count the same packets further up the stack.
+//! Comparison of our counters with the kernel's, which count the same packets further up the stack.
 
 use comfy_table::CellAlignment::{Left, Right};
 use tfo_common::{class::Class, counters::Counters, segment::Family};
 
 use crate::{kernel::tcp_ext::TcpExt, view::table::table};
 
-/// What each side has counted.
+/// Comparison of both sides.
 #[derive(Clone, Debug)]
 pub struct Agreement {
     rows: Vec<Row>,
@@ -13,24 +13,24 @@ pub struct Agreement {
     not_seen: Vec<String>,
 }
 
-/// One counter of the kernel's.
+/// Comparison for one counter of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// TcpExt's name for it.
+    /// Name of the counter in TcpExt.
     pub name: &'static str,
-    /// What of ours it counts, too.
+    /// Names of our counters that add up to it.
     pub counts: String,
-    /// What we have counted.
+    /// Our count.
     pub ours: u64,
-    /// What the kernel has counted.
+    /// Kernel's count.
     pub kernel: u64,
 }
 
 impl Agreement {
-    /// Compares, given that all SYNs went to listeners with Fast Open. `accepted` are the connections that were accepted, where
-    /// that is known.
+    /// Compares both sides. All SYNs must have gone to listeners with Fast Open. `accepted` is the number of accepted
+    /// connections, if known.
     ///
-    /// Which class moves which counter: `tcp_try_fastopen` (net/ipv4/tcp_fastopen.c).
+    /// The kernel's `tcp_try_fastopen` (net/ipv4/tcp_fastopen.c) decides which class moves which counter.
     pub fn new(ours: &Counters, accepted: Option<u64>, kernel: TcpExt) -> Self {
         use Class::{
             CookieBackup, CookieBadLength, CookieCurrent, CookieRequest, CookieRetired, CookieUnknown,
@@ -69,22 +69,22 @@ impl Agreement {
         Self { rows, overflow: kernel.listen_overflow, not_seen }
     }
 
-    /// The comparisons.
+    /// Returns the comparison for each counter.
     pub fn rows(&self) -> &[Row] {
         &self.rows
     }
 
-    /// Whether both have counted the same.
+    /// Whether both sides counted the same, and no Fast Open queue was full.
     pub fn holds(&self) -> bool {
         self.overflow == 0 && self.rows.iter().all(|row| row.ours == row.kernel)
     }
 
-    /// The families and classes that no SYN has shown yet, and `malformed`.
+    /// Returns the families and classes of which no SYN was seen, and `malformed` if none was.
     pub fn not_seen(&self) -> &[String] {
         &self.not_seen
     }
 
-    /// Side by side, for people.
+    /// Formats both sides as a table, for people.
     pub fn text(&self) -> String {
         let rows = self.rows.iter().map(|row| {
             let verdict = if row.ours == row.kernel { "same" } else { "DIFFERENT" };

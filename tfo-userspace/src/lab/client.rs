@@ -12,12 +12,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Kind 34, and the experimental kind with its magic: RFC 7413, appendix A.
+/// Kind of the Fast Open option.
 const FAST_OPEN: u8 = 34;
+/// Experimental kind, room for the length, and the magic (RFC 7413, appendix A).
 const EXPERIMENTAL: [u8; 4] = [254, 0, 0xf9, 0x89];
 
-/// Connects from `source` to `server` with Fast Open, sends `data` with the SYN if the kernel holds a cookie, else
-/// behind it, and checks that it comes back.
+/// Connects from `source` to `server` with Fast Open and checks that `data` comes back. The SYN carries `data` if the
+/// kernel holds a cookie; otherwise it is sent later.
 pub fn fast_open(source: IpAddr, server: SocketAddr, data: &[u8]) -> Result<()> {
     let exchange = || -> Result<()> {
         let socket = bound(source, Type::STREAM, None)?;
@@ -27,7 +28,7 @@ pub fn fast_open(source: IpAddr, server: SocketAddr, data: &[u8]) -> Result<()> 
     exchange().with_context(|| format!("a Fast Open connection from {source} to {server} failed"))
 }
 
-/// The same without Fast Open.
+/// Does the same without Fast Open.
 pub fn ordinary(source: IpAddr, server: SocketAddr, data: &[u8]) -> Result<()> {
     let exchange = || -> Result<()> {
         let socket = bound(source, Type::STREAM, None)?;
@@ -47,7 +48,7 @@ fn expect_echo(mut connection: TcpStream, sent: usize, data: &[u8]) -> Result<()
     Ok(())
 }
 
-/// A TCP SYN, byte by byte. The kernel puts the IP header before it.
+/// TCP SYN, made byte by byte. The kernel puts the IP header before it.
 #[derive(Clone, Debug)]
 pub struct Syn {
     header: TcpHeader,
@@ -57,7 +58,7 @@ pub struct Syn {
 }
 
 impl Syn {
-    /// A plain SYN.
+    /// Makes a plain SYN.
     pub fn new(source_port: u16, server_port: u16, sequence: u32) -> Self {
         let mut header = TcpHeader::new(source_port, server_port, sequence, 64_240);
         header.syn = true;
@@ -65,20 +66,20 @@ impl Syn {
         Self { header, options: vec![2, 4, 5, 180], data_offset: None, data: Vec::new() }
     }
 
-    /// With a Fast Open option (kind 34) that holds `cookie`.
+    /// Adds a Fast Open option (kind 34) that holds `cookie`.
     pub fn fast_open(mut self, cookie: &[u8]) -> Self {
         self.options.extend([FAST_OPEN, cookie.len() as u8 + 2]);
         self.options.extend(cookie);
         self
     }
 
-    /// With an option of one byte, after which the next begins at the other parity.
+    /// Adds an option of one byte, so that the next option moves from an even to an odd offset or back.
     pub fn no_operation(mut self) -> Self {
         self.options.push(1);
         self
     }
 
-    /// With an experimental Fast Open option (kind 254) that holds `cookie`.
+    /// Adds an experimental Fast Open option (kind 254) that holds `cookie`.
     pub fn experimental(mut self, cookie: &[u8]) -> Self {
         let mut option = EXPERIMENTAL;
         option[1] = cookie.len() as u8 + 4;
@@ -87,25 +88,25 @@ impl Syn {
         self
     }
 
-    /// With data.
+    /// Adds data.
     pub fn data(mut self, data: &[u8]) -> Self {
         self.data = data.to_vec();
         self
     }
 
-    /// With FIN, which no listener takes.
+    /// Sets FIN, so that no listener takes the SYN.
     pub fn fin(mut self) -> Self {
         self.header.fin = true;
         self
     }
 
-    /// With a data offset, in words, that may be wrong.
+    /// Sets the data offset, in 32-bit words, which may be wrong.
     pub fn data_offset(mut self, words: u8) -> Self {
         self.data_offset = Some(words);
         self
     }
 
-    /// The segment's bytes, with a right checksum (before the data offset is made wrong).
+    /// Returns the segment's bytes. The checksum is computed before the data offset is replaced.
     fn bytes(&self, source: IpAddr, server: IpAddr) -> Result<Vec<u8>> {
         let mut header = self.header.clone();
         header.set_options_raw(&self.options)?;
@@ -126,7 +127,7 @@ impl Syn {
         Ok(bytes)
     }
 
-    /// Sends it from `source`. Whatever is answered, the kernel resets: it knows of no such connection.
+    /// Sends the SYN from `source`. The kernel resets any answer, since it knows of no such connection.
     pub fn send(&self, source: IpAddr, server: IpAddr) -> Result<()> {
         let bytes = self.bytes(source, server)?;
         let send = || -> io::Result<usize> {
@@ -137,7 +138,7 @@ impl Syn {
     }
 }
 
-/// A socket bound to `source`, which need not be configured on an interface.
+/// Returns a socket bound to `source`, which need not be configured on an interface.
 fn bound(source: IpAddr, kind: Type, protocol: Option<Protocol>) -> io::Result<Socket> {
     let address = SocketAddr::new(source, 0);
     let socket = Socket::new(Domain::for_address(address), kind, protocol)?;

@@ -23,29 +23,29 @@ use tfo_common::segment::Family;
 
 use crate::{kernel::interface::Interface, util::runtime::block_on};
 
-/// Where the server listens. RFC 2544 and RFC 3849: addresses that nobody routes.
+/// Addresses and port of the server. RFC 2544 and RFC 3849 reserve these addresses, so nobody routes them.
 pub const SERVERS: [SocketAddr; 2] = [
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), 7413),
     SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 7413),
 ];
-/// The client's own addresses.
+/// Client's own addresses.
 const CLIENTS: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(198, 18, 0, 2)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2))];
-/// The networks all of whose addresses are the client's too, so that it can be many clients.
+/// Networks in which all addresses belong to the client, too, so that it can act as many clients.
 const SOURCES: [(IpAddr, u8); 2] = [
     (IpAddr::V4(Ipv4Addr::new(198, 19, 0, 0)), 16),
     (IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0)), 112),
 ];
 const PREFIX: [u8; 2] = [16, 64];
-/// The client's interface.
+/// Client's interface.
 const CLIENT_INTERFACE: &str = "tfo-client";
 
-/// The server's address of `family`.
+/// Returns the server's address of `family`.
 pub fn server(family: Family) -> SocketAddr {
     SERVERS[family.index()]
 }
 
-/// The `number`th client's address of `family`.
+/// Returns the address of client `number` of `family`.
 pub fn source(family: Family, number: u16) -> IpAddr {
     match SOURCES[family.index()].0 {
         IpAddr::V4(network) => IpAddr::V4(Ipv4Addr::from_bits(network.to_bits() | u32::from(number))),
@@ -53,12 +53,12 @@ pub fn source(family: Family, number: u16) -> IpAddr {
     }
 }
 
-/// A network namespace, kept alive by a descriptor.
+/// Network namespace, kept alive by a descriptor.
 #[derive(Debug)]
 pub struct Namespace(File);
 
 impl Namespace {
-    /// A new, empty one. The calling thread stays where it is.
+    /// Makes an empty namespace. The calling thread stays in its own.
     pub fn new() -> Result<Self> {
         let made = thread::scope(|scope| {
             scope
@@ -71,18 +71,18 @@ impl Namespace {
         made.map_err(|_| anyhow!("the thread that makes a network namespace panicked"))?
     }
 
-    /// The calling thread's.
+    /// Opens the calling thread's namespace.
     pub fn current() -> Result<Self> {
         let path = "/proc/thread-self/ns/net";
         Ok(Self(File::open(path).with_context(|| format!("cannot open {path}"))?))
     }
 
-    /// Moves the calling thread, and it only, into this namespace.
+    /// Moves the calling thread, and no other, into this namespace.
     pub fn enter(&self) -> Result<()> {
         setns(&self.0, CloneFlags::CLONE_NEWNET).context("cannot enter a network namespace")
     }
 
-    /// Runs `work` in this namespace, on a thread of its own.
+    /// Runs `work` in this namespace, on another thread, and waits for it.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let done = thread::scope(|scope| {
             scope
@@ -96,7 +96,7 @@ impl Namespace {
     }
 }
 
-/// One end of the veth pair.
+/// End of the veth pair.
 #[derive(Clone, Copy)]
 struct End<'a> {
     interface: &'a str,
@@ -104,8 +104,8 @@ struct End<'a> {
     addresses: [IpAddr; 2],
 }
 
-/// Moves the calling thread into a new namespace, the server's, with `interface` joined to another new one, the
-/// client's, which it returns.
+/// Moves the calling thread into a new namespace for the server, and returns a new namespace for the client. A veth
+/// pair joins them, with `interface` as the server's end.
 pub async fn connect(interface: &str) -> Result<Namespace> {
     // Locally administered addresses.
     let server_end = End { interface, mac: [2, 0, 0, 0, 0, 1], addresses: SERVERS.map(|server| server.ip()) };
@@ -133,13 +133,13 @@ pub async fn connect(interface: &str) -> Result<Namespace> {
             RouteMessageBuilder::<IpAddr>::new().destination_prefix(network, length)?.gateway(gateway)?;
         handle.route().add(route.build()).execute().await.context("cannot add the route to the clients")?;
     }
-    // One end is up only once the other is.
+    // Each end is up only when the other is, too.
     wait_until_up(&handle, interface).await?;
     client.run(|| block_on(async { wait_until_up(&netlink()?, CLIENT_INTERFACE).await }))?;
     Ok(client)
 }
 
-/// Makes every address of [`SOURCES`] the client's own.
+/// Gives the client every address of [`SOURCES`].
 async fn add_sources(handle: &Handle) -> Result<()> {
     let lo = Interface::find("lo").await?.index;
     for (network, length) in SOURCES {
@@ -155,15 +155,15 @@ async fn add_sources(handle: &Handle) -> Result<()> {
     Ok(())
 }
 
-/// The kernel's table of local addresses (RT_TABLE_LOCAL).
+/// Kernel's routing table of local addresses (RT_TABLE_LOCAL).
 const LOCAL_TABLE: u32 = 255;
 
-/// Settings of a new namespace, before it has interfaces.
+/// Writes the sysctls of the calling thread's namespace.
 fn prepare() -> Result<()> {
     let settings = [
-        // A client that met resets goes on using Fast Open.
+        // Resets do not make a client stop using Fast Open.
         ("ipv4/tcp_fastopen_blackhole_timeout_sec", "0"),
-        // Room for every forged SYN: under pressure the kernel switches Fast Open off.
+        // Room for every forged SYN: under pressure, the kernel switches Fast Open off.
         ("ipv4/tcp_max_syn_backlog", "65536"),
         ("core/somaxconn", "65536"),
     ];
@@ -174,7 +174,8 @@ fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// Sets the calling thread's namespace up: loopback, the end of the veth pair that is in it, and where the other is.
+/// Sets up the calling thread's namespace: sysctls, loopback, its end of the veth pair, and the addresses of the other
+/// end.
 async fn configure(handle: &Handle, end: End<'_>, other: End<'_>) -> Result<()> {
     prepare()?;
     let lo = Interface::find("lo").await?.index;
@@ -192,20 +193,20 @@ async fn configure(handle: &Handle, end: End<'_>, other: End<'_>) -> Result<()> 
         .with_context(|| format!("cannot set the MAC address of {name}"))?;
     for (address, prefix) in end.addresses.into_iter().zip(PREFIX) {
         let mut request = handle.address().add(index, address, prefix);
-        // It can be used at once: nobody else could have it.
+        // Without duplicate address detection, it can be used at once.
         request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         request.execute().await.with_context(|| format!("cannot add {address} to {name}"))?;
     }
     up(index).await.with_context(|| format!("cannot bring {name} up"))?;
     for address in other.addresses {
-        // Nobody has to be asked, so no first packet waits for an answer.
+        // With a fixed neighbour entry, the first packet does not wait for an answer by ARP or neighbour discovery.
         let neighbour = handle.neighbours().add(index, address).link_layer_address(&other.mac);
         neighbour.execute().await.with_context(|| format!("cannot add the neighbour {address} of {name}"))?;
     }
     Ok(())
 }
 
-/// Waits until `interface` carries packets: the kernel gets round to that up to a second after both ends are up.
+/// Waits until `interface` carries packets. After both ends are up, that can take the kernel a second.
 async fn wait_until_up(handle: &Handle, interface: &str) -> Result<()> {
     for _ in 0..500 {
         let links = handle.link().get().match_name(interface.to_owned()).execute().try_next().await?;
@@ -218,7 +219,7 @@ async fn wait_until_up(handle: &Handle, interface: &str) -> Result<()> {
     bail!("{interface} is not up after 5 s")
 }
 
-/// An rtnetlink socket in the calling thread's namespace, served by the current runtime.
+/// Opens an rtnetlink socket in the calling thread's namespace, served by the current runtime.
 fn netlink() -> Result<Handle> {
     let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
     tokio::spawn(connection);

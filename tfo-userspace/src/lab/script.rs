@@ -1,4 +1,4 @@
-//! What the lab's clients do, round after round: every class, of both families, with two key changes in each.
+//! Script of the lab's clients. Each round sends every class, in both families, with two key changes for each family.
 
 use std::{
     fs::File,
@@ -24,12 +24,12 @@ use crate::{
     model::keys::addresses,
 };
 
-/// How long a new key may take into the map.
+/// Longest time until a new key is in the map.
 const KEY_PATIENCE: Duration = Duration::from_secs(5);
-/// Sources that a round uses of each family.
+/// Number of sources that a round uses of each family.
 const SOURCES: u16 = 4;
 
-/// The running script, on a thread of its own in the clients' namespace.
+/// Running script, on a thread in the clients' namespace.
 #[derive(Debug)]
 pub struct Script {
     thread: JoinHandle<Result<()>>,
@@ -38,9 +38,10 @@ pub struct Script {
 }
 
 impl Script {
-    /// Starts it: clients in `client`, the server's keys behind `sysctl`, the program's maps under `pins`.
+    /// Starts the script, with clients in the namespace `client`, the server's keys in `sysctl`, and the program's maps
+    /// in `pins`.
     ///
-    /// With the namespace the veth pair ends, and with that the server's interface: the caller keeps it.
+    /// The caller keeps the namespace: the veth pair ends with it, and so does the server's interface.
     pub fn start(client: Arc<Namespace>, sysctl: KeySysctl, pins: Pins) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let rounds = Arc::new(AtomicU64::new(0));
@@ -62,22 +63,22 @@ impl Script {
         Ok(Self { thread, stop, rounds })
     }
 
-    /// Whole rounds so far.
+    /// Returns the number of whole rounds so far.
     pub fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::Relaxed)
     }
 
-    /// Asks it to end after this round.
+    /// Asks the script to end after this round.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it has ended.
+    /// Whether the script has ended.
     pub fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }
 
-    /// Waits for its end; the whole rounds that it played.
+    /// Ends the script after this round, and returns the number of whole rounds.
     pub fn join(self) -> Result<u64> {
         self.stop();
         self.thread
@@ -88,7 +89,7 @@ impl Script {
     }
 }
 
-/// One round of one family, from [`SOURCES`] clients that come for the first time.
+/// Plays a round of one family, from [`SOURCES`] new clients.
 fn play(family: Family, first: u16, keys: &mut Server) -> Result<()> {
     let server = server(family);
     let [early, late, plain, crafted] = [0, 1, 2, 3].map(|n| source(family, first.wrapping_add(n)));
@@ -103,13 +104,13 @@ fn play(family: Family, first: u16, keys: &mut Server) -> Result<()> {
     keys.rotate()?;
     fast_open(early, server, data)?; // cookie_backup
     fast_open(early, server, data)?; // cookie_current
-    // The key is gone: its cookie is refused, the connection made all the same, and a fresh cookie handed out.
+    // The key is gone: its cookie is refused, but the connection is made, and a fresh cookie is handed out.
     keys.rotate()?;
     fast_open(late, server, data)?; // cookie_retired
     fast_open(late, server, data)?; // cookie_current
     ordinary(plain, server, data)?; // plain_syn
 
-    // What no honest kernel sends.
+    // SYNs that no honest kernel sends.
     let addresses = addresses(crafted, server.ip())?;
     let valid = cookie::make(&keys.current, &addresses).to_le_bytes();
     let forged = cookie::make(&random_key()?, &addresses).to_le_bytes();
@@ -134,7 +135,7 @@ fn play(family: Family, first: u16, keys: &mut Server) -> Result<()> {
     syns.iter().try_for_each(|syn| syn.send(crafted, server.ip()))
 }
 
-/// The server's keys.
+/// Server's keys.
 struct Server {
     sysctl: KeySysctl,
     pins: Pins,
@@ -149,7 +150,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Sets a new key; the one so far becomes the backup key.
+    /// Sets a new key. The current key becomes the backup key.
     fn rotate(&mut self) -> Result<()> {
         let backup = std::mem::replace(&mut self.current, random_key()?);
         self.set(Some(backup))
@@ -159,13 +160,13 @@ impl Server {
     fn set(&self, backup: Option<Key>) -> Result<()> {
         self.sysctl.write(self.current, backup)?;
         let pinned = Pinned::open(&self.pins)?;
-        let patience = Instant::now() + KEY_PATIENCE;
+        let deadline = Instant::now() + KEY_PATIENCE;
         loop {
             let ring = pinned.key_ring()?;
             if ring.get(0) == Some(self.current) && ring.get(1) == backup {
                 return Ok(());
             }
-            if Instant::now() > patience {
+            if Instant::now() > deadline {
                 bail!("the program does not have the kernel's new key after {} s", KEY_PATIENCE.as_secs());
             }
             thread::sleep(Duration::from_millis(5));

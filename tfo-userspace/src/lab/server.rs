@@ -1,4 +1,4 @@
-//! A server with Fast Open in the kernel's own stack: it sends back what it gets.
+//! Echo server with Fast Open in the kernel's own stack.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -20,20 +20,20 @@ use nix::{
 };
 use socket2::{Domain, Socket, Type};
 
-/// More pending Fast Open connections than the lab or a test ever has.
+/// Length of the Fast Open queue, which neither the lab nor a test ever fills.
 const FAST_OPEN_QUEUE: usize = 65_536;
 const BACKLOG: i32 = 65_535;
-/// How long a thread may take to see that it is to end, in milliseconds.
+/// Longest time until a thread sees that it has to end, in milliseconds.
 const LOOK_EVERY: u16 = 100;
-/// How long a connection may stay silent: a forged one never says more than its SYN.
+/// Longest silence of a connection. A forged client sends nothing after its SYN.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 sockopt_impl!(
-    /// TCP_FASTOPEN on a listener: how many Fast Open connections may be pending (tcp(7)).
+    /// Option TCP_FASTOPEN of a listener: number of Fast Open connections that may be pending (tcp(7)).
     TcpFastOpen, SetOnly, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, usize
 );
 
-/// A listening socket with Fast Open.
+/// Opens a listening socket with Fast Open.
 pub fn listen(address: SocketAddr) -> Result<TcpListener> {
     let listen = || -> io::Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -58,15 +58,15 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Listens on every one of `addresses`.
+    /// Starts an echo server on each of `addresses`.
     pub fn start(addresses: &[SocketAddr]) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         for address in addresses {
             let listener = listen(*address)?;
             let stop = Arc::clone(&stop);
-            // Several may share an address, and which of them a connection wakes is the kernel's choice: so none waits
-            // in accept() for the one that tells it to end.
+            // Listeners may share an address, and the kernel chooses the one that a connection wakes. So no connection
+            // can tell a certain thread to end, and threads must not block in accept().
             listener.set_nonblocking(true)?;
             threads.push(thread::Builder::new().name("server".to_owned()).spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
@@ -92,7 +92,7 @@ impl Drop for Listeners {
     }
 }
 
-/// Waits for a connection, or for the time to look whether this is the end.
+/// Waits for a connection, for at most [`LOOK_EVERY`].
 fn wait(listener: &TcpListener) {
     let mut poll_for = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
     let _: nix::Result<i32> = poll(&mut poll_for, LOOK_EVERY);

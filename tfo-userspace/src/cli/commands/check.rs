@@ -13,16 +13,16 @@ use crate::{
     util::output::print,
 };
 
-/// What is wrong with a configuration file.
+/// Result of the check of a configuration file.
 #[derive(Serialize)]
 struct Verdict<'a> {
     file: &'a Path,
     faults: Vec<Fault>,
-    /// What is in it, where nothing is wrong.
+    /// Summary of the services; `None` if there are faults.
     summary: Option<String>,
 }
 
-/// Prints every check, behind what `--fix` changes. Exit status 1 where one of them fails.
+/// Prints the changes of `--fix`, then every check. The exit status is 1 if a check fails.
 pub(super) async fn run(args: &Check, bpffs: &Bpffs) -> Result<ExitCode> {
     if let Some(file) = &args.config {
         return config(file, args.json);
@@ -30,7 +30,7 @@ pub(super) async fn run(args: &Check, bpffs: &Bpffs) -> Result<ExitCode> {
     let mut changes = None;
     if args.fix {
         let fix = Fix::plan(&args.sysctl_dir)?;
-        // Before anything is changed. Standard output is for JSON alone.
+        // Printed before anything is changed. With --json, standard output is for JSON alone.
         if args.json {
             eprint!("{}", fix.text())
         } else {
@@ -44,7 +44,7 @@ pub(super) async fn run(args: &Check, bpffs: &Bpffs) -> Result<ExitCode> {
     Ok(if report.worst == Status::Fail { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Prints what is wrong with a configuration file, or what is in it. Exit status 1 where something is wrong.
+/// Prints the faults of a configuration file, or a summary of it. The exit status is 1 if there are faults.
 fn config(file: &Path, json: bool) -> Result<ExitCode> {
     let config = Config::read(file).map_err(|error| error.downcast::<Invalid>());
     let (text, verdict) = match config {

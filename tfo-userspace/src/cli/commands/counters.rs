@@ -14,7 +14,7 @@ use crate::{
     view::counters::Report,
 };
 
-/// Prints the counters, with `--watch` again every second.
+/// Prints the counters, and with `--watch` again every second.
 pub(super) fn run(args: &Counters, bpffs: &Bpffs) -> Result<()> {
     let mut screen = if args.watch && !args.select.json { Screen::open() } else { None };
     loop {
@@ -31,7 +31,7 @@ pub(super) fn run(args: &Counters, bpffs: &Bpffs) -> Result<()> {
     }
 }
 
-/// The text for every interface that can be read, and the first failure.
+/// Returns the text for every interface that can be read, and the first failure.
 fn render(select: &Select, bpffs: &Bpffs) -> Result<(String, Result<()>)> {
     let mut text = String::new();
     let mut outcome = Ok(());

@@ -12,10 +12,10 @@ use crate::{
     view::events::{Event, Host, Recent, SHOWN, Why},
 };
 
-/// How often a follower asks for more.
+/// Time between requests with `--follow`.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
-/// Prints the last events, with `--follow` all that come.
+/// Prints the last events, and with `--follow` each new one.
 pub(super) async fn run(args: &Events, bpffs: &Bpffs) -> Result<()> {
     let mut interfaces = HashMap::new();
     for pins in super::attached(args.select.interface.as_deref(), bpffs)? {
@@ -23,10 +23,10 @@ pub(super) async fn run(args: &Events, bpffs: &Bpffs) -> Result<()> {
     }
     loop {
         for (interface, (pins, seen)) in &mut interfaces {
-            let order = Order::Events { interface: interface.clone(), after: seen.last, most: SHOWN };
+            let request = Order::Events { interface: interface.clone(), after: seen.last, most: SHOWN };
             let recent: Recent =
-                serde_json::from_str(&give(pins, &order).await?).context("the answer is none")?;
-            // It takes a look at every process: only where there is something to tell.
+                serde_json::from_str(&give(pins, &request).await?).context("the answer is not valid")?;
+            // This reads every process, so it is done only if an event needs it.
             let has_refused = recent.events.iter().any(|event| event.why == Why::Refused);
             let host = has_refused.then(Host::ask).flatten();
             for event in recent.events {
@@ -35,7 +35,7 @@ pub(super) async fn run(args: &Events, bpffs: &Bpffs) -> Result<()> {
             }
             if recent.lost > seen.lost && !args.select.json {
                 eprintln!(
-                    "{interface}: {} more packets were remarkable, and too many",
+                    "{interface}: events of {} more packets were lost: there were too many",
                     recent.lost - seen.lost
                 );
             }

@@ -3,21 +3,21 @@
 use anyhow::{Context as _, Result};
 
 use crate::{
-    cli::args::{Hide, Show, What},
+    cli::args::{Hide, Show, Target},
     control::Order,
     dataplane::pins::Bpffs,
     model::guards::Hidden,
     util::output::print,
 };
 
-/// Hides Fast Open, or lists what is hidden.
+/// Hides Fast Open, or lists the orders in force.
 pub(super) async fn hide(args: &Hide, bpffs: &Bpffs) -> Result<()> {
     let interface = args.interface.as_deref();
     if !args.list {
-        return order(interface, bpffs, &args.what, true).await;
+        return order(interface, bpffs, &args.target, true).await;
     }
     let show = |interface: &str, answer: &str| {
-        let hidden: Vec<Hidden> = serde_json::from_str(answer).context("the answer is none")?;
+        let hidden: Vec<Hidden> = serde_json::from_str(answer).context("the answer is not valid")?;
         if args.json {
             return print(&serde_json::json!({"interface": interface, "hidden": hidden}).to_string());
         }
@@ -25,16 +25,16 @@ pub(super) async fn hide(args: &Hide, bpffs: &Bpffs) -> Result<()> {
         let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
         print(&format!("{interface}: hidden: {names}"))
     };
-    super::tell(interface, bpffs, |interface| Order::HideList { interface }, show).await
+    super::send(interface, bpffs, |interface| Order::HideList { interface }, show).await
 }
 
-/// Hides it no longer.
+/// Takes back an order of `tfo hide`.
 pub(super) async fn show(args: &Show, bpffs: &Bpffs) -> Result<()> {
-    order(args.interface.as_deref(), bpffs, &args.what, false).await
+    order(args.interface.as_deref(), bpffs, &args.target, false).await
 }
 
-async fn order(interface: Option<&str>, bpffs: &Bpffs, what: &What, on: bool) -> Result<()> {
-    let what = what.hidden().context("give --all, --service or --source")?;
-    let order = |interface| Order::Hide { interface, what: what.clone(), on };
-    super::tell(interface, bpffs, order, |interface, answer| print(&format!("{interface}: {answer}"))).await
+async fn order(interface: Option<&str>, bpffs: &Bpffs, target: &Target, on: bool) -> Result<()> {
+    let what = target.hidden().context("give --all, --service or --source")?;
+    let request = |interface| Order::Hide { interface, what: what.clone(), on };
+    super::send(interface, bpffs, request, |interface, answer| print(&format!("{interface}: {answer}"))).await
 }

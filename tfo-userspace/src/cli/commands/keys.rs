@@ -53,7 +53,7 @@ pub(super) fn cookie(args: &Cookie) -> Result<()> {
     Ok(())
 }
 
-/// The key's text: `-` reads standard input, `@FILE` a file.
+/// Returns the text of a key argument: of standard input for `-`, of a file for `@FILE`, else the argument itself.
 fn key_text(argument: &str) -> Result<Zeroizing<String>> {
     match argument.strip_prefix('@') {
         _ if argument == "-" => read(io::stdin()).context("cannot read the key from standard input"),
@@ -65,7 +65,7 @@ fn key_text(argument: &str) -> Result<Zeroizing<String>> {
     }
 }
 
-/// What is there to read, up to more than two keys have.
+/// Reads up to 200 bytes, more than two keys have.
 fn read(from: impl io::Read) -> io::Result<Zeroizing<String>> {
     const LONGEST: usize = 200;
     let mut text = Zeroizing::new(String::with_capacity(LONGEST + 1));
@@ -73,7 +73,7 @@ fn read(from: impl io::Read) -> io::Result<Zeroizing<String>> {
     Ok(text)
 }
 
-/// Shows what a host with the secret holds at a time.
+/// Prints the fingerprints of the keys that a host with the secret holds at a time.
 pub(super) fn derive(args: &Derive) -> Result<()> {
     let secret = Secret::read(&args.secret)?;
     let schedule = Schedule::new(args.rotate)?;
@@ -91,7 +91,7 @@ pub(super) fn derive(args: &Derive) -> Result<()> {
     print(&format!("at {at}, until {until}\n  current {current}\n  backup  {backup}\n  next    {next}"))
 }
 
-/// Gives the order to rotate. In an emergency, every other program in this network namespace is to forget the keys before.
+/// Requests a rotation. In an emergency, all other programs in this network namespace forget their old keys, too.
 pub(super) async fn rotate(args: &Rotate, bpffs: &Bpffs) -> Result<()> {
     let to = recipient(args.interface.as_deref(), bpffs)?;
     let here = if args.emergency { attached_here(bpffs)? } else { Vec::new() };
@@ -103,12 +103,12 @@ pub(super) async fn rotate(args: &Rotate, bpffs: &Bpffs) -> Result<()> {
             true => Ok(()),
             false => forget(&pins).await,
         };
-        // What is there, and not only what was said.
+        // The map is read: the answer is not enough.
         let forgotten = forgotten.and_then(|()| leaving_no_trace(|| holds_only_the_kernels(&pins)));
         if let Err(error) = forgotten {
             let error = anyhow!("{name}: its map may still contain old keys: {error:#}");
             match &outcome {
-                // Exit status 1, not 3: something does run.
+                // Its text only, without `NotRunning`: exit status 1, not 3, since a program runs.
                 Ok(()) => outcome = Err(error),
                 Err(_) => eprintln!("error: {error:#}"),
             }
@@ -117,7 +117,8 @@ pub(super) async fn rotate(args: &Rotate, bpffs: &Bpffs) -> Result<()> {
     outcome
 }
 
-/// Makes the program behind `pins` forget all keys but the kernel's: by its controller or, where it has none, in its place.
+/// Makes the program behind `pins` forget all keys but the kernel's: through its controller or, without one, in its
+/// maps.
 async fn forget(pins: &Pins) -> Result<()> {
     if pins.has_controller()? {
         return control::give(pins, &Order::Forget).await.map(drop);
@@ -126,7 +127,7 @@ async fn forget(pins: &Pins) -> Result<()> {
     leaving_no_trace(|| forget_keys(&locked, KernelKeys::read()?.into()))
 }
 
-/// Fails where a key is in force or remembered there that the kernel neither holds nor is to hold next.
+/// Fails if a current, backup or retired key in the map is not one of the kernel's. The next key may be in the map.
 fn holds_only_the_kernels(pins: &Pins) -> Result<()> {
     let kernel = KernelKeys::read()?;
     let ring = Pinned::open(pins)?.key_ring()?;
@@ -138,7 +139,8 @@ fn holds_only_the_kernels(pins: &Pins) -> Result<()> {
     }
 }
 
-/// What is attached, save what is known to be in another network namespace: maps that can't be opened may well hold the keys.
+/// Returns the attached interfaces that are not known to be in another network namespace. Unreadable maps may hold the
+/// keys, so their interfaces are among them.
 fn attached_here(bpffs: &Bpffs) -> Result<Vec<Pins>> {
     let here = netns::netns()?;
     let is_elsewhere = |pins: &Pins| Pinned::info_of(pins).is_ok_and(|info| info.netns != here);
@@ -146,7 +148,8 @@ fn attached_here(bpffs: &Bpffs) -> Result<Vec<Pins>> {
     Ok(all.filter(|pins| !is_elsewhere(pins)).collect())
 }
 
-/// The interface whose controller gets an order: the given one, or else one whose keys are not the kernel's to change.
+/// Returns the interface whose controller gets a request: the given one, else the first with keys of its own, else the
+/// first.
 fn recipient(interface: Option<&str>, bpffs: &Bpffs) -> Result<Pins> {
     let mut attached = super::attached(interface, bpffs)?;
     let has_own_keys = |pins: &&Pins| {
@@ -156,14 +159,14 @@ fn recipient(interface: Option<&str>, bpffs: &Bpffs) -> Result<Pins> {
     Ok(attached.swap_remove(found))
 }
 
-/// Reads a key and gives the order to use it.
+/// Reads a key and requests its use.
 pub(super) async fn import(args: &Import, bpffs: &Bpffs) -> Result<()> {
     let key = if args.file == "-" { key_text("-") } else { key_text(&format!("@{}", args.file)) }?;
     let to = recipient(args.interface.as_deref(), bpffs)?;
     print(&control::give(&to, &Order::Import { key }).await?)
 }
 
-/// Shows the keys of each interface.
+/// Prints the keys of each interface.
 pub(super) fn status(args: &KeysStatus, bpffs: &Bpffs) -> Result<()> {
     for pins in super::attached(args.select.interface.as_deref(), bpffs)? {
         let keys = Listing::of(&pins, &Pinned::open(&pins)?)?;

@@ -4,8 +4,9 @@ use anyhow::Result;
 
 use crate::{cli::args::Reload, control::Order, dataplane::pins::Bpffs, util::output::print};
 
-/// Has controllers read their configuration again. One of several interfaces does so for each, which changes nothing more.
+/// Requests that controllers read their configuration again. The controller of several interfaces gets one request for
+/// each; those after the first change nothing.
 pub(super) async fn run(args: &Reload, bpffs: &Bpffs) -> Result<()> {
     let show = |interface: &str, answer: &str| print(&format!("{interface}: {answer}"));
-    super::tell(args.interface.as_deref(), bpffs, |_| Order::Reload, show).await
+    super::send(args.interface.as_deref(), bpffs, |_| Order::Reload, show).await
 }

@@ -20,19 +20,19 @@ use crate::{
     },
 };
 
-/// Writes the page on every interface whose controller runs here.
+/// Writes the page, with every interface whose controller runs here.
 pub(super) async fn run(args: &args::Report, bpffs: &Bpffs) -> Result<()> {
     let mut sections = Vec::new();
-    let mut none_runs = None;
+    let mut not_running = None;
     for pins in super::attached(args.interface.as_deref(), bpffs)? {
         match section(&pins).await {
             Ok(section) => sections.push(section),
-            // Of another network namespace, say: there may be others.
-            Err(error) if error.is::<NotRunning>() => none_runs = none_runs.or(Some(error)),
+            // It may run in another network namespace; other interfaces may be here.
+            Err(error) if error.is::<NotRunning>() => not_running = not_running.or(Some(error)),
             Err(error) => return Err(error),
         }
     }
-    if let (true, Some(error)) = (sections.is_empty(), none_runs) {
+    if let (true, Some(error)) = (sections.is_empty(), not_running) {
         return Err(error);
     }
     let page = page(&sections, Timestamp::now())?;
@@ -49,12 +49,12 @@ async fn section(pins: &Pins) -> Result<Section> {
     Ok(Section { report, keys: Listing::of(pins, &pinned)?, hour })
 }
 
-/// Writes `page` in one step. Root is not to be led astray: only a regular file is replaced.
+/// Writes `page` atomically. Replaces only a regular file, so that nobody can make root replace a link or a device.
 fn write(path: &Path, page: &str) -> Result<()> {
     let path_ = path.display();
     match fs::symlink_metadata(path) {
-        Ok(there) if !there.is_file() => {
-            bail!("{path_} is there and is no regular file (a link, a folder, a device): name another one")
+        Ok(metadata) if !metadata.is_file() => {
+            bail!("{path_} exists and is no regular file (a link, a folder, a device): name another one")
         }
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -39,15 +39,15 @@ use crate::{
     view::{counters::Report, history},
 };
 
-/// How often live counters are drawn on a terminal.
+/// Time between drawings of the live counters on a terminal.
 const DRAW_EVERY: Duration = Duration::from_secs(1);
-/// How often totals are logged without one.
+/// Time between log lines with totals, without a terminal.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
-/// Runs the controller until SIGINT, SIGTERM, `tfo unload`, or SIGHUP where there is no configuration to read again. All but
-/// SIGTERM leave nothing behind.
+/// Runs the controller until SIGINT, SIGTERM, `tfo unload`, or SIGHUP without a configuration file. After SIGTERM the
+/// program stays attached; otherwise nothing is left behind.
 pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
-    // From the first attachment on a signal must find us ready to clean up.
+    // Signals are caught before the first attachment, so that each leads to a cleanup.
     let mut signals = Signals::new()?;
     let config = config(args)?;
     let Config { interfaces, attach, metrics, keys, services, .. } = config.clone();
@@ -60,14 +60,15 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
         file: args.config.clone().map(|path| FromFile { path, config }),
         state: state.to_owned(),
     };
-    // Before anything is attached: a service manager that restarts us is not to attach and detach all the time.
+    // Before anything is attached: if it fails, a service manager that restarts us does not attach and detach all the
+    // time.
     let listener = match metrics {
         Some(address) => Some(http::bind(address).await?),
         None => None,
     };
     let mut controller = Controller::new(&interfaces, bpffs, options).await?;
-    // Before anything is attached: whoever sees that it is can give orders.
-    let (mut server, mut orders) = Server::listen(controller.sites().iter().map(|site| &**site.pins()));
+    // Before anything is attached: clients that see an attached program can send requests.
+    let (mut server, mut requests) = Server::listen(controller.sites().iter().map(|site| &**site.pins()));
     controller.start().await?;
     let wake = controller.wake();
     let mut questions = http::serve(listener);
@@ -89,8 +90,8 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
             _ = follow.tick() => controller.step().await,
             () = wake.wait() => controller.step().await,
             _ = sample.tick() => controller.sample(),
-            Some(given) = orders.recv() => if let Some((order, reply)) = given.take() {
-                controller.obey(order, reply);
+            Some(waiting) = requests.recv() => if let Some((request, reply)) = waiting.take() {
+                controller.obey(request, reply);
             },
             Some(question) = questions.recv() => question.answer(&controller, &interfaces),
             _ = show.tick() => display(&reports(&controller, &mut unread), screen.as_mut()),
@@ -100,12 +101,12 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
     controller.stop().await
 }
 
-/// What the file says, or else the command line.
+/// Reads the configuration file, or makes a configuration of the command line.
 fn config(args: &Run) -> Result<Config> {
     if let Some(file) = &args.config {
         return Config::read(file);
     }
-    // All services in the mode of `--mode`.
+    // `--mode` holds for all services.
     let mode = args.mode.into();
     let named = args.services.iter().map(|named| Named { mode, ..named.clone() }).collect();
     Ok(Config {
@@ -124,10 +125,10 @@ fn config(args: &Run) -> Result<Config> {
     })
 }
 
-/// Where `keys` says that they come from.
+/// Opens the source of keys that `keys` names.
 fn source(keys: &Keys) -> Result<Source> {
     if keys.source != KeysFrom::Kernel {
-        // Whatever the source, keys change neither faster nor more slowly than a fleet's may.
+        // The limits for the keys of a fleet hold for random keys, too.
         Schedule::new(keys.rotate)?;
     }
     if keys.max_age.is_some_and(|age| age.is_zero()) {
@@ -159,8 +160,8 @@ fn source(keys: &Keys) -> Result<Source> {
     }
 }
 
-/// Makes sure that nobody else keeps keys in the file at `path`. The file itself is replaced with each change, so the lock
-/// is on one beside it.
+/// Makes sure that no other process keeps keys in the file at `path`. Each change replaces that file, so the lock is on
+/// another file beside it.
 fn lock(path: &Path) -> Result<Flock<File>> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".lock");
@@ -179,8 +180,8 @@ fn lock(path: &Path) -> Result<Flock<File>> {
     }
 }
 
-/// What was counted on each interface. One that can't be read keeps no other from being shown, and is in `unread`, with the
-/// reason, which is logged once.
+/// Reads the counters of each interface, and leaves out unreadable ones. `unread` keeps their reasons, so that each is
+/// logged once.
 fn reports(controller: &Controller, unread: &mut BTreeMap<String, String>) -> Vec<Report> {
     let read = |datapath: &Datapath| {
         let name = &datapath.interface.name;
@@ -192,7 +193,7 @@ fn reports(controller: &Controller, unread: &mut BTreeMap<String, String>) -> Ve
             Err(error) => {
                 let why = format!("{error:#}");
                 if unread.insert(name.clone(), why.clone()).as_ref() != Some(&why) {
-                    warn!("{name}: cannot read what is counted: {why}");
+                    warn!("{name}: cannot read the counters: {why}");
                 }
                 None
             }

@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// What is known of one interface.
+/// State of one interface.
 #[derive(Serialize)]
 struct Report {
     interface: String,
@@ -29,18 +29,18 @@ struct Report {
     attached: bool,
     /// Whether a `tfo run` keeps its keys in step.
     controller: bool,
-    /// The process that takes orders for it.
+    /// Process ID of the controller.
     pid: Option<u32>,
     attach: &'static str,
-    /// The most that may be done to a packet.
+    /// Mode of the program: what it may do to packets.
     mode: &'static str,
-    /// Whose Fast Open options are hidden by order.
+    /// Orders of `tfo hide` in force.
     hidden: Vec<Hidden>,
     since: Timestamp,
     keys: Keys,
 }
 
-/// Fingerprints of the keys in the map, and whether they are where they should be: never keys.
+/// Fingerprints of the keys in the map, and their comparison with the kernel and the schedule. It holds no keys.
 #[derive(Serialize)]
 struct Keys {
     generation: u64,
@@ -51,16 +51,16 @@ struct Keys {
     attestation: Attestation,
 }
 
-/// An interface of which nothing is known.
+/// Interface whose state can't be read.
 #[derive(Serialize)]
 struct Failure<'a> {
     interface: &'a str,
-    /// Why.
+    /// Reason.
     error: String,
 }
 
-/// Prints the state of each interface. Exit status 0 where every one is attached and has its controller; 1 where one can't be
-/// read, which keeps no other from being shown; else 3.
+/// Prints the state of each interface. The exit status is 1 if one can't be read (the others are shown), else 3 if one
+/// is not attached or has no controller, else 0.
 pub(super) async fn run(args: &Status, bpffs: &Bpffs) -> Result<ExitCode> {
     let (mut all_well, mut all_read) = (true, true);
     for pins in super::attached(args.select.interface.as_deref(), bpffs)? {
@@ -95,7 +95,7 @@ async fn report(pins: &Pins) -> Result<Report> {
     let ring = pinned.key_ring()?;
     Ok(Report {
         interface: pins.interface().to_owned(),
-        // In another namespace there is only the link's word for it.
+        // In another network namespace, only the pinned link shows that it is attached.
         attached: is_attached(pins).await?.unwrap_or(true),
         controller: pins.has_controller()?,
         pid: control::client::process(pins),

@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// The state of one interface.
+/// State of one interface, for JSON.
 #[derive(Serialize)]
 struct State<'a> {
     #[serde(flatten)]
@@ -37,7 +37,7 @@ pub(super) fn run(args: &Top, bpffs: &Bpffs) -> Result<()> {
         return all.iter().try_for_each(|pins| print(&state(pins, args.select.json)?));
     }
     let first = all.first().context("nothing is attached")?;
-    // What can't be read is said before there is a screen.
+    // An error is reported before the screen opens.
     tui::look(first)?;
     block_on(tui::run(first.interface(), bpffs))
 }

@@ -15,10 +15,11 @@ use crate::{
     util::output::print,
 };
 
-/// Detaches the program and removes its state, what is hidden by order with it. A controller that runs there sees it and ends.
+/// Detaches the program and removes its state, with the orders of `tfo hide`. A running controller notices that and
+/// ends.
 pub(super) async fn run(args: &Unload, bpffs: &Bpffs, state: &Path) -> Result<()> {
     for pins in super::choose(bpffs.all()?.into_iter(), args.interface.as_deref())? {
-        // A controller that was killed has left it.
+        // A killed controller leaves its socket behind.
         let socket = control::socket(&pins).ok();
         unload(&pins).await?;
         order_file::forget(state, bpffs, pins.interface())?;
