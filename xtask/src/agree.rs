@@ -1,4 +1,4 @@
-//! `cargo xtask agree`: the program in the kernel against the host's parser, on millions of frames.
+//! `cargo xtask agree`: compares the program in the kernel with the host's parser on millions of frames.
 
 use std::ffi::OsString;
 

@@ -1,4 +1,4 @@
-//! Debian packages that are unpacked and not installed: apt with lists and a cache of its own.
+//! Debian packages that are unpacked and not installed, by apt with separate lists and a separate cache.
 //!
 //! Neither root nor a change to the system's configuration is needed.
 
@@ -12,10 +12,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::workspace::{command, empty_dir, is_installed, output, run};
 
-/// The keys that Debian signs its archive with.
+/// Keys with which Debian signs its archive.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The packages of one suite.
+/// Packages of one suite.
 pub(crate) struct Apt {
     dir: PathBuf,
 }
@@ -47,12 +47,12 @@ impl Apt {
             .args(["-o", &option("Dir::State::Lists", "lists"), "-o", &option("Dir::Cache", "cache")])
             // apt's own user can't write below target/.
             .args(["-o", "APT::Sandbox::User=root"])
-            // Only packages are of interest.
+            // No translated descriptions are needed.
             .args(["-o", "Acquire::Languages=none"]);
         apt
     }
 
-    /// The names of the packages that begin with `prefix`.
+    /// Returns the names of the packages that begin with `prefix`.
     pub(crate) fn names(&self, prefix: &str) -> Result<Vec<String>> {
         let names = output(self.command("apt-cache").args(["pkgnames", prefix]))?;
         Ok(names.lines().map(str::to_owned).collect())
@@ -73,7 +73,7 @@ impl Apt {
     }
 }
 
-/// The mirror that this machine's apt already uses.
+/// Returns the mirror that this machine's apt already uses.
 fn mirror() -> Result<String> {
     let uris = output(command("apt-get").args([
         "indextargets",
@@ -86,7 +86,7 @@ fn mirror() -> Result<String> {
     Ok(mirror.to_owned())
 }
 
-/// The first archive that is more than security updates, which lie in one of their own, without backports.
+/// Returns the first archive that is not the one for security updates, which has no backports.
 fn archive(uris: &str) -> Option<&str> {
     uris.lines().map(str::trim).find(|uri| !uri.is_empty() && !uri.contains("security"))
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what the XDP program costs; the measuring is done by the binary `bench` of the tests' package.
+//! `cargo xtask bench`: measures what the XDP program costs, with the binary `bench` of the package tfo-tests.
 
 use std::{convert::Infallible, ffi::OsString, os::unix::process::CommandExt as _};
 
@@ -12,12 +12,12 @@ use crate::{
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// For the benchmark: `--help` lists them
+    /// Arguments of the benchmark; `--help` lists them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     args: Vec<OsString>,
 }
 
-/// Builds the benchmark and replaces this process by it.
+/// Builds the benchmark and replaces this process with it.
 pub(crate) fn bench(args: &Args) -> Result<Infallible> {
     setup::ensure()?;
     run(ebpf_cargo("build")?.args(["--bin", "yardsticks"]))?;

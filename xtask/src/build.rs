@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the `tfo` binary, with the XDP program inside (see `tfo-userspace/build.rs`).
+//! `cargo xtask build`: builds the `tfo` binary, with the XDP program inside (see `tfo-userspace/build.rs`).
 
 use std::path::PathBuf;
 
@@ -21,13 +21,13 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Those of a build without optimizations.
+    /// Returns the options of a build without optimizations.
     pub(crate) fn debug() -> Self {
         Self { debug: true, ..Self::default() }
     }
 }
 
-/// Builds `tfo` and returns where it lies.
+/// Builds `tfo` and returns its path.
 pub(crate) fn build(args: &Args) -> Result<PathBuf> {
     setup::ensure()?;
     let (profile, dir) = if args.debug { ("dev", "debug") } else { ("release", "release") };

@@ -1,8 +1,8 @@
 //! `cargo xtask fuzz`: gives each fuzz target its share of the time, beginning with its corpus and the case table.
 //!
-//! libFuzzer is linked into the targets, so no tool has to be installed: the flags that `cargo fuzz` would pass stand here,
-//! but for those of a sanitizer, which only a nightly compiler takes and safe code has no need of. What is found that is new
-//! stays under `target/fuzz`; `--minimize` chooses from it what is worth a place in `tests/corpus`.
+//! libFuzzer is linked into the targets, so no tool has to be installed. [`COVERAGE`] has the flags that `cargo fuzz`
+//! would pass, without those of a sanitizer: only a nightly compiler takes these, and safe code does not need them. New
+//! inputs stay under `target/fuzz`; `--minimize` chooses those that belong in `tests/corpus`.
 
 use std::{
     fs,
@@ -22,18 +22,18 @@ use crate::{
 /// Options of `cargo xtask fuzz`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// For how long, shared among the targets
+    /// Time of the run, shared among the targets
     #[arg(long = "for", value_name = "SECONDS", default_value = "300")]
     seconds: u64,
-    /// Afterwards, put into tests/corpus the smallest set of inputs that reaches all that was reached; files there with a
-    /// name of their own stay
+    /// Put the smallest set of inputs with the same coverage into tests/corpus afterwards; files there that were named
+    /// by hand stay
     #[arg(long)]
     minimize: bool,
     /// Run this target only; may be repeated
     targets: Vec<String>,
 }
 
-/// What tells libFuzzer how far an input came, and makes an overflow a panic.
+/// Compiler flags that give libFuzzer the coverage of an input, and make an overflow a panic.
 const COVERAGE: [&str; 10] = [
     "--cfg",
     "fuzzing",
@@ -47,7 +47,7 @@ const COVERAGE: [&str; 10] = [
     "-Ccodegen-units=1",
 ];
 
-/// Fails where a target found something; says what, and how to see it again.
+/// Runs the targets. Prints what each found, and how to repeat it; a finding makes the exit status a failure.
 pub(crate) fn fuzz(args: &Args) -> Result<ExitCode> {
     let targets = targets(&args.targets)?;
     let folder = target_dir()?.join("fuzz");
@@ -76,7 +76,7 @@ pub(crate) fn fuzz(args: &Args) -> Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Those that were asked for, or all.
+/// Returns the targets that were asked for, or all.
 fn targets(asked: &[String]) -> Result<Vec<String>> {
     let folder = root().join("tests/fuzz/fuzz_targets");
     let mut all: Vec<String> =
@@ -88,7 +88,7 @@ fn targets(asked: &[String]) -> Result<Vec<String>> {
     Ok(if asked.is_empty() { all } else { asked.to_vec() })
 }
 
-/// Builds all targets and returns the folder in which they are.
+/// Builds all targets and returns their folder.
 fn build(folder: &Path) -> Result<PathBuf> {
     ensure!(
         is_installed("c++"),
@@ -100,7 +100,7 @@ fn build(folder: &Path) -> Result<PathBuf> {
     let host = host.with_context(|| format!("`rustc -vV` names no host: {version:?}"))?;
     let build = folder.join("build");
     run(cargo()
-        // With a target named, the flags do not hold for build scripts and macros.
+        // With `--target`, the flags do not hold for build scripts and macros.
         .args(["build", "--package", "tfo-fuzz", "--bins", "--release", "--target", host])
         .arg("--target-dir")
         .arg(&build)
@@ -111,17 +111,17 @@ fn build(folder: &Path) -> Result<PathBuf> {
 struct Target {
     name: String,
     binary: PathBuf,
-    /// What the case table has.
+    /// Folder of inputs from the case table.
     seeds: PathBuf,
-    /// What was found that reaches new places.
+    /// Folder of inputs that reached new code.
     found: PathBuf,
     crashes: PathBuf,
-    /// What is in the tree.
+    /// Folder of the committed inputs.
     corpus: PathBuf,
 }
 
 impl Target {
-    /// Whether it ran for its time without finding anything wrong.
+    /// Runs the target for `time`. Returns whether it found nothing wrong.
     fn run(&self, time: Duration) -> Result<bool> {
         for folder in [&self.found, &self.crashes, &self.corpus] {
             create(folder)?;
@@ -162,7 +162,7 @@ impl Target {
         Ok(false)
     }
 
-    /// Replaces the files of the corpus that the fuzzer has named by the smallest set that reaches as much.
+    /// Replaces the files of the corpus that the fuzzer named with the smallest set that has the same coverage.
     fn minimize(&self, folder: &Path) -> Result<()> {
         let minimized = folder.join(&self.name);
         if minimized.exists() {
@@ -187,13 +187,13 @@ impl Target {
     }
 }
 
-/// Whether the fuzzer gave this file its name: the SHA-1 of its content.
+/// Whether the fuzzer named this file, by the SHA-1 of its content.
 fn is_hash(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     name.len() == 40 && name.iter().all(u8::is_ascii_hexdigit)
 }
 
-/// The files in a folder.
+/// Returns the files in a folder.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let list = || fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>();
     list().with_context(|| format!("cannot list {}", folder.display()))
@@ -203,7 +203,7 @@ fn create(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
 }
 
-/// What libFuzzer says of a run.
+/// Statistics of a run, from the output of libFuzzer.
 #[derive(Default)]
 struct Stats {
     executions: String,
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_people_are_told_from_names_of_the_fuzzer() {
+    fn names_by_hand_are_no_hashes() {
         assert!(is_hash(Path::new("x/da39a3ee5e6b4b0d3255bfef95601890afd80709")));
         assert!(!is_hash(Path::new("x/da39a3ee5e6b4b0d3255bfef95601890afd8070")));
         assert!(!is_hash(Path::new("x/a-cookie-behind-a-length-of-one-0123456789")));

@@ -1,7 +1,7 @@
-//! `cargo xtask kernels`: the real `tfo` on other kernels, in QEMU.
+//! `cargo xtask kernels`: runs the real `tfo` on other kernels, in QEMU.
 //!
-//! [`packages`] has the kernels, [`image`] packs a choice of the in-kernel and namespace tests for them, [`guest`] runs
-//! them there, and [`budget`] knows what the verifier may need.
+//! [`packages`] fetches the kernels, [`image`] packs some of the in-kernel and namespace tests for them, [`guest`] runs
+//! these, and [`budget`] has the number of instructions that the verifier may need.
 
 mod budget;
 mod guest;
@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use self::{
     budget::Budget,
-    guest::{Said, Verified},
+    guest::{Results, Verified},
     packages::Series,
 };
 use crate::{
@@ -27,13 +27,13 @@ use crate::{
     workspace::{cargo, output, step},
 };
 
-/// The programs that this task runs.
+/// Programs that this task runs.
 const PROGRAMS: [programs::Program; 2] = [("qemu-system-x86_64", "qemu-system-x86"), ("ip", "iproute2")];
 
-/// What runs on every kernel: files of `tests/tests`, and tests in them. Few, since QEMU emulates the processor, and
-/// chosen to go once through all that `tfo` does.
+/// Tests that run on every kernel: files of `tests/tests`, and tests in them. They are few, since QEMU emulates the
+/// processor, and together they go once through all that `tfo` does.
 const TESTS: [(&str, &[&str]); 7] = [
-    ("kernel_verifier", &["the_cost_is_told"]),
+    ("kernel_verifier", &["verification_costs"]),
     (
         "kernel_cases",
         &["every_case_is_counted_as_expected", "every_case_without_ethernet_is_counted_as_expected"],
@@ -51,13 +51,13 @@ const TESTS: [(&str, &[&str]); 7] = [
 /// Arguments of `cargo xtask kernels`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only on this series of kernels, such as 6.1; may be repeated
+    /// Run only on this series of kernels, such as 6.1; may be repeated
     #[arg(long = "kernel", value_name = "SERIES", value_parser = series)]
     kernels: Vec<Series>,
-    /// Make what the verifier needs now the budget (xtask/src/kernels/budget.txt)
+    /// Write what the verifier needs now into the budget (xtask/src/kernels/budget.txt)
     #[arg(long)]
     update: bool,
-    /// Run guests on the processor by /dev/kvm, where that works, instead of emulating one
+    /// Run guests with /dev/kvm, if it works here, instead of emulating a processor
     #[arg(long)]
     kvm: bool,
 }
@@ -68,7 +68,7 @@ fn series(name: &str) -> Result<Series, String> {
     found.ok_or_else(|| format!("the kernels are {names}"))
 }
 
-/// Runs the tests on every kernel and says how that went; the last line is the sum.
+/// Runs the tests on the chosen kernels and prints the results; the last line is the sum.
 pub(crate) fn kernels(args: &Args) -> Result<ExitCode> {
     ensure!(
         cfg!(target_arch = "x86_64"),
@@ -94,7 +94,7 @@ pub(crate) fn kernels(args: &Args) -> Result<ExitCode> {
     Ok(summarize(&reports, &budget))
 }
 
-/// Builds the tests, and says where each of them lies.
+/// Builds the tests. Returns the name and the path of each file.
 fn build_tests() -> Result<Vec<(String, PathBuf)>> {
     step("building the tests");
     let mut command = cargo();
@@ -111,7 +111,7 @@ fn build_tests() -> Result<Vec<(String, PathBuf)>> {
     TESTS.iter().map(|(file, _)| Ok(((*file).to_owned(), executable(&messages, file)?))).collect()
 }
 
-/// Where cargo says that it put the program of the target `name`.
+/// Returns the path that cargo prints for the program of the target `name`.
 fn executable(messages: &str, name: &str) -> Result<PathBuf> {
     let mut messages =
         messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
@@ -122,44 +122,44 @@ fn executable(messages: &str, name: &str) -> Result<PathBuf> {
     path.with_context(|| format!("cargo built no {name}"))
 }
 
-/// How one kernel went.
+/// Result of one kernel.
 struct Report {
     series: Series,
     time: Duration,
-    said: Result<Said>,
+    results: Result<Results>,
 }
 
 impl Report {
     fn of(series: Series, programs: &[(String, PathBuf)], kvm: bool) -> Self {
         step(&format!("Linux {}", series.name));
         let start = Instant::now();
-        let said = Self::run(series, programs, kvm);
-        Self { series, time: start.elapsed(), said }
+        let results = Self::run(series, programs, kvm);
+        Self { series, time: start.elapsed(), results }
     }
 
-    fn run(series: Series, programs: &[(String, PathBuf)], kvm: bool) -> Result<Said> {
+    fn run(series: Series, programs: &[(String, PathBuf)], kvm: bool) -> Result<Results> {
         let kernel = series.fetch()?;
         let initramfs = image::make(&kernel, programs, &plan())?;
         guest::run(&kernel, &initramfs, kvm)
     }
 
     fn verified(&self) -> &[Verified] {
-        self.said.as_ref().map_or(&[], |said| &said.verified)
+        self.results.as_ref().map_or(&[], |results| &results.verified)
     }
 
-    /// What is wrong: a line for each.
+    /// Returns the complaints, a line for each.
     fn complaints(&self, budget: &Budget) -> Vec<String> {
-        let said = match &self.said {
-            Ok(said) => said,
+        let results = match &self.results {
+            Ok(results) => results,
             Err(err) => return vec![format!("{err:#}")],
         };
-        let mut complaints: Vec<_> = said.tally.remarks().map(str::to_owned).collect();
+        let mut complaints: Vec<_> = results.tally.remarks().map(str::to_owned).collect();
         let expected: usize = TESTS.iter().map(|(_, tests)| tests.len()).sum();
-        if said.tally.passed() != expected {
-            complaints.push(format!("{} tests should have passed: {}", expected, said.tally));
+        if results.tally.passed() != expected {
+            complaints.push(format!("{} tests should have passed: {}", expected, results.tally));
         }
         let name = self.series.name;
-        for Verified { form, instructions, .. } in &said.verified {
+        for Verified { form, instructions, .. } in &results.verified {
             match budget.compare(name, form, *instructions) {
                 None => complaints.push(format!("there is no budget for {form}: add it by --update")),
                 Some((more, true)) => complaints.push(format!(
@@ -170,13 +170,13 @@ impl Report {
             }
         }
         let missing =
-            budget.forms(name).filter(|form| said.verified.iter().all(|verified| verified.form != *form));
+            budget.forms(name).filter(|form| results.verified.iter().all(|verified| verified.form != *form));
         complaints.extend(missing.map(|form| format!("{form} was not measured")));
         complaints
     }
 }
 
-/// What the guest is to run: a line a program.
+/// Returns the plan of the guest: one line for each program to run.
 fn plan() -> String {
     TESTS.iter().fold(String::new(), |mut plan, (file, tests)| {
         writeln!(plan, "{file} {}", tests.join(" ")).expect("a String takes everything");
@@ -184,7 +184,7 @@ fn plan() -> String {
     })
 }
 
-/// Prints the table, names what is wrong, and prints the sum.
+/// Prints the table, the complaints and the sum.
 fn summarize(reports: &[Report], budget: &Budget) -> ExitCode {
     println!();
     println!(
@@ -193,7 +193,7 @@ fn summarize(reports: &[Report], budget: &Budget) -> ExitCode {
     );
     let mut failed = 0;
     for report in reports {
-        let release = report.said.as_ref().map_or(report.series.name, |said| &said.release);
+        let release = report.results.as_ref().map_or(report.series.name, |results| &results.release);
         let seconds = report.time.as_secs();
         for Verified { form, instructions, stack } in report.verified() {
             let compared = budget.compare(report.series.name, form, *instructions);
@@ -218,25 +218,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cargo_says_where_a_test_lies() {
+    fn the_path_of_a_test_is_found() {
         let messages = "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"tfo_tests\"},\"executable\":null}\n\
                         {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"netns_lab\"},\"executable\":\"/t/netns_lab-1\"}\n";
         assert_eq!(executable(messages, "netns_lab").expect("it is there"), PathBuf::from("/t/netns_lab-1"));
         assert!(executable(messages, "tfo_tests").is_err());
     }
 
-    /// What is wrong where the verifier needed that many instructions and that many tests passed.
+    /// Returns the complaints if the verifier needed that many instructions and that many tests passed.
     fn complaints(instructions: u32, passed: usize) -> Vec<String> {
-        let mut said = Said::default();
-        said.verified.push(Verified { form: "observe ip".to_owned(), instructions, stack: 8 });
-        said.tally.read(&format!("test result: ok. {passed} passed; 0 failed"));
+        let mut results = Results::default();
+        results.verified.push(Verified { form: "observe ip".to_owned(), instructions, stack: 8 });
+        results.tally.read(&format!("test result: ok. {passed} passed; 0 failed"));
         let mut budget = Budget::default();
         budget.set("5.10", "observe ip", 1000);
-        Report { series: packages::ALL[0], time: Duration::ZERO, said: Ok(said) }.complaints(&budget)
+        Report { series: packages::ALL[0], time: Duration::ZERO, results: Ok(results) }.complaints(&budget)
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn faults_are_complaints() {
         let all = TESTS.iter().map(|(_, tests)| tests.len()).sum();
         assert!(complaints(1100, all).is_empty());
         let over = complaints(1101, all).join("\n");
@@ -250,16 +250,17 @@ mod tests {
         let report = Report {
             series: packages::ALL[0],
             time: Duration::ZERO,
-            said: Err(anyhow::anyhow!("no mirror")),
+            results: Err(anyhow::anyhow!("no mirror")),
         };
         assert_eq!(report.complaints(&Budget::default()), ["no mirror"]);
     }
 
     #[test]
-    fn what_was_not_measured_is_said() {
+    fn a_missing_measurement_is_a_complaint() {
         let mut budget = Budget::default();
         budget.set("5.10", "observe ip", 1000);
-        let report = Report { series: packages::ALL[0], time: Duration::ZERO, said: Ok(Said::default()) };
+        let report =
+            Report { series: packages::ALL[0], time: Duration::ZERO, results: Ok(Results::default()) };
         assert!(report.complaints(&budget).contains(&"observe ip was not measured".to_owned()));
     }
 

@@ -1,5 +1,6 @@
-//! `cargo xtask lint`: formatting, layers, links, spelling, clippy and rustdoc.
+//! `cargo xtask lint`: formatting, layers, links, doc comments, spelling, clippy and rustdoc.
 
+mod docs;
 mod layers;
 mod links;
 
@@ -11,12 +12,12 @@ use crate::{
     workspace::{cargo, command, output, run, step},
 };
 
-/// The program that knows how words are misspelt.
+/// Program that finds misspelt words.
 const SPELLING: [Program; 1] = [("codespell", "codespell")];
-/// Files that are not written by hand, or not in words.
+/// Files that are not written by hand, or hold no words.
 const NOT_TEXT: [&str; 4] = [":!Cargo.lock", ":!tests/corpus", ":!*.svg", ":!*.png"];
 
-/// Stops at the first complaint.
+/// Runs all checks, and stops at the first that fails.
 pub(crate) fn lint() -> Result<()> {
     step("formatting");
     run(cargo().args(["fmt", "--all", "--check"]))?;
@@ -27,10 +28,13 @@ pub(crate) fn lint() -> Result<()> {
     step("links");
     links::check()?;
 
+    step("doc comments");
+    docs::check()?;
+
     step("spelling");
     packages::ensure(&SPELLING)?;
     let files = output(command("git").args(["ls-files", "--", "."]).args(NOT_TEXT))?;
-    // Words that it takes for others are in the file.
+    // The file lists right words that codespell takes for wrong ones.
     run(command("codespell").args(["--ignore-words", "xtask/src/lint/words.txt"]).args(files.lines()))?;
 
     setup::ensure()?;

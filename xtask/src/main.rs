@@ -1,6 +1,6 @@
 //! `cargo xtask`: every task of this project that is more than one plain cargo command.
 //!
-//! One module a task; [`workspace`] holds what they share (where things lie, how commands are run).
+//! Each task has its own module. [`workspace`] has what they share: paths, and running of commands.
 
 mod agree;
 mod apt;
@@ -34,7 +34,7 @@ enum Task {
     Test(test::Args),
     /// Measure what the XDP program costs, class by class (needs root)
     Bench(bench::Args),
-    /// Give the fuzz targets any input for a while
+    /// Run the fuzz targets for a while
     Fuzz(fuzz::Args),
     /// Compare the program in the kernel with the host's parser on ten million frames (needs root)
     Agree(agree::Args),
@@ -42,7 +42,7 @@ enum Task {
     Kernels(kernels::Args),
     /// Make the pictures of the README from a real run of nginx, curl and `tfo` (needs root)
     Pictures(pictures::Args),
-    /// Check formatting, and run clippy on host and eBPF code
+    /// Check formatting, layers, links and spelling, and run clippy and rustdoc
     Lint,
 }
 

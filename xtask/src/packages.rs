@@ -1,4 +1,4 @@
-//! Debian packages whose programs the tests run. Nothing that they bring is left running.
+//! Debian packages of programs that the tests run. Their services are not left running.
 
 use std::{
     fs::{self, OpenOptions},
@@ -11,10 +11,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::workspace::{command, is_installed, is_root, run, step};
 
-/// A program, and the package that it is in.
+/// Program, and the package that has it.
 pub(crate) type Program = (&'static str, &'static str);
 
-/// The programs that the tests start.
+/// Programs that the tests start.
 pub(crate) const FOR_TESTS: [Program; 8] = [
     ("nginx", "nginx"),
     ("curl", "curl"),
@@ -26,14 +26,14 @@ pub(crate) const FOR_TESTS: [Program; 8] = [
     ("chromium", "chromium"),
 ];
 
-/// The programs that make the pictures of the README.
+/// Programs that make the pictures of the README.
 pub(crate) const FOR_PICTURES: [Program; 5] =
     [("nginx", "nginx"), ("curl", "curl"), ("ip", "iproute2"), ("tmux", "tmux"), ("chromium", "chromium")];
 
-/// Those of the packages that bring a service, which has the package's name.
+/// Packages that bring a service of the same name.
 const SERVICES: [&str; 2] = ["nginx", "prometheus"];
 
-/// Installs what is missing of `programs`.
+/// Installs the missing packages of `programs`.
 pub(crate) fn ensure(programs: &[Program]) -> Result<()> {
     let missing = missing(programs);
     if missing.is_empty() {
@@ -68,7 +68,7 @@ fn install(programs: &[Program], packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Keeps a service from running: at the next boot, and now where systemd does.
+/// Keeps a service from running: at the next boot, and now if systemd runs.
 fn disable(service: &str) -> Result<()> {
     let is_booted = Path::new("/run/systemd/system").exists();
     run(command("systemctl").arg("disable").args(is_booted.then_some("--now")).arg(service))
@@ -82,13 +82,13 @@ fn apt_get(operation: &[&str], packages: &[&str]) -> Result<()> {
         .env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
-/// The program that Debian's packages ask whether they may start their services.
+/// Path of the program that Debian's packages ask whether they may start their services.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-/// The answer is no. The text is how a file that an interrupted run has left is known as ours.
+/// Program that answers no. By its text, a file that an interrupted run has left is known as ours.
 const NO: &str = "#!/bin/sh\n# Written by `cargo xtask` while it installs packages; remove it when that is over.\nexit 101\n";
 
-/// As long as it lives, packages that are installed don't start services. A policy that is there already stays.
+/// Policy by which installed packages don't start services; dropping it ends that. Another policy that exists stays.
 struct NoServices {
     is_ours: bool,
 }

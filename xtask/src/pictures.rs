@@ -24,7 +24,7 @@ use crate::{
     workspace::{command, empty_dir, is_root, remove_dir, root, run, step, target_dir},
 };
 
-/// Time for something to start.
+/// Longest time for something to start.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Largest picture that is committed, in bytes.
 const LARGEST: u64 = 300_000;
@@ -55,7 +55,7 @@ pub(crate) fn pictures(args: &Args) -> Result<()> {
     remove_dir(&folder)
 }
 
-/// One run of `tfo`, and the places of its files.
+/// Run of `tfo`, and the paths of its files.
 struct Run {
     tfo: PathBuf,
     /// Files that are needed during the run.
@@ -84,7 +84,7 @@ impl Run {
         // Selects the outcomes: a selected row of SYNs has its plot in inverse colours.
         terminal.press("Tab")?;
         visit(&mut visitors, length * 5 / 8)?;
-        // Cookies of the keys before are worth nothing from here on.
+        // From here on, cookies of earlier keys are refused.
         run(&mut self.command(&["keys", "rotate", "--emergency", "-i", site::IFACE]))?;
         visit(&mut visitors, length * 3 / 4)?;
         let screen = terminal.capture()?;
@@ -96,7 +96,7 @@ impl Run {
         self.take("report.png", |to| camera::page(&page, &self.folder, to))
     }
 
-    /// `tfo ARGS`.
+    /// Returns the command `tfo ARGS`.
     fn command(&self, args: &[&str]) -> Command {
         let mut tfo = command(&self.tfo);
         tfo.args(args);
@@ -129,7 +129,7 @@ impl Run {
     }
 }
 
-/// Waits until `holds`, for as long as `goes_on` is no error.
+/// Waits until `holds` returns true. Fails if `goes_on` fails, or after [`PATIENCE`].
 fn wait_until(
     mut holds: impl FnMut() -> Result<bool>,
     mut goes_on: impl FnMut() -> Result<()>,

@@ -11,12 +11,13 @@ use crate::{build, workspace::is_root};
 /// Arguments of `cargo xtask run`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// For `tfo run` if `-i`/`--interface` is among them, else for `tfo lab`; or a subcommand of `tfo` and its own
+    /// Arguments of `tfo run` if `-i`/`--interface` is among them, else of `tfo lab`; or a subcommand of `tfo` with its
+    /// own
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     args: Vec<OsString>,
 }
 
-/// Builds `tfo` and replaces this process by it, through sudo where not root.
+/// Builds `tfo` and replaces this process with it, through sudo unless root.
 pub(crate) fn run(args: &Args) -> Result<Infallible> {
     let tfo = build::build(&build::Args::default())?;
     let mut command = if is_root() {
@@ -33,7 +34,7 @@ pub(crate) fn run(args: &Args) -> Result<Infallible> {
     Err(anyhow!(err).context(format!("cannot start {}", tfo.display())))
 }
 
-/// The subcommand of `tfo` that the arguments are meant for, unless they start with one themselves.
+/// Returns the subcommand of `tfo` that the arguments are meant for; `None` if they start with one.
 fn subcommand(args: &[OsString]) -> Option<&'static str> {
     let is_word = |arg: &OsString| !arg.as_encoded_bytes().starts_with(b"-");
     if args.first().is_some_and(is_word) {
@@ -58,7 +59,7 @@ mod tests {
 
     use super::*;
 
-    /// The command line that `tfo` gets for one of `cargo xtask run`.
+    /// Returns the command line that `tfo` gets from `cargo xtask run LINE`.
     fn routed(line: &str) -> String {
         let words = ["xtask", "run"].into_iter().chain(line.split_whitespace());
         let crate::Task::Run(args) = crate::Task::parse_from(words) else { panic!("not the run task") };

@@ -1,10 +1,10 @@
-//! `cargo xtask setup`: what the eBPF build needs beyond the pinned toolchain.
+//! `cargo xtask setup`: fetches what the eBPF build needs beyond the pinned toolchain.
 //!
-//! Two things, each a module: the sources of `core` ([`rust_src`]), since the BPF target has no prebuilt one, and the
-//! linker ([`bpf_linker`]). Nothing is installed globally but rust-src, which belongs to the toolchain.
+//! It needs two things, each with a module: the sources of `core` ([`rust_src`]), since the BPF target has no prebuilt
+//! one, and the linker ([`bpf_linker`]). Only rust-src is installed globally, since it belongs to the toolchain.
 //!
 //! A tool is ready when its files are there and its stamp says that they were made for this toolchain. The stamp is
-//! written last, so that an installation that broke off is done again.
+//! written last, so that an interrupted installation is done again.
 
 mod bpf_linker;
 mod rust_src;
@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result};
 
 use crate::workspace::{EBPF_TARGET, cargo, command, ignore_missing, output, step, target_dir, tools};
 
-/// Makes sure that everything is there. Costs one call of rustc when it is.
+/// Installs what is missing. Costs one call of rustc if nothing is.
 pub(crate) fn ensure() -> Result<()> {
     let toolchain = Toolchain::detect()?;
     if rust_src::is_ready(&toolchain)? && bpf_linker::is_ready(&toolchain)? {
@@ -37,13 +37,13 @@ pub(crate) fn ensure() -> Result<()> {
     Ok(())
 }
 
-/// A cargo command on `tfo-ebpf`, beside the one of `tfo-userspace/build.rs`, for what is no part of `tfo`.
+/// Returns a cargo command on `tfo-ebpf`, for what is not part of `tfo`; `tfo-userspace/build.rs` builds the rest.
 pub(crate) fn ebpf_cargo(subcommand: &str) -> Result<Command> {
     let mut cargo = cargo();
     cargo
         .args([subcommand, "--package", "tfo-ebpf", "--release", "--target", EBPF_TARGET])
         .args(["-Z", "build-std=core", "--target-dir"])
-        // Of its own, because RUSTC_BOOTSTRAP would invalidate what the others have cached.
+        // A separate folder, since RUSTC_BOOTSTRAP would invalidate what the other builds have cached.
         .arg(ebpf_target_dir()?)
         // `core` for BPF has to be built from source, which a stable toolchain does only with this.
         .env("RUSTC_BOOTSTRAP", "1");
@@ -51,12 +51,12 @@ pub(crate) fn ebpf_cargo(subcommand: &str) -> Result<Command> {
     Ok(cargo)
 }
 
-/// Where [`ebpf_cargo`] builds.
+/// Returns the folder into which [`ebpf_cargo`] builds.
 pub(crate) fn ebpf_target_dir() -> Result<PathBuf> {
     Ok(target_dir()?.join("ebpf"))
 }
 
-/// The Rust toolchain that compiles the workspace.
+/// Rust toolchain that compiles the workspace.
 struct Toolchain {
     sysroot: PathBuf,
 }
@@ -68,7 +68,7 @@ impl Toolchain {
         Ok(Self { sysroot: sysroot.trim().into() })
     }
 
-    /// The release, such as `1.95.0`.
+    /// Returns the release, such as `1.95.0`.
     fn version(&self) -> Result<String> {
         let version = output(command("rustc").arg("--version"))?;
         let release = version.split_whitespace().nth(1);
@@ -76,7 +76,7 @@ impl Toolchain {
     }
 }
 
-/// Lets one setup work at a time; a second one waits. Released on drop.
+/// Locks the setup, so that a second one waits. Dropping the file ends the lock.
 fn lock() -> Result<File> {
     let path = tools().join("lock");
     let lock = || {
@@ -88,7 +88,7 @@ fn lock() -> Result<File> {
     lock().with_context(|| format!("cannot lock {}", path.display()))
 }
 
-/// Says for which toolchain and version a tool under `target/tools` was made.
+/// File that says for which toolchain and version a tool under `target/tools` was made.
 struct Stamp {
     path: PathBuf,
     content: String,

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every tier of tests in order, all of them even if one fails, and one sum at the end.
+//! `cargo xtask test`: runs every tier of tests in order, even if one fails, and prints one sum at the end.
 //!
 //! [`tier`] says what belongs to which tier, [`tally`] reads what the tests print.
 
@@ -27,14 +27,14 @@ pub(crate) struct Args {
     /// Run this tier only; may be repeated
     #[arg(long = "tier", value_name = "N")]
     tiers: Vec<Tier>,
-    /// Let the kernel judge more than 100,000 random SYNs, and not 3,000; make 500 random steps, and not 24
+    /// Test more than 100,000 random SYNs instead of 3,000, and 500 random steps instead of 24
     #[arg(long)]
     long: bool,
     /// Run only the tests whose name contains this
     filter: Option<String>,
 }
 
-/// Runs the tiers that were asked for and says how they went; the last line is the sum, alone.
+/// Runs the chosen tiers and prints the results. The last line is only the sum.
 pub(crate) fn test(args: &Args) -> Result<ExitCode> {
     let files = TestFiles::discover()?;
     let filter = args.filter.as_deref();
@@ -43,7 +43,7 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
 
     setup::ensure()?;
     if is_root() && tiers.iter().any(|tier| tier.needs_root()) {
-        // The tests that need what is missing will fail, and the others count.
+        // Tests that need a missing package will fail, and the others count.
         if let Err(err) = packages::ensure(&packages::FOR_TESTS) {
             step(&format!("{err:#}"));
         }
@@ -51,7 +51,7 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
     build()?;
 
     let mut reports: Vec<Report> = tiers.into_iter().map(|tier| Report::of(tier, &files, args)).collect();
-    // A filter may well pick tests of one tier only, but not none at all.
+    // A filter may leave a tier without tests, but not all tiers.
     if filter.is_none() || reports.iter().all(|report| report.tally.is_empty()) {
         reports.iter_mut().for_each(Report::expect_tests);
     }
@@ -62,14 +62,14 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
 fn build() -> Result<()> {
     step("building");
     run(cargo().args(["build", "--package", "tfo-userspace"]))?;
-    // Where a test does not compile, its tier will say so again and count it; the other tiers still run.
+    // If a test does not compile, its tier will report and count it; the other tiers still run.
     if let Err(err) = run(cargo().args(["test", "--no-run"])) {
         step(&format!("{err:#}"));
     }
     Ok(())
 }
 
-/// How one tier went.
+/// Result of one tier.
 struct Report {
     tier: Tier,
     time: Duration,
@@ -98,7 +98,7 @@ impl Report {
         Self { tier, time: start.elapsed(), tally }
     }
 
-    /// A tier without a test must not look like one that passed.
+    /// Counts a failure if no test was run: a tier without tests must not look like one that passed.
     fn expect_tests(&mut self) {
         if self.tally.is_empty() {
             self.tally.add_broken("no test was run".to_owned());
@@ -106,7 +106,7 @@ impl Report {
     }
 }
 
-/// Runs one `cargo test`, showing its output as it comes.
+/// Runs one `cargo test` and shows its output as it comes.
 fn execute(command: &mut Command, tally: &mut Tally) -> Result<()> {
     let before = tally.failed();
     let status = for_each_line(command, |line| {
@@ -118,7 +118,7 @@ fn execute(command: &mut Command, tally: &mut Tally) -> Result<()> {
         "`{}`: a test program ended without a result ({status})",
         describe(command)
     );
-    // The status tells of failed tests too, but those are counted already.
+    // The status is a failure after failed tests, too, but those are counted already.
     ensure!(status.success() || tally.failed() > before, "`{}` failed ({status})", describe(command));
     Ok(())
 }
@@ -130,7 +130,7 @@ fn skip(command: &mut Command, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// Names what did not pass, then prints a line a tier, then the sum.
+/// Prints the remarks on tests that did not pass, then a line for each tier, then the sum.
 fn summarize(reports: &[Report]) -> ExitCode {
     println!();
     for Report { tier, tally, .. } in reports {

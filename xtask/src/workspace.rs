@@ -1,4 +1,4 @@
-//! Where things lie, and how commands are run.
+//! Paths of the workspace, and running of commands.
 
 use std::{
     env,
@@ -11,25 +11,25 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The target that the XDP program is compiled for: BPF in the byte order of the host.
+/// Target that the XDP program is compiled for: BPF in the byte order of the host.
 pub(crate) const EBPF_TARGET: &str =
     if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
 
-/// The root of the workspace.
+/// Returns the root of the workspace.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace")
 }
 
-/// The folder of the tools that `cargo xtask setup` brings.
+/// Returns the folder of the tools that `cargo xtask setup` brings.
 ///
-/// Fixed, whatever the target directory is: `.cargo/config.toml` and `tfo-userspace/build.rs` name it too.
+/// It does not follow the target directory: `.cargo/config.toml` and `tfo-userspace/build.rs` name it, too.
 pub(crate) fn tools() -> PathBuf {
     root().join("target/tools")
 }
 
-/// Cargo's target directory: the one that this very program was built into.
+/// Returns cargo's target directory: the one that this program was built into.
 ///
-/// That takes in `CARGO_TARGET_DIR`, `CARGO_BUILD_TARGET` and their configuration without asking cargo again.
+/// So it follows `CARGO_TARGET_DIR`, `CARGO_BUILD_TARGET` and their configuration, without asking cargo again.
 pub(crate) fn target_dir() -> Result<PathBuf> {
     let exe = env::current_exe().context("cannot find the path of xtask itself")?;
     let dir =
@@ -37,14 +37,14 @@ pub(crate) fn target_dir() -> Result<PathBuf> {
     Ok(dir.to_owned())
 }
 
-/// A command that runs in the root of the workspace.
+/// Returns a command that runs in the root of the workspace.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root());
     command
 }
 
-/// The cargo that runs this task, in the root of the workspace.
+/// Returns a command for the cargo that runs this task, in the root of the workspace.
 pub(crate) fn cargo() -> Command {
     command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
@@ -78,7 +78,7 @@ pub(crate) fn for_each_line(command: &mut Command, mut read: impl FnMut(&str)) -
     outcome.with_context(|| format!("cannot run `{}`", describe(command)))
 }
 
-/// A command as one would type it, with its program's name only.
+/// Returns a command as one would type it, with its program's name only.
 pub(crate) fn describe(command: &Command) -> String {
     let program = Path::new(command.get_program());
     let name = program.file_name().unwrap_or(program.as_os_str());
@@ -101,7 +101,7 @@ pub(crate) fn step(what: &str) {
     eprintln!("xtask: {what}");
 }
 
-/// Makes an empty folder, whatever was there before.
+/// Makes an empty folder, and removes an old one.
 pub(crate) fn empty_dir(path: &Path) -> Result<()> {
     remove_dir(path)?;
     fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))
@@ -117,7 +117,7 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
 }
 
-/// Takes what was not there for removed.
+/// Turns the error for a missing file into success.
 pub(crate) fn ignore_missing(result: std::io::Result<()>) -> std::io::Result<()> {
     match result {
         Err(err) if err.kind() == ErrorKind::NotFound => Ok(()),

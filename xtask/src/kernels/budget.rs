@@ -1,4 +1,4 @@
-//! How many instructions the verifier may need: for each kernel and each form of the program what was usual, in
+//! Budget of the verifier: its usual number of instructions for each kernel and each form of the program, in
 //! `budget.txt`.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
@@ -7,13 +7,13 @@ use anyhow::{Context as _, Result};
 
 use crate::workspace::root;
 
-/// How much more is too much, in percent.
+/// Tolerated excess over the budget, in percent.
 const TOLERANCE: u32 = 10;
 
-/// A form of the program: what `kernel_verifier` prints, such as `observe ethernet`.
+/// Form of the program, as `kernel_verifier` prints it, such as `observe ethernet`.
 pub(super) type Form = String;
 
-/// What was measured: instructions by series of kernels and form.
+/// Measured instructions, by series of kernels and form.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Budget(BTreeMap<(String, Form), u32>);
 
@@ -22,7 +22,7 @@ fn path() -> PathBuf {
 }
 
 impl Budget {
-    /// The one that is committed.
+    /// Reads the committed budget.
     pub(super) fn read() -> Result<Self> {
         let path = path();
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -34,7 +34,7 @@ impl Budget {
         fs::write(&path, self.text()).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Each line is `SERIES MODE LINK INSTRUCTIONS`.
+    /// Parses lines of the form `SERIES MODE LINK INSTRUCTIONS`.
     fn parse(text: &str) -> Result<Self> {
         let entry = |line: &str| {
             let (rest, instructions) = line.rsplit_once(' ')?;
@@ -42,7 +42,7 @@ impl Budget {
             Some(((series.to_owned(), form.to_owned()), instructions.parse().ok()?))
         };
         let lines =
-            text.lines().map(|line| entry(line).with_context(|| format!("this line is none: {line}")));
+            text.lines().map(|line| entry(line).with_context(|| format!("no entry of a budget: {line}")));
         Ok(Self(lines.collect::<Result<_>>()?))
     }
 
@@ -57,12 +57,13 @@ impl Budget {
         self.0.insert((series.to_owned(), form.to_owned()), instructions);
     }
 
-    /// The forms that have been measured on a series.
+    /// Returns the forms that have been measured on a series.
     pub(super) fn forms(&self, series: &str) -> impl Iterator<Item = &str> {
-        self.0.keys().filter(move |(its, _)| its == series).map(|(_, form)| form.as_str())
+        self.0.keys().filter(move |(measured, _)| measured == series).map(|(_, form)| form.as_str())
     }
 
-    /// By how many percent `instructions` are more than usual, and whether that is too much; `None` where nothing is usual.
+    /// Returns the excess of `instructions` over the budget in percent, and whether it is too much; `None` without a
+    /// budget.
     pub(super) fn compare(&self, series: &str, form: &str, instructions: u32) -> Option<(f64, bool)> {
         let usual = *self.0.get(&(series.to_owned(), form.to_owned()))?;
         let more = (f64::from(instructions) / f64::from(usual) - 1.0) * 100.0;
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_budget_can_be_read() {
         let mut budget = Budget::default();
         budget.set("6.1", "accelerate ip", 7);
         budget.set("6.1", "accelerate ip", 8);
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_committed_one_is_one() {
+    fn the_committed_budget_can_be_read() {
         assert!(Budget::read().is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! One boot: a kernel in QEMU, and what its guest says.
+//! Boot of one kernel in QEMU, and the output of its guest.
 
 use std::path::Path;
 
@@ -10,34 +10,34 @@ use crate::{
     workspace::{command, for_each_line},
 };
 
-/// How long a guest may take, in seconds. Only one that hangs ever does.
+/// Longest time of a guest, in seconds. Only a guest that hangs takes as long.
 const PATIENCE: &str = "900";
 
-/// What a guest said.
+/// Results that a guest printed.
 #[derive(Debug, Default)]
-pub(super) struct Said {
-    /// The release of its kernel.
+pub(super) struct Results {
+    /// Release of its kernel.
     pub(super) release: String,
-    /// What the verifier made of each form of the program.
+    /// Results of the verifier, one for each form of the program.
     pub(super) verified: Vec<Verified>,
     pub(super) tally: Tally,
     is_done: bool,
 }
 
-/// What the verifier made of one form of the program.
+/// Result of the verifier for one form of the program.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Verified {
     pub(super) form: String,
     pub(super) instructions: u32,
-    /// Bytes.
+    /// Depth of the stack in bytes.
     pub(super) stack: u32,
 }
 
-/// Boots `kernel` with that file system and takes in what it says, which is shown as it comes.
-pub(super) fn run(kernel: &Kernel, initramfs: &Path, kvm: bool) -> Result<Said> {
+/// Boots `kernel` with the file system `initramfs`. Shows its output as it comes, and returns the results in it.
+pub(super) fn run(kernel: &Kernel, initramfs: &Path, kvm: bool) -> Result<Results> {
     let console = kernel.image.with_file_name("console.log");
-    // Without cmpxchg16b: QEMU 7.2 now and then spoils the flags in emulating it, and with those the trap flag. Linux 6.12
-    // died of that in its allocator.
+    // Without cmpxchg16b: QEMU 7.2 sometimes emulates it with wrong flags, the trap flag among them. That crashed the
+    // allocator of Linux 6.12.
     let accelerator =
         if kvm { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg", "-cpu", "max,-cx16"] };
     let mut qemu = command("timeout");
@@ -51,23 +51,23 @@ pub(super) fn run(kernel: &Kernel, initramfs: &Path, kvm: bool) -> Result<Said> 
         .args(["-append", "console=ttyS0 panic=-1"])
         .args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"])
         .stdin(std::process::Stdio::null());
-    let mut said = Said::default();
+    let mut results = Results::default();
     let status = for_each_line(&mut qemu, |line| {
-        // As terminals end them.
+        // The serial console ends lines with CR and LF.
         let line = line.trim_end_matches('\r');
         println!("{line}");
-        said.read(line);
+        results.read(line);
     })?;
     ensure!(
-        status.success() && said.is_done,
+        status.success() && results.is_done,
         "the guest did not come to its end ({status}): see {}",
         console.display()
     );
-    ensure!(said.tally.take_unfinished() == 0, "a test program ended without a result");
-    Ok(said)
+    ensure!(results.tally.take_unfinished() == 0, "a test program ended without a result");
+    Ok(results)
 }
 
-impl Said {
+impl Results {
     fn read(&mut self, line: &str) {
         match line.strip_prefix("guest: ") {
             Some("done") => self.is_done = true,
@@ -98,24 +98,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_guest_says_is_taken_in() {
-        let mut said = Said::default();
+    fn the_output_of_a_guest_is_read() {
+        let mut results = Results::default();
         for line in [
             "guest: 6.1.0-50-cloud-amd64",
             "running 1 test",
-            "test the_cost_is_told ... verified: observe ethernet 1234 instructions 168 stack",
+            "test verification_costs ... verified: observe ethernet 1234 instructions 168 stack",
             "verified: accelerate ip 5 instructions 8 stack",
             "test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.50s",
         ] {
-            said.read(line);
+            results.read(line);
         }
-        assert_eq!(said.release, "6.1.0-50-cloud-amd64");
+        assert_eq!(results.release, "6.1.0-50-cloud-amd64");
         let verified =
             |form: &str, instructions, stack| Verified { form: form.to_owned(), instructions, stack };
-        assert_eq!(said.verified, [verified("observe ethernet", 1234, 168), verified("accelerate ip", 5, 8)]);
-        assert_eq!(said.tally.to_string(), "1 passed, 0 failed, 0 skipped");
-        assert!(!said.is_done);
-        said.read("guest: done");
-        assert!(said.is_done);
+        assert_eq!(
+            results.verified,
+            [verified("observe ethernet", 1234, 168), verified("accelerate ip", 5, 8)]
+        );
+        assert_eq!(results.tally.to_string(), "1 passed, 0 failed, 0 skipped");
+        assert!(!results.is_done);
+        results.read("guest: done");
+        assert!(results.is_done);
     }
 }

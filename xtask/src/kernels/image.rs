@@ -1,4 +1,4 @@
-//! The guest's file system, all in memory: the real `tfo`, the tests, and what both need.
+//! File system of the guest, all in memory: the real `tfo`, the tests, and what both need.
 
 use std::{
     fs,
@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result};
 use super::packages::{self, Kernel};
 use crate::workspace::{command, describe, empty_dir, output, run};
 
-/// Makes the initramfs for `kernel`. `programs`, each a name and a file, go to `/tests`; `plan` has a line for each of
-/// them that is to run, with its arguments.
+/// Makes the initramfs for `kernel`. `programs`, each a name and a file, go to `/tests`. `plan` has one line for each
+/// program to run, with its arguments.
 pub(super) fn make(kernel: &Kernel, programs: &[(String, PathBuf)], plan: &str) -> Result<PathBuf> {
     let root = packages::dir().join("image");
     empty_dir(&root)?;
@@ -22,7 +22,7 @@ pub(super) fn make(kernel: &Kernel, programs: &[(String, PathBuf)], plan: &str) 
     copy(&busybox, &root.join("bin/busybox"))?;
     for (name, program) in programs {
         let place = root.join("tests").join(name);
-        // Debug info is most of a program, and all of it would be in memory.
+        // Debug info is most of a program, and the guest would hold it in memory.
         run(command("strip").arg("-o").arg(&place).arg(program))?;
         copy_libraries(&place, &root)?;
     }
@@ -38,7 +38,7 @@ pub(super) fn make(kernel: &Kernel, programs: &[(String, PathBuf)], plan: &str) 
     pack(&busybox, &root)
 }
 
-/// A cpio archive of all that is under `root`.
+/// Packs everything under `root` into a cpio archive.
 fn pack(busybox: &Path, root: &Path) -> Result<PathBuf> {
     let archive = packages::dir().join("initramfs");
     let file = fs::File::create(&archive).with_context(|| format!("cannot create {}", archive.display()))?;
@@ -51,7 +51,7 @@ fn pack(busybox: &Path, root: &Path) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// Copies the shared libraries of `program`, and the loader that it names, to where they are here.
+/// Copies the shared libraries of `program`, and the loader that it names, to the same paths under `root`.
 fn copy_libraries(program: &Path, root: &Path) -> Result<()> {
     for library in libraries(&output(command("ldd").arg(program))?) {
         copy(Path::new(library), &root.join(library.trim_start_matches('/')))?;
@@ -59,7 +59,7 @@ fn copy_libraries(program: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The files that `ldd` names.
+/// Returns the files that `ldd` names.
 fn libraries(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
 }
@@ -67,7 +67,7 @@ fn libraries(text: &str) -> impl Iterator<Item = &str> {
 fn which(program: &str) -> Result<PathBuf> {
     let mut sh = command("sh");
     sh.args(["-c", &format!("command -v {program}")]);
-    Ok(output(&mut sh).with_context(|| format!("`{}` finds none", describe(&sh)))?.trim().into())
+    Ok(output(&mut sh).with_context(|| format!("`{}` finds no program", describe(&sh)))?.trim().into())
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -1,4 +1,4 @@
-//! The kernels, from Debian's packages, kept under `target/kernels`.
+//! Kernels from Debian's packages, kept under `target/kernels`.
 
 use std::{
     fs::{self, File},
@@ -12,14 +12,14 @@ use crate::{
     workspace::{command, empty_dir, is_installed, remove_dir, rename, root, run, step},
 };
 
-/// A series of kernels, and the suite of Debian that has it.
+/// Series of kernels, and the suite of Debian that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Series {
     pub(super) name: &'static str,
     suite: &'static str,
 }
 
-/// The oldest kernel that we support, those of Debian's releases, and the newest that Debian has.
+/// Oldest kernel that we support, those of Debian's releases, and the newest that Debian has.
 pub(super) const ALL: [Series; 5] = [
     Series { name: "5.10", suite: "bullseye" },
     Series { name: "6.1", suite: "bookworm" },
@@ -28,37 +28,36 @@ pub(super) const ALL: [Series; 5] = [
     Series { name: "7.3", suite: "trixie-backports" },
 ];
 
-/// The suite whose busybox all guests have.
+/// Suite with the busybox of all guests.
 const BUSYBOX: &str = "trixie";
 
-/// Debian's name for kernels without drivers for hardware that no virtual machine has.
+/// Ending of Debian's names for kernels that have only the drivers of virtual machines.
 const FLAVOUR: &str = "-cloud-amd64";
 
-/// The modules that the tests need.
+/// Modules that the tests need.
 const MODULES: [&str; 2] = ["veth", "tun"];
 
-/// Where all of it lies.
+/// Returns the folder of the kernels.
 pub(super) fn dir() -> PathBuf {
     root().join("target/kernels")
 }
 
-/// A kernel and its modules.
+/// Kernel and its modules.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    /// The image that boots.
+    /// Bootable image.
     pub(super) image: PathBuf,
-    /// The modules, in the order in which they are to be loaded, not compressed.
+    /// Uncompressed modules, in the order in which they have to be loaded.
     pub(super) modules: Vec<PathBuf>,
 }
 
 impl Series {
-    /// Its newest kernel, or the one that was the newest when it was fetched.
+    /// Returns the kernel of the series that was the newest when it was first fetched.
     pub(super) fn fetch(self) -> Result<Kernel> {
         let dir = dir().join(self.name);
         if !dir.is_dir() {
-            self.install(&dir).with_context(|| {
-                format!("there is no kernel {} to be had from Debian's {}", self.name, self.suite)
-            })?;
+            self.install(&dir)
+                .with_context(|| format!("cannot get a kernel {} from Debian's {}", self.name, self.suite))?;
         }
         let modules = MODULES.map(|module| dir.join(format!("{module}.ko"))).to_vec();
         Ok(Kernel { image: dir.join("vmlinuz"), modules })
@@ -84,7 +83,7 @@ impl Series {
     }
 }
 
-/// A busybox that needs no library: for the guests, and to pack their file system.
+/// Returns a busybox that needs no library, for the guests and to pack their file system.
 pub(super) fn busybox() -> Result<PathBuf> {
     let dir = dir().join("busybox");
     if !dir.is_dir() {
@@ -96,7 +95,7 @@ pub(super) fn busybox() -> Result<PathBuf> {
     Ok(dir.join("busybox"))
 }
 
-/// A folder in which something is made ready, so that what is at its place is complete.
+/// Folder in which something is made before it moves to its place, so that it is complete there.
 struct Aside(PathBuf);
 
 impl Aside {
@@ -126,8 +125,8 @@ impl Aside {
     }
 }
 
-/// The packages of the newest kernel of a series: one, or since Debian has split them, that of the image and that of
-/// the modules.
+/// Returns the packages of the newest kernel of a series: one, or, since Debian splits kernels, one with the image and
+/// one with the modules.
 fn choose(names: &[String], series: &str) -> Option<Vec<String>> {
     let prefix = format!("linux-image-{series}.");
     let is_one = |name: &&String| name.starts_with(&prefix) && name.ends_with(FLAVOUR);
@@ -140,12 +139,12 @@ fn choose(names: &[String], series: &str) -> Option<Vec<String>> {
     }
 }
 
-/// The numbers in a package's name, in their order.
+/// Returns the numbers in a package's name, in their order.
 fn version(name: &str) -> Vec<u32> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
-/// The file under `dir` that is called `name`, whatever follows it (`vmlinuz-6.1…`, `veth.ko.xz`).
+/// Returns the file under `dir` that is called `name`, with any suffix (`vmlinuz-6.1…`, `veth.ko.xz`).
 fn find(dir: &Path, name: &str) -> Result<PathBuf> {
     search(dir, name)
         .with_context(|| format!("cannot search {}", dir.display()))?
@@ -171,7 +170,7 @@ fn search(dir: &Path, name: &str) -> std::io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Unpacks a module as Debian compresses it, or copies it.
+/// Decompresses a module, or copies it if it is not compressed.
 fn decompress(from: &Path, to: &Path) -> Result<()> {
     let program = match from.extension().and_then(|extension| extension.to_str()) {
         Some("xz") => ("xz", "xz-utils"),

@@ -1,7 +1,7 @@
-//! The layers of `tfo-userspace`, and imports that run in circles.
+//! Checks of imports, against the layers of `tfo-userspace` and for circles.
 //!
-//! The order of the layers is that of the modules in `tfo-userspace/src/lib.rs`, from the top down: that file is the one table.
-//! Modules without an empty line between them are beside each other, and know nothing of each other.
+//! The order of the layers is that of the modules in `tfo-userspace/src/lib.rs`, from the top down: only that file has
+//! it. Modules without an empty line between them share a layer, and must not import each other.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,10 +18,10 @@ use syn::{
 
 use crate::workspace::root;
 
-/// A module, by the names on the way to it from the root of its crate.
+/// Path of a module: the names from the root of its crate.
 type Module = Vec<String>;
 
-/// An import: the file that has it, and the file that it is from.
+/// Import: the importing file, and the imported one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Arrow {
     from: Module,
@@ -34,7 +34,7 @@ impl fmt::Display for Arrow {
     }
 }
 
-/// Fails where a layer knows one above it, or where files import each other in a circle.
+/// Fails if a layer imports from one above or beside it, or if files import each other in a circle.
 pub(super) fn check() -> Result<()> {
     let table = fs::read_to_string(root().join("tfo-userspace/src/lib.rs"))?;
     let layers = layers(&table);
@@ -54,14 +54,14 @@ pub(super) fn check() -> Result<()> {
     if faults.is_empty() { Ok(()) } else { bail!("{}", faults.join("\n")) }
 }
 
-/// The layers that the `lib.rs` in `text` names, from the top down.
+/// Returns the layers that the `lib.rs` in `text` names, from the top down.
 fn layers(text: &str) -> Vec<BTreeSet<String>> {
     let module = |line: &str| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned());
     let groups = text.split("\n\n").map(|group| group.lines().filter_map(module).collect::<BTreeSet<_>>());
     groups.filter(|group| !group.is_empty()).collect()
 }
 
-/// What is wrong with `arrows` by the order of `layers`.
+/// Returns the faults of `arrows` against the order of `layers`.
 fn upward(layers: &[BTreeSet<String>], arrows: &BTreeSet<Arrow>) -> Result<Vec<String>> {
     let floor = |module: &Module| {
         let room = &module[0];
@@ -79,7 +79,7 @@ fn upward(layers: &[BTreeSet<String>], arrows: &BTreeSet<Arrow>) -> Result<Vec<S
     Ok(faults)
 }
 
-/// The imports between the files under `src`, without those of `lib.rs` and `main.rs`.
+/// Returns the imports between the files under `src`, without those of `lib.rs` and `main.rs`.
 fn arrows(src: &Path) -> Result<BTreeSet<Arrow>> {
     let mut files = BTreeMap::new();
     collect(src, &mut Vec::new(), &mut files)?;
@@ -89,7 +89,7 @@ fn arrows(src: &Path) -> Result<BTreeSet<Arrow>> {
         let mut imports = Imports { module: module.clone(), inner: 0, paths: Vec::new() };
         imports.visit_file(file);
         for path in imports.paths {
-            // The file that has it: that of the longest beginning that is a module.
+            // The file that has the item: the longest beginning of the path that is a module.
             let to = (1..=path.len()).rev().map(|len| path[..len].to_vec()).find(|to| modules.contains(to));
             arrows.extend(to.filter(|to| to != module).map(|to| Arrow { from: module.clone(), to }));
         }
@@ -114,16 +114,16 @@ fn collect(dir: &Path, above: &mut Module, files: &mut BTreeMap<Module, File>) -
     Ok(())
 }
 
-/// Finds every path of a file that begins at the root of the crate, or at a module above.
+/// Collector of all paths in a file that begin at the root of the crate, or at a module above.
 struct Imports {
     module: Module,
-    /// How many modules inside of the file we are in.
+    /// Depth of nested modules in the file.
     inner: usize,
     paths: Vec<Module>,
 }
 
 impl Imports {
-    /// Adds `path`, as it is written, where it leads out of the file.
+    /// Adds a path, as it is written, if it leads out of the file.
     fn add(&mut self, path: &[String]) {
         let above = path.iter().take_while(|name| *name == "super").count();
         let rest = &path[above..];
@@ -171,7 +171,7 @@ impl<'ast> Visit<'ast> for Imports {
     }
 }
 
-/// The sets of files in which each imports the others, by way of some.
+/// Returns the sets of files that import each other, directly or through others.
 fn circles(arrows: &BTreeSet<Arrow>) -> Vec<String> {
     let names: Vec<_> =
         arrows.iter().map(|arrow| [&arrow.from, &arrow.to].map(|end| end.join("::"))).collect();

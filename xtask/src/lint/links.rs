@@ -1,4 +1,4 @@
-//! Links between the pages of the tree: a file that is named is there, and so is the heading in it.
+//! Checks of links between the Markdown pages of the tree: the file has to exist, and so has the heading in it.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -7,7 +7,7 @@ use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
 use crate::workspace::{command, output, root};
 
-/// Fails where a page links to a file or a heading that is not there.
+/// Fails if a page links to a file or a heading that does not exist.
 pub(super) fn check() -> Result<()> {
     let pages = output(command("git").args(["ls-files", "*.md"]))?;
     let mut faults = Vec::new();
@@ -21,7 +21,7 @@ pub(super) fn check() -> Result<()> {
     if faults.is_empty() { Ok(()) } else { bail!("{}", faults.join("\n")) }
 }
 
-/// What is wrong with the link to `to` on `page`; links out of the tree are not followed.
+/// Returns the fault of the link to `to` on `page`. Links out of the tree are not followed.
 fn fault(page: &str, to: &str) -> Result<Option<String>> {
     if to.contains("://") || to.starts_with("mailto:") {
         return Ok(None);
@@ -36,7 +36,7 @@ fn fault(page: &str, to: &str) -> Result<Option<String>> {
     Ok((!is_there).then(|| format!("there is no heading {to}")))
 }
 
-/// What a page links to, and what it can be linked by.
+/// Links of a page, and the anchors of its headings.
 #[derive(Default)]
 struct Page {
     links: Vec<String>,
@@ -72,7 +72,7 @@ impl Page {
     }
 }
 
-/// The anchor that GitHub gives a heading: small letters, dashes for spaces, and no punctuation.
+/// Returns the anchor that GitHub gives a heading: small letters, dashes for spaces, and no punctuation.
 fn anchor(heading: &str) -> String {
     let letter = |letter: char| match letter {
         ' ' => Some('-'),

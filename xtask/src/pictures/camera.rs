@@ -17,14 +17,14 @@ const TERMINAL: [&str; 2] = ["112", "30"];
 /// Width and height of the window that shows the page, in CSS pixels.
 const PAGE: (u32, u32) = (1000, 1170);
 
-/// A terminal in which a program runs. It ends when dropped.
+/// Terminal in which a program runs. It ends when dropped.
 pub(super) struct Terminal {
     socket: PathBuf,
     _server: Background,
 }
 
 impl Terminal {
-    /// Opens one, with a tmux server of its own at `socket`, and runs `program` in it.
+    /// Opens a terminal, with a separate tmux server at `socket`, and runs `program` in it.
     pub(super) fn open(socket: &Path, program: &Command) -> Result<Self> {
         let mut server = tmux(socket);
         // Not as a daemon: it ends with this process.
@@ -44,20 +44,20 @@ impl Terminal {
         run(tmux(&self.socket).args(["send-keys", key]))
     }
 
-    /// The screen, with its colours as ANSI sequences.
+    /// Returns the screen, with its colours as ANSI sequences.
     pub(super) fn capture(&self) -> Result<String> {
         output(tmux(&self.socket).args(["capture-pane", "-e", "-p"]))
     }
 }
 
-/// tmux without the user's configuration.
+/// Returns a command for tmux without the user's configuration.
 fn tmux(socket: &Path) -> Command {
     let mut tmux = command("tmux");
     tmux.args(["-f", "/dev/null", "-u", "-S"]).arg(socket).env_remove("TMUX").env("TERM", "xterm-256color");
     tmux
 }
 
-/// Writes a picture of the screen `ansi`; its files lie in `folder` meanwhile.
+/// Writes a picture of the screen `ansi`. Temporary files go to `folder`.
 pub(super) fn screen(ansi: &str, folder: &Path, picture: &Path) -> Result<()> {
     let svg = Term::new().palette(WIN10_CONSOLE).render_svg(ansi.trim_end());
     let size = (size(&svg, "width")?, size(&svg, "height")?);
@@ -72,7 +72,7 @@ pub(super) fn screen(ansi: &str, folder: &Path, picture: &Path) -> Result<()> {
 const STYLE: &str =
     "body { margin: 0 } svg { display: block } body svg tspan { font-family: 'DejaVu Sans Mono' }";
 
-/// Size of the whole drawing, in pixels.
+/// Returns the width or height of the drawing, in pixels; `name` is the attribute.
 fn size(svg: &str, name: &str) -> Result<u32> {
     let (_, rest) =
         svg.split_once(&format!("{name}=\"")).with_context(|| format!("the SVG has no {name}"))?;
@@ -85,7 +85,7 @@ pub(super) fn page(html: &Path, folder: &Path, picture: &Path) -> Result<()> {
     chromium(html, PAGE, folder, picture)
 }
 
-/// Writes a picture of `file` as it is in a window of that size.
+/// Writes a picture of `file` in a window of that size.
 fn chromium(file: &Path, (width, height): (u32, u32), folder: &Path, picture: &Path) -> Result<()> {
     let profile = folder.join("chromium");
     ignore_missing(fs::remove_file(picture))?;

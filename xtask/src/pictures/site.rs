@@ -1,4 +1,4 @@
-//! A web server and its clients: two network namespaces on a veth pair.
+//! Web server and its clients: two network namespaces on a veth pair.
 //!
 //! All addresses are for documentation (RFC 5737, RFC 3849).
 
@@ -23,7 +23,8 @@ pub(super) const IFACE: &str = "eth0";
 /// Name of the clients' namespace, below the private `/run`.
 const CLIENTS: &str = "clients";
 
-/// Wiring, one `ip` command a line. The server has all addresses of 192.0.2.128/25, and the clients have those of two networks.
+/// Wiring, one `ip` command a line. The server has all addresses of 192.0.2.128/25, and the clients have those of two
+/// networks.
 const WIRING: &str = "\
     netns add clients
     link add eth0 type veth peer name eth0 netns clients
@@ -45,7 +46,7 @@ const WIRING: &str = "\
     route add 203.0.113.0/24 via 192.0.2.2
     -6 route add 2001:db8:1::/64 via 2001:db8::2";
 
-/// Both namespaces. They end with this process and the processes that it started.
+/// Namespaces of the server and the clients. They end with this process and the processes that it started.
 pub(super) struct Site(());
 
 impl Site {
@@ -63,13 +64,13 @@ impl Site {
         for line in WIRING.lines() {
             run(command("ip").args(line.split_whitespace()))?;
         }
-        // Of this network namespace: clients and servers.
+        // Turns Fast Open on for clients and servers in this network namespace.
         let sysctl = "/proc/sys/net/ipv4/tcp_fastopen";
         fs::write(sysctl, "3").with_context(|| format!("cannot write {sysctl}"))?;
         Ok(Self(()))
     }
 
-    /// `program` in the clients' namespace.
+    /// Returns a command that runs `program` in the clients' namespace.
     pub(super) fn client(&self, program: &str) -> Command {
         let mut client = command("ip");
         client.args(["netns", "exec", CLIENTS, program]);
@@ -97,7 +98,7 @@ impl Site {
     }
 }
 
-/// A process in the background, killed when dropped.
+/// Process in the background, killed when dropped.
 pub(super) struct Background(Child);
 
 impl Background {
@@ -107,7 +108,7 @@ impl Background {
         Ok(Self(child.with_context(|| format!("cannot start `{}`", describe(command)))?))
     }
 
-    /// Whether it has ended by itself.
+    /// Returns whether the process has ended by itself.
     pub(super) fn has_ended(&mut self) -> Result<bool> {
         Ok(self.0.try_wait()?.is_some())
     }

@@ -1,4 +1,4 @@
-//! The clients: curl from many addresses.
+//! Clients: curl from many addresses.
 
 use std::{
     process::Stdio,
@@ -19,7 +19,7 @@ const RARE: u64 = 45;
 /// Seconds from one peak of visits to the next.
 const WAVE: f64 = 60.0;
 
-/// The clients, and those of them that are connecting now.
+/// Clients, with the curls that are connecting now.
 pub(super) struct Visitors<'a> {
     site: &'a Site,
     second: u64,
@@ -28,19 +28,19 @@ pub(super) struct Visitors<'a> {
 }
 
 impl<'a> Visitors<'a> {
-    /// Clients in the clients' namespace of `site`.
+    /// Makes clients in the clients' namespace of `site`.
     pub(super) fn new(site: &'a Site) -> Self {
         Self { site, second: 0, next: Instant::now(), connecting: Vec::new() }
     }
 
-    /// Has the clients of the next second visit, and waits for its end.
+    /// Starts the visits of the next second, and waits until it is over.
     pub(super) fn visit(&mut self) -> Result<()> {
         let wave = (self.second as f64 / WAVE * std::f64::consts::TAU).sin();
         let visits = (30.0 + 18.0 * wave) as u64;
         let (regular, rare) = (1 + self.second % REGULARS, 1 + self.second % RARE);
         self.curl("192.0.2.1", &format!("198.51.100.{regular}"), visits, true)?;
         self.curl("[2001:db8::1]", &format!("2001:db8:1::{regular}"), visits / 2, true)?;
-        // Each at an address of its own.
+        // Each rare client visits another address of the server.
         self.curl(&format!("192.0.2.{}", 128 + rare), &format!("203.0.113.{rare}"), 2, true)?;
         self.curl("192.0.2.1", "198.51.100.250", 5, false)?;
 
@@ -63,7 +63,7 @@ impl<'a> Visitors<'a> {
         curl.args(["--silent", "--noproxy", "*", "--max-time", "5", "--http1.0", "--interface", source])
             .args(["--header", "Connection: close", "--rate", &format!("{visits}/s")])
             .args(fast_open.then_some("--tcp-fastopen"))
-            // curl counts up what stands in brackets.
+            // curl counts through the range in brackets.
             .arg(format!("http://{server}/?[1-{visits}]"))
             .stdout(Stdio::null());
         self.connecting.push(Background::start(&mut curl)?);

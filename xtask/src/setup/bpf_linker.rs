@@ -1,4 +1,4 @@
-//! bpf-linker, built against the LLVM of the toolchain itself: bitcode and linker can never disagree.
+//! bpf-linker, built against the LLVM of the toolchain, so that bitcode and linker always agree.
 
 use std::{
     env,
@@ -15,7 +15,7 @@ use crate::workspace::{cargo, empty_dir, is_installed, remove_dir, rename, run, 
 
 const VERSION: &str = "0.13.0";
 
-/// The file that `.cargo/config.toml` names as the linker.
+/// Returns the file that `.cargo/config.toml` names as the linker.
 fn linker() -> PathBuf {
     tools().join("bin/bpf-linker")
 }
@@ -49,9 +49,9 @@ pub(super) fn install(toolchain: &Toolchain) -> Result<()> {
         .arg("--target-dir")
         .arg(build.join("target"))
         .env("LLVM_PREFIX", &prefix)
-        // Where cargo does not find the folder in PATH, it advises to add it: not to one that is about to be removed.
+        // Otherwise cargo advises to add the folder to PATH, which is soon removed.
         .env("PATH", with_folder(&build.join("bin"))?)
-        // A linker for this machine, whatever the workspace is built for.
+        // The linker runs on this machine, even if the workspace is built for another one.
         .env_remove("CARGO_BUILD_TARGET"))
     .context("cannot build bpf-linker; the first time this needs the network, for crates from the registry")?;
 
@@ -62,14 +62,15 @@ pub(super) fn install(toolchain: &Toolchain) -> Result<()> {
     remove_dir(&build)
 }
 
-/// PATH with one more folder.
+/// Returns PATH with one more folder.
 fn with_folder(folder: &Path) -> Result<OsString> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&path).chain([folder.to_owned()]);
     env::join_paths(folders).with_context(|| format!("PATH cannot hold {}", folder.display()))
 }
 
-/// The linker finds its LLVM by the absolute path of [`link_llvm`]'s folder, so that path is part of the stamp.
+/// Returns the stamp of the linker. The linker finds its LLVM by the absolute path of [`link_llvm`]'s folder, so that
+/// path is part of the stamp.
 fn stamp(llvm: &LibLlvm) -> Stamp {
     let content =
         format!("bpf-linker {VERSION}\nlibLLVM {}\ntools {}\n", llvm.path.display(), tools().display());
@@ -88,7 +89,7 @@ fn link_llvm(llvm: &LibLlvm) -> Result<PathBuf> {
     Ok(prefix)
 }
 
-/// The shared library of LLVM that comes with the toolchain.
+/// Shared library of LLVM that comes with the toolchain.
 struct LibLlvm {
     path: PathBuf,
     major: u32,
@@ -106,7 +107,7 @@ impl LibLlvm {
         })
     }
 
-    /// `libLLVM.so.22.1-rust-1.95.0-stable` is a library of LLVM 22.
+    /// Parses a path, such as `libLLVM.so.22.1-rust-1.95.0-stable` for LLVM 22. Other files are `None`.
     fn from_path(path: &Path) -> Option<Self> {
         let version = path.file_name()?.to_str()?.strip_prefix("libLLVM.so.")?;
         let major = version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;

@@ -1,7 +1,7 @@
-//! The sources of `core`, which `-Z build-std` compiles for the BPF target.
+//! Sources of `core`, which `-Z build-std` compiles for the BPF target.
 //!
-//! They belong into the toolchain, where rustup puts them. Where rustup can't (not installed, or its server out of
-//! reach), Debian's package of exactly the same version is unpacked under `target/tools`.
+//! They belong in the toolchain, where rustup puts them. If rustup can't (not installed, or its server out of reach),
+//! Debian's package of exactly the same version is unpacked under `target/tools`.
 
 use std::{path::PathBuf, process::Command};
 
@@ -13,10 +13,10 @@ use crate::{
     workspace::{command, empty_dir, remove_dir, rename, run, step, tools},
 };
 
-/// Where Debian carries the Rust releases that its own release is too old for.
+/// Suite of Debian with Rust releases that are newer than the one of its stable release.
 const SUITE: &str = "trixie-backports";
 
-/// Tells a cargo that builds `core` where its sources lie, unless they are where it looks anyway.
+/// Gives a cargo that builds `core` the path of the sources, unless they are in the toolchain, where cargo looks.
 pub(super) fn configure(cargo: &mut Command) -> Result<()> {
     if !in_toolchain(&Toolchain::detect()?) {
         cargo.env("__CARGO_TESTS_ONLY_SRC_ROOT", unpacked().join("library"));
@@ -28,7 +28,7 @@ pub(super) fn is_ready(toolchain: &Toolchain) -> Result<bool> {
     Ok(in_toolchain(toolchain) || unpacked().is_dir() && stamp(&toolchain.version()?).is_current())
 }
 
-/// Asks rustup, then Debian.
+/// Installs the sources by rustup or, if that fails, from Debian.
 pub(super) fn install(toolchain: &Toolchain) -> Result<()> {
     let version = toolchain.version()?;
     stamp(&version).clear()?;
@@ -63,7 +63,7 @@ fn in_toolchain(toolchain: &Toolchain) -> bool {
     toolchain.sysroot.join("lib/rustlib/src/rust/library/core").is_dir()
 }
 
-/// The sources from Debian's package; `tfo-userspace/build.rs` looks here too.
+/// Returns the folder of the sources from Debian's package; `tfo-userspace/build.rs` looks here, too.
 fn unpacked() -> PathBuf {
     tools().join("rust-src")
 }

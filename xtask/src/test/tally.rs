@@ -1,20 +1,20 @@
-//! What the tests said: libtest's output, counted.
+//! Counts of test results, from the output of libtest.
 
 use std::{fmt, iter::Sum, mem};
 
-/// How many tests passed, failed and were skipped, and what there is to say about those that did not pass.
+/// Numbers of tests that passed, failed and were skipped, with remarks on those that did not pass.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     passed: usize,
     failed: usize,
     skipped: usize,
     remarks: Vec<String>,
-    /// Test programs that announced their tests, less those that gave their result.
+    /// Number of test programs that announced their tests and have given no result yet.
     open: usize,
 }
 
 impl Tally {
-    /// Takes in one line of a test program's output.
+    /// Counts one line of a test program's output.
     pub(crate) fn read(&mut self, line: &str) {
         if let Some(result) = line.strip_prefix("test result: ") {
             self.passed += count(result, "passed");
@@ -35,7 +35,7 @@ impl Tally {
         }
     }
 
-    /// Takes in one line of a test program's list, of tests that can't run here.
+    /// Counts one line of a test program's list as a skipped test.
     pub(crate) fn skip_listed(&mut self, line: &str, reason: &str) {
         if let Some(name) = line.strip_suffix(": test") {
             self.skipped += 1;
@@ -43,7 +43,7 @@ impl Tally {
         }
     }
 
-    /// Counts something other than a test that went wrong, so that no sum looks like success.
+    /// Counts a failure that is not a test's, so that the sum does not look like success.
     pub(crate) fn add_broken(&mut self, what: String) {
         self.failed += 1;
         self.remarks.push(format!("broken: {what}"));
@@ -62,12 +62,13 @@ impl Tally {
         self.passed + self.failed + self.skipped == 0
     }
 
-    /// To be asked when the test programs have ended: how many of them gave no result. They crashed or were killed.
+    /// Returns the number of test programs that gave no result, and resets it. After the programs have ended, these
+    /// crashed or were killed.
     pub(crate) fn take_unfinished(&mut self) -> usize {
         mem::take(&mut self.open)
     }
 
-    /// One line for each test that failed or was skipped, and for whatever else went wrong.
+    /// Returns one line for each test that failed or was skipped, and for every other failure.
     pub(crate) fn remarks(&self) -> impl Iterator<Item = &str> {
         self.remarks.iter().map(String::as_str)
     }
@@ -90,7 +91,8 @@ impl<'a> Sum<&'a Self> for Tally {
     }
 }
 
-/// The number before a word in `ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s`.
+/// Returns the number before a word in a result.
+/// A result is `ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s`.
 fn count(result: &str, word: &str) -> usize {
     let mut parts = result.split(['.', ';']).filter_map(|part| part.trim().split_once(' '));
     parts.find(|(_, what)| *what == word).and_then(|(number, _)| number.parse().ok()).unwrap_or(0)

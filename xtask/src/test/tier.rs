@@ -1,4 +1,4 @@
-//! The tiers of tests, from fast and harmless to slow and privileged, and which files of `tests/tests` are in which.
+//! Tiers of tests, from fast and harmless to slow and privileged, and the files of `tests/tests` in each.
 
 use std::{fmt, fs, process::Command};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::workspace::{cargo, root};
 
-/// A tier of tests.
+/// Tier of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Tier {
     /// Host: unit, table, property and doc tests
@@ -21,7 +21,7 @@ pub(super) enum Tier {
 }
 
 impl Tier {
-    /// All tiers, in the order in which they run.
+    /// Tiers, in the order in which they run.
     pub(super) const ALL: [Self; 3] = [Self::Host, Self::Kernel, Self::Netns];
 
     pub(super) fn needs_root(self) -> bool {
@@ -31,7 +31,7 @@ impl Tier {
         }
     }
 
-    /// How the names of its files in `tests/tests` begin.
+    /// Returns the prefix of the names of its files in `tests/tests`.
     fn prefix(self) -> &'static str {
         match self {
             Self::Host => "host_",
@@ -40,9 +40,9 @@ impl Tier {
         }
     }
 
-    /// The cargo commands that run it; arguments that are added go to the test programs.
+    /// Returns the cargo commands that run the tier. Arguments that are added to them go to the test programs.
     ///
-    /// All of them select the same packages, the default members, and so share one build of every dependency.
+    /// All commands select the same packages, the default members, and so share one build of every dependency.
     pub(super) fn commands(self, files: &TestFiles) -> Vec<Command> {
         let mut targets: Vec<&str> = files.of(self).flat_map(|name| ["--test", name]).collect();
         if self == Self::Host {
@@ -54,7 +54,7 @@ impl Tier {
         match self {
             Self::Host => vec![cargo_test(&targets, &[]), cargo_test(&["--doc"], &[])],
             Self::Kernel => vec![cargo_test(&targets, &[])],
-            // Each of these starts servers and clients of its own, and some of them measure time.
+            // Each test starts its own servers and clients, and some measure time.
             Self::Netns => vec![cargo_test(&targets, &["--test-threads=2"])],
         }
     }
@@ -76,11 +76,11 @@ fn cargo_test(targets: &[&str], options: &[&str]) -> Command {
     command
 }
 
-/// The files of `tests/tests`, by the tier that their name begins with.
+/// Files of `tests/tests`, with the tier that their name begins with.
 pub(super) struct TestFiles(Vec<(Tier, String)>);
 
 impl TestFiles {
-    /// Lists `tests/tests`; a file that is in no tier would never run, so that is an error.
+    /// Lists `tests/tests`. A file in no tier is an error, since it would never run.
     pub(super) fn discover() -> Result<Self> {
         let dir = root().join("tests/tests");
         let mut names = Vec::new();
@@ -107,7 +107,7 @@ impl TestFiles {
     }
 
     fn of(&self, tier: Tier) -> impl Iterator<Item = &str> {
-        self.0.iter().filter(move |(its, _)| *its == tier).map(|(_, name)| name.as_str())
+        self.0.iter().filter(move |(file_tier, _)| *file_tier == tier).map(|(_, name)| name.as_str())
     }
 }
 
