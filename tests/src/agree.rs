@@ -1,8 +1,8 @@
-//! The program in the kernel against the same code on the host, frame by frame, millions of them.
+//! Comparison of the program in the kernel with the same code on the host, on millions of frames.
 //!
-//! BPF_PROG_TEST_RUN takes milliseconds a call. So the program is attached to a tap or tun interface, as it is in use, and
-//! the frames are written to that; a packet socket shows what has become of each, and the counters, read once a batch, how
-//! they were counted. `cargo xtask agree` runs it at length, a test in short.
+//! One run by BPF_PROG_TEST_RUN takes milliseconds. So the program is attached to a tap or tun interface and the frames
+//! are written to that interface. A packet socket behind the program shows the frames that it passes. The counters are
+//! read once per batch. `cargo xtask agree` runs the comparison at length, a test runs it briefly.
 
 mod frames;
 
@@ -42,35 +42,35 @@ use crate::{
     tap::Tap,
 };
 
-/// Frames between two looks at the counters.
+/// Number of frames between two comparisons of the counters.
 const BATCH: u64 = 256;
-/// Batches between two changes of keys.
+/// Number of batches between two changes of the key ring.
 const BATCHES_A_RING: u64 = 64;
-/// Frames between two signs of life.
+/// Number of frames between two progress messages.
 const SIGN_OF_LIFE: u64 = 1_000_000;
 const NAME: &str = "nic0";
 
-/// How long, and which frames.
+/// Length and seed of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How many frames, over both link layers and all modes; those that the interface refuses come on top.
+    /// Number of frames over both link layers and all modes. Frames that the interface refuses are not included.
     pub frames: u64,
-    /// Which ones: the same seed makes the same frames, and more frames begin with the same.
+    /// Seed of the frames. A longer run with the same seed begins with the same frames.
     pub seed: u64,
-    /// When to end, if that is earlier.
+    /// Longest duration of the run.
     pub time: Option<Duration>,
 }
 
-/// What was compared.
+/// Results of a run without a disagreement.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
     /// Frames that were written and not refused.
     pub frames: u64,
-    /// Frames that the interface refused, as too short or no IP: those no program sees.
+    /// Frames that the interface refused because they are too short or not IP. No program sees them.
     pub refused: u64,
-    /// Frames of which the bytes could be compared, too.
+    /// Frames whose bytes were compared as well.
     pub compared: u64,
-    /// How all of them were counted.
+    /// Counters of the kernel, over all frames.
     pub counters: Counters,
 }
 
@@ -82,7 +82,7 @@ impl Seen {
         self.counters.add(&other.counters);
     }
 
-    /// The outcomes of which there was no frame: the run then says nothing about them.
+    /// Returns the outcomes that no frame had. The run says nothing about them.
     pub fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
         let mut need = |count: u64, what: String| {
@@ -123,7 +123,7 @@ impl Seen {
     }
 }
 
-/// A frame on which kernel and host are of two minds.
+/// Frame on which kernel and host disagree.
 #[derive(Debug)]
 pub struct Disagreement {
     link: LinkLayer,
@@ -147,8 +147,9 @@ impl Display for Disagreement {
     }
 }
 
-/// The rings of keys under which frames are seen. The first holds all; the second and third know of no next key and of no
-/// backup key, into whose cookies old ones are translated; the fourth has no key of the kernel, the last none at all.
+/// Returns the key rings under test. The first holds all keys. The second lacks the next key. The third lacks the
+/// backup key, so old cookies are translated into the current key's. The fourth lacks both keys of the kernel. The last
+/// is empty.
 fn rings() -> [KeyRing; 5] {
     let without = |slots: &[usize]| {
         let mut ring = ring();
@@ -158,7 +159,7 @@ fn rings() -> [KeyRing; 5] {
     [ring(), ring_without_next(), without(&[BACKUP]), without(&[CURRENT, BACKUP]), KeyRing::EMPTY]
 }
 
-/// The policies under which they are seen: those of `shield` with the guards that remember nothing.
+/// Returns the policies under test. In mode `shield`, they are those whose guards keep no state.
 fn policies(mode: Mode) -> Vec<Policy> {
     let mut policy = Policy::of_mode(mode);
     if mode != Mode::Shield {
@@ -178,9 +179,9 @@ fn policies(mode: Mode) -> Vec<Policy> {
     ]
 }
 
-/// Compares as many frames as `options` say, or fails at the first on which kernel and host disagree. Needs root.
+/// Compares as many frames as `options` say, and fails at the first on which kernel and host disagree. Needs root.
 ///
-/// Each link layer in each mode gets the same share, in a namespace of its own.
+/// Each link layer gets the same number of frames in each mode, in its own namespace.
 pub fn run(options: &Options) -> Result<Seen, Box<Disagreement>> {
     let end = options.time.map(|time| Instant::now() + time);
     let run = Run { end, stop: AtomicBool::new(false), done: AtomicU64::new(0) };
@@ -196,7 +197,7 @@ pub fn run(options: &Options) -> Result<Seen, Box<Disagreement>> {
     thread::scope(|scope| {
         for (number, (link, mode)) in (0..).zip(lanes) {
             let (run, result) = (&run, &result);
-            // The last lanes take what does not divide.
+            // The last lanes take the remainder.
             let share = (options.frames + number) / lanes.len() as u64;
             let seed = options.seed.wrapping_mul(lanes.len() as u64).wrapping_add(number);
             scope.spawn(move || {
@@ -215,10 +216,10 @@ pub fn run(options: &Options) -> Result<Seen, Box<Disagreement>> {
     result.into_inner().expect("no lane panics while it adds up")
 }
 
-/// What the lanes have in common.
+/// State that all lanes share.
 struct Run {
     end: Option<Instant>,
-    /// Kernel and host disagree: there is nothing more to find out.
+    /// Tells all lanes to stop, since kernel and host disagree.
     stop: AtomicBool,
     done: AtomicU64,
 }
@@ -237,31 +238,31 @@ impl Run {
     }
 }
 
-/// One interface with the program on it.
+/// Interface with the program on it.
 struct Lane {
     link: LinkLayer,
     mode: Mode,
     tap: Tap,
     kernel: Kernel,
     rings: [KeyRing; 5],
-    /// Which of them is in force.
+    /// Index of the key ring in force.
     ring: usize,
     policies: Vec<Policy>,
     policy: Policy,
-    /// Sees what the program has let on.
+    /// Packet socket that sees the frames that the program passes.
     behind: OwnedFd,
     buffer: Vec<u8>,
     frames: Frames,
-    /// What the kernel has counted by now.
+    /// Counters of the kernel after the last batch.
     counters: Counters,
     seen: Seen,
 }
 
 impl Lane {
-    /// In the calling thread's namespace, in which there is nothing else.
+    /// Makes the interface in the calling thread's namespace, which must be empty.
     fn new(link: LinkLayer, mode: Mode, seed: u64) -> Self {
-        // The stack behind the program is to have as little to do as it can, and to send nothing: no addresses, and no
-        // frame is for this host.
+        // The stack behind the program gets no addresses and no frame for this host. So it has little to do and sends
+        // nothing.
         fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("IPv6 can be switched off");
         let tap = Tap::new(NAME, link);
         if link == LinkLayer::Ethernet {
@@ -335,7 +336,8 @@ impl Lane {
         host::count_in(cell, frame, self.link, &self.policy, &self.rings[self.ring]);
     }
 
-    /// Has the interface receive `frame`, and checks what comes out behind the program; false where it refuses it.
+    /// Writes `frame` to the interface, and checks what the program passes. Returns false if the interface refuses the
+    /// frame.
     fn receive(&mut self, frame: &[u8]) -> Result<bool, Box<Disagreement>> {
         match self.tap.receive(frame) {
             Ok(()) if !frame.is_empty() => {}
@@ -346,8 +348,8 @@ impl Lane {
             }
         }
         self.seen.frames += 1;
-        // The stack takes the outer tag off before a packet socket sees the frame, and drops it where it can't
-        // (skb_vlan_untag). The bytes of the tag are the only ones that we then don't see.
+        // The stack removes the outer tag before a packet socket sees the frame, and drops the frame if it can't
+        // (skb_vlan_untag). So the bytes of the tag can't be compared.
         let tag = ETHERNET - 2..ETHERNET + 2;
         let is_tagged = self.link == LinkLayer::Ethernet
             && [ether_type::VLAN, ether_type::SERVICE_VLAN]
@@ -375,7 +377,7 @@ impl Lane {
         Err(self.disagreement(frame, wrong))
     }
 
-    /// Sends the frames of a batch once more, one at a time, to find the one that is counted otherwise.
+    /// Sends the frames of a batch again, one at a time, to find the one that the kernel counts differently.
     fn find(&mut self, batch: &[Vec<u8>]) -> Box<Disagreement> {
         for frame in batch {
             let mut more = Cell::EMPTY;
@@ -393,7 +395,7 @@ impl Lane {
         self.disagreement(&[], "a batch was counted otherwise, but none of its frames when sent again".into())
     }
 
-    /// Sends `frame` once more, through a program that has not counted anything yet.
+    /// Sends `frame` again, through a program with fresh counters.
     fn only(&mut self, frame: &[u8], host: &Counters) -> Box<Disagreement> {
         self.kernel = Kernel::load(self.link, self.mode, &self.rings[self.ring]);
         self.kernel.set_policy(OTHER, &self.policy);

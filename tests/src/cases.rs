@@ -1,7 +1,7 @@
-//! The one table of cases: a frame, the keys in force, and what is to become of it.
+//! Table of cases: a frame, the keys in force, and how the frame must be counted.
 //!
-//! It feeds `tests/host_cases.rs` and `tests/kernel_cases.rs`. A case is one line in the module of its subject; what
-//! it expects is reasoned out from what Linux does with such a packet, not from what our code does.
+//! `tests/host_cases.rs` and `tests/kernel_cases.rs` use it. A case is one line in the module of its subject. Its
+//! expectation follows from what Linux does with such a packet, not from what our code does.
 
 mod cookies;
 mod ipv4;
@@ -18,7 +18,7 @@ use std::{
 
 use tfo_common::{
     class::Class,
-    counters::{Counters, Guarded, Tally},
+    counters::{Counters, GuardCounts, Tally},
     keyring::{KeyRing, SLOTS},
     parse::{LinkLayer, Malformed, Unsupported},
     policy::Guard,
@@ -40,34 +40,34 @@ pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd3d, 0xfa7b, 0xd17d, 0, 0, 0, 0
 /// The server of most cases, over IPv6.
 pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd3d, 0x0a0b, 0x17d6, 0, 0, 0, 0, 1);
 
-/// A frame and what is to become of it.
+/// Frame with its expected outcome.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// Says what is special about it; unique.
+    /// Name, which is unique and says what is special about the case.
     pub name: String,
-    /// What the frame begins with.
+    /// Header with which the frame begins.
     pub link: LinkLayer,
     /// The keys in force.
     pub keys: Keys,
     /// The frame.
     pub frame: Vec<u8>,
-    /// What is to become of it.
+    /// Expected outcome.
     pub expected: Expected,
 }
 
 /// The keys in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keys {
-    /// Those of [`keys::ring_without_next`], as where tfo follows the kernel.
+    /// Keys of [`keys::ring_without_next`], as if tfo follows the kernel.
     Known,
-    /// Those of [`keys::ring`], as where what the kernel will hold next is known, too.
+    /// Keys of [`keys::ring`], as if a schedule tells the next key.
     WithNext,
-    /// None: no listener has made the kernel choose a key yet.
+    /// Empty ring, as if no listener has made the kernel choose a key yet.
     None,
 }
 
 impl Keys {
-    /// The ring that holds them.
+    /// Returns the ring that holds these keys.
     pub fn ring(self) -> KeyRing {
         match self {
             Self::Known => keys::ring_without_next(),
@@ -77,34 +77,34 @@ impl Keys {
     }
 }
 
-/// What is to become of a frame in mode `observe`. It is always passed on as it came; this is how it is counted.
+/// Expected count of a frame in mode `observe`, which passes every frame unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
-    /// Not at all.
+    /// Counted nowhere.
     NotSyn,
-    /// As a SYN.
+    /// Counted as a SYN.
     Syn {
-        /// Over which IP it came.
+        /// Family of the IP header.
         family: Family,
-        /// Its kind.
+        /// Class of the SYN.
         class: Class,
-        /// The slot of the key that made its cookie, if one did.
+        /// Slot of the key that made the cookie, if any did.
         slot: Option<usize>,
-        /// How many bytes of data it carries.
+        /// Length of the data, in bytes.
         data_len: usize,
     },
-    /// As one that the kernel drops.
+    /// Counted as a packet that the kernel drops.
     Malformed(Malformed),
-    /// As one that we do not follow.
+    /// Counted as a packet that tfo does not follow.
     Unsupported(Unsupported),
 }
 
 impl Expected {
-    /// A SYN of a class that says by itself which key made its cookie.
+    /// Returns the count of a SYN whose class determines the slot of its key.
     ///
     /// # Panics
     ///
-    /// Where `class` does not say that: of a retired key is [`of_key`](Self::of_key).
+    /// Panics for classes that do not determine it. Retired keys take [`of_key`](Self::of_key).
     pub fn of_class(family: Family, class: Class, data_len: usize) -> Self {
         let slot = match class {
             Class::CookieCurrent => Some(0),
@@ -115,7 +115,7 @@ impl Expected {
         Self::Syn { family, class, slot, data_len }
     }
 
-    /// A SYN with a cookie of the key in `slot`.
+    /// Returns the count of a SYN with a cookie of the key in `slot`.
     pub fn of_key(family: Family, slot: usize, data_len: usize) -> Self {
         let class = match slot {
             0 => Class::CookieCurrent,
@@ -125,13 +125,13 @@ impl Expected {
         Self::Syn { family, class, slot: Some(slot), data_len }
     }
 
-    /// Counters that have counted this and nothing else, as passed, under a ring made by hand: there a key's counter is
-    /// that of its slot.
+    /// Returns counters that have counted only this, with verdict pass, under a handmade ring, in which each key's
+    /// counter is that of its slot.
     pub fn counters(self) -> Counters {
         self.counted(Verdict::Pass, &keys::ring())
     }
 
-    /// Counters that have counted this and nothing else, under `ring`; as one with that `verdict` where it is a SYN.
+    /// Returns counters that have counted only this, under `ring`. A SYN is counted with `verdict`.
     pub fn counted(self, verdict: Verdict, ring: &KeyRing) -> Counters {
         let mut counters = Counters::default();
         match self {
@@ -175,7 +175,7 @@ fn unsupported(reason: Unsupported) -> impl Fn(Family) -> Expected {
     move |_| Expected::Unsupported(reason)
 }
 
-/// Every case.
+/// Returns all cases.
 pub fn all() -> Vec<Case> {
     let mut table = Table { keys: Keys::Known, subject: "", cases: Vec::new() };
     for (subject, add) in [
@@ -195,8 +195,8 @@ pub fn all() -> Vec<Case> {
     table.cases.into_iter().chain(without_link).collect()
 }
 
-/// The same packet as tun hands it over: a case for an untagged Ethernet frame holds for its IP packet alone too. Where
-/// the IP version contradicts the EtherType it does not: without Ethernet there is only the version to go by.
+/// Returns the case of the same packet as tun delivers it. Cases for untagged Ethernet frames hold for the IP packet
+/// alone, too, unless the IP version contradicts the EtherType: without Ethernet, only the version counts.
 fn without_link_layer(case: &Case) -> Option<Case> {
     let (header, packet) = case.frame.split_at_checked(ETHERNET)?;
     let ether_type = u16::from_be_bytes([header[12], header[13]]);
@@ -208,7 +208,7 @@ fn without_link_layer(case: &Case) -> Option<Case> {
     same.then(|| Case { name, link: LinkLayer::Ip, frame: packet.to_vec(), ..case.clone() })
 }
 
-/// The table while it is being filled.
+/// Table under construction.
 struct Table {
     keys: Keys,
     subject: &'static str,
@@ -216,7 +216,7 @@ struct Table {
 }
 
 impl Table {
-    /// A case over IPv4 and another one over IPv6.
+    /// Adds a case over IPv4 and one over IPv6.
     fn both<P: Into<Vec<u8>>>(
         &mut self,
         name: impl Display,
@@ -227,7 +227,7 @@ impl Table {
         self.ipv6(format!("{name} (over IPv6)"), |ip| packet(ip.into()), &expected);
     }
 
-    /// A case over IPv4.
+    /// Adds a case over IPv4.
     fn ipv4<P: Into<Vec<u8>>>(
         &mut self,
         name: impl Display,
@@ -237,7 +237,7 @@ impl Table {
         self.frame(name, packet(eth().ipv4(CLIENT_V4, SERVER_V4)), expected(Family::Ipv4));
     }
 
-    /// A case over IPv6.
+    /// Adds a case over IPv6.
     fn ipv6<P: Into<Vec<u8>>>(
         &mut self,
         name: impl Display,
@@ -247,12 +247,12 @@ impl Table {
         self.frame(name, packet(eth().ipv6(CLIENT_V6, SERVER_V6)), expected(Family::Ipv6));
     }
 
-    /// A case of any Ethernet frame.
+    /// Adds a case of an Ethernet frame.
     fn frame(&mut self, name: impl Display, frame: impl Into<Vec<u8>>, expected: Expected) {
         self.add(name, LinkLayer::Ethernet, frame.into(), expected);
     }
 
-    /// A case of a frame that begins with its IP header.
+    /// Adds a case of a frame that begins with its IP header.
     fn ip_frame(&mut self, name: impl Display, frame: impl Into<Vec<u8>>, expected: Expected) {
         self.add(name, LinkLayer::Ip, frame.into(), expected);
     }
@@ -263,7 +263,7 @@ impl Table {
     }
 }
 
-/// The outcomes for which `cases` has no case.
+/// Returns the outcomes for which `cases` has no case.
 pub fn uncovered(cases: &[Case]) -> Vec<String> {
     let mut missing = Vec::new();
     let mut need = |what: String, is: &dyn Fn(Expected) -> bool| {
@@ -297,7 +297,7 @@ pub fn uncovered(cases: &[Case]) -> Vec<String> {
     missing
 }
 
-/// What stands in `counters`, a row for each that is not zero: for messages.
+/// Returns a line for each counter that is not zero, for messages.
 pub fn rows(counters: &Counters) -> Vec<String> {
     let mut rows = Vec::new();
     for family in Family::ALL {
@@ -320,7 +320,7 @@ pub fn rows(counters: &Counters) -> Vec<String> {
         }
     }
     for (guard, count) in Guard::ALL.iter().zip(counters.guards) {
-        if count != Guarded::default() {
+        if count != GuardCounts::default() {
             rows.push(format!("{guard}: {count:?}"));
         }
     }

@@ -1,14 +1,14 @@
-//! Configuration files, and what the protections in them have done.
+//! Configuration files, and the counts of the protections in them.
 
 use std::{fs, path::Path};
 
 use tempfile::TempDir;
-use tfo_common::{counters::Guarded, policy::Guard};
+use tfo_common::{counters::GuardCounts, policy::Guard};
 use tfo_userspace::dataplane::{Pinned, pins::Bpffs};
 
 use crate::netns::{BPFFS, Running, eventually, tfo};
 
-/// A file in a folder of its own.
+/// Configuration file in its own temporary folder.
 #[derive(Debug)]
 pub struct Config {
     dir: TempDir,
@@ -16,12 +16,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// That of one interface.
+    /// Writes a file for one interface.
     pub fn new(interface: &str, more: &str) -> Self {
         Self::of_several(&[interface], more)
     }
 
-    /// Begins with `interfaces`, in line 1.
+    /// Writes a file for `interfaces`, which stand in line 1.
     pub fn of_several(interfaces: &[&str], more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let interfaces = interfaces.iter().map(|interface| (*interface).to_owned()).collect();
@@ -30,25 +30,26 @@ impl Config {
         config
     }
 
-    /// Its folder.
+    /// Returns the folder of the file.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Where it is.
+    /// Returns the path of the file.
     pub fn path(&self) -> String {
         self.dir().join("tfo.toml").display().to_string()
     }
 
-    /// Writes it anew, in one step, as it should be.
+    /// Rewrites the file in one step, by a rename.
     pub fn write(&self, more: &str) {
         let new = self.dir().join("new");
-        // What Debug makes of names without quotes is TOML, too.
+        // The Debug form of names without quotes is valid TOML.
         fs::write(&new, format!("interfaces = {:?}\n{more}", self.interfaces)).expect("the folder is ours");
         fs::rename(new, self.path()).expect("the folder is ours");
     }
 
-    /// Starts `tfo run` with it, and waits until it takes orders: then all is attached, and connections are followed.
+    /// Starts `tfo run` with the file, and waits until it accepts requests: then everything is attached, and
+    /// connections are followed.
     pub fn run(&self) -> Running {
         let running = Running::spawn(&["--config", &self.path()]);
         eventually("tfo run is up", || {
@@ -59,7 +60,8 @@ impl Config {
     }
 }
 
-/// Runs `tfo` on `interface` with a service on `port` that `guards` protect, in mode shield; if there are any.
+/// Runs `tfo` on `interface` with a service on `port` that `guards` protect, in mode shield. Returns `None` without
+/// guards.
 pub fn protected(interface: &str, port: u16, guards: Option<&str>) -> Option<(Config, Running)> {
     let service = format!("[[service]]\nname = \"web\"\nports = [{port}]\nmode = \"shield\"\n{}\n", guards?);
     let config = Config::new(interface, &service);
@@ -67,12 +69,12 @@ pub fn protected(interface: &str, port: u16, guards: Option<&str>) -> Option<(Co
     Some((config, running))
 }
 
-/// What `guard` has done on `interface`, over all services.
-pub fn guarded(interface: &str, guard: Guard) -> Guarded {
+/// Returns the counts of `guard` on `interface`, over all services.
+pub fn guarded(interface: &str, guard: Guard) -> GuardCounts {
     let pinned = Pinned::open(&Bpffs::new(Path::new(BPFFS)).pins(interface)).expect("tfo runs");
     let services = pinned.by_service().expect("counters can be read");
-    services.iter().fold(Guarded::default(), |sum, service| {
-        let Guarded { acted, would } = service.counters.guards[guard.index()];
-        Guarded { acted: sum.acted + acted, would: sum.would + would }
+    services.iter().fold(GuardCounts::default(), |sum, service| {
+        let GuardCounts { acted, would } = service.counters.guards[guard.index()];
+        GuardCounts { acted: sum.acted + acted, would: sum.would + would }
     })
 }

@@ -1,5 +1,5 @@
-//! System calls that fail, or kill who makes them: seccomp filters, which a process inherits from the thread that starts it.
-//! So the real `tfo` meets a kernel that refuses, and needs no code for that.
+//! Faults in system calls: seccomp filters make a call fail, or kill its caller. A process inherits them from the
+//! thread that starts it. So the real `tfo` meets a kernel that refuses, without any code for that.
 
 use std::{collections::BTreeMap, thread};
 
@@ -25,16 +25,16 @@ pub enum Bpf {
     LinkUpdate = 29,
 }
 
-/// What becomes of every call of the kind that is chosen.
+/// Effect on each matching system call.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
-    /// It does nothing and returns this errno.
+    /// The call does nothing and returns this errno.
     Fails(i32),
-    /// The process dies before it is carried out, as by kill -9: nothing of the process runs any more.
+    /// The process dies before the call is carried out, as by kill -9. None of its threads runs on.
     Kills,
 }
 
-/// Runs `work` on a thread for which, and for whose children, `fault` becomes of each bpf(2) with `command`.
+/// Runs `work` on a new thread. `fault` hits each bpf(2) call with `command`, in that thread and its child processes.
 pub fn with<T: Send>(command: Bpf, fault: Fault, work: impl FnOnce() -> T + Send) -> T {
     let is_command = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, command as u64)
         .expect("a condition");
@@ -42,12 +42,13 @@ pub fn with<T: Send>(command: Bpf, fault: Fault, work: impl FnOnce() -> T + Send
     limited(libc::SYS_bpf, rules, fault, work)
 }
 
-/// Runs `work` on a thread for which, and for whose children, `fault` becomes of each call of the system call `number`.
+/// Runs `work` on a new thread. `fault` hits each call of the system call `number`, in that thread and its child
+/// processes.
 pub fn with_call<T: Send>(number: i64, fault: Fault, work: impl FnOnce() -> T + Send) -> T {
     limited(number, Vec::new(), fault, work)
 }
 
-/// With no rules, every call is meant.
+/// Runs `work` under a filter. Without rules, all calls match.
 fn limited<T: Send>(
     number: i64,
     rules: Vec<SeccompRule>,
@@ -77,7 +78,7 @@ fn filter(
     SeccompFilter::new(rules, SeccompAction::Allow, then, std::env::consts::ARCH.try_into()?)?.try_into()
 }
 
-/// Whether a process ended as [`Fault::Kills`] ends it.
+/// Returns whether a process ended as by [`Fault::Kills`].
 pub fn was_killed(status: std::process::ExitStatus) -> bool {
     use std::os::unix::process::ExitStatusExt as _;
     status.signal() == Some(libc::SIGSYS)

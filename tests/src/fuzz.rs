@@ -1,8 +1,7 @@
-//! What the fuzz targets check: a module for each, with one function that takes any bytes and panics where something is
-//! wrong.
+//! Fuzz targets: a module for each, with one function that takes any bytes and panics on a fault.
 //!
-//! `fuzz/` gives them to libFuzzer, and `tests/host_corpus.rs` gives them every file of `corpus/`: what was found once stays
-//! found.
+//! `fuzz/` gives them to libFuzzer. `tests/host_corpus.rs` gives them every file of `corpus/`, so a fault that was
+//! found once stays covered.
 
 pub mod cli;
 pub mod config;
@@ -17,15 +16,15 @@ pub mod state;
 /// A fuzz target.
 #[derive(Clone, Copy)]
 pub struct Target {
-    /// Its name, and that of its folder in `corpus/`.
+    /// Name of the target, and of its folder in `corpus/`.
     pub name: &'static str,
-    /// Panics where something is wrong.
+    /// Function that panics on a fault.
     pub check: fn(&[u8]),
-    /// What to begin with, besides its corpus.
+    /// Function that returns inputs to begin with, besides the corpus.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-/// All of them.
+/// Fuzz targets by name.
 pub const TARGETS: [Target; 9] = [
     Target { name: "cli", check: cli::check, seeds: cli::seeds },
     Target { name: "config", check: config::check, seeds: config::seeds },

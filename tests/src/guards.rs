@@ -1,4 +1,4 @@
-//! What guards are to decide, written down a second time: class by class, with what each may ask.
+//! Second implementation of what guards decide, class by class, for comparison.
 
 use tfo_common::{
     class::Class,
@@ -6,36 +6,36 @@ use tfo_common::{
     verdict::Verdict,
 };
 
-/// What a guard is told to do.
+/// Setting of a guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setting {
-    /// It is not there.
+    /// The guard is absent.
     Off,
-    /// It is only counted.
+    /// The guard only counts (dry run).
     Dry,
-    /// It acts.
+    /// The guard acts.
     Acts,
 }
 
-/// What an operator wants.
+/// Settings of a service, and the orders that concern it.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
-    /// By [`Guard`] index.
+pub struct ServiceSettings {
+    /// Setting of each guard, by [`Guard`] index.
     pub guards: [Setting; Guard::COUNT],
-    /// Cookies may be translated.
+    /// Whether cookies may be translated.
     pub translates: bool,
-    /// The service is hidden by order.
+    /// Whether the service is hidden by order.
     pub hidden: bool,
-    /// All are.
+    /// Whether all services are hidden by order.
     pub all_hidden: bool,
-    /// Some sources are.
+    /// Whether some sources are hidden by order.
     pub hides_sources: bool,
-    /// What is shed is dropped.
+    /// Whether `shed` drops SYNs.
     pub drops: bool,
 }
 
-impl Wanted {
-    /// The policy that says so.
+impl ServiceSettings {
+    /// Returns the policy with these settings.
     pub fn policy(&self) -> Policy {
         let mut policy = Policy::default();
         for (guard, setting) in Guard::ALL.iter().zip(self.guards) {
@@ -57,8 +57,9 @@ impl Wanted {
         policy
     }
 
-    /// What is to be decided of a SYN of `class`, where the kernel holds a key to translate into or not, and those guards trip.
-    pub fn expected(&self, class: Class, has_translation: bool, trips: impl Fn(Guard) -> bool) -> Expected {
+    /// Returns the expected decision for a SYN of `class`. `has_translation` says whether the kernel holds a key to
+    /// translate into, `triggers` which guards have a reason to act.
+    pub fn expected(&self, class: Class, has_translation: bool, triggers: impl Fn(Guard) -> bool) -> Expected {
         let translated = class == Class::CookieRetired && self.translates && has_translation;
         let concerned: &[Guard] = match class {
             Class::PlainSyn | Class::OptionIgnored => &[],
@@ -80,10 +81,10 @@ impl Wanted {
             let setting = self.guards[guard.index()];
             let (needs_reason, has_to) = match guard {
                 Guard::Hide if setting == Setting::Acts || self.hidden || self.all_hidden => (false, true),
-                Guard::Hide => (self.hides_sources, self.hides_sources && trips(*guard)),
-                _ => (setting != Setting::Off, setting == Setting::Acts && trips(*guard)),
+                Guard::Hide => (self.hides_sources, self.hides_sources && triggers(*guard)),
+                _ => (setting != Setting::Off, setting == Setting::Acts && triggers(*guard)),
             };
-            let would = setting == Setting::Dry && !has_to && (*guard == Guard::Hide || trips(*guard));
+            let would = setting == Setting::Dry && !has_to && (*guard == Guard::Hide || triggers(*guard));
             expected.asked |= u8::from(needs_reason) << guard.index();
             expected.would |= u8::from(would) << guard.index();
             if !has_to {
@@ -102,17 +103,17 @@ impl Wanted {
     }
 }
 
-/// What is to be decided.
+/// Expected decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// What becomes of the SYN.
+    /// Verdict on the SYN.
     pub verdict: Verdict,
-    /// Whether its window is cut.
+    /// Whether the window is cut.
     pub clamps: bool,
-    /// Who decided.
+    /// Guard that decided.
     pub guard: Option<Guard>,
-    /// Who would have, by [`Guard`] index.
+    /// Bits of the guards in a dry run that would have decided, by [`Guard`] index.
     pub would: u8,
-    /// Who is asked whether he has a reason: that may cost a source part of its share.
+    /// Bits of the guards that are asked whether they have a reason. Asking may use up part of a source's rate limit.
     pub asked: u8,
 }

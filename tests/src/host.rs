@@ -1,4 +1,4 @@
-//! The packet's journey on the host: the verbs in the order in which the program has them.
+//! A packet's journey on the host: the steps of the program, in its order.
 
 use std::net::IpAddr;
 
@@ -15,15 +15,15 @@ use tfo_common::{
 
 use crate::{keys::TestKey, packet::checksum};
 
-/// What the program counts for `frame` under `policy`, without the program. The policy's guards are among those that remember
-/// nothing.
+/// Returns what the program counts for `frame` under `policy`, without the program. The guards of the policy must be
+/// those that keep no state.
 pub fn count(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) -> Counters {
     let mut cell = Cell::EMPTY;
     count_in(&mut cell, frame, link, policy, ring);
     cell.counters()
 }
 
-/// The same, counted in `cell`.
+/// Counts `frame` in `cell`, as [`count`] does.
 pub fn count_in(cell: &mut Cell, frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) {
     match parse(frame, link) {
         Ok(Some(segment)) => {
@@ -42,7 +42,7 @@ pub fn count_in(cell: &mut Cell, frame: &[u8], link: LinkLayer, policy: &Policy,
     }
 }
 
-/// What guards that remember nothing look at.
+/// Facts for the guards that keep no state.
 struct Syn<'a> {
     frame: &'a [u8],
     segment: Segment,
@@ -55,7 +55,7 @@ impl Facts for Syn<'_> {
         self.ring.translation().is_some()
     }
 
-    fn trips(&mut self, guard: Guard) -> bool {
+    fn triggers(&mut self, guard: Guard) -> bool {
         match guard {
             Guard::Hide => false,
             Guard::Clamp => {
@@ -67,7 +67,8 @@ impl Facts for Syn<'_> {
     }
 }
 
-/// What comes out of the program for `frame`, by the code that it is made of. What that is to be, [`check`] knows.
+/// Returns what the program makes of `frame`, by the functions of which the program consists. [`check`] tests the
+/// result independently.
 pub fn carry_out(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) -> Vec<u8> {
     let mut out = frame.to_vec();
     let Ok(Some(segment)) = parse(frame, link) else { return out };
@@ -75,7 +76,7 @@ pub fn carry_out(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing)
     let decision = decide(policy, class, Syn { frame, segment, policy, ring });
     let tcp = segment.tcp as usize;
     if decision.clamps {
-        rewrite::clamp(&mut out[..], tcp, policy.most(segment.data_len));
+        rewrite::clamp(&mut out[..], tcp, policy.max_window(segment.data_len));
     }
     match (decision.verdict, ring.translation()) {
         (Verdict::Rewrite, Some(key)) => {
@@ -87,14 +88,14 @@ pub fn carry_out(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing)
     out
 }
 
-/// The window of a TCP header.
+/// Returns the window of a TCP header.
 fn window(tcp: &[u8]) -> u16 {
     u16::from_be_bytes([tcp[14], tcp[15]])
 }
 
-/// Whether `out` is what must have become of `frame` under `policy`, whose guards remember nothing: the cookie of a key that the
-/// kernel does not hold is that of another, or no Fast Open option is left, and the window is what it may be; all made by the
-/// harness, under a checksum that is as right or as wrong as it was; all else came out as it came. Says what is not so.
+/// Checks that `out` is what the program must make of `frame` under `policy`, whose guards keep no state. Cookie,
+/// options and window are compared with those that the harness makes. The checksum must be as right or as wrong as
+/// before, and all other bytes unchanged. Returns the verdict, or the difference as text.
 pub fn check(
     frame: &[u8],
     out: &[u8],
@@ -144,14 +145,14 @@ pub fn check(
     if out != expected {
         return Err("not what was to be changed, or not only that, was changed".into());
     }
-    // In full, and not by the difference; zero may be written in two ways.
+    // The checksum is computed in full here, not corrected. Modulo 0xffff, both forms of zero are equal.
     if checksum(&out[tcp..]) % 0xffff != checksum(&frame[tcp..]) % 0xffff {
         return Err("the checksum does not go with what was changed".into());
     }
     Ok(verdict)
 }
 
-/// Puts no-operations in the place of each Fast Open option to which the kernel's walk through this TCP header comes; the
+/// Overwrites with no-operations each Fast Open option that the kernel's walk through this TCP header finds. The
 /// checksum stays.
 pub fn hide(tcp: &mut [u8]) {
     let area = 20..usize::from(tcp[12] >> 4) * 4;
@@ -172,7 +173,7 @@ pub fn hide(tcp: &mut [u8]) {
     }
 }
 
-/// The cookie that `key` makes for `addresses`, by the harness.
+/// Returns the cookie that `key` makes for `addresses`, by the code of the harness.
 fn cookie_of(key: TestKey, addresses: &Addresses) -> [u8; 8] {
     let bytes = addresses.words.map(u64::to_le_bytes).concat();
     let [source, destination] = [0, 1].map(|place| match addresses.family {

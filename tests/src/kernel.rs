@@ -1,4 +1,4 @@
-//! The real program: run on one frame by BPF_PROG_TEST_RUN (tier 2), or attached. Needs root.
+//! The real program, run on one frame by BPF_PROG_TEST_RUN (tier 2), or attached. Needs root.
 
 use std::time::Duration;
 
@@ -15,46 +15,47 @@ use tfo_userspace::{
 
 use crate::packet::ETHERNET;
 
-/// What the program returns for what it does not let on, and for whatever it does.
+/// Return value of the program for a frame that it drops, and for any other.
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
-/// Whether the kernel takes `frame` for a test run: an Ethernet header at least, whatever the program expects, and no
-/// more than a page less what it needs for itself (`bpf_prog_test_run_xdp`, net/bpf/test_run.c).
+/// Returns whether the kernel accepts `frame` for a test run. The frame must hold an Ethernet header, whatever the
+/// program expects, and fit into a page less the kernel's own needs (`bpf_prog_test_run_xdp`, net/bpf/test_run.c).
 pub fn fits(frame: &[u8]) -> bool {
     (ETHERNET..=3500).contains(&frame.len())
 }
 
-/// The loaded program.
+/// Loaded program.
 pub struct Kernel(Object);
 
 impl Kernel {
-    /// A program with maps of its own, in which `ring` is in force, confirmed for good.
+    /// Loads a program with maps of its own, and publishes `ring`, confirmed for good.
     pub fn load(link: LinkLayer, mode: Mode, ring: &KeyRing) -> Self {
         let mut kernel = Self::with(&LoadOptions::new(link, mode), None);
         kernel.publish(ring);
         kernel
     }
 
-    /// A program with these options, on the maps of a generation, if given. In mode `shield` it has no guards yet.
+    /// Loads a program with these options, on the maps of a generation, if given. In mode `shield` it has no guards
+    /// yet.
     pub fn with(options: &LoadOptions, shared: Option<SharedMaps<'_>>) -> Self {
         let mut kernel = Self(Object::load(options, shared).expect("the program loads (is this root?)"));
-        // Most tests have no controller that would do it every second.
+        // Most tests have no controller, which would confirm the keys every second.
         kernel.confirm_at(u64::MAX);
-        // Where there are no policies, the map has none that knows the mode.
+        // Without a configured policy, the map's entry does not have the mode.
         if options.mode == Mode::Shield {
             kernel.set_policy(OTHER, &Policy::of_mode(options.mode));
         }
         kernel
     }
 
-    /// The program.
+    /// Returns the program.
     pub fn program(&mut self) -> &mut Xdp {
         self.0.program().expect("the object has its program")
     }
 
-    /// Attaches the program to `interface`, whose frames begin with `link`, for as long as this lives: in the driver where
-    /// that can, which is everywhere but on tun.
+    /// Attaches the program to `interface`, whose frames begin with `link`, until this is dropped. The mode is native,
+    /// except on tun, whose driver can't.
     pub fn attach(&mut self, interface: &str, link: LinkLayer) {
         let mode = match link {
             LinkLayer::Ethernet => XdpMode::Driver,
@@ -65,7 +66,7 @@ impl Kernel {
             .unwrap_or_else(|error| panic!("{interface}, {mode:?}: {error}"));
     }
 
-    /// Puts `ring` in force.
+    /// Publishes `ring`.
     pub fn publish(&mut self, ring: &KeyRing) {
         self.0.publish(ring).expect("keys are published");
     }
@@ -87,54 +88,54 @@ impl Kernel {
         self.confirm_at(ago.as_nanos() as u64);
     }
 
-    /// Makes `services` those that are served.
+    /// Writes `services` into the maps.
     pub fn serve(&mut self, services: &Services) {
         self.0.serve(services).expect("the services are carried into the maps");
     }
 
-    /// Makes `policy` that of the service at `index`.
+    /// Writes `policy` as that of the service at `index`.
     pub fn set_policy(&mut self, index: u32, policy: &Policy) {
         self.0.set_policy(index, policy).expect("the policy is written");
     }
 
-    /// Makes `hidden` all that is hidden by order.
+    /// Writes `hidden` as everything that is hidden by order.
     pub fn set_hidden(&mut self, hidden: &[Hidden]) {
         let hidden = hidden.iter().cloned().collect();
         self.0.set_hidden(&hidden).expect("the order is carried out");
     }
 
-    /// The ring in force.
+    /// Returns the ring in force.
     pub fn key_ring(&self) -> KeyRing {
         self.0.key_ring().expect("the keys can be read")
     }
 
-    /// What is counted by now.
+    /// Returns the counters.
     pub fn counters(&self) -> Counters {
         self.0.counters().expect("the counters can be read")
     }
 
-    /// What was observed besides.
+    /// Returns the state of observing.
     pub fn watch(&self) -> Watch {
         self.0.watch().expect("the state of observing can be read")
     }
 
-    /// What is counted by now for each service.
+    /// Returns the counters of each service.
     pub fn by_service(&self) -> Vec<ServiceCounters> {
         self.0.by_service().expect("the counters can be read")
     }
 
-    /// BPF_PROG_TEST_RUN, whatever it says.
+    /// Runs BPF_PROG_TEST_RUN, and returns any error.
     pub fn test_run(&mut self, options: TestRunOptions<'_>) -> Result<TestRunResult, ProgramError> {
         self.program().test_run(options)
     }
 
-    /// Sends `frame` through the program `repeat` times, each time as the last left it, asserts that it was passed on,
-    /// and returns what has become of it.
+    /// Sends `frame` through the program `repeat` times, each time with the bytes of the last run. Panics if it is
+    /// dropped. Returns the final bytes.
     pub fn run(&mut self, name: &str, frame: &[u8], repeat: u32) -> Vec<u8> {
         self.run_or_drop(name, frame, repeat).unwrap_or_else(|| panic!("{name}: it was dropped"))
     }
 
-    /// The same; `None` where it was dropped.
+    /// Sends `frame` as [`run`](Self::run) does. Returns `None` if it is dropped.
     pub fn run_or_drop(&mut self, name: &str, frame: &[u8], repeat: u32) -> Option<Vec<u8>> {
         let mut out = vec![0x55; frame.len() + 64];
         let (data_in, data_out) = (Some(frame), Some(out.as_mut_slice()));
@@ -148,14 +149,14 @@ impl Kernel {
         Some(out)
     }
 
-    /// [`run`](Self::run), where the frame must come out as it came; returns what is counted by then.
+    /// Sends `frame` as [`run`](Self::run) does. Panics if it is changed. Returns the counters afterwards.
     pub fn pass(&mut self, name: &str, frame: &[u8], repeat: u32) -> Counters {
         assert_eq!(self.run(name, frame, repeat), frame, "{name}: the packet was changed");
         self.counters()
     }
 }
 
-/// What stands in the counters after `before` when `more` was counted, and nothing else.
+/// Returns the sum of two sets of counters.
 pub fn sum(before: &Counters, more: &Counters) -> Counters {
     let mut sum = *before;
     sum.add(more);

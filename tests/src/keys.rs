@@ -1,4 +1,4 @@
-//! The keys of the tests, and the cookies that they make: computed with the crate `siphasher`, not with our code.
+//! Keys of the tests and their cookies, computed with the crate `siphasher`, not with our code.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -9,21 +9,21 @@ use std::{
 use siphasher::sip::SipHasher24;
 use tfo_common::keyring::{self, Key, KeyRing, RETIRED as RETIRED_SLOTS, SLOTS};
 
-/// A key, as the four words of `net.ipv4.tcp_fastopen_key`. [`Display`] writes them as the sysctl does.
+/// Key, as the four words of `net.ipv4.tcp_fastopen_key`. [`Display`] writes them as the sysctl does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TestKey(pub [u32; 4]);
 
-/// The kernel's primary key; its words read differently in the two byte orders.
+/// The kernel's primary key. Its words differ in the two byte orders.
 pub const CURRENT: TestKey = TestKey([0xa0bf_63f7, 0xed80_3d81, 0xcd64_1d30, 0xcebc_4a90]);
 /// The kernel's backup key.
 pub const BACKUP: TestKey = TestKey([0xa1a1_a1a1, 0xb2b2_b2b2, 0xc3c3_c3c3, 0xd4d4_d4d4]);
-/// The key that the kernel is to hold next.
+/// Key that the kernel holds next, by a schedule.
 pub const NEXT: TestKey = TestKey([0x0e0f_1011, 0x7172_7374, 0x2526_2728, 0xf9fa_fbfc]);
-/// The keys that the kernel no longer holds, newest first.
+/// Keys that the kernel no longer holds, newest first.
 pub const RETIRED: [TestKey; RETIRED_SLOTS] = retired();
-/// A key that nobody on this host ever held.
+/// Key that this host never had.
 pub const STRANGER: TestKey = TestKey([0xdead_beef, 0x0bad_cafe, 0x0123_4567, 0x89ab_cdef]);
-/// The key that the sysctl shows before one was set.
+/// Key that the sysctl shows before one was set.
 pub const ZERO: TestKey = TestKey([0; 4]);
 
 const fn retired() -> [TestKey; RETIRED_SLOTS] {
@@ -37,7 +37,7 @@ const fn retired() -> [TestKey; RETIRED_SLOTS] {
     keys
 }
 
-/// All of them but the stranger's, in the order of a ring's slots.
+/// Returns all keys but the stranger's and zero, in the order of a ring's slots.
 pub fn all() -> [TestKey; SLOTS] {
     let mut keys = [CURRENT; SLOTS];
     keys[1] = BACKUP;
@@ -46,7 +46,7 @@ pub fn all() -> [TestKey; SLOTS] {
     keys
 }
 
-/// The ring that holds all of them but the stranger's.
+/// Returns the ring that holds all keys but the stranger's and zero.
 pub fn ring() -> KeyRing {
     let mut ring = KeyRing::EMPTY;
     for (slot, key) in all().iter().enumerate() {
@@ -55,7 +55,7 @@ pub fn ring() -> KeyRing {
     ring
 }
 
-/// The ring of a host that does not know what comes next: it holds the kernel's keys, then and now.
+/// Returns the ring of a host without a schedule: the kernel's keys and retired ones, but no next key.
 pub fn ring_without_next() -> KeyRing {
     let mut ring = ring();
     ring.set(keyring::NEXT, None);
@@ -63,13 +63,14 @@ pub fn ring_without_next() -> KeyRing {
 }
 
 impl TestKey {
-    /// The key as a ring holds it.
+    /// Returns the key as a ring holds it.
     pub fn key(self) -> Key {
         Key::from_words(self.0)
     }
 
-    /// The cookie for these addresses, which are of one family: SipHash-2-4 over both as on the wire, under the words
-    /// of the key in little-endian order; the result is stored little-endian too (net/ipv4/tcp_fastopen.c).
+    /// Returns the cookie for these addresses, which must be of one family: SipHash-2-4 over both as on the wire, under
+    /// the words of the key in little-endian order. The result is stored in little-endian order, too
+    /// (net/ipv4/tcp_fastopen.c).
     pub fn cookie(self, source: IpAddr, destination: IpAddr) -> [u8; 8] {
         let mut bytes = [0; 16];
         for (place, word) in bytes.chunks_mut(4).zip(self.0) {

@@ -1,4 +1,4 @@
-//! The pins of tfo 0.1, made of those of this tfo, for tests of what a start takes over from there.
+//! Conversion of pins to the layout of tfo 0.1, for tests of upgrades.
 
 use std::{array::from_fn, fs, mem::offset_of, path::Path};
 
@@ -21,30 +21,31 @@ use tfo_userspace::dataplane::pins::{Bpffs, MAPS};
 
 use crate::netns::BPFFS;
 
-/// The version of its maps' layout.
+/// Layout version of the maps of tfo 0.1.
 const LAYOUT: u32 = 6;
-/// Sizes in words of the structs in the maps, all of which are made of 64-bit integers.
+/// Sizes of the maps' structs in words. All consist of 64-bit integers.
 const CELL: usize = size_of::<Cell>() / 8;
 const OUTCOMES: usize = size_of::<Outcomes>() / 8;
 const CARRIED: usize = size_of::<Carried>() / 8;
 const WATCH: usize = size_of::<Watch>() / 8;
-/// The same of the state of observing in tfo 0.1: a budget, and five counters. Ours begins with these.
+/// Size of the state of observing in tfo 0.1, in words: a budget and five counters. The present struct begins with
+/// these.
 const WATCH_0_1: usize = 10;
 
 type Words<const N: usize> = [u64; N];
 
-/// Makes of the pins of `interface`, whose controller is gone, what tfo 0.1 would have left. What is counted, the keys,
-/// what guards remember, and what is hidden come through.
+/// Converts the pins of `interface` into those that tfo 0.1 would have left. There must be no controller. The counts,
+/// the keys, the state of guards and the hidden services and sources are preserved.
 ///
-/// tfo 0.1 had no folders for generations, and no map of carried counts: those are in the counters themselves here. Its
-/// state of observing had no confirmations. Sources were hidden without their family. Orders were in the maps only, so
-/// those for services that are not there are lost. No frame that is counted may come meanwhile: counters are read and
-/// written back.
+/// tfo 0.1 had no generations and no map of carried counts. So those counts are added to the counters. Its state of
+/// observing had no confirmations. Hidden sources had no family. Orders were in the maps only, so orders for services
+/// that do not exist are lost. No counted frame may arrive during the conversion, since counters are read and written
+/// back.
 ///
 /// # Panics
 ///
-/// Where the pins are not those of one generation of this layout.
-pub fn as_of_0_1(interface: &str) {
+/// Panics unless the pins are those of one generation of the present layout.
+pub fn downgrade_pins(interface: &str) {
     let pins = Bpffs::new(Path::new(BPFFS)).pins(interface);
     let [generation] = &pins.generations().expect("pins")[..] else { panic!("one generation, and no other") };
     assert_ne!(generation.dir(), pins.dir(), "a folder of its own");
@@ -75,7 +76,7 @@ pub fn as_of_0_1(interface: &str) {
     let mut outcomes: Array<_, Words<OUTCOMES>> = open(names::OUTCOMES).try_into().expect("an array");
     let mut watched = [0; WATCH];
     for index in 0..carried.len() {
-        // The words of it that are no counts are zeros.
+        // Words of the cell that are not counts are zeros in the map of carried counts.
         let carried = carried.get(&index, 0).expect("an entry");
         let mut cell = cells.get(&index, 0).expect("an entry").to_vec();
         add(&mut cell[0], &carried[offset_of!(Carried, cell) / 8..]);
@@ -89,7 +90,7 @@ pub fn as_of_0_1(interface: &str) {
 
     let watch: PerCpuArray<_, Words<WATCH>> = open(names::WATCH).try_into().expect("an array");
     let mut cpus = watch.get(&0, 0).expect("its only entry").to_vec();
-    // A budget is no count.
+    // The budget is not a count.
     let counts = offset_of!(Watch, events) / 8;
     add(&mut cpus[0][counts..], &watched[counts..]);
     assert_eq!(cpus.len(), nr_cpus().expect("CPUs can be counted"));
@@ -106,7 +107,7 @@ pub fn as_of_0_1(interface: &str) {
         map.insert(&Key::new(len, address), 1, 0).expect("the map takes it");
     }
     map.pin(replace(names::HIDDEN)).expect("the place is free");
-    // Those of all interfaces: no start may come between.
+    // This removes the orders of all interfaces. No controller may start before the next conversion.
     fs::remove_dir_all("/var/lib/tfo/orders").unwrap_or_default();
 }
 

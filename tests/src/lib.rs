@@ -1,38 +1,38 @@
-//! The harness of the tests.
+//! Harness of the tests.
 //!
-//! | module | what it is for |
+//! | module | content |
 //! |---|---|
-//! | [`packet`] | packets as sentences |
-//! | [`keys`] | the tests' keys, and an independent maker of cookies |
-//! | [`cases`] | the one table of packets and what is to become of each |
-//! | [`oracle`] | other parsers, against which ours is held |
-//! | [`guards`] | what guards are to decide, written down a second time |
-//! | [`fuzz`] | what the fuzz targets check, and the replay of their corpus |
+//! | [`packet`] | builder of packets |
+//! | [`keys`] | keys of the tests, and an independent maker of cookies |
+//! | [`cases`] | table of packets with the expected outcome of each |
+//! | [`oracle`] | other parsers, for comparison |
+//! | [`guards`] | second implementation of what guards decide |
+//! | [`fuzz`] | fuzz targets |
 //! | [`random`] | generators of random frames |
 //! | [`host`] | the packet's journey without the kernel |
 //! | [`kernel`] | the program inside the kernel, fed by BPF_PROG_TEST_RUN |
-//! | [`netns`] | namespaces, and the real `tfo` in them |
-//! | [`config`] | configuration files, and what the protections in them have done |
-//! | [`listener`] | listening sockets, as other processes hold them |
-//! | [`server`] | a server that keeps what it was told |
-//! | [`scrape`] | clients of its metrics |
-//! | [`fault`] | system calls that fail, or kill who makes them |
-//! | [`layout_0_1`] | the pins of tfo 0.1, made of those of this tfo |
-//! | [`steps`] | the real `tfo`, killed between two steps of what it does |
-//! | [`tap`] | an interface whose wire is a test |
+//! | [`netns`] | sandboxes of namespaces, and the real `tfo` in them |
+//! | [`random_keys`] | the real `tfo` with keys that it makes |
+//! | [`config`] | configuration files, and the counts of the protections in them |
+//! | [`listener`] | listening sockets, also in other processes |
+//! | [`server`] | server that remembers what clients have sent |
+//! | [`scrape`] | clients of the metrics |
+//! | [`fault`] | system calls that fail, or kill their caller |
+//! | [`layout_0_1`] | pins in the layout of tfo 0.1, for tests of upgrades |
+//! | [`steps`] | the real `tfo`, killed between two system calls |
+//! | [`tap`] | interface whose wire is the test |
 //! | [`wire`] | frames past the kernel's stack |
-//! | [`between`] | a wire between two kernels that a test holds |
-//! | [`agree`] | kernel and host on millions of frames |
-//! | [`terminal`] | a terminal as people see it, in tmux |
-//! | [`walk`] | random steps of an operator, and a model of what must come of them |
-//! | [`verifier`] | what the program costs the kernel's verifier |
+//! | [`two_hosts`] | two hosts, with a wire that can lose and repeat segments |
+//! | [`agree`] | comparison of kernel and host on millions of frames |
+//! | [`terminal`] | terminal in tmux |
+//! | [`walk`] | random steps of an operator, and a model of their effects |
+//! | [`verifier`] | cost of the program to the kernel's verifier |
 //!
 //! `src/bin` has the programs behind `cargo xtask agree` and `cargo xtask bench`.
 //! `tests/host_*.rs` run on the host alone, `tests/kernel_*.rs` run the program inside the kernel, and
 //! `tests/netns_*.rs` send real traffic through network namespaces.
 
 pub mod agree;
-pub mod between;
 pub mod cases;
 pub mod config;
 pub mod fault;
@@ -47,11 +47,13 @@ pub mod netns;
 pub mod oracle;
 pub mod packet;
 pub mod random;
+pub mod random_keys;
 pub mod scrape;
 pub mod server;
 pub mod steps;
 pub mod tap;
 pub mod terminal;
+pub mod two_hosts;
 pub mod verifier;
 pub mod walk;
 pub mod wire;

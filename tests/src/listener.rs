@@ -1,4 +1,4 @@
-//! Listening sockets as sentences, and processes that hold them.
+//! Builder of listening sockets, and processes that hold them.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tfo_userspace::lab::server::TcpFastOpen;
 
 sockopt_impl!(
-    /// TCP_FASTOPEN_KEY: a key of the listener's own (tcp(7)).
+    /// TCP_FASTOPEN_KEY: the key of one listener (tcp(7)).
     TcpFastOpenKey, SetOnly, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_KEY, [u8; 16]
 );
 sockopt_impl!(
@@ -19,7 +19,7 @@ sockopt_impl!(
     TcpFastOpenNoCookie, SetOnly, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_NO_COOKIE, bool
 );
 
-/// A socket that is to listen, in the calling thread's network namespace.
+/// Socket before it listens, in the calling thread's network namespace.
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
@@ -27,12 +27,13 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// On `address`, without Fast Open.
+    /// Binds a TCP socket to `address`, without Fast Open.
     pub fn on(address: &str) -> Self {
         Self::with(address, None)
     }
 
-    /// The same for Multipath TCP, as Go's servers do: what the process holds is not the TCP socket that listens.
+    /// Binds a socket of Multipath TCP to `address`, as Go's servers do. The TCP socket that listens is not the one
+    /// that the process holds.
     pub fn multipath(address: &str) -> Self {
         Self::with(address, Some(Protocol::MPTCP))
     }
@@ -45,54 +46,54 @@ impl Listener {
         Self { socket, backlog: 128 }
     }
 
-    /// With Fast Open, for so many connections in their handshake.
+    /// Enables Fast Open, with this many connections in their handshake at most.
     pub fn fast_open(self, queue: usize) -> Self {
         setsockopt(&self.socket, TcpFastOpen, &queue).expect("TCP_FASTOPEN");
         self
     }
 
-    /// With a key of its own.
+    /// Sets a key for this listener alone.
     pub fn own_key(self, key: [u8; 16]) -> Self {
         setsockopt(&self.socket, TcpFastOpenKey, &key).expect("TCP_FASTOPEN_KEY");
         self
     }
 
-    /// For data without a cookie, too.
+    /// Accepts data without a cookie, too.
     pub fn no_cookie(self) -> Self {
         setsockopt(&self.socket, TcpFastOpenNoCookie, &true).expect("TCP_FASTOPEN_NO_COOKIE");
         self
     }
 
-    /// With so much room in its accept queue.
+    /// Sets the length of the accept queue.
     pub fn backlog(mut self, backlog: i32) -> Self {
         self.backlog = backlog;
         self
     }
 
-    /// Listens.
+    /// Makes the socket listen.
     pub fn listen(self) -> TcpListener {
         self.socket.listen(self.backlog).expect("a bound socket listens");
         self.socket.into()
     }
 
-    /// Listens, and leaves the socket to another process.
+    /// Makes the socket listen, and moves it to another process.
     pub fn held(self) -> Holder {
         Holder::of(self.listen())
     }
 }
 
-/// A process that does nothing but hold a listening socket, as its standard input. It is ended when dropped.
+/// Process that holds a listening socket as its standard input and does nothing else. It is killed when dropped.
 #[derive(Debug)]
 pub struct Holder(Child);
 
 impl Holder {
-    /// It gets `listener`, which this process then has no more, save what it has cloned.
+    /// Starts the process with `listener`, which this process closes. Clones of it stay open.
     pub fn of(listener: TcpListener) -> Self {
         let child = Command::new("sleep").arg("infinity").stdin(Stdio::from(OwnedFd::from(listener))).spawn();
         Self(child.expect("sleep can be started"))
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.0.id()
     }

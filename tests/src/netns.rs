@@ -1,4 +1,4 @@
-//! Tier 3: the real `tfo`, the real kernel, in namespaces that end with the test.
+//! Tier 3: the real `tfo` on the real kernel, in namespaces that end with the test.
 
 use std::{
     ffi::OsString,
@@ -32,15 +32,15 @@ use tfo_userspace::{
     util::runtime::block_on,
 };
 
-/// How long anything may take that has to happen. Only a failure is ever waited for that long.
+/// Longest wait for an expected event. Only a failing test waits that long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// The usual mount point.
+/// Usual mount point of the BPF file system.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// Runs `test` in a network and a mount namespace of its own, with an empty BPF file system at the usual place, and with nothing
-/// in /run and in /var/lib.
+/// Runs `test` in its own network and mount namespaces. The BPF file system at the usual place, /run and /var/lib are
+/// empty.
 ///
-/// Both belong to one thread and end with it, and with them every interface, pin and attachment.
+/// Both namespaces belong to one thread and end with it, and with them every interface, pin and attachment.
 pub fn sandbox(test: impl FnOnce() + Send) {
     let result = thread::scope(|scope| {
         scope
@@ -51,7 +51,7 @@ pub fn sandbox(test: impl FnOnce() + Send) {
                 mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
                     .expect("a private mount namespace");
                 mount_on("bpf", BPFFS);
-                // Where tfo has its sockets, and what outlives it.
+                // tfo has its sockets in /run, and its persistent files in /var/lib.
                 mount_on("tmpfs", "/run");
                 mount_on("tmpfs", "/var/lib");
                 test();
@@ -69,7 +69,7 @@ pub fn mount_on(kind: &str, path: &str) {
         .unwrap_or_else(|error| panic!("cannot mount {kind} on {path}: {error}"));
 }
 
-/// A sandbox whose own namespace is the server's, joined to a client's: see [`net::connect`].
+/// Runs `test` in a sandbox whose namespace is the server's, joined to a client's: see [`net::connect`].
 pub fn server_and_client(test: impl FnOnce(Namespace) + Send) {
     sandbox(|| {
         let client = block_on(net::connect(IFACE)).expect("two namespaces on a veth pair");
@@ -81,13 +81,13 @@ pub fn server_and_client(test: impl FnOnce(Namespace) + Send) {
 /// The server's interface in [`server_and_client`].
 pub const IFACE: &str = "srv0";
 
-/// `ip ARGS`, which must succeed.
+/// Runs `ip ARGS`, which must succeed.
 pub fn ip(args: &str) {
     let status = Command::new("ip").args(args.split(' ')).status().expect("iproute2 is installed");
     assert!(status.success(), "ip {args}: {status}");
 }
 
-/// The `tfo` that was built along with the tests.
+/// Returns the path of the `tfo` that was built along with the tests.
 pub fn binary() -> PathBuf {
     let mut path = std::env::current_exe().expect("a test knows its own path");
     path.pop();
@@ -99,7 +99,7 @@ pub fn binary() -> PathBuf {
     path
 }
 
-/// It, under libfaketime.
+/// Returns the command `tfo` under libfaketime.
 fn with_other_clock() -> Command {
     let library = fs::read_dir("/usr/lib")
         .expect("/usr/lib")
@@ -107,27 +107,27 @@ fn with_other_clock() -> Command {
         .map(|arch| arch.path().join("faketime/libfaketimeMT.so.1"))
         .find(|path| path.exists())
         .expect("Debian's faketime is installed");
-    // Of a process that is killed, it leaves files there.
+    // A killed process leaves files of libfaketime in /dev/shm.
     mount_on("tmpfs", "/dev/shm");
     let mut command = Command::new(binary());
-    // The monotonic clock goes on as it is: timers are by it.
+    // The monotonic clock stays real, since timers use it.
     command.env("LD_PRELOAD", library).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     command
 }
 
-/// `tfo ARGS`, to its end.
+/// Runs `tfo ARGS` to its end.
 pub fn tfo(args: &[&str]) -> Output {
     Command::new(binary()).args(args).stdin(Stdio::null()).output().expect("tfo can be started")
 }
 
-/// The same as a user without rights.
+/// Runs `tfo ARGS` to its end, as a user without privileges.
 pub fn tfo_as_nobody(args: &[&str]) -> Output {
-    // Where that user can reach it, whatever the tree's own permissions are.
+    // The copy lies where that user can reach it, whatever the permissions of the tree.
     let dir = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("the folder is ours");
     let copy = dir.path().join("tfo");
-    // By another process: what is open for writing here, what other threads start has open, too, for an instant, and it
-    // can't be executed then.
+    // Another process makes the copy. A file open for writing in this process is inherited for an instant by the
+    // children of other threads, and can't be executed then.
     let status = Command::new("cp").arg(binary()).arg(&copy).status().expect("cp can be started");
     assert!(status.success(), "cp: {status}");
     Command::new(&copy)
@@ -139,15 +139,15 @@ pub fn tfo_as_nobody(args: &[&str]) -> Output {
         .expect("tfo can be started")
 }
 
-/// The user and group that have no rights.
+/// User and group without privileges.
 const NOBODY: u32 = 65_534;
 
-/// Its exit status and what it wrote to standard error.
+/// Returns the exit status, and the text on standard error.
 pub fn failure(output: &Output) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// Waits until `holds`.
+/// Waits until `holds`. Panics after [`PATIENCE`].
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
@@ -156,8 +156,8 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Whether the calling thread's namespace has no TCP connection.
-pub fn is_idle() -> bool {
+/// Returns whether the calling thread's namespace has no TCP connection.
+pub fn has_no_connections() -> bool {
     const LISTEN: &str = "0A";
     ["tcp", "tcp6"].iter().all(|protocol| {
         let sockets =
@@ -166,7 +166,7 @@ pub fn is_idle() -> bool {
     })
 }
 
-/// Tells background threads to end, in a test that panics, too.
+/// Tells background threads to end when it is dropped, even if the test panics.
 #[derive(Debug)]
 pub struct StopOnDrop<'a>(pub &'a AtomicBool);
 
@@ -176,40 +176,41 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// A `tfo run` in the background, killed when dropped.
+/// Background `tfo run`, killed when dropped.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
 }
 
 impl Running {
-    /// Starts `tfo run ARGS`, and waits until all is attached.
+    /// Starts `tfo run ARGS`, and waits until everything is attached.
     pub fn start(args: &[&str]) -> Self {
         Self::wait_until_up(Command::new(binary()), args)
     }
 
-    /// The same with a clock that is `offset` seconds ahead, by libfaketime.
-    pub fn start_at(offset: i64, args: &[&str]) -> Self {
+    /// Starts it as [`start`](Self::start) does, with a clock that is `offset` seconds ahead, by libfaketime.
+    pub fn start_with_offset(offset: i64, args: &[&str]) -> Self {
         let mut command = with_other_clock();
         command.env("FAKETIME", format!("{offset:+}s"));
         Self::wait_until_up(command, args)
     }
 
-    /// The same where the file `clock` says by how many seconds it is ahead, now and whenever that changes: `+0s`.
-    pub fn start_by(clock: &Path, args: &[&str]) -> Self {
+    /// Starts it as [`start`](Self::start) does, with a clock that is as far ahead as the file `clock` says, like
+    /// `+0s`. The file may change.
+    pub fn start_with_clock(clock: &Path, args: &[&str]) -> Self {
         let mut command = with_other_clock();
         command.env("FAKETIME_TIMESTAMP_FILE", clock).env("FAKETIME_NO_CACHE", "1");
         Self::wait_until_up(command, args)
     }
 
-    /// The same by another command, which is `PREFIX tfo run ARGS`, and has to become that.
+    /// Starts it as [`start`](Self::start) does, by the command `PREFIX tfo run ARGS`, which must become `tfo` by exec.
     pub fn start_under(prefix: &[&str], args: &[&str]) -> Self {
         let mut command = Command::new(prefix[0]);
         command.args(&prefix[1..]).arg(binary());
         Self::wait_until_up(command, args)
     }
 
-    /// Starts `tfo run ARGS`, and waits for nothing.
+    /// Starts `tfo run ARGS`, without waiting.
     pub fn spawn(args: &[&str]) -> Self {
         Self::spawn_by(Command::new(binary()), args)
     }
@@ -232,14 +233,14 @@ impl Running {
         running
     }
 
-    /// Kills it as nobody can clean up after.
+    /// Kills it by SIGKILL, so that it can't clean up.
     pub fn kill(mut self) {
         self.child.kill().expect("a running child");
         let status = self.child.wait().expect("a child ends");
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -249,18 +250,18 @@ impl Running {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("a running child");
     }
 
-    /// Reads its log no longer.
+    /// Closes the reading end of its log.
     pub fn close_log(&mut self) {
         self.child.stderr = None;
     }
 
-    /// Sends `signal`, waits for the end and returns what it logged; it must end with status 0.
+    /// Sends `signal`, waits for the end and returns the log. Panics unless it ends with status 0.
     pub fn end(mut self, signal: Signal) -> String {
         self.signal(signal);
         self.wait()
     }
 
-    /// Waits for it to end by itself, with status 0, and returns what it logged.
+    /// Waits for it to end by itself, and returns the log. Panics unless it ends with status 0.
     pub fn wait(&mut self) -> String {
         let mut status = None;
         eventually("tfo run ends", || {
@@ -272,8 +273,9 @@ impl Running {
         log
     }
 
-    /// Sends `signal` and waits for the end: whether it ended with status 0, or else of the signal.
-    pub fn end_anyhow(mut self, signal: Signal) -> bool {
+    /// Sends `signal` and waits for the end. Returns whether it ended with status 0; else it must have died of the
+    /// signal.
+    pub fn end_or_die(mut self, signal: Signal) -> bool {
         self.signal(signal);
         let status = self.child.wait().expect("a child ends");
         let log = self.log();
@@ -281,14 +283,14 @@ impl Running {
         status.success()
     }
 
-    /// Kills it, and returns what it has logged.
-    pub fn last_words(mut self) -> String {
+    /// Kills it, and returns the log.
+    pub fn kill_and_read_log(mut self) -> String {
         // It may have ended already.
         let _: std::io::Result<()> = self.child.kill();
         self.log()
     }
 
-    /// What it has logged, once it has ended.
+    /// Reads the log to its end.
     fn log(&mut self) -> String {
         let mut log = String::new();
         if let Some(stderr) = &mut self.child.stderr {
@@ -306,24 +308,24 @@ impl Drop for Running {
     }
 }
 
-/// What `tfo counters --json` says of one interface.
+/// Output of `tfo counters --json` for one interface.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Counts(Value);
 
 impl Counts {
-    /// Asks for those of `interface`.
+    /// Runs `tfo counters` for `interface`.
     pub fn of(interface: &str) -> Self {
         let output = tfo(&["counters", "--json", "-i", interface]);
         assert!(output.status.success(), "{:?}", failure(&output));
         Self(serde_json::from_slice(&output.stdout).expect("one JSON document"))
     }
 
-    /// A field at the top.
+    /// Returns a field at the top.
     pub fn field(&self, name: &str) -> &Value {
         &self.0[name]
     }
 
-    /// SYNs of a family and class.
+    /// Returns the SYNs of a family and class.
     pub fn syn(&self, family: Family, class: Class) -> Tally {
         let rows = self.0["syn"].as_array().expect("rows");
         let rows = rows.iter().filter(|row| row["family"] == family.name() && row["class"] == class.name());
@@ -337,7 +339,7 @@ impl Counts {
         })
     }
 
-    /// SYNs of a class and a verdict, of both families.
+    /// Returns the number of SYNs of a class and a verdict, over both families.
     pub fn verdict(&self, class: Class, verdict: Verdict) -> u64 {
         let rows = self.0["syn"].as_array().expect("rows").iter();
         rows.filter(|row| row["class"] == class.name() && row["verdict"] == verdict.name())
@@ -345,12 +347,12 @@ impl Counts {
             .sum()
     }
 
-    /// SYNs of a class, of both families.
+    /// Returns the number of SYNs of a class, over both families.
     pub fn class(&self, class: Class) -> u64 {
         Family::ALL.iter().map(|family| self.syn(*family, class).packets).sum()
     }
 
-    /// Frames of one reason, under `malformed` or `unsupported`.
+    /// Returns the number of frames of one reason, under `malformed` or `unsupported`.
     pub fn reason(&self, kind: &str, reason: &str) -> u64 {
         let rows = self.0[kind].as_array().expect("rows");
         rows.iter()
@@ -358,22 +360,22 @@ impl Counts {
             .map_or(0, |row| row["packets"].as_u64().expect("a number"))
     }
 
-    /// All SYNs.
+    /// Returns the number of all SYNs.
     pub fn total(&self) -> u64 {
         Class::ALL.iter().map(|class| self.class(*class)).sum()
     }
 
-    /// What the kernel must have counted, where all SYNs went to listeners with Fast Open.
+    /// Returns what the kernel must have counted if all SYNs went to listeners with Fast Open.
     pub fn as_kernel(&self) -> TcpExt {
         use Class::{
             CookieBackup, CookieBadLength, CookieCurrent, CookieRequest, CookieRetired, CookieUnknown,
         };
-        // What is hidden it takes for an ordinary SYN, and what is dropped it does not see.
+        // The kernel sees an ordinary SYN instead of a hidden one, and does not see a dropped one.
         let of_class = |class: Class| {
             [Verdict::Pass, Verdict::Rewrite].map(|verdict| self.verdict(class, verdict)).iter().sum::<u64>()
         };
         let sum = |classes: &[Class]| classes.iter().map(|class| of_class(*class)).sum::<u64>();
-        // The kernel sees the cookie of its backup key instead.
+        // The kernel sees a cookie of its backup key instead.
         let translated = self.verdict(CookieRetired, Verdict::Rewrite);
         TcpExt {
             cookie_reqd: sum(&[CookieRequest]),
@@ -384,7 +386,7 @@ impl Counts {
         }
     }
 
-    /// A number that each service has, such as `accepted`, over all services.
+    /// Returns a number that each service has, such as `accepted`, summed over all services.
     pub fn outcome(&self, name: &str) -> u64 {
         assert_eq!(self.0["outcomes"], true, "it is known what becomes of connections");
         let services = self.0["services"].as_array().expect("services").iter();
@@ -395,33 +397,33 @@ impl Counts {
     pub fn assert_agree(&self, before: TcpExt) {
         let kernel = TcpExt::read().expect("TcpExt") - before;
         assert_eq!(self.as_kernel(), kernel, "tfo (left), the kernel (right)");
-        // An old kernel does not tell; `netns_outcomes` insists.
+        // Old kernels can't follow connections. `netns_outcomes` requires it.
         if self.0["outcomes"] == true {
             assert_eq!(self.outcome("accepted"), kernel.passive, "accepted (left), the kernel (right)");
         }
     }
 }
 
-/// What `tfo keys status --json` says of `interface`.
+/// Returns the output of `tfo keys status --json` for `interface`.
 pub fn keys_status(interface: &str) -> Value {
     let output = tfo(&["keys", "status", "--json", "-i", interface]);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {:?}", failure(&output)))
 }
 
-/// `tfo keys rotate`, which must succeed; what it said.
+/// Runs `tfo keys rotate`, which must succeed, and returns its output.
 pub fn rotate(args: &[&str]) -> String {
     let output = tfo(&[&["keys", "rotate"], args].concat());
     assert!(output.status.success(), "{:?}", failure(&output));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What `tfo status --json` says of `interface`.
+/// Returns the output of `tfo status --json` for `interface`.
 pub fn status(interface: &str) -> Value {
     let output = tfo(&["status", "--json", "-i", interface]);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {:?}", failure(&output)))
 }
 
-/// Gives the kernel keys by its sysctl, and waits until `interface`'s program has them.
+/// Writes keys into the kernel's sysctl, and waits until the program on `interface` has them.
 pub fn set_keys(interface: &str, current: Key, backup: Option<Key>) {
     KeySysctl::open().and_then(|sysctl| sysctl.write(current, backup)).expect("the sysctl takes keys");
     let (current, backup) = (Value::from(fingerprint(current)), Value::from(backup.map(fingerprint)));
@@ -431,38 +433,38 @@ pub fn set_keys(interface: &str, current: Key, backup: Option<Key>) {
     });
 }
 
-/// A key that is told apart from others by `n`.
+/// Returns the key with the number `n`.
 pub fn key(n: u32) -> Key {
     Key::from_words([0x0bad_c0de, n, n.wrapping_mul(0x9e37_79b9), !n])
 }
 
-/// The id of the XDP program on `interface`.
+/// Returns the id of the XDP program on `interface`.
 pub fn xdp_on(interface: &str) -> Option<u32> {
     let found = block_on(Interface::find(interface)).expect("the interface exists");
     found.xdp.map(|xdp| xdp.program_id)
 }
 
-/// A link and what it attaches, by the kernel's ids.
+/// Link and the program that it attaches, by the kernel's ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Linked {
-    /// The link. One that was detached once attaches nothing any more: while this id stays and the link attaches
-    /// something, it was never off.
+    /// Id of the link. A link that was detached never attaches anything again. So while the id stays and the link
+    /// attaches a program, it was never detached.
     pub link: u32,
-    /// The program.
+    /// Id of the program.
     pub program: u32,
 }
 
-/// What is pinned as the link of `interface`.
+/// Returns the pinned link of `interface`.
 pub fn linked(interface: &str) -> Linked {
     let pins = Bpffs::new(Path::new(BPFFS)).pins(interface);
-    // A change may move it to the next generation meanwhile.
+    // A change may move the pin to the next generation at any moment.
     let open = || PinnedLink::from_pin(pins.current().ok()?.link()).ok();
     let link = (0..100).find_map(|_| open()).expect("a pinned link");
     let info = FdLink::from(link).info().expect("a link can be asked");
     Linked { link: info.id(), program: info.program_id() }
 }
 
-/// The pins of `interface`, each with its inode.
+/// Returns the pins of `interface`, each with its inode.
 pub fn pins(interface: &str) -> Vec<(OsString, u64)> {
     let generation = Bpffs::new(Path::new(BPFFS)).pins(interface).current().expect("a generation in force");
     let entries = fs::read_dir(generation.dir()).expect("a pin folder").flatten();
@@ -472,7 +474,7 @@ pub fn pins(interface: &str) -> Vec<(OsString, u64)> {
     pins
 }
 
-/// Panics unless nothing of ours is left: no program on `interface`, nothing in the BPF file system.
+/// Panics if anything of tfo is left: a program on `interface`, or pins in the BPF file system.
 pub fn assert_clean(interface: &str) {
     assert_eq!(xdp_on(interface), None, "an XDP program is left on {interface}");
     assert!(!Path::new(BPFFS).join("tfo").exists(), "pins are left: {:?}", left_in(BPFFS));

@@ -1,6 +1,6 @@
-//! Other readers of frames, against which ours is held: one of our own that is written to be read, and etherparse.
+//! Parsers for comparison: a plain one of our own, and etherparse.
 //!
-//! They share no code with the parser under test but the words for its results.
+//! They share no code with the parser under test except the types of its results.
 
 use ::etherparse::{Ipv6ExtensionSlice, NetSlice, SlicedPacket, TcpSlice, err::packet::SliceError};
 use tfo_common::{
@@ -10,13 +10,13 @@ use tfo_common::{
 
 use crate::packet::{ether_type, flag, protocol};
 
-/// What becomes of a frame.
+/// Result of parsing a frame.
 pub type Parsed = Result<Option<Segment>, Fault>;
 
-/// What a reader finds one layer up: `None` where it is nothing of ours.
+/// Result of parsing one layer. `None` means a frame that tfo does not look at.
 type Found<T> = Result<Option<T>, Fault>;
 
-/// What is to be read in `frame`, down to the reason for which it can't be.
+/// Parses `frame` by the plain parser, with the reason of a fault.
 pub fn reference(frame: &[u8], link: LinkLayer) -> Parsed {
     let Some((version, packet)) = network(frame, link)? else { return Ok(None) };
     let Some(inner) = (if version == 4 { ipv4(packet)? } else { ipv6(packet)? }) else { return Ok(None) };
@@ -43,7 +43,7 @@ pub fn reference(frame: &[u8], link: LinkLayer) -> Parsed {
     }))
 }
 
-/// The IP version that the frame announces, and what is behind the link layer.
+/// Returns the IP version that the frame announces, and the bytes behind the link layer.
 pub(crate) fn network(frame: &[u8], link: LinkLayer) -> Found<(u8, &[u8])> {
     if link == LinkLayer::Ip {
         let [first, ..] = frame.first_chunk::<20>().ok_or(Malformed::IpTruncated)?;
@@ -65,7 +65,7 @@ pub(crate) fn network(frame: &[u8], link: LinkLayer) -> Found<(u8, &[u8])> {
     Err(Unsupported::VlanDepth.into())
 }
 
-/// A TCP segment, or the beginning of one, and what its IP header says.
+/// TCP segment, or its beginning, with the data of its IP header.
 struct Inner<'a> {
     addresses: Addresses,
     tcp: &'a [u8],
@@ -149,7 +149,7 @@ fn ipv6(packet: &[u8]) -> Found<Inner<'_>> {
     Err(Unsupported::ExtensionChain.into())
 }
 
-/// A header that its packet's end cuts short, which in a first fragment is no mistake.
+/// Returns the fault of a header that the packet's end cuts short. In a first fragment, that is no mistake.
 fn cut_short(is_first_fragment: bool, reason: Malformed) -> Fault {
     if is_first_fragment { Unsupported::FragmentedHeader.into() } else { reason.into() }
 }
@@ -159,16 +159,16 @@ fn may_lead_to_tcp(next: u8) -> bool {
     [TCP, HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION].contains(&next)
 }
 
-/// The first two bytes.
+/// Returns the first two bytes as a number.
 fn be16(bytes: &[u8]) -> usize {
     usize::from(bytes[0]) << 8 | usize::from(bytes[1])
 }
 
-/// What etherparse reads in `frame`, which begins with an Ethernet header, in our words; `None` where it refuses the frame.
+/// Parses `frame`, which begins with an Ethernet header, by etherparse. Returns `None` if etherparse refuses the frame.
 pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
     let packet = match SlicedPacket::from_ethernet(frame) {
         Ok(packet) => packet,
-        // It refuses an authentication header of eight bytes, which is up to IPsec to refuse: ask the other reader.
+        // etherparse refuses an authentication header of eight bytes. That is up to IPsec, so the plain parser decides.
         Err(SliceError::Ipv6Exts(_)) => return Some(reference(frame, LinkLayer::Ethernet)),
         Err(_) => return None,
     };
@@ -176,7 +176,7 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
         match u16::from_be_bytes([tag[0], tag[1]]) {
             ether_type::VLAN | ether_type::SERVICE_VLAN if place < 2 => {}
             ether_type::VLAN | ether_type::SERVICE_VLAN => return Some(Err(Unsupported::VlanDepth.into())),
-            // Etherparse knows more kinds of tags than Linux.
+            // etherparse knows more kinds of tags than Linux.
             _ => return Some(Ok(None)),
         }
     }
@@ -194,7 +194,7 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
         }
         Some(NetSlice::Ipv6(ip)) => {
             let header = ip.header();
-            // It takes any length of zero for a jumbogram's, the kernel only where hop-by-hop options follow.
+            // etherparse takes any length of zero for a jumbogram's. The kernel requires hop-by-hop options.
             if header.payload_length() == 0 && header.next_header().0 != protocol::HOP_BY_HOP {
                 return None;
             }
@@ -207,7 +207,7 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
     if ip.ip_number.0 != protocol::TCP {
         return Some(Ok(None));
     }
-    // By hand: etherparse does not look into a first fragment.
+    // etherparse does not look into a first fragment, so TCP is parsed by this call.
     let tcp = TcpSlice::from_slice(ip.payload).ok()?;
     Some(match (tcp.syn() && !tcp.ack(), tcp.rst() || tcp.fin()) {
         (false, _) => Ok(None),
@@ -221,7 +221,7 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
     })
 }
 
-/// Where `part` begins in `whole`, of which it is a part.
+/// Returns the offset of `part`, a slice of `whole`.
 fn offset_in(whole: &[u8], part: &[u8]) -> u32 {
     (part.as_ptr().addr() - whole.as_ptr().addr()) as u32
 }
@@ -230,7 +230,7 @@ fn concat<const N: usize, const M: usize>(source: [u8; N], destination: [u8; N])
     [source, destination].concat().try_into().expect("two addresses are twice as long as one")
 }
 
-/// What is to become of a packet because of extension headers that etherparse takes and we do not.
+/// Returns the result for extension headers that etherparse follows and tfo does not.
 fn not_followed(extensions: ::etherparse::Ipv6ExtensionsSlice<'_>) -> Option<Parsed> {
     let mut fragments = 0;
     for (place, extension) in extensions.into_iter().enumerate() {
@@ -257,7 +257,7 @@ fn not_followed(extensions: ::etherparse::Ipv6ExtensionsSlice<'_>) -> Option<Par
     None
 }
 
-/// `tcp_parse_options` and `tcp_parse_fastopen_option` (net/ipv4/tcp_input.c), as they read.
+/// Finds the Fast Open option as `tcp_parse_options` and `tcp_parse_fastopen_option` do (net/ipv4/tcp_input.c).
 pub fn kernel_walk(area: &[u8]) -> FastOpen {
     let mut options = area;
     let mut seen = false;

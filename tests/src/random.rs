@@ -1,4 +1,4 @@
-//! Generators of random frames: SYNs of every shape that the table's cases have, mixed at random, and then spoilt.
+//! Generators of random frames: mixed forms of the SYNs in the case table, and spoilt ones.
 
 use std::{
     env,
@@ -21,10 +21,10 @@ use crate::{
     packet::{self, Carry, Eth, Ip, Ipv6, MORE_FRAGMENTS, Tcp, eth, ether_type, flag, protocol},
 };
 
-/// A runner for `factor` times as many cases as proptest usually has (256), or `long` times where TFO_TEST_LONG is set, as
-/// by `cargo xtask test --long`.
+/// Returns a runner for `factor` times as many cases as proptest's default (256), or `long` times as many if
+/// TFO_TEST_LONG is set, as `cargo xtask test --long` does.
 ///
-/// Its seed is that of [`seed`].
+/// Its seed comes from [`seed`].
 pub fn runner(what: &str, factor: u32, long: u32) -> TestRunner {
     let default = Config::default();
     let factor = if is_long() { long } else { factor };
@@ -33,27 +33,27 @@ pub fn runner(what: &str, factor: u32, long: u32) -> TestRunner {
     TestRunner::new(Config { cases, rng_seed, failure_persistence: None, ..default })
 }
 
-/// Whether TFO_TEST_LONG is set, as by `cargo xtask test --long`.
+/// Returns whether TFO_TEST_LONG is set, as `cargo xtask test --long` does.
 pub fn is_long() -> bool {
     env::var_os("TFO_TEST_LONG").is_some()
 }
 
-/// The seed in PROPTEST_RNG_SEED, or a new one. It is said on standard error, which the test harness leaves alone, so that
-/// `what` can be had again.
+/// Returns the seed in PROPTEST_RNG_SEED, or a new one. It is printed to standard error, which the test harness does
+/// not capture, so that a run of `what` can be repeated.
 pub fn seed(what: &str) -> u64 {
     let seed = match Config::default().rng_seed {
         RngSeed::Fixed(seed) => seed,
         RngSeed::Random => fastrand::u64(..),
     };
-    // A test goes on where nobody listens.
+    // A closed standard error must not end the test.
     let _ = writeln!(io::stderr(), "{what}: PROPTEST_RNG_SEED={seed}");
     seed
 }
 
-/// A frame with a SYN to one of these addresses, port 7413, which gets as far as a listener there. Its TCP options are of
-/// any sort; some have RST or FIN, or a wrong data offset, so that the listener drops them.
+/// Generates a frame with a SYN to one of these addresses, port 7413, where a listener gets it. Its TCP options are
+/// random. Some SYNs have RST or FIN, or a wrong data offset, so that the listener drops them.
 pub fn syn(link: LinkLayer, v4: Ipv4Addr, v6: Ipv6Addr) -> impl Strategy<Value = Vec<u8>> {
-    // Clients in networks that are nobody's own, so that an answer goes out by the default route.
+    // The clients are in networks of no interface, so that answers take the default route.
     let from_v4 = (any::<u32>(), 0..3_usize).prop_map(move |(host, options)| {
         let client = Ipv4Addr::from(0x0a00_0000 | host >> 8);
         let ip = match link {
@@ -88,12 +88,13 @@ pub fn syn(link: LinkLayer, v4: Ipv4Addr, v6: Ipv6Addr) -> impl Strategy<Value =
     )
 }
 
-/// An Ethernet frame with a TCP segment, mostly a SYN; its lengths and offsets are right, its TCP options need not be.
+/// Generates an Ethernet frame with a TCP segment, mostly a SYN. Lengths and offsets are right, TCP options need not
+/// be.
 pub fn frame() -> impl Strategy<Value = Vec<u8>> {
     segment().prop_map(Tcp::build)
 }
 
-/// A frame whose TCP segment is cut or has a wrong data offset, of which some bits are flipped, or which ends early.
+/// Generates a frame that is cut, or has a wrong data offset or flipped bits.
 pub fn spoilt_frame() -> impl Strategy<Value = Vec<u8>> {
     let segment = prop_oneof![
         2 => segment(),
@@ -125,12 +126,12 @@ fn segment() -> impl Strategy<Value = Tcp> {
     })
 }
 
-/// Bytes of any sort, the first sixteen over and over: much cheaper than a strategy for each byte.
+/// Generates sixteen random bytes that repeat, which is much cheaper than a strategy for each byte.
 fn bytes(len: Range<usize>) -> impl Strategy<Value = Vec<u8>> {
     (len, any::<u128>()).prop_map(|(len, bytes)| bytes.to_ne_bytes().into_iter().cycle().take(len).collect())
 }
 
-/// Mostly where headers are.
+/// Generates an index that is mostly in the headers.
 fn header_byte() -> impl Strategy<Value = usize> {
     prop_oneof![12..100_usize, any::<Index>().prop_map(|byte| byte.index(2000))]
 }
@@ -165,7 +166,7 @@ fn ipv6() -> impl Strategy<Value = Ip> {
     )
 }
 
-/// An IPv6 extension header.
+/// IPv6 extension header.
 #[derive(Clone, Debug)]
 enum Extension {
     Options(u8, usize),
@@ -204,20 +205,20 @@ fn extension() -> impl Strategy<Value = Extension> {
     ]
 }
 
-/// Something in the option area.
+/// Content of the option area.
 #[derive(Clone, Debug)]
 enum TcpOption {
-    /// Bytes as they are.
+    /// Bytes, unchanged.
     Bytes(Vec<u8>),
-    /// The cookie that a key makes for the packet.
+    /// Cookie that a key makes for the packet.
     CookieOf(TestKey),
-    /// The same under the experimental kind.
+    /// Cookie that a key makes for the packet, under the experimental kind.
     ExperimentalCookieOf(TestKey),
-    /// What a stack offers, and how many bytes that takes.
+    /// Options of a stack, with their length in bytes.
     Stack(fn(Tcp) -> Tcp, usize),
 }
 
-/// What Linux, macOS and Windows offer.
+/// Options of Linux, macOS and Windows.
 const STACKS: [TcpOption; 4] = [
     TcpOption::Stack(Tcp::linux_options, 20),
     TcpOption::Stack(Tcp::linux_options_without_timestamps, 12),
@@ -248,7 +249,7 @@ impl TcpOption {
     }
 }
 
-/// As many options as fit into 40 bytes, at times behind those that a stack offers.
+/// Generates as many options as fit into 40 bytes, sometimes behind those of a stack.
 fn tcp_options() -> impl Strategy<Value = Vec<TcpOption>> {
     let stack = prop_oneof![2 => Just(None), 1 => select(&STACKS[..]).prop_map(Some)];
     (stack, vec(tcp_option(), 0..10)).prop_map(|(stack, options)| {
@@ -280,7 +281,7 @@ fn tcp_option() -> impl Strategy<Value = TcpOption> {
         2 => experimental,
         2 => with_value(254),
         2 => any::<u8>().prop_flat_map(with_value),
-        // What stops the walk: the list's end, a length that cannot be, anything at all.
+        // These end the walk: the end of the list, an invalid length, random bytes.
         1 => Just(vec![0]),
         1 => (select(vec![34, 254, 2, 99]), any::<u8>()).prop_map(|(kind, len)| vec![kind, len]),
         1 => bytes(1..40),

@@ -1,4 +1,4 @@
-//! Scrapes of `tfo run --metrics`, by a client of a few lines: one that can also be slow, rude, or many.
+//! Scrapes of `tfo run --metrics` by a minimal client, which can also be slow.
 
 use std::{
     collections::BTreeMap,
@@ -6,26 +6,35 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpStream},
 };
 
-use crate::netns::{PATIENCE, Running};
+use crate::netns::{PATIENCE, Running, ip, sandbox};
 
-/// Where the tests have metrics served, in namespaces of their own.
+/// Address of the metrics in tests. Each test has its own namespace.
 pub const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9434);
-/// It, as an argument.
+/// Arguments that make `tfo run` serve metrics at [`ADDRESS`].
 pub const METRICS: [&str; 2] = ["--metrics", "127.0.0.1:9434"];
+
+/// Runs `test` in a sandbox with an interface `v0`, and with the loopback up, over which metrics are served.
+pub fn with_interface(test: impl FnOnce() + Send) {
+    sandbox(|| {
+        ip("link set lo up");
+        ip("link add v0 type veth peer name v1");
+        test();
+    });
+}
 
 /// Starts `tfo run -i INTERFACE MORE` with metrics.
 pub fn run(interface: &str, more: &[&str]) -> Running {
     Running::start(&[&["-i", interface], &METRICS as &[&str], more].concat())
 }
 
-/// An answer.
+/// Answer to an HTTP request.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// The status code.
+    /// Status code.
     pub status: u16,
-    /// The head, in lower case.
+    /// Head, in lower case.
     pub head: String,
-    /// The body.
+    /// Body.
     pub body: String,
 }
 
@@ -36,7 +45,7 @@ pub fn connect() -> TcpStream {
     stream
 }
 
-/// What is answered to `METHOD PATH` with that `Accept`.
+/// Returns the answer to `METHOD PATH` with this `Accept` header.
 pub fn ask(method: &str, path: &str, accept: &str) -> io::Result<Answer> {
     let mut stream = connect();
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: tfo\r\nAccept: {accept}\r\n\r\n")?;
@@ -48,24 +57,24 @@ pub fn ask(method: &str, path: &str, accept: &str) -> io::Result<Answer> {
     Ok(Answer { status, head: head.to_lowercase(), body: body.to_owned() })
 }
 
-/// What is answered to a `GET` of `path`, without wishes.
+/// Returns the answer to a `GET` of `path`, in any format.
 pub fn get(path: &str) -> Answer {
     ask("GET", path, "*/*").expect("an answer")
 }
 
-/// The samples of a scrape: each row as it is written, labels and all, with its value as text.
+/// Samples of a scrape: each row as text, labels included, with its value as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Samples(BTreeMap<String, String>);
 
 impl Samples {
-    /// Those that are served now.
+    /// Scrapes the metrics.
     pub fn now() -> Self {
         let answer = get("/metrics");
         assert_eq!(answer.status, 200, "{}", answer.body);
         Self::of(&answer.body)
     }
 
-    /// Those in `text`.
+    /// Reads the samples in `text`.
     pub fn of(text: &str) -> Self {
         let rows = text.lines().filter(|line| !line.starts_with('#'));
         let rows = rows.map(|line| line.rsplit_once(' ').expect("a sample and its value"));
@@ -77,22 +86,22 @@ impl Samples {
         Self(samples)
     }
 
-    /// The value of `row`.
+    /// Returns the value of `row`.
     pub fn get(&self, row: &str) -> &str {
         self.0.get(row).unwrap_or_else(|| panic!("no row {row} in {:#?}", self.0))
     }
 
-    /// The value of `row`, a number without a fraction.
+    /// Returns the value of `row` as an integer.
     pub fn number(&self, row: &str) -> u64 {
         self.get(row).parse().unwrap_or_else(|error| panic!("{row}: {error}"))
     }
 
-    /// The rows of the metric `name`.
+    /// Returns the rows of the metric `name`.
     pub fn rows_of(&self, name: &str) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str).filter(move |row| name_of(row) == name)
     }
 
-    /// The names of all metrics.
+    /// Returns the names of all metrics.
     pub fn names(&self) -> std::collections::BTreeSet<&str> {
         self.0.keys().map(|row| name_of(row)).collect()
     }

@@ -1,4 +1,4 @@
-//! A server that keeps what it was told: what an application sees of what came over the wire.
+//! Server that remembers the data that its clients have sent, as an application sees it.
 
 use std::{
     io::{Read as _, Write as _},
@@ -14,62 +14,62 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, poll};
 
-/// How long a client may stay silent.
+/// Longest silence of a client.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long it may take to see that this is the end, in milliseconds.
-const LOOK_EVERY: u16 = 20;
+/// Longest delay before the server notices that it must end, in milliseconds.
+const POLL_MS: u16 = 20;
 
-/// Who said what, in the order in which they were accepted.
-type Heard = Arc<Mutex<Vec<(SocketAddr, Vec<u8>)>>>;
+/// Data of each client, in the order in which the server has read it.
+type Received = Arc<Mutex<Vec<(SocketAddr, Vec<u8>)>>>;
 
-/// A server that gives each client one answer, on a thread of its own.
+/// Server that gives each client one answer, on a thread of its own.
 #[derive(Debug)]
 pub struct Server {
-    heard: Heard,
+    received: Received,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Serves `listener`: what a client says first is answered with what `answer` makes of it, and then the client closes.
+    /// Serves `listener`. The first data of a client is answered with `answer(data)`, and then the client closes.
     pub fn start(listener: TcpListener, answer: fn(&[u8]) -> Vec<u8>) -> Self {
-        let (heard, stop) = (Heard::default(), Arc::new(AtomicBool::new(false)));
+        let (received, stop) = (Received::default(), Arc::new(AtomicBool::new(false)));
         let thread = thread::spawn({
-            let (heard, stop) = (Arc::clone(&heard), Arc::clone(&stop));
+            let (received, stop) = (Arc::clone(&received), Arc::clone(&stop));
             move || {
                 while !stop.load(Ordering::Relaxed) {
                     let mut poll_for = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-                    if poll(&mut poll_for, LOOK_EVERY) != Ok(1) {
+                    if poll(&mut poll_for, POLL_MS) != Ok(1) {
                         continue;
                     }
                     if let Ok((connection, client)) = listener.accept() {
-                        let heard = Arc::clone(&heard);
-                        thread::spawn(move || serve(connection, client, &heard, answer));
+                        let received = Arc::clone(&received);
+                        thread::spawn(move || serve(connection, client, &received, answer));
                     }
                 }
             }
         });
-        Self { heard, stop, thread: Some(thread) }
+        Self { received, stop, thread: Some(thread) }
     }
 
-    /// One that sends back what it gets.
+    /// Serves `listener` and sends back what each client sends.
     pub fn echo(listener: TcpListener) -> Self {
         Self::start(listener, <[u8]>::to_vec)
     }
 
-    /// What it was told, by whom.
-    pub fn heard(&self) -> Vec<(SocketAddr, Vec<u8>)> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns the data of each client.
+    pub fn received(&self) -> Vec<(SocketAddr, Vec<u8>)> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How often it was told `data`.
+    /// Returns the number of clients that have sent `data`.
     pub fn times(&self, data: &[u8]) -> usize {
-        self.heard().iter().filter(|(_, heard)| heard == data).count()
+        self.received().iter().filter(|(_, received)| received == data).count()
     }
 
-    /// Whether `client` has said anything.
-    pub fn knows(&self, client: SocketAddr) -> bool {
-        self.heard().iter().any(|(heard, _)| *heard == client)
+    /// Returns whether `client` has sent anything.
+    pub fn has_heard_from(&self, client: SocketAddr) -> bool {
+        self.received().iter().any(|(received, _)| *received == client)
     }
 }
 
@@ -82,13 +82,13 @@ impl Drop for Server {
     }
 }
 
-/// A client that goes away is no failure of the server.
-fn serve(mut connection: TcpStream, client: SocketAddr, heard: &Heard, answer: fn(&[u8]) -> Vec<u8>) {
+/// Serves one connection. A client that goes away is no failure of the server.
+fn serve(mut connection: TcpStream, client: SocketAddr, received: &Received, answer: fn(&[u8]) -> Vec<u8>) {
     let mut buffer = vec![0; usize::from(u16::MAX)];
     let _: std::io::Result<()> = connection.set_read_timeout(Some(PATIENCE));
     let Ok(read @ 1..) = connection.read(&mut buffer) else { return };
-    heard.lock().unwrap_or_else(PoisonError::into_inner).push((client, buffer[..read].to_vec()));
+    received.lock().unwrap_or_else(PoisonError::into_inner).push((client, buffer[..read].to_vec()));
     let _: std::io::Result<()> = connection.write_all(&answer(&buffer[..read]));
-    // The client closes first: the server keeps nothing of the connection then, as after a day.
+    // The client closes first, so that the server keeps no state of the connection, as after a day.
     while let Ok(1..) = connection.read(&mut buffer) {}
 }

@@ -1,8 +1,8 @@
-//! The real `tfo run` under ptrace(2), killed between two steps of what it does.
+//! The real `tfo run` under ptrace(2), killed between two steps of its work.
 //!
-//! A step is a system call that changes something outside of the process. For kill -9 there is nothing finer: of whatever
-//! else happens between two steps, nothing is left. The main thread makes all of them, save that another one writes the log,
-//! which is let be.
+//! A step is a system call that changes something outside of the process. kill -9 between two steps leaves nothing else
+//! behind, so finer steps are not needed. The main thread makes all steps, except that another thread writes the log,
+//! which is not traced.
 
 use std::{
     ffi::c_long,
@@ -24,19 +24,19 @@ use tfo_common::keyring::KeyStore;
 
 use crate::{fault::Bpf, netns::Running};
 
-/// A `tfo run` that is stopped.
+/// Stopped `tfo run`.
 #[derive(Debug)]
 pub struct Stopped {
     process: Running,
     main_thread: Pid,
 }
 
-/// One that was killed.
+/// Killed `tfo run`.
 #[derive(Debug)]
 pub struct Killed {
-    /// The steps that it made, by name.
+    /// Names of the steps that it made.
     pub made: Vec<String>,
-    /// The one that it was about to make; `None` where what was to be watched was over.
+    /// Next step, which was not made. `None` if the work was over.
     pub before: Option<String>,
 }
 
@@ -47,8 +47,8 @@ impl Display for Killed {
     }
 }
 
-/// Makes `round` kill `tfo run` in front of each step of the same work, by the number of steps before it, and at last behind
-/// it all. Returns the steps, and prints them.
+/// Calls `round` for each step of the same work, to kill `tfo run` in front of it. The argument is the number of steps
+/// before it. The last round kills it after the whole work. Returns the steps, and prints them.
 pub fn at_each_step(mut round: impl FnMut(usize) -> Killed) -> Vec<String> {
     let mut steps = Vec::new();
     loop {
@@ -69,8 +69,8 @@ pub fn at_each_step(mut round: impl FnMut(usize) -> Killed) -> Vec<String> {
 }
 
 impl Stopped {
-    /// Stops `process`, wherever it is. From here to [`kill_after`](Self::kill_after) all is for one thread: the kernel takes
-    /// no other for the tracer.
+    /// Stops `process`, wherever it is. This and [`kill_after`](Self::kill_after) must be called on one thread: the
+    /// kernel accepts no other as the tracer.
     pub fn new(process: Running) -> Self {
         let main_thread = Pid::from_raw(process.id() as i32);
         let threads = fs::read_dir(format!("/proc/{main_thread}/task")).expect("it runs").count();
@@ -86,7 +86,7 @@ impl Stopped {
         stopped
     }
 
-    /// Lets it make `count` steps and kills it in front of the next one, or as soon as `is_over`.
+    /// Lets it make `count` steps, and kills it in front of the next one, or as soon as `is_over`.
     pub fn kill_after(self, count: usize, mut is_over: impl FnMut() -> bool) -> Killed {
         let mut made = Vec::new();
         let mut signal = None;
@@ -104,7 +104,7 @@ impl Stopped {
                 _ => {}
             }
         };
-        // A call in front of which it is killed is not carried out.
+        // The system call in front of which it is killed is not carried out.
         self.process.kill();
         Killed { made, before }
     }
@@ -116,13 +116,14 @@ impl Stopped {
         status
     }
 
-    /// The step that it is about to make, if it is.
+    /// Returns the step in front of which it is stopped, if the system call is a step.
     fn step(&self) -> Option<String> {
         let stop = ptrace::syscall_info(self.main_thread).expect("it is stopped at a system call");
         if stop.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
             return None;
         }
-        // Its number in decimal, then six arguments and two registers in hexadecimal: proc_pid_syscall(5).
+        // The line has the call's number in decimal, then six arguments and two registers in hexadecimal:
+        // proc_pid_syscall(5).
         let text = fs::read_to_string(format!("/proc/{}/syscall", self.main_thread)).expect("it is stopped");
         let mut words = text.split_whitespace();
         let call: c_long = words.next().and_then(|word| word.parse().ok()).expect("a number");
@@ -131,8 +132,8 @@ impl Stopped {
         self.is_step(call, &arguments).then(|| name(call))
     }
 
-    /// Whether the attributes at `attr` of a map's update say no more than that the keys are the kernel's, which the controller does
-    /// each second.
+    /// Returns whether a map update with the attributes at `attr` only confirms the keys, as the controller does each
+    /// second.
     fn only_confirms(&self, attr: u64) -> bool {
         const WORDS: usize = size_of::<KeyStore>() / 8;
         const CONFIRMED: usize = offset_of!(KeyStore, confirmed_ns) / 8;
@@ -141,7 +142,7 @@ impl Stopped {
             let mut word = [0; 8];
             memory.read_exact_at(&mut word, at).map(|()| u64::from_le_bytes(word))
         };
-        // The map's descriptor, the key and the value: `union bpf_attr` (linux/bpf.h).
+        // Descriptor of the map, and value: `union bpf_attr` (linux/bpf.h).
         let [Ok(fd), Ok(value)] = [attr, attr + 16].map(word) else { return false };
         let info = fs::read_to_string(format!("/proc/{}/fdinfo/{}", self.main_thread, fd as u32))
             .unwrap_or_default();
@@ -167,9 +168,9 @@ impl Stopped {
             libc::SYS_openat => arguments[2] as i32 & WRITES != 0,
             libc::SYS_bpf if arguments[0] == Bpf::MapUpdateElem as u64 => !self.only_confirms(arguments[1]),
             libc::SYS_bpf => !LOOKS.iter().any(|look| *look as u64 == arguments[0]),
-            // With an address, it is a question to rtnetlink.
+            // A message with an address is a request to rtnetlink, which reads.
             libc::SYS_sendto => arguments[4] == 0,
-            // By an eventfd, the process wakes itself.
+            // A process wakes itself by writing to an eventfd.
             libc::SYS_write => {
                 let file = fs::read_link(format!("/proc/{}/fd/{}", self.main_thread, arguments[0]));
                 !file.is_ok_and(|file| file.as_os_str() == "anon_inode:[eventfd]")
@@ -179,7 +180,7 @@ impl Stopped {
     }
 }
 
-/// Calls that look, wait, or change nothing but the process itself. What is not known to be one of them is a step.
+/// System calls that read, wait, or change nothing but the process itself. Any other call is a step.
 const HARMLESS: &[c_long] = &[
     libc::SYS_accept4,
     libc::SYS_bind,

@@ -1,5 +1,5 @@
-//! An interface whose wire is the test: what it writes, the kernel takes as come from there, and what the kernel sends, it
-//! reads.
+//! Interface whose wire is the test: the kernel receives the frames that the test writes, and the test reads the frames
+//! that the kernel sends.
 
 use std::{
     fs::{File, OpenOptions},
@@ -11,16 +11,17 @@ use tfo_common::parse::LinkLayer;
 
 use crate::netns::{eventually, ip};
 
-/// A tap (Ethernet frames) or tun (IP packets) interface, which lives as long as this.
+/// Interface of kind tap (Ethernet frames) or tun (IP packets), removed when dropped.
 #[derive(Debug)]
 pub struct Tap(File);
 
 impl Tap {
-    /// Makes it in the calling thread's namespace and brings it up.
+    /// Makes the interface in the calling thread's namespace, and brings it up.
     ///
     /// Its MAC address is the one that [`crate::packet::eth`] sends to.
     pub fn new(name: &str, link: LinkLayer) -> Self {
-        // Native XDP sees only what is written without blocking; else an sk_buff is made first (tun_can_build_skb).
+        // Native XDP sees only frames that are written without blocking. For others an sk_buff is made first
+        // (tun_can_build_skb).
         let file =
             OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun");
         let file = file.expect("/dev/net/tun");
@@ -34,7 +35,8 @@ impl Tap {
         }
         let flags = (kind | libc::IFF_NO_PI) as libc::c_short;
         let request = libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
-        // An earlier one of this name lasts until no process has it open: a child of another test has, from fork to exec.
+        // An earlier interface of this name lasts while any process has it open. A child of another test does so from
+        // fork to exec.
         eventually("the interface's name is free", || {
             // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is.
             let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &request) };
@@ -49,12 +51,12 @@ impl Tap {
         Self(file)
     }
 
-    /// Has the interface receive `frame`. The kernel has dealt with it when this returns.
+    /// Makes the interface receive `frame`. The kernel has processed the frame on return.
     pub fn receive(&mut self, frame: &[u8]) -> io::Result<()> {
         self.0.write_all(frame)
     }
 
-    /// The next frame that the kernel has sent, if there is one by now.
+    /// Returns the next frame that the kernel has sent, if there is one.
     pub fn sent(&mut self) -> Option<Vec<u8>> {
         let mut frame = vec![0; usize::from(u16::MAX)];
         match self.0.read(&mut frame) {

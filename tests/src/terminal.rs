@@ -1,4 +1,4 @@
-//! A terminal as people see it: tmux, with a shell in it.
+//! Terminal in tmux, as a user sees it.
 
 use std::{
     process::{Command, Stdio},
@@ -10,24 +10,24 @@ use tempfile::TempDir;
 
 use crate::netns::{PATIENCE, eventually};
 
-/// A terminal with a shell in it. It ends with the test.
+/// Terminal with a shell in it, which ends with the test.
 #[derive(Debug)]
 pub struct Terminal {
     folder: TempDir,
 }
 
 impl Terminal {
-    /// Opens one of 100 columns and 30 rows.
+    /// Opens a terminal of 100 columns and 30 rows.
     pub fn open() -> Self {
         let terminal = Self { folder: TempDir::new().expect("a folder") };
-        // Not typed in: what is typed before the shell has begun stands beside its first prompt.
+        // The prompt is not set by typing: text typed before the shell is ready would stand beside its first prompt.
         terminal.tmux(&["new-session", "-d", "-x", "100", "-y", "30", "exec env PS1='ready> ' ENV= sh"]);
         terminal.tmux(&["set", "-g", "status", "off"]);
         terminal.wait_for_shell();
         terminal
     }
 
-    /// Its own server, whatever the user of the machine has configured.
+    /// Runs a tmux command on its own server, without the user's configuration.
     fn tmux(&self, args: &[&str]) -> String {
         let socket = self.folder.path().join("socket");
         let output = Command::new("tmux")
@@ -43,7 +43,7 @@ impl Terminal {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Presses `keys`, by the names that tmux has for them.
+    /// Presses `keys`, named as in tmux.
     pub fn press(&self, keys: &[&str]) {
         self.tmux(&[&["send-keys"], keys].concat());
     }
@@ -53,17 +53,17 @@ impl Terminal {
         self.press(&[line, "Enter"]);
     }
 
-    /// What is on it.
+    /// Returns the text on the screen.
     pub fn picture(&self) -> String {
         self.tmux(&["capture-pane", "-p"])
     }
 
-    /// Whether `text` is on it.
+    /// Returns whether `text` is on the screen.
     pub fn shows(&self, text: &str) -> bool {
         self.picture().contains(text)
     }
 
-    /// Waits until `text` is on it.
+    /// Waits until `text` is on the screen.
     pub fn wait_for(&self, text: &str) {
         let mut picture = String::new();
         let start = Instant::now();
@@ -74,17 +74,17 @@ impl Terminal {
         }
     }
 
-    /// Until it waits for a command: tmux leaves out blanks at the end of a line.
+    /// Waits until the shell waits for a command. tmux omits blanks at the end of a line.
     pub fn wait_for_shell(&self) {
         eventually("the shell is ready", || self.picture().lines().any(|line| line == "ready>"));
     }
 
-    /// Changes its size.
+    /// Changes the size.
     pub fn resize(&self, columns: u16, rows: u16) {
         self.tmux(&["resize-window", "-x", &columns.to_string(), "-y", &rows.to_string()]);
     }
 
-    /// The process in the foreground that is called `tfo`.
+    /// Returns the process called `tfo` in the foreground.
     pub fn tfo(&self) -> Option<i32> {
         let shell = self.tmux(&["display-message", "-p", "#{pane_pid}"]);
         let children = format!("/proc/{0}/task/{0}/children", shell.trim());
@@ -95,7 +95,7 @@ impl Terminal {
         })
     }
 
-    /// Panics unless a shell that nobody has to `reset` is there again; returns the exit status of what ran.
+    /// Panics unless the shell has a sane terminal again. Returns the exit status of the last command.
     pub fn assert_sane(&self) -> i32 {
         eventually("the cursor is back", || {
             self.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag}"]).trim() == "0 1"
@@ -114,7 +114,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // Of the test that panics, too.
+        // This also ends the terminal of a test that panics.
         let socket = self.folder.path().join("socket");
         let _: std::io::Result<_> =
             Command::new("tmux").arg("-S").arg(socket).arg("kill-server").stderr(Stdio::null()).status();

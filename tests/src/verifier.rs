@@ -1,25 +1,24 @@
-//! What it costs the kernel to verify the program, in the verifier's own words.
+//! Cost of verifying the program, as the kernel's verifier reports it.
 
 use aya::programs::ProgramError;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tfo_userspace::dataplane::{LoadOptions, Object};
 
-/// What the verifier says of one program.
+/// Cost of verifying one program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {
-    /// Instructions that it has followed, each as often as it came to it. It gives up at a million.
+    /// Number of instructions that the verifier has followed, repeated ones included. Its limit is a million.
     pub instructions: u32,
-    /// Bytes of stack: of the deepest chain of calls, or before Linux 7.3 of all functions together. It refuses a chain
-    /// with more than 512.
+    /// Bytes of stack: of the deepest call chain, or before Linux 7.3 of all functions together. The limit is 512.
     pub stack: u32,
 }
 
 impl Cost {
-    /// Has the verifier take in the program with these options.
+    /// Verifies the program with these options.
     ///
-    /// aya keeps the verifier's log only of programs that could not be loaded. So this one can't: verified as ever, it
-    /// gets no file descriptor (`bpf_prog_new_fd` comes after `bpf_check`, in every version of the kernel). Meanwhile
-    /// no other thread of the process gets one either.
+    /// aya keeps the verifier's log only for programs that fail to load. So this load fails on purpose: the program is
+    /// verified as usual, but gets no file descriptor (`bpf_prog_new_fd` comes after `bpf_check`, in every version of
+    /// the kernel). Meanwhile no other thread of the process gets one either.
     pub fn of(options: &LoadOptions) -> Self {
         let mut object = Object::prepare(options, None).expect("the maps are made (is this root?)");
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
@@ -38,7 +37,7 @@ impl Cost {
         Self::parse(&log).unwrap_or_else(|| panic!("the verifier's log has another form:\n{log}"))
     }
 
-    /// Reads `print_verification_stats` (kernel/bpf/verifier.c).
+    /// Parses the output of `print_verification_stats` (kernel/bpf/verifier.c).
     fn parse(log: &str) -> Option<Self> {
         let value = |label| log.lines().find_map(|line| line.strip_prefix(label)?.split_whitespace().next());
         let depths = value("stack depth max ").or_else(|| value("stack depth "))?;

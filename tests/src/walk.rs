@@ -1,7 +1,7 @@
-//! A random walk of an operator: the steps, and a model of what `tfo` must have done after each.
+//! Random walk of an operator: the steps, and a model of the state of `tfo` after each.
 //!
-//! Here is the model. [`desired`] makes the configurations, [`step`] draws the steps, [`visit`] says what must come of
-//! SYNs, and [`topology`] has the interfaces.
+//! This file has the model. [`desired`] makes the configurations, [`step`] draws the steps, [`visit`] predicts the
+//! outcome of SYNs, and [`topology`] has the interfaces.
 
 pub mod desired;
 pub mod step;
@@ -24,42 +24,43 @@ use tfo_userspace::{
 
 pub use self::{
     desired::{Desired, Service},
-    step::{Bad, Death, Deck, Step},
+    step::{Death, Deck, FileFault, Step},
     topology::{INTERFACES, RENAMED, SECOND, Topology},
     visit::{Keys, Visit, Visitor, counts_by_service},
 };
-use crate::guards::{Setting, Wanted};
+use crate::guards::{ServiceSettings, Setting};
 
-/// Ports with a listener. A service has one of them, or none has it.
+/// Ports with a listener. A service has one port, and some ports have no service.
 pub const PORTS: [u16; 3] = [7413, 7414, 7415];
 /// Names of services.
 const NAMES: [&str; 3] = ["web", "shop", "dns"];
-/// Number of SYNs that a source may send at once under `fair`, and of forged ones under `shed`. None is due for an hour then.
+/// Number of SYNs that a source may send at once under `fair`, and of forged ones under `shed`. Their rates allow no
+/// more for an hour.
 pub const BURST: u32 = 2;
-/// Keys that the kernel holds no longer and that are still known.
+/// Largest number of keys that the kernel no longer holds and that the programs still know.
 const RETIRED: usize = 8;
-/// Prefixes that may be hidden.
+/// Prefixes that an order may hide.
 const PREFIXES: [&str; 4] = ["198.19.128.0/17", "198.19.0.0/16", "2001:db8:1::8000/113", "2001:db8:1::/112"];
 
-/// Where an interface is.
+/// State of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
-    /// There, and up.
+    /// Present and up.
     Up,
-    /// There, and down.
+    /// Present and down.
     Down,
-    /// There under another name, and up.
+    /// Up, under another name.
     Renamed,
-    /// Nowhere.
+    /// Absent.
     Gone,
 }
 
-/// Keys by their number, as a program knows them.
+/// Keys that a program knows, by number.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ring {
-    /// The kernel's.
+    /// Current and backup key of the kernel.
     pub held: Option<(u32, Option<u32>)>,
-    /// Those before, the newest first.
+    /// Earlier keys, the newest first.
     pub retired: Vec<u32>,
 }
 
@@ -75,7 +76,7 @@ impl Ring {
         self.held = Some((current, backup));
     }
 
-    /// Keys of a state file, the newest first, are retired ones as far as there is room.
+    /// Adds keys of a state file, the newest first, as retired ones, while there is room.
     fn remember(&mut self, earlier: &[u32]) {
         for key in earlier {
             if self.class(*key) == Class::CookieUnknown && self.retired.len() < RETIRED {
@@ -84,7 +85,7 @@ impl Ring {
         }
     }
 
-    /// Class of a cookie of `key`.
+    /// Returns the class of a cookie of `key`.
     pub fn class(&self, key: u32) -> Class {
         match self.held {
             Some((current, _)) if current == key => Class::CookieCurrent,
@@ -94,43 +95,43 @@ impl Ring {
         }
     }
 
-    /// The key into whose cookies those of retired ones are translated.
+    /// Returns the key into whose cookies those of retired keys are translated.
     pub fn translation(&self) -> Option<u32> {
         self.held.map(|(current, backup)| backup.unwrap_or(current))
     }
 }
 
-/// What there must be. Clients connect by the first of two interfaces.
+/// Expected state. Clients connect through the first of two interfaces.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// What the last good file says.
+    /// Configuration of the last good file.
     pub desired: Desired,
-    /// What is in force on either interface, attached or not.
+    /// Configuration in force on each interface, attached or not.
     pub in_force: [Option<Desired>; 2],
-    /// Whether that is known: a controller that was killed in a change leaves what was before or what was to come. So does an
-    /// interface that goes in one.
+    /// Whether the configuration in force is certain. It is not after a controller was killed during a change, or an
+    /// interface went away during one: then the old or the new one is in force.
     pub is_known: [bool; 2],
-    /// Whether there is a controller.
+    /// Whether a controller runs.
     pub controller: bool,
-    /// What is hidden by order on either interface.
+    /// Services and sources that are hidden by order on each interface.
     pub orders: [BTreeSet<Hidden>; 2],
-    /// Where the interfaces are.
+    /// States of the interfaces.
     pub links: [Link; 2],
-    /// Whether either has the program, if that is known.
+    /// Whether each interface has the program. `None` if that is uncertain.
     pub attached: [Option<bool>; 2],
-    /// The kernel's keys.
+    /// Current and backup key of the kernel.
     pub kernel: (u32, Option<u32>),
-    /// Those that the programs know.
+    /// Keys that the programs know.
     pub ring: Ring,
-    /// Those that `tfo` has made and remembers, the newest first.
+    /// Keys that `tfo` has made and remembers, the newest first.
     pub made_keys: Vec<u32>,
-    /// A key that an emergency had forgotten.
+    /// Key that an emergency has removed.
     pub leaked: Option<u32>,
     newest_key: u32,
 }
 
 impl Model {
-    /// A host on which nothing runs yet; the kernel has key 1.
+    /// Returns a host on which nothing runs yet. The kernel has key 1.
     pub fn new(rng: &mut Rng) -> Self {
         Self {
             desired: Desired::random(rng),
@@ -148,33 +149,33 @@ impl Model {
         }
     }
 
-    /// Whether programs and maps are there.
+    /// Whether programs and maps are present.
     pub fn is_installed(&self) -> bool {
         self.in_force[0].is_some()
     }
 
-    /// Whether both interfaces are there by their names, as a start needs them.
-    pub fn is_whole(&self) -> bool {
+    /// Whether both interfaces exist under their own names, as a start requires.
+    pub fn has_both_links(&self) -> bool {
         self.links.iter().all(|link| matches!(link, Link::Up | Link::Down))
     }
 
-    /// Whether packets come by an interface.
+    /// Returns whether packets come through an interface.
     fn carries(&self, interface: usize) -> bool {
         matches!(self.links[interface], Link::Up | Link::Renamed)
     }
 
-    /// Whether SYNs get to a program there, and it is known what that does.
+    /// Returns whether SYNs reach a program on the interface whose behaviour is certain.
     pub fn is_certain(&self, interface: usize) -> bool {
         self.is_known[interface] && self.attached[interface] == Some(true) && self.carries(interface)
     }
 
-    /// Whether clients may connect: where there is a program, it sees them.
+    /// Returns whether clients may connect. If a program is installed, it must see them.
     pub fn serves(&self) -> bool {
         self.carries(0) && (!self.is_installed() || self.attached[0] == Some(true))
     }
 
-    /// Whether such an order is carried out on an interface.
-    pub fn obeys(&self, interface: usize, on: bool, what: &Hidden) -> bool {
+    /// Returns whether an interface carries out an order to hide (`on`) or to show `what`.
+    pub fn carries_out(&self, interface: usize, on: bool, what: &Hidden) -> bool {
         let mode = match what {
             Hidden::Service(name) => self.desired.mode_of(name),
             Hidden::All | Hidden::Source(_) => Some(self.desired.mode()),
@@ -191,14 +192,14 @@ impl Model {
             }
     }
 
-    /// Notes that `step` was made; `is_done` where a reload or a start in it succeeded.
-    pub fn made(&mut self, step: &Step, is_done: bool) {
+    /// Updates the model after `step`. `is_done` says whether a reload or a start in it succeeded.
+    pub fn apply(&mut self, step: &Step, is_done: bool) {
         match step {
             Step::BadReload(_) | Step::FailingReload(_) | Step::StartWithout | Step::SecondController => {}
             Step::Reload { desired, .. } => {
                 self.desired = desired.clone();
                 for (in_force, link) in self.in_force.iter_mut().zip(self.links) {
-                    // What is not there gets it when it comes.
+                    // An absent interface gets the configuration when it comes back.
                     if link != Link::Gone {
                         *in_force = Some(desired.clone());
                     }
@@ -206,16 +207,16 @@ impl Model {
             }
             Step::InReload { desired, then, .. } => {
                 if is_done {
-                    self.made(&Step::Reload { by_signal: false, desired: desired.clone() }, true);
+                    self.apply(&Step::Reload { by_signal: false, desired: desired.clone() }, true);
                 }
-                self.made(then, true);
+                self.apply(then, true);
                 if let Step::Delete(at) = **then {
                     self.is_known[at] = false;
                 }
             }
             Step::KillInReload(desired, Death { by, .. }) => {
                 if *by == Signal::SIGINT {
-                    self.made(&Step::Interrupt, true);
+                    self.apply(&Step::Interrupt, true);
                 } else {
                     self.controller = false;
                     self.is_known = [false; 2];
@@ -227,11 +228,11 @@ impl Model {
                 self.attached = self.attached.map(|attached| attached.filter(|is_attached| *is_attached));
                 self.desired = desired.clone();
             }
-            // It heeds a signal when it has started, or has not heard of it.
+            // The controller ends in order if the signal comes after the start, or before it handles signals.
             Step::KillInStart(desired, Death { by, .. }) => {
                 if is_done {
-                    self.made(&Step::Start(desired.clone()), true);
-                    self.made(if *by == Signal::SIGINT { &Step::Interrupt } else { &Step::Stop }, true);
+                    self.apply(&Step::Start(desired.clone()), true);
+                    self.apply(if *by == Signal::SIGINT { &Step::Interrupt } else { &Step::Stop }, true);
                 }
                 self.desired = desired.clone();
             }
@@ -247,13 +248,13 @@ impl Model {
                 }
             }
             Step::Upgrade(_, desired) => {
-                // There were no files then: what waits for its service is lost.
+                // tfo 0.1 had no files for orders, so orders for services that do not exist are lost.
                 self.orders = [0, 1].map(|interface| self.hidden(interface));
-                self.made(&Step::Start(desired.clone()), true);
+                self.apply(&Step::Start(desired.clone()), true);
             }
             Step::Order { on, what, only } => {
                 for interface in (0..2).filter(|interface| only.is_none_or(|only| only == *interface)) {
-                    if !self.obeys(interface, *on, what) {
+                    if !self.carries_out(interface, *on, what) {
                         continue;
                     }
                     if *on {
@@ -281,8 +282,8 @@ impl Model {
             Step::Rename(at) => self.links[*at] = Link::Renamed,
             Step::Delete(at) => (self.links[*at], self.attached[*at]) = (Link::Gone, Some(false)),
             Step::Remake(at) => {
-                self.made(&Step::Delete(*at), true);
-                self.made(&Step::Make(*at), true);
+                self.apply(&Step::Delete(*at), true);
+                self.apply(&Step::Make(*at), true);
             }
             Step::Make(at) => {
                 self.links[*at] = Link::Up;
@@ -313,7 +314,7 @@ impl Model {
         self.newest_key
     }
 
-    /// A key that `tfo` makes becomes the kernel's.
+    /// Makes a new key the kernel's, as `tfo` does.
     fn rotate(&mut self) {
         let key = self.new_key();
         self.made_keys.insert(0, key);
@@ -321,7 +322,7 @@ impl Model {
         self.kernel = (key, self.made_keys.get(1).copied());
     }
 
-    /// A start that makes keys goes on with those in its file, and retires what the kernel had.
+    /// Follows a start that makes keys: it continues with those in its file, and retires the kernel's.
     fn take_keys_from_file(&mut self) {
         self.ring.follow(self.kernel.0, self.kernel.1);
         self.ring.remember(self.made_keys.get(2..).unwrap_or_default());
@@ -331,7 +332,7 @@ impl Model {
         }
     }
 
-    /// What must be hidden by order in the maps of an interface: services that are not there wait.
+    /// Returns the orders in the maps of an interface. Those for services that do not exist are not in the maps.
     pub fn hidden(&self, interface: usize) -> BTreeSet<Hidden> {
         let names: Vec<_> = self.in_force[interface].iter().flat_map(Desired::names).collect();
         let is_there = |hidden: &&Hidden| match hidden {
@@ -341,15 +342,15 @@ impl Model {
         self.orders[interface].iter().filter(is_there).cloned().collect()
     }
 
-    /// What must hold on an interface for `service`, or for what is none's.
-    pub fn wanted(&self, interface: usize, service: Option<&Service>) -> Wanted {
+    /// Returns the expected settings of `service` on an interface, or of `other`.
+    pub fn service_settings(&self, interface: usize, service: Option<&Service>) -> ServiceSettings {
         let orders = &self.orders[interface];
         let name = service.map_or(OTHER_NAME, |service| service.name);
         let mut guards = [Setting::Off; Guard::COUNT];
         for (guard, setting) in Guard::ALL.iter().zip(&mut guards) {
             *setting = service.map_or(Setting::Off, |service| service.setting(*guard));
         }
-        Wanted {
+        ServiceSettings {
             guards,
             translates: service.is_some_and(|service| service.mode != Mode::Observe),
             hidden: orders.contains(&Hidden::Service(name.to_owned())),
@@ -360,13 +361,14 @@ impl Model {
         }
     }
 
-    /// Whether `source` is hidden by order on an interface.
+    /// Returns whether `source` is hidden by order on an interface.
     pub fn is_hidden(&self, interface: usize, source: IpAddr) -> bool {
         let is_in = |hidden: &Hidden| matches!(hidden, Hidden::Source(net) if net.contains(&source));
         self.orders[interface].iter().any(is_in)
     }
 
-    /// The policies that an interface must have, by the names of services, where there are `hz` jiffies in a second.
+    /// Returns the expected policies of an interface, by the names of services. `hz` is the number of jiffies per
+    /// second.
     pub fn policies(&self, interface: usize, hz: u64) -> Vec<(String, Policy)> {
         let Some(desired) = &self.in_force[interface] else { return Vec::new() };
         let hour = 60 * 60 * hz;
@@ -376,7 +378,7 @@ impl Model {
         let services = [None].into_iter().chain(desired.services.iter().map(Some));
         let mut policies: Vec<_> = services
             .map(|service| {
-                let flags = self.wanted(interface, service).policy().flags;
+                let flags = self.service_settings(interface, service).policy().flags;
                 let mut policy = Policy { flags, ..none };
                 let has = |guard| service.is_some_and(|service| service.setting(guard) != Setting::Off);
                 if has(Guard::Once) {

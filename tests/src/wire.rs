@@ -1,4 +1,4 @@
-//! Frames on an interface, past the kernel's stack: what is sent, and what is seen there (packet(7)).
+//! Packet socket that sends and sees frames past the kernel's stack (packet(7)).
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -18,23 +18,23 @@ use tfo_common::segment::FastOpen;
 
 use crate::oracle::kernel_walk;
 
-/// Room for what is seen and not yet read, in bytes.
+/// Size of the receive buffer, in bytes.
 const ROOM: usize = 32 << 20;
 
-/// A place on the wire.
+/// Packet socket on an interface.
 #[derive(Debug)]
 pub struct Wire(OwnedFd);
 
 impl Wire {
-    /// At `interface` of the calling thread's namespace: sends frames, and sees those that come, after the program in native
-    /// mode, and those that go.
+    /// Opens a socket on `interface` of the calling thread's namespace. It sees outgoing frames, and incoming ones
+    /// behind the program in native mode.
     pub fn at(interface: &str) -> Self {
         let wire = Self::bound(interface, Some(SockProtocol::EthAll));
         setsockopt(&wire.0, sockopt::RcvBufForce, &ROOM).expect("room to receive, as root");
         wire
     }
 
-    /// The same that sees nothing, and loses no time with it.
+    /// Opens a socket that sees no frames, which costs less time.
     pub fn blind(interface: &str) -> Self {
         Self::bound(interface, None)
     }
@@ -54,14 +54,14 @@ impl Wire {
 
     /// Sends `frame`.
     pub fn send(&self, frame: &[u8]) {
-        // What the interface has no room for is lost, as on any wire.
+        // A frame is lost if the interface has no room for it, as on any wire.
         match send(self.0.as_raw_fd(), frame, MsgFlags::empty()) {
             Ok(_) | Err(Errno::ENOBUFS) => {}
             Err(error) => panic!("cannot send a frame: {error}"),
         }
     }
 
-    /// The next frame that was seen, if there is one by now.
+    /// Returns the next frame, if there is one.
     pub fn seen(&self) -> Option<Vec<u8>> {
         let mut frame = vec![0; usize::from(u16::MAX) + 64];
         match recv(self.0.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT) {
@@ -73,37 +73,37 @@ impl Wire {
     }
 }
 
-/// A TCP segment, as etherparse reads it.
+/// TCP segment, as etherparse reads it.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// Who sent it.
+    /// Sender.
     pub from: SocketAddr,
-    /// Whom to.
+    /// Receiver.
     pub to: SocketAddr,
-    /// Whether it begins a connection.
+    /// Whether the SYN flag is set.
     pub syn: bool,
-    /// Whether it acknowledges `acknowledged`.
+    /// Whether the ACK flag is set, so that `acknowledged` is valid.
     pub ack: bool,
-    /// Whether it ends one at once.
+    /// Whether the RST flag is set.
     pub rst: bool,
-    /// Its sequence number.
+    /// Sequence number.
     pub sequence: u32,
-    /// The sequence number that it expects next.
+    /// Acknowledgement number: the next sequence number that the sender expects.
     pub acknowledged: u32,
-    /// Its window, as it stands there.
+    /// Window, not scaled.
     pub window: u16,
-    /// Its options.
+    /// Bytes of the options.
     pub options: Vec<u8>,
-    /// Its data.
+    /// Data behind the header.
     pub data: Vec<u8>,
-    /// How long the IP packet is, headers and all.
+    /// Length of the IP packet with its headers, in bytes.
     pub ip_len: usize,
-    /// Whether its TCP checksum is right.
+    /// Whether the TCP checksum is right.
     pub sum_is_right: bool,
 }
 
 impl Seen {
-    /// What is in `frame`, which begins with an Ethernet header, if it is TCP.
+    /// Parses `frame`, which begins with an Ethernet header. Returns `None` if it is not TCP.
     pub fn of(frame: &[u8]) -> Option<Self> {
         let packet = SlicedPacket::from_ethernet(frame).ok()?;
         let Some(TransportSlice::Tcp(tcp)) = &packet.transport else { return None };
@@ -138,12 +138,12 @@ impl Seen {
         })
     }
 
-    /// Whether it has a Fast Open option, of whatever kind.
+    /// Returns whether it has a Fast Open option, of either kind.
     pub fn has_fast_open(&self) -> bool {
         kernel_walk(&self.options) != FastOpen::Absent
     }
 
-    /// Whether it is the answer to a SYN.
+    /// Returns whether it is a SYN-ACK.
     pub fn is_syn_ack(&self) -> bool {
         self.syn && self.ack
     }

@@ -1,4 +1,4 @@
-//! The table of cases on the host.
+//! Case table on the host.
 
 use std::collections::HashSet;
 

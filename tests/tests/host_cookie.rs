@@ -1,4 +1,4 @@
-//! Cookies: the vectors of a real kernel, and SipHash against another implementation.
+//! Cookies of a real kernel, and comparison with another implementation of SipHash.
 
 use std::{hash::Hasher, net::IpAddr};
 
@@ -30,7 +30,7 @@ fn addresses(source: IpAddr, destination: IpAddr) -> Addresses {
     }
 }
 
-/// The sysctl's text as four words.
+/// Parses the sysctl's text into four words.
 fn words(text: &str) -> [u32; 4] {
     let words: Vec<u32> =
         text.split('-').map(|word| u32::from_str_radix(word, 16).expect("a hexadecimal word")).collect();
@@ -85,7 +85,7 @@ fn config() -> ProptestConfig {
     ProptestConfig { cases: default.cases * 16, failure_persistence: None, ..default }
 }
 
-/// Two addresses of one family.
+/// Generates two addresses of one family.
 fn any_addresses() -> impl Strategy<Value = (IpAddr, IpAddr)> {
     prop_oneof![
         any::<[[u8; 4]; 2]>().prop_map(|[source, destination]| (source.into(), destination.into())),
@@ -103,7 +103,7 @@ proptest! {
         prop_assert_eq!(ours.to_le_bytes(), key.cookie(source, destination));
     }
 
-    /// Whichever slot holds the key that made a cookie is found, and its role is the class; a key in no slot is unknown.
+    /// The class follows from the slot that holds the cookie's key. A key in no slot is unknown.
     #[test]
     fn the_slot_of_the_key_is_the_class(
         keys: [[u32; 4]; SLOTS],

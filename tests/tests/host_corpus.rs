@@ -1,4 +1,4 @@
-//! The corpus of the fuzz targets, replayed: what the fuzzer has come by, and what it once found.
+//! Replay of the fuzz targets' corpus: files that the fuzzer has found, and earlier faults.
 
 use std::{collections::BTreeSet, fs, panic::catch_unwind, path::Path};
 
@@ -8,7 +8,7 @@ use tfo_common::{
 };
 use tfo_tests::fuzz::TARGETS;
 
-/// The files of a target's folder: name and content.
+/// Reads the files of a target's folder: name and content.
 fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
@@ -21,7 +21,7 @@ fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-/// The names in a folder, without what follows a dot.
+/// Returns the names in a folder, without extensions.
 fn names(folder: &str) -> BTreeSet<String> {
     let entries = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).expect("it can be listed");
     let stem = |path: &Path| path.file_stem().expect("it has a name").to_string_lossy().into_owned();
@@ -36,7 +36,7 @@ fn no_file_of_the_corpus_fails() {
         println!("{}: {} files", target.name, files.len());
         assert!(!files.is_empty(), "{} has no corpus", target.name);
         for (name, content) in files {
-            // What is wrong has been printed by then.
+            // The panic has printed the fault already.
             if catch_unwind(|| (target.check)(&content)).is_err() {
                 failed.push(format!("tests/corpus/{}/{name}", target.name));
             }
@@ -60,7 +60,7 @@ fn every_target_is_fuzzed_and_has_a_corpus() {
     assert_eq!(names("corpus"), targets);
 }
 
-/// The corpus is worth its place only if it comes by everything.
+/// The corpus must cover every outcome of a frame.
 #[test]
 fn the_frames_of_the_corpus_are_of_every_kind() {
     let mut kinds = BTreeSet::new();

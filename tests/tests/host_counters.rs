@@ -1,4 +1,4 @@
-//! Counters add up, and their names are fit for tables and metrics.
+//! Sums of counters, and their names in tables and metrics.
 
 use std::collections::HashSet;
 
@@ -56,7 +56,7 @@ fn counters_of_two_cpus_add_up() {
     assert_eq!(sum.unsupported_total(), count(&|expected| matches!(expected, Expected::Unsupported(_))));
 }
 
-/// What services have counted that are no more is kept as one.
+/// Cells add up field by field, as when a removed service goes into `removed`.
 #[test]
 fn cells_add_up() {
     let policy = Policy::of_mode(Mode::Shield).with(Guard::Hide, true).with(Guard::Clamp, false);
@@ -75,12 +75,12 @@ fn cells_add_up() {
     assert_eq!(cell.counters(), sum);
 
     let mut outcomes =
-        Outcomes { accepted: 1, refused: 2, untold: 3, replays_forgotten: 4, ..Outcomes::default() };
+        Outcomes { accepted: 1, refused: 2, events_skipped: 3, replays_forgotten: 4, ..Outcomes::default() };
     outcomes.rtt_saved[5] = RttBucket { connections: 6, us: 7 };
     let mut twice = outcomes;
     twice.add(&outcomes);
     let mut expected =
-        Outcomes { accepted: 2, refused: 4, untold: 6, replays_forgotten: 8, ..Outcomes::default() };
+        Outcomes { accepted: 2, refused: 4, events_skipped: 6, replays_forgotten: 8, ..Outcomes::default() };
     expected.rtt_saved[5] = RttBucket { connections: 12, us: 14 };
     assert_eq!(twice, expected);
 }
@@ -92,7 +92,7 @@ fn data_len(expected: Expected, class: Class) -> Option<u64> {
     }
 }
 
-/// The counts of earlier maps are added field by field, and nothing that is no count is.
+/// Carried counts are added field by field. Words that are not counts stay.
 #[test]
 fn carried_counts_add_up() {
     let watch = |n| Watch {
@@ -108,8 +108,8 @@ fn carried_counts_add_up() {
     one.cell.syn[0][3][1] = Sampled { count: Tally { packets: 1, with_data: 2, data_bytes: 3 }, due: 4 };
     one.cell.malformed[1] = Sampled { count: 5, due: 6 };
     one.cell.hits[2] = 7;
-    one.outcomes.untold = 8;
-    one.outcomes.told = [9; 2];
+    one.outcomes.events_skipped = 8;
+    one.outcomes.event_budget = [9; 2];
     let mut sum = Carried::EMPTY;
     sum.add(&one);
     sum.add(&one);
@@ -117,7 +117,7 @@ fn carried_counts_add_up() {
     expected.cell.syn[0][3][1] = Sampled { count: Tally { packets: 2, with_data: 4, data_bytes: 6 }, due: 0 };
     expected.cell.malformed[1] = Sampled { count: 10, due: 0 };
     expected.cell.hits[2] = 14;
-    expected.outcomes.untold = 16;
+    expected.outcomes.events_skipped = 16;
     assert_eq!(sum, expected);
 }
 
@@ -156,7 +156,7 @@ fn names_are_unique_and_lower_case() {
     check(Mode::ALL.iter().map(|mode| mode.name()));
     check(LinkLayer::ALL.iter().map(|link| link.name()));
     check(Attach::ALL.iter().map(|attach| attach.name()));
-    // Both kinds of faults go into one log line.
+    // Reasons of both kinds stand in one log line, so they share a name space.
     let faults = Malformed::ALL.iter().map(|reason| reason.name());
     check(faults.chain(Unsupported::ALL.iter().map(|reason| reason.name())));
 }

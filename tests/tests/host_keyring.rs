@@ -1,4 +1,4 @@
-//! Key rings follow the kernel's keys and forget none too early.
+//! Key rings follow the kernel's keys and drop no key too early.
 
 use proptest::{collection::vec, prelude::*};
 use tfo_common::keyring::{
@@ -6,33 +6,33 @@ use tfo_common::keyring::{
 };
 use tfo_tests::keys::{self, STRANGER, ZERO};
 
-/// The n-th key of a series.
+/// Returns the n-th key of a series.
 fn key(n: u32) -> Key {
     Key::from_words([n, 0, 0, 0])
 }
 
-/// What a ring holds, from slot 0 on: the first words of its keys, which are those of [`key`].
+/// Returns the content of a ring from slot 0 on, as the first words of its keys, which come from [`key`].
 fn held(ring: &KeyRing) -> Vec<Option<u32>> {
     (0..SLOTS).map(|slot| ring.get(slot).map(|key| key.to_words()[0])).collect()
 }
 
-/// The ring after the kernel's keys have become these, at no time in particular.
+/// Returns the ring after a change of the kernel's keys, at time 0.
 fn follow(ring: &KeyRing, current: impl Into<Option<u32>>, backup: impl Into<Option<u32>>) -> KeyRing {
     follow_all(ring, [current.into(), backup.into(), None])
 }
 
-/// The same, and the next key.
+/// Returns the ring after a change of the kernel's keys and the next key, at time 0.
 fn follow_all(ring: &KeyRing, held: [Option<u32>; 3]) -> KeyRing {
     ring.follow(roles(held), Moment { seconds: 0, hits: &[0; TRACKS] })
 }
 
-/// Current, backup and next.
+/// Returns the keys by role: current, backup and next.
 fn roles(keys: [Option<u32>; 3]) -> Held {
     let [current, backup, next] = keys.map(|n| n.map(key));
     Held { current, backup, next }
 }
 
-/// [`held`] with nothing behind.
+/// Returns whether the ring holds exactly `keys`, from slot 0 on.
 fn holds(ring: &KeyRing, keys: &[Option<u32>]) -> bool {
     let (front, rest) = (&held(ring)[..keys.len()], &held(ring)[keys.len()..]);
     front == keys && rest.iter().all(Option::is_none)
@@ -53,17 +53,17 @@ fn retires_the_newest_first() {
 #[test]
 fn follows_keys_back() {
     let ring = follow(&follow(&KeyRing::EMPTY, 1, 2), 3, 4);
-    // A retired key that the kernel takes up again is retired no more.
+    // A retired key that the kernel takes again is no longer retired.
     let ring = follow(&ring, 2, 3);
     assert!(holds(&ring, &[Some(2), Some(3), None, Some(4), Some(1)]));
-    // Current and backup change places.
+    // Current and backup key are exchanged.
     let ring = follow(&ring, 3, 2);
     assert!(holds(&ring, &[Some(3), Some(2), None, Some(4), Some(1)]));
 }
 
 #[test]
 fn keeps_what_the_kernel_drops() {
-    // Writing one key into the sysctl removes the backup.
+    // Writing one key into the sysctl removes the backup key.
     let ring = follow(&follow(&KeyRing::EMPTY, 1, 2), 1, None);
     assert!(holds(&ring, &[Some(1), None, None, Some(2)]));
     let ring = follow(&ring, None, None);
@@ -99,7 +99,7 @@ fn a_key_that_is_current_and_backup_stands_twice_but_retires_once() {
     assert!(holds(&follow(&ring, 2, None), &[Some(2), None, None, Some(1)]));
 }
 
-/// "None yet" is for the controller to find; a ring takes any key.
+/// A ring accepts a key of zeros. The controller must recognize "no key yet".
 #[test]
 fn a_key_of_zeros_is_a_key() {
     let zero = ZERO.key();
@@ -156,7 +156,7 @@ fn a_store_reads_the_ring_in_force() {
     }
 }
 
-/// A confirmation holds for its time, and one from the future does; the clock is asked once in a jiffy and for each confirmation.
+/// A confirmation holds for its time, also one from the future. The clock is read once per jiffy and confirmation.
 #[test]
 fn a_confirmation_holds_for_its_time() {
     let at = 1 << 40;
@@ -193,16 +193,16 @@ fn a_confirmation_holds_for_its_time() {
 fn the_next_key_has_its_own_place() {
     let ring = follow_all(&KeyRing::EMPTY, [Some(1), None, Some(2)]);
     assert!(holds(&ring, &[Some(1), None, Some(2)]) && ring.retired().count() == 0);
-    // It takes office, and another one is next.
+    // It becomes the current key, and another one is next.
     let ring = follow_all(&ring, [Some(2), Some(1), Some(3)]);
     assert!(holds(&ring, &[Some(2), Some(1), Some(3)]));
-    // A next key that never took office may still have made cookies, on another host.
+    // A next key that was never current may have made cookies on another host.
     let ring = follow_all(&ring, [Some(4), Some(2), Some(5)]);
     assert!(holds(&ring, &[Some(4), Some(2), Some(5), Some(1), Some(3)]));
-    // A retired one comes back as the next.
+    // A retired key becomes the next key.
     let ring = follow_all(&ring, [Some(4), Some(2), Some(1)]);
     assert!(holds(&ring, &[Some(4), Some(2), Some(1), Some(5), Some(3)]));
-    // The kernel's backup may be what is next in the schedule's second half.
+    // In the second half of a schedule's interval, the kernel's backup key may be the next key.
     let ring = follow_all(&ring, [Some(4), Some(1), Some(1)]);
     assert!(holds(&ring, &[Some(4), Some(1), Some(1), Some(2), Some(5), Some(3)]));
 }
@@ -220,7 +220,7 @@ fn translates_into_the_backup_or_else_the_current_key() {
     assert_eq!(translation(&[&[1], &others[..]].concat()), backup);
     assert_eq!(translation(&[&[0], &others[..]].concat()), current);
     assert_eq!((translation(&[0, 1]), translation(&[0])), (backup, current));
-    // The kernel would refuse the cookies of all others just as well.
+    // The kernel would refuse cookies of any other key as well.
     assert_eq!((translation(&others), translation(&[])), (None, None));
 }
 
@@ -239,10 +239,10 @@ fn a_key_keeps_its_age_and_its_counter() {
     assert_eq!([1, 2, 3].map(|n| of(&ring, n, 160)), [(10, 60), (20, 10), (20, 10)]);
     let ring = at(&ring, 30, 200, [Some(3), Some(2), Some(4)]);
     assert_eq!([1, 2, 3, 4].map(|n| of(&ring, n, 200)), [(10, 100), (20, 50), (20, 50), (30, 0)]);
-    // It goes, and begins anew when it comes again.
+    // A key that is dropped and returns has a new age and a new counter.
     let ring = at(&ring.without_retired(|_| false), 40, 300, [Some(4), Some(3), Some(1)]);
     assert_eq!([1, 2, 3, 4].map(|n| of(&ring, n, 301)), [(40, 1), (20, 151), (20, 151), (30, 101)]);
-    // Counters that stand lower than they did: somebody has begun to count anew.
+    // Counters below their earlier values were reset.
     assert_eq!(of(&ring, 4, 0), (30, 0));
 }
 
@@ -268,19 +268,19 @@ fn a_key_is_found_where_it_stands() {
     for (slot, key) in keys::all().iter().enumerate() {
         assert_eq!(ring.find(key.key()), (slot != 2).then_some(slot));
     }
-    // An empty slot holds zeros, and not the key of zeros.
+    // An empty slot holds zeros, but not the key of zeros.
     assert_eq!(ring.find(ZERO.key()), None);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// However the keys change: those held are always in the ring, no retired key stands twice or is one of them, and
-    /// what has been held is kept in the order of its leaving.
+    /// After any changes: the held keys are in the ring, no retired key stands twice or is held, and former keys are
+    /// kept in the order in which they left.
     #[test]
     fn follows_any_history(history in vec(any_held(), 0..40)) {
         let mut ring = KeyRing::EMPTY;
-        // The retired keys without a limit, newest first: the simplest way to say it.
+        // Retired keys without a limit, newest first: a simple model.
         let mut left: Vec<u32> = Vec::new();
         let mut kernel: Vec<u32> = Vec::new();
         for (n, now) in history.into_iter().enumerate() {
@@ -300,21 +300,21 @@ proptest! {
         }
     }
 
-    /// A key that stays keeps its age and its counter; one that comes gets those of the moment, and a counter that no
-    /// other key has, in this ring or in the one before: what the program still counts under that one is nobody else's.
+    /// A key that stays keeps its age and counter. A new one gets the present age, and a counter that no key has in
+    /// this ring or the one before, since the program may still count under the old ring.
     #[test]
     fn no_two_keys_share_a_counter(history in vec((any_held(), 0..1_u8 << 4), 1..40)) {
         let mut ring = KeyRing::EMPTY;
         for (n, (now, forget)) in history.into_iter().enumerate() {
             let hits: [u64; TRACKS] = std::array::from_fn(|track| (1000 * n + track) as u64);
             let seconds = 100 + n as u64;
-            // Sometimes retired keys are dropped; that does not free their counters at once either.
+            // Retired keys are dropped sometimes. That does not free their counters at once, either.
             let after = match forget {
                 0..12 => ring.follow(roles(now), Moment { seconds, hits: &hits }),
                 _ => ring.without_retired(|slot| slot % 2 == usize::from(forget % 2)),
             };
             for slot in 0..SLOTS {
-                // Where a key stands twice, its first place counts.
+                // A key that stands twice is found at its first place.
                 let Some(key) = after.get(slot).filter(|key| after.find(*key) == Some(slot)) else { continue };
                 let track = usize::from(after.tracks[slot]);
                 prop_assert!(track < TRACKS);
@@ -337,7 +337,7 @@ proptest! {
         }
     }
 
-    /// Only retired keys go, and only those that were named; the others close up in their order.
+    /// Only the named retired keys are dropped. The others close up in their order.
     #[test]
     fn drops_the_retired_keys_that_are_named(history in vec(any_held(), 0..20), keep: [bool; SLOTS]) {
         let mut ring = history.into_iter().fold(KeyRing::EMPTY, |ring, now| follow_all(&ring, now));
@@ -366,12 +366,12 @@ proptest! {
     }
 }
 
-/// Current, backup and next.
+/// Generates a current, a backup and a next key.
 fn any_held() -> impl Strategy<Value = [Option<u32>; 3]> {
     [any_key(), any_key(), any_key()]
 }
 
-/// One of a few keys, zero among them, or none.
+/// Generates a key of a few, zero among them, or none.
 fn any_key() -> impl Strategy<Value = Option<u32>> {
     prop::option::weighted(0.8, 0..14_u32)
 }

@@ -1,4 +1,4 @@
-//! What is looked at, and how much it stands for.
+//! Sampling: the packets that are looked at, and the number for which each look stands.
 
 use std::collections::HashSet;
 
@@ -15,7 +15,7 @@ use tfo_common::{
     verdict::Verdict,
 };
 
-/// A kind of SYN, with its counter.
+/// Kind of SYN with its counter.
 #[derive(Default)]
 struct Source {
     sampler: Sampler,
@@ -26,7 +26,7 @@ struct Source {
 }
 
 impl Source {
-    /// One more packet; whether it was looked at.
+    /// Counts a packet. Returns whether it is looked at.
     fn packet(&mut self, jiffies: u64, budget: &mut Budget) -> bool {
         self.packets += 1;
         if self.packets < self.due {
@@ -36,7 +36,7 @@ impl Source {
         let Some(taken) = taken else { return false };
         self.weight += taken.weight;
         self.looks += 1;
-        // It stands for all since the last, itself among them.
+        // The look stands for all packets since the last look, its own included.
         assert_eq!(self.weight, self.packets);
         true
     }
@@ -45,7 +45,7 @@ impl Source {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever comes, no packet is left out of what the looks stand for, and a jiffy never costs more than its budget.
+    /// The looks stand for all packets together, and no jiffy exceeds its budget.
     #[test]
     fn nothing_is_lost_and_the_budget_holds(jiffies in prop::collection::vec((0_u64..4, 0_u64..2000, 0_u64..5), 1..60)) {
         let mut budget = Budget::default();
@@ -64,7 +64,7 @@ proptest! {
             }
             prop_assert!(flood.looks + rare.looks - before <= BUDGET + FIRSTS);
         }
-        // What there was no budget for is in what the next that is looked at stands for.
+        // Packets beyond the budget are included in the next look.
         for mut source in [flood, rare] {
             let is_seen = (0..SPARSEST).any(|n| source.packet(now + 2 + n, &mut budget));
             prop_assert!(is_seen && source.weight == source.packets);
@@ -72,7 +72,7 @@ proptest! {
     }
 }
 
-/// While they are few, each is looked at.
+/// While packets are few, each is looked at.
 #[test]
 fn few_are_all_looked_at() {
     let (mut budget, mut source) = (Budget::default(), Source::default());
@@ -83,7 +83,7 @@ fn few_are_all_looked_at() {
     }
 }
 
-/// A flood is thinned out, and what comes beside it is seen: the first in each jiffy at once.
+/// A flood is sampled sparsely. Other kinds are still seen: the first packet in each jiffy at once.
 #[test]
 fn a_flood_hides_no_other_kind() {
     let (mut budget, mut flood, mut rare) = (Budget::default(), Source::default(), Source::default());
@@ -94,7 +94,7 @@ fn a_flood_hides_no_other_kind() {
         assert!(rare.packet(jiffy, &mut budget), "jiffy {jiffy}");
     }
     assert!(flood.looks < 1000 * (BUDGET + FIRSTS) && flood.looks > 1000);
-    // When it is over, what is left of it is soon seen whole again.
+    // After the flood, each packet is soon looked at again.
     let mut unseen = 0;
     for jiffy in 2000..3000 {
         unseen += u64::from(!flood.packet(jiffy, &mut budget));
@@ -114,20 +114,20 @@ fn round_trips_by_their_length() {
     }
 }
 
-/// Refusals are told up to so many in a jiffy.
+/// Only a limited number of refusals is reported in each jiffy.
 #[test]
-fn refusals_that_are_told() {
+fn reported_refusals_are_limited() {
     let mut told = [0, 0];
     for jiffy in [7, 8, 10] {
         for n in 1..=EVENT_BUDGET {
-            told = Outcomes::may_tell(told, jiffy).expect("there is room");
+            told = Outcomes::count_event(told, jiffy).expect("there is room");
             assert_eq!(told, [jiffy, n]);
         }
-        assert_eq!(Outcomes::may_tell(told, jiffy), None);
+        assert_eq!(Outcomes::count_event(told, jiffy), None);
     }
 }
 
-/// Each kind of packet has a sampler and a count of its own.
+/// Kinds of packets have samplers and counts of their own.
 #[test]
 fn each_kind_has_its_own_sampler() {
     let mut packets: Vec<Description> = Vec::new();

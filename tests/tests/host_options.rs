@@ -1,5 +1,5 @@
-//! The option walk, exhaustively: every area of up to three options with every length, and what systems send with any byte
-//! changed. Against a plain walk, over IPv4 and IPv6.
+//! Exhaustive test of the option walk: all areas of up to three options with every length, and common layouts with any
+//! byte changed. It is compared with a plain walk, over IPv4 and IPv6.
 
 use tfo_common::{
     parse::{LinkLayer, parse},
@@ -12,13 +12,13 @@ use tfo_tests::{
     packet::{Carry, Ip, Tcp},
 };
 
-/// The sizes that an option area can have, in bytes.
+/// Possible sizes of an option area, in bytes.
 const SIZES: [usize; 11] = [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40];
 
-/// SYNs of one family, one for each size of the option area; their other bytes stay as they are.
+/// SYNs of one family, one for each size of the option area. All other bytes stay the same.
 struct Syns {
     frames: [Vec<u8>; SIZES.len()],
-    /// Where the options begin.
+    /// Offset of the options.
     options: usize,
 }
 
@@ -28,7 +28,7 @@ impl Syns {
         Self { options: frames[0].len() - BEHIND.len(), frames }
     }
 
-    /// The Fast Open option that our parser finds in `area`.
+    /// Returns the Fast Open option that our parser finds in `area`.
     fn fast_open(&mut self, area: &[u8]) -> FastOpen {
         let frame = &mut self.frames[area.len() / 4];
         frame[self.options..self.options + area.len()].copy_from_slice(area);
@@ -38,7 +38,7 @@ impl Syns {
     }
 }
 
-/// Asks both about areas, and counts them.
+/// Comparison of both walks, which counts the areas.
 struct Comparison {
     families: [Syns; 2],
     areas: u64,
@@ -58,7 +58,8 @@ impl Comparison {
         }
     }
 
-    /// Every area that has the first `at` bytes of `area` and up to `more` options behind. Zeros follow the last of them.
+    /// Checks all areas with the first `at` bytes of `area` and up to `more` options behind. Zeros follow the last
+    /// option.
     fn options(&mut self, area: &mut [u8], at: usize, more: usize) {
         area[at..].fill(0);
         self.area(area);
@@ -71,7 +72,7 @@ impl Comparison {
         self.options(area, at + 1, more - 1);
         for (kind, value) in KINDS {
             if at + 1 == area.len() {
-                // Nor is there room for a length.
+                // There is no room for a length, either.
                 area[at] = kind;
                 self.area(area);
                 continue;
@@ -80,7 +81,7 @@ impl Comparison {
                 (area[at], area[at + 1]) = (kind, length);
                 let end = at + usize::from(length);
                 if length < 2 || end > area.len() {
-                    // It ends the list.
+                    // This option is the last one.
                     fill(&mut area[at + 2..], value);
                     self.area(area);
                 } else {
@@ -92,14 +93,14 @@ impl Comparison {
     }
 }
 
-/// Begins with `value`; all else looks like options, and is not to be taken for any.
+/// Fills `place` with `value`, then with bytes that look like options and must not be taken for any.
 fn fill(place: &mut [u8], value: &[u8]) {
     for (to, from) in place.iter_mut().zip(value.iter().chain([34, 2].iter().cycle())) {
         *to = *from;
     }
 }
 
-/// A kind of each sort that has a length, and what its value begins with.
+/// Kinds that have a length, one of each sort, with the beginning of their value.
 const KINDS: [(u8, &[u8]); 5] = [(34, &[]), (254, &[0xf9, 0x89]), (254, &[0xf9, 0x88]), (2, &[]), (77, &[])];
 
 #[test]
@@ -112,7 +113,7 @@ fn every_area_of_up_to_three_options() {
     assert_eq!(comparison.areas, 73_786_021);
 }
 
-/// What systems offer, without Fast Open, with a request and with cookies, in either form.
+/// Returns the options of common systems: without Fast Open, with a request and with cookies, in either form.
 fn typical() -> Vec<Vec<u8>> {
     let systems = [
         Tcp::linux_options,
@@ -140,7 +141,7 @@ fn typical() -> Vec<Vec<u8>> {
     areas
 }
 
-/// So a parser that knows these layouts has to look at all of what makes them so.
+/// A parser with fixed layouts must check every byte that defines them.
 #[test]
 fn every_area_that_is_nearly_a_typical_one() {
     let mut comparison = Comparison::new();
@@ -172,5 +173,5 @@ fn every_area_that_is_nearly_a_typical_one() {
     assert_eq!(comparison.areas, 1_301_840);
 }
 
-/// Bytes that mean something as a kind or as a length.
+/// Bytes that have a meaning as a kind or as a length.
 const TELLING: [u8; 12] = [0, 1, 2, 3, 4, 8, 10, 12, 34, 40, 254, 255];

@@ -1,4 +1,4 @@
-//! The parser against two others, and its option walk against a plain one, on random frames.
+//! Comparison of the parser with two others, and of its option walk with a plain one, on random frames.
 
 use std::collections::HashSet;
 
@@ -25,7 +25,8 @@ fn ours(frame: &[u8]) -> Parsed {
     parse(frame, LinkLayer::Ethernet)
 }
 
-/// What the reference reads, we read; and what etherparse reads. Where that refuses a frame, we see no SYN.
+/// Checks that our parser agrees with the reference and with etherparse. If etherparse refuses a frame, we must see no
+/// SYN.
 fn check(frame: &[u8]) -> Result<(), TestCaseError> {
     let ours = ours(frame);
     prop_assert_eq!(ours, oracle::reference(frame, LinkLayer::Ethernet));
@@ -47,7 +48,7 @@ proptest! {
     #[test]
     fn agrees_with_the_others(frame in frame()) {
         check(&frame)?;
-        // The packet alone, as on tun, reads the same.
+        // The packet alone, as on tun, is parsed alike.
         let is_tag = |tag: &[u8]| matches!(tag, [0x81, 0x00, ..] | [0x88, 0xa8, ..]);
         let tags = frame[12..].chunks(4).take_while(|tag| is_tag(tag)).count();
         let link = 14 + 4 * tags;
@@ -71,7 +72,7 @@ proptest! {
     }
 }
 
-/// The generator is worth its time only if it comes by everything.
+/// The generator must cover every outcome of a frame.
 #[test]
 fn random_frames_are_of_every_kind() {
     let (mut classes, mut faults) = (HashSet::new(), HashSet::new());
@@ -94,7 +95,7 @@ fn random_frames_are_of_every_kind() {
     assert_eq!(faults.len(), Malformed::COUNT + Unsupported::COUNT, "{faults:?}");
 }
 
-/// The longest chain that is followed. The frame is too large for a test run in the kernel.
+/// The longest extension headers that are followed. The frame is too large for a test run in the kernel.
 #[test]
 fn follows_the_longest_extension_headers() {
     let ip = eth().service_vlan(1).vlan(2).ipv6(CLIENT_V6, SERVER_V6);

@@ -1,4 +1,4 @@
-//! What may be done to a SYN, and what is remembered for it: decisions, limits, tables, and the description of a packet.
+//! Decisions on SYNs, and the state behind them: rate limits, tables, and the description of a packet.
 
 use std::{
     cell::Cell,
@@ -9,7 +9,7 @@ use std::{
 use proptest::{collection::vec, prelude::*};
 use tfo_common::{
     class::{Class, Classified, classify},
-    counters::{self, Counters, Guarded},
+    counters::{self, Counters, GuardCounts},
     description::Description,
     keyring::KeyRing,
     observed::EventGuard,
@@ -23,23 +23,23 @@ use tfo_common::{
 };
 use tfo_tests::{
     cases::{all, rows},
-    guards::{Expected, Setting, Wanted},
+    guards::{Expected, ServiceSettings, Setting},
     keys,
 };
 
-/// What guards look at: some trip, and all are seen being asked.
-struct Asked<'a> {
+/// Facts for guards, which record what guards are asked.
+struct RecordedFacts<'a> {
     has_translation: bool,
     trips: u8,
     asked: &'a mut u8,
 }
 
-impl Facts for Asked<'_> {
+impl Facts for RecordedFacts<'_> {
     fn has_translation(&self) -> bool {
         self.has_translation
     }
 
-    fn trips(&mut self, guard: Guard) -> bool {
+    fn triggers(&mut self, guard: Guard) -> bool {
         let bit = 1 << guard.index();
         assert_eq!(*self.asked >> guard.index(), 0, "{guard} is asked late, or once more");
         *self.asked |= bit;
@@ -49,26 +49,26 @@ impl Facts for Asked<'_> {
 
 fn decided(policy: &Policy, class: Class, has_translation: bool, trips: u8) -> (Decision, Expected) {
     let mut asked = 0;
-    let decision = decide(policy, class, Asked { has_translation, trips, asked: &mut asked });
+    let decision = decide(policy, class, RecordedFacts { has_translation, trips, asked: &mut asked });
     let (verdict, clamps, would) = (decision.verdict, decision.clamps, decision.would);
     (decision, Expected { verdict, clamps, guard: decision.guard, would, asked })
 }
 
-/// Each way in which five guards can be set.
+/// Returns all combinations of settings.
 fn settings() -> impl Iterator<Item = [Setting; Guard::COUNT]> {
     let each = [Setting::Off, Setting::Dry, Setting::Acts];
     (0..3_usize.pow(Guard::COUNT as u32))
         .map(move |n| std::array::from_fn(|guard| each[n / 3_usize.pow(guard as u32) % 3]))
 }
 
-/// Every guard acting, dry or off, with and without a reason, on every class, whatever else is wanted.
+/// Combinations of all settings and reasons, on every class, with and without hiding and translation.
 #[test]
 fn every_decision() {
     let mut outcomes = HashSet::new();
     for guards in settings() {
         for flags in 0..32 {
             let has = |bit: u32| flags >> bit & 1 == 1;
-            let wanted = Wanted {
+            let wanted = ServiceSettings {
                 guards,
                 translates: has(0),
                 hidden: has(1),
@@ -96,8 +96,8 @@ fn every_decision() {
     }
 }
 
-/// A good cookie is decided on quickly just where no guard but the clamp has anything to say of it, and alike; and only then is
-/// anything taken from its source's share.
+/// Checks that the quick decision on a good cookie is made exactly if no guard but the clamp concerns it, and equals
+/// `decision`. Only then may a source's rate limit be used.
 fn check_quick(policy: &Policy, trips: u8, decision: Decision) {
     struct Quick<'a> {
         trips: u8,
@@ -108,7 +108,7 @@ fn check_quick(policy: &Policy, trips: u8, decision: Decision) {
             panic!("a good cookie is not translated")
         }
 
-        fn trips(&mut self, guard: Guard) -> bool {
+        fn triggers(&mut self, guard: Guard) -> bool {
             assert!(matches!(guard, Guard::Once | Guard::Fair | Guard::Clamp), "{guard} is asked");
             assert!(!self.spent.get(), "{guard} is asked once something has been taken");
             let trips = self.trips >> guard.index() & 1 == 1;
@@ -131,7 +131,7 @@ fn check_quick(policy: &Policy, trips: u8, decision: Decision) {
     }
 }
 
-/// A decision comes out of a description as it went in, is counted as what it is, and an event names its guard.
+/// Checks that a decision survives its description, is counted as what it is, and that an event names its guard.
 fn check_description(decision: Decision) {
     let segment = Segment {
         addresses: Addresses::from_ipv6([7; 32]),
@@ -150,7 +150,7 @@ fn check_description(decision: Decision) {
     let number = EventGuard::new(described.guard, described.would).number();
     assert_eq!(EventGuard::from_number(number), named, "{decision:?}");
 
-    // Counted alike, whether by its parts or by its description.
+    // Counting by parts and counting by description are equal.
     let mut cells = [counters::Cell::EMPTY; 2];
     cells[0].count_syn(&segment, found, decision.verdict, &ring);
     cells[0].count_guards(decision);
@@ -160,11 +160,11 @@ fn check_description(decision: Decision) {
     for guard in Guard::ALL {
         let acted = u64::from(decision.guard == Some(*guard));
         let would = u64::from(decision.would >> guard.index() & 1);
-        assert_eq!(counted.guards[guard.index()], Guarded { acted, would }, "{decision:?}, {guard}");
+        assert_eq!(counted.guards[guard.index()], GuardCounts { acted, would }, "{decision:?}, {guard}");
     }
 }
 
-/// Who has nothing to hide, and the mode that nobody asked for, changes nothing.
+/// The default policy changes nothing.
 #[test]
 fn the_empty_policy_passes_everything() {
     for class in Class::ALL {
@@ -173,7 +173,7 @@ fn the_empty_policy_passes_everything() {
     }
 }
 
-/// A window is never more than is asked for, and never more than a window can be.
+/// A window is cut to the requested size, at most to the largest possible window.
 #[test]
 fn windows() {
     for (clamp, data_len, most) in [
@@ -186,11 +186,11 @@ fn windows() {
         (1 << 32, 1 << 16, 65_535),
     ] {
         let policy = Policy { clamp, ..Policy::default() };
-        assert_eq!(policy.most(data_len), most, "{clamp} times {data_len}");
+        assert_eq!(policy.max_window(data_len), most, "{clamp} times {data_len}");
     }
 }
 
-/// The description of every case says what was found in it.
+/// The description of each case has the values of the case.
 #[test]
 fn descriptions() {
     let mut cookies = 0;
@@ -220,7 +220,7 @@ fn descriptions() {
     assert!(cookies > 100, "{cookies} cases have a cookie");
 }
 
-/// The description of a SYN, where another packet's was before.
+/// Returns the description of a SYN, written over another packet's.
 fn describe(segment: &Segment, found: Classified, ring: &KeyRing) -> Description {
     let any = u32::MAX;
     let mut described = Description {
@@ -240,7 +240,7 @@ fn describe(segment: &Segment, found: Classified, ring: &KeyRing) -> Description
     described
 }
 
-/// Bytes that nobody has written make a description, too.
+/// Random bytes are a valid description, too.
 #[test]
 fn any_numbers_are_a_description() {
     let any = u32::MAX;
@@ -260,13 +260,13 @@ fn any_numbers_are_a_description() {
     assert_eq!(Class::from_index(Class::COUNT as u32), None);
 }
 
-/// What a guard has done adds up over CPUs and services.
+/// Counts of guards add up over CPUs and services.
 #[test]
 fn counts_of_guards_add_up() {
     let mut cells = [counters::Cell::EMPTY; 2];
     for (cpu, cell) in (1..).zip(&mut cells) {
         for (place, count) in (1..).zip(&mut cell.guards) {
-            *count = Guarded { acted: cpu * place, would: 100 * cpu * place };
+            *count = GuardCounts { acted: cpu * place, would: 100 * cpu * place };
         }
     }
     let mut counters = Counters::default();
@@ -279,7 +279,7 @@ fn counts_of_guards_add_up() {
     }
 }
 
-/// A bucket from which each takes a share: what a [`Limit`] is to be, in other words.
+/// Token bucket, as a simple model of a [`Limit`].
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
     share: u64,
@@ -312,19 +312,19 @@ fn any_limit() -> impl Strategy<Value = (u64, u64, u64)> {
     (1..100_000_u64, 1..1_000_000_u64, 1..50_u64)
 }
 
-/// Jiffies between one and the next: mostly few.
+/// Generates gaps between events, in jiffies, mostly short.
 fn gaps(about: u64) -> impl Strategy<Value = Vec<u64>> {
     vec(prop_oneof![2 => Just(0), 4 => 0..3_u64, 2 => 0..=about, 1 => 0..=50 * about], 1..300)
 }
 
-/// How many are granted to somebody who asks for `asked` in each of so many jiffies.
+/// Returns the number of grants to a source that asks for `asked` in each of these jiffies.
 fn granted(limit: &Limit, jiffies: u64, asked: impl Fn(u64) -> u64) -> u64 {
     let until = Cell::new(0);
     let granted = |jiffy| (0..asked(jiffy)).filter(|_| limit.spend(&until, jiffy * TICKS)).count() as u64;
     (1..=jiffies).map(granted).sum()
 }
 
-/// Whoever always asks gets the whole rate, and so does who asks evenly; with one less, nobody does.
+/// The least burst grants the whole rate to a source that always asks, and to one that asks evenly. One less does not.
 #[test]
 fn the_least_burst_grants_the_whole_rate() {
     const PERIODS: u64 = 20;
@@ -343,9 +343,9 @@ fn the_least_burst_grants_the_whole_rate() {
         }
         assert!((count.div_ceil(jiffies)..=count).contains(&least), "{count} in {jiffies}, burst {least}");
     }
-    // A thousand in a second, at the usual rates of the clock.
+    // The rate is a thousand per second, at the usual rates of the clock.
     assert_eq!([100, 250, 300, 1000].map(|hz| Limit::least_burst(1000, hz)), [10, 4, 4, 1]);
-    // As few as one in many jiffies; as many as there are.
+    // The smallest rate, and the largest.
     assert_eq!((Limit::least_burst(1, u64::MAX), Limit::least_burst(u64::MAX, 1)), (1, u64::MAX));
 }
 
@@ -355,13 +355,13 @@ proptest! {
     #[test]
     fn a_limit_is_as_asked_for((count, jiffies, burst) in any_limit()) {
         let limit = Limit::new(count, jiffies, burst);
-        // Up to a part in as many as one interval has.
+        // The rate is exact up to the rounding of the interval.
         prop_assert!(limit.interval * count <= jiffies * TICKS && jiffies * TICKS < (limit.interval + 1) * count
             || limit.interval == 1 && count > jiffies * TICKS);
         prop_assert_eq!(limit.tolerance, limit.interval * (burst - 1));
     }
 
-    /// In no time does anybody get more than what may come at once and what the time is worth; and nobody is denied what there is.
+    /// Grants never exceed what burst and rate allow, in any period, and are never denied below that.
     #[test]
     fn a_limit_holds(
         (limit, gaps) in any_limit().prop_flat_map(|(count, jiffies, burst)| {
@@ -388,8 +388,8 @@ proptest! {
         }
     }
 
-    /// As many as there are seats have each what they would have alone. Who has to make room is the one that has least left to
-    /// pay, and that something was forgotten is said exactly where it was.
+    /// Sources have limits of their own while there are no more of them than seats. The evicted entry is the one whose
+    /// limit is restored first. An eviction is reported exactly if it lost something.
     #[test]
     fn a_row_remembers(
         (limit, gaps) in any_limit().prop_flat_map(|(count, jiffies, burst)| {
@@ -401,7 +401,7 @@ proptest! {
         let row = Row::default();
         let mut now = 4_294_900_000 * TICKS;
         let mut seats: [Option<(u64, Bucket)>; SEATS] = [None; SEATS];
-        // Until when somebody has had his share: when his bucket is full again.
+        // Time at which the bucket of the seat is full again.
         let until = |seat: &Option<(u64, Bucket)>| seat.map_or(0, |(_, bucket)| bucket.at + bucket.room - bucket.level);
         let mut alone: HashMap<u64, Bucket> = HashMap::new();
         for (gap, who) in gaps.into_iter().zip(who) {
@@ -425,7 +425,7 @@ proptest! {
                     let least = seats.iter_mut().min_by_key(|seat| until(seat)).expect("there are seats");
                     let forgets = until(least) > now;
                     *least = Some((who, bucket));
-                    if forgets { Spent::GrantedForgetting } else { Spent::Granted }
+                    if forgets { Spent::GrantedEvicting } else { Spent::Granted }
                 }
             };
             prop_assert_eq!(spent, expected);
@@ -434,7 +434,7 @@ proptest! {
         }
     }
 
-    /// Sources are one where the first bits of their addresses are, whomever they address; and never at another service.
+    /// Addresses with the same prefix are one source, whatever the destination. Other services have other sources.
     #[test]
     fn sources_are_told_apart(
         (one, other) in (any::<u128>(), any::<u128>()),
@@ -444,7 +444,7 @@ proptest! {
         seed: u64,
     ) {
         let first = |address: u128, len: u32| if len == 0 { 0 } else { address >> (128 - len) };
-        // Alike in as many bits as not.
+        // The two addresses share a prefix of random length.
         let keep = if same == 0 { 0 } else { u128::MAX << (128 - same) };
         let other = one & keep | other & !keep;
         let mask = SourceMask::new(v4, v6);
@@ -468,7 +468,7 @@ proptest! {
         prop_assert_ne!(tags[0][0], mask.tag(&of_v4(one4, (to[0] as u32).into()), 6, seed));
     }
 
-    /// Only the very SYN has the tag of a SYN: not another port, sequence number or address.
+    /// A changed port, sequence number or address changes the tag of a SYN.
     #[test]
     fn syns_are_told_apart(addresses: [u8; 32], tcp: [u8; 8], seed: u64, byte in 0..40_usize, bit in 0..8_u32) {
         let change = |bytes: &mut [u8]| {
@@ -487,20 +487,20 @@ proptest! {
             [Addresses::from_ipv4(*v4), Addresses::from_ipv6(*addresses)].map(|addresses| syn_tag(&addresses, tcp, seed))
         };
         let (was, is) = (tag(false), tag(true));
-        // Of the last bytes of an IPv6 address, IPv4 has none.
+        // IPv4 does not use the last bytes of the addresses.
         prop_assert_eq!(was[0] == is[0], (8..32).contains(&byte));
         prop_assert_ne!(was[1], is[1]);
         prop_assert_ne!(was[0], was[1]);
     }
 
-    /// A replay is the SYN of a connection that is over, for as long as that is remembered.
+    /// A replay is the SYN of a connection that is over, for as long as the connection is remembered.
     #[test]
     fn replays(then in 0..1_u64 << 40, later in prop_oneof![0..10_u64, 0..1_u64 << 20], kept in prop_oneof![0..10_u64, 0..1_u64 << 20]) {
         for is_over in [false, true] {
             let remembered = Remembered::new(then, is_over);
             prop_assert_eq!(Remembered::from_word(remembered.word()), remembered);
             prop_assert_eq!(remembered.is_replay(then + later, kept), is_over && later < kept);
-            // What is forgotten is missed while it could still come back: of a connection that lives, at any time.
+            // An entry is still needed while its SYN could be replayed, and always while its connection lives.
             let is_missed = remembered.is_missed(then + later, kept);
             prop_assert_eq!(is_missed, remembered.word() != 0 && (!is_over || later < kept));
         }
@@ -516,7 +516,7 @@ fn of_v6(source: Ipv6Addr, destination: Ipv6Addr) -> Addresses {
     Addresses::from_ipv6([source.octets(), destination.octets()].concat().try_into().expect("32 bytes"))
 }
 
-/// Sources that follow each other, as those of a provider do, are spread over all rows.
+/// Neighbouring sources, as those of one provider, are spread over all rows.
 #[test]
 fn rows_are_used_evenly() {
     const ROWS: u32 = 1 << 10;
@@ -530,18 +530,18 @@ fn rows_are_used_evenly() {
             };
             used[mask.tag(&addresses, 1, 0x1234_5678).row(ROWS - 1) as usize] += 1;
         }
-        // Were they thrown at random, one in a billion rows would have more, or less.
+        // With random places, one in a billion rows would have more, or less.
         assert!(used.iter().all(|used| (5..80).contains(used)), "{family}: {:?}", used.iter().max());
     }
 }
 
-/// An empty ring, or one without a key of the kernel's, has nothing to translate into: then no guard for good cookies is asked.
+/// Without a key of the kernel there is no translation, and no guard for good cookies is asked.
 #[test]
 fn a_cookie_that_stays_refused_costs_nobody_his_share() {
     assert!(KeyRing::EMPTY.translation().is_none());
     let mut guards = [Setting::Acts; Guard::COUNT];
     guards[Guard::Hide.index()] = Setting::Off;
-    let wanted = Wanted {
+    let wanted = ServiceSettings {
         guards,
         translates: true,
         hidden: false,

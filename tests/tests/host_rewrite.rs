@@ -1,4 +1,4 @@
-//! A cookie is translated, options are hidden, a window is cut: what decides it, and the checksum that goes with it.
+//! Translated cookies, hidden options and cut windows: the decision and the corrected checksum.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -7,7 +7,7 @@ use tfo_common::{
     class::Class,
     keyring::KeyRing,
     parse::{LinkLayer, parse},
-    policy::{Decision, Guard, Policy, Unguarded, decide},
+    policy::{Decision, Guard, Policy, WithoutGuards, decide},
     rewrite,
     segment::FastOpen,
     verdict::{Mode, Verdict},
@@ -26,7 +26,7 @@ fn only_what_the_kernel_refuses_is_translated_and_only_on_request() {
             for has_translation in [false, true] {
                 let rewrites = *mode != Mode::Observe && *class == Class::CookieRetired;
                 let expected = if rewrites && has_translation { Verdict::Rewrite } else { Verdict::Pass };
-                let decision = decide(&Policy::of_mode(*mode), *class, Unguarded(has_translation));
+                let decision = decide(&Policy::of_mode(*mode), *class, WithoutGuards(has_translation));
                 let expected = Decision { verdict: expected, ..Decision::PASS };
                 assert_eq!(decision, expected, "{mode}, {class}, {has_translation}");
             }
@@ -34,10 +34,10 @@ fn only_what_the_kernel_refuses_is_translated_and_only_on_request() {
     }
 }
 
-/// Where a TCP header has its checksum.
+/// Place of the checksum in a TCP header.
 const CHECKSUM: std::ops::Range<usize> = 16..18;
 
-/// `segment` with `new` at `place` and the checksum corrected, not computed.
+/// Returns `segment` with `new` at `place`. The checksum is corrected, not computed.
 fn translated(segment: &[u8], place: usize, new: [u8; 8]) -> Vec<u8> {
     let mut segment = segment.to_vec();
     let old = segment[place..place + 8].try_into().expect("eight bytes");
@@ -57,7 +57,7 @@ fn translated(segment: &[u8], place: usize, new: [u8; 8]) -> Vec<u8> {
     segment
 }
 
-/// A SYN's segment with `cookie` in it, by the packet builder, which sums up all of it.
+/// Returns a SYN's segment with `cookie`, made by the packet builder, which computes the checksum in full.
 fn segment(ip: Ip, before: usize, kind: Kind, cookie: [u8; 8], data: &[u8]) -> Vec<u8> {
     let tcp = ip.syn().nops(before);
     let tcp = match kind {
@@ -85,15 +85,15 @@ fn any_ip() -> impl Strategy<Value = Ip> {
     prop_oneof![v4, v6]
 }
 
-/// Eight bytes; often such as carry far, or not at all.
+/// Generates eight bytes, often with many carries in the sum, or none.
 fn any_cookie() -> impl Strategy<Value = [u8; 8]> {
     let extreme =
         any::<[u8; 8]>().prop_map(|bytes| bytes.map(|byte| [0, 0xff, 1, 0x80][usize::from(byte % 4)]));
     prop_oneof![any::<[u8; 8]>(), extreme, any::<u8>().prop_map(|byte| [byte; 8])]
 }
 
-/// The sum that a receiver makes of a segment: 0 where the checksum is right (0xffff, which stands for the same, is
-/// never the complement of a sum that is not all zeros).
+/// Returns the sum that a receiver computes of a segment: 0 if the checksum is right. (0xffff means the same, but is
+/// never the complement of a sum that is not all zeros.)
 fn remainder(bytes: &[u8]) -> u16 {
     checksum(bytes) % 0xffff
 }
@@ -103,12 +103,12 @@ fn config() -> ProptestConfig {
     ProptestConfig { cases: default.cases * 16, failure_persistence: None, ..default }
 }
 
-/// Something in the option area.
+/// Part of the option area.
 #[derive(Clone, Debug)]
 enum Piece {
     /// A Fast Open option.
     FastOpen(Kind, Vec<u8>),
-    /// Bytes of something else. Where the kernel's walk ends with them, all that follows is nothing to it.
+    /// Bytes of other options, and whether they end the kernel's walk.
     Other(Vec<u8>, bool),
 }
 
@@ -130,7 +130,7 @@ impl Piece {
     }
 }
 
-/// As many as there is room for.
+/// Generates as many parts as fit.
 fn any_pieces() -> impl Strategy<Value = Vec<Piece>> {
     let other = |bytes: &[u8]| Just(Piece::Other(bytes.to_vec(), false));
     let last = |bytes: &[u8]| Just(Piece::Other(bytes.to_vec(), true));
@@ -164,7 +164,8 @@ fn any_pieces() -> impl Strategy<Value = Vec<Piece>> {
     })
 }
 
-/// A SYN with these options; `hidden` with no-operations in the place of those of Fast Open, as far as the kernel's walk comes.
+/// Returns a SYN with these options. With `hidden`, no-operations replace those of Fast Open that the kernel's walk
+/// reaches.
 fn with_options(ip: &Ip, pieces: &[Piece], hidden: bool) -> Tcp {
     let mut is_over = false;
     pieces.iter().fold(ip.clone().syn(), |tcp, piece| {
@@ -193,7 +194,7 @@ fn tcp_of(frame: &[u8]) -> usize {
     parse(frame, LinkLayer::Ethernet).expect("it is whole").expect("it is a SYN").tcp as usize
 }
 
-/// Each policy that changes a packet, on any frame.
+/// Checks each policy that changes a packet, on any frame.
 fn check_all(frame: &[u8], link: LinkLayer, ring: &KeyRing) -> Result<[u32; 4], String> {
     let mut seen = [0; 4];
     let policy = Policy { clamp: 2, ..Policy::of_mode(Mode::Shield) };
@@ -215,7 +216,7 @@ fn check_all(frame: &[u8], link: LinkLayer, ring: &KeyRing) -> Result<[u32; 4], 
     Ok(seen)
 }
 
-/// Every case of the table, under each policy that changes a packet.
+/// Cases of the table, under each policy that changes a packet.
 #[test]
 fn what_is_done_to_every_case() {
     let mut seen = [0; 4];
@@ -230,7 +231,7 @@ fn what_is_done_to_every_case() {
 proptest! {
     #![proptest_config(config())]
 
-    /// The very bytes that a client would have sent that knows nothing of Fast Open.
+    /// Hiding yields the packet of a client without Fast Open, byte for byte.
     #[test]
     fn what_is_hidden_was_never_there(ip in any_tagged_ip(), pieces in any_pieces(), data in vec(any::<u8>(), 0..70)) {
         let mut frame = with_options(&ip, &pieces, false).data(&data).build();
@@ -242,7 +243,7 @@ proptest! {
         prop_assert_eq!(segment.fast_open, FastOpen::Absent);
     }
 
-    /// The very bytes that a client with that window would have sent.
+    /// A clamp yields the packet of a client with that window, byte for byte.
     #[test]
     fn a_window_is_cut(ip in any_tagged_ip(), pieces in any_pieces(), window: u16, most: u16, data in vec(any::<u8>(), 0..70)) {
         let syn = |window| with_options(&ip, &pieces, false).window(window).data(&data).build();
@@ -253,13 +254,13 @@ proptest! {
         prop_assert_eq!(&frame, &syn(most));
     }
 
-    /// Frames of all sorts, with headers of all sorts, right or spoilt.
+    /// Random frames, right or spoilt.
     #[test]
     fn what_is_done_to_any_frame(frame in prop_oneof![random::frame().boxed(), random::spoilt_frame().boxed()]) {
         prop_assert_eq!(check_all(&frame, LinkLayer::Ethernet, &keys::ring()).err(), None);
     }
 
-    /// The very bytes that a sender with the new cookie would have sent.
+    /// The result is the packet of a sender with the new cookie, byte for byte.
     #[test]
     fn a_right_checksum_stays_right(
         ip in any_ip(),
@@ -274,8 +275,8 @@ proptest! {
         prop_assert_eq!(translated(&input, place, new), segment(ip, before, kind, new, &data));
     }
 
-    /// Whatever the segment, wherever the bytes stand, and whether or not its checksum is right: the sum over all of it
-    /// is what it was. A wrong one stays wrong by as much, for the kernel to drop.
+    /// The sum over all bytes stays, for any segment, place and checksum. So a wrong checksum stays wrong by the same
+    /// difference, and the kernel drops the packet.
     #[test]
     fn the_sum_over_all_is_what_it_was(
         input in vec(any::<u8>(), 28..100),
@@ -291,9 +292,9 @@ proptest! {
         prop_assert_eq!(remainder(&output), remainder(&input));
     }
 
-    /// There and back again. Of the two ways to write zero, the sum makes 0x0000.
+    /// A change and its reversal. Of the two forms of zero, the sum yields 0x0000.
     #[test]
-    fn a_way_back_leads_home(check: u16, old in any_cookie(), new in any_cookie(), odd: bool) {
+    fn a_change_can_be_reversed(check: u16, old in any_cookie(), new in any_cookie(), odd: bool) {
         let [old, new] = [old, new].map(u64::from_le_bytes);
         let there = rewrite::checksum(check, old, new, odd);
         let back = rewrite::checksum(there, new, old, odd);
@@ -302,21 +303,22 @@ proptest! {
     }
 }
 
-/// Every checksum there is, over changes that carry far: it never misses by one, as RFC 1141's way does (RFC 1624, 5).
+/// Correction of every checksum, with many carries. The result is never off by one, as with RFC 1141 (RFC 1624, section
+/// 5).
 #[test]
 fn every_checksum_is_corrected() {
     let words = [0, u64::MAX, 1, 0xffff, 0xffff_0000_0000_0000, 0x0102_0304_0506_0708, 0x8000_7fff_0000_0001];
     let mut segment = [0; 40];
     for (old, new) in words.iter().flat_map(|old| words.map(|new| (*old, new))) {
         for (odd, place) in [(false, 22), (true, 23)] {
-            // The sum of all but the checksum, of which each checksum is the right one for some other part.
+            // This is the sum of all but the checksum. Each checksum is the right one for some rest of the packet.
             segment[place..place + 8].copy_from_slice(&old.to_le_bytes());
             let (was, mut changed) = (checksum(&segment), segment);
             changed[place..place + 8].copy_from_slice(&new.to_le_bytes());
             let is = checksum(&changed);
             for check in 0..=u16::MAX {
                 let got = rewrite::checksum(check, old, new, odd);
-                // Modulo 0xffff, where one's complement sums live; is - was is what the change makes.
+                // The change is is - was, modulo 0xffff as in one's complement.
                 let change = u32::from(is) + 0xffff - u32::from(was);
                 let expected = (u32::from(u16::from_be_bytes(check.to_le_bytes())) + change) % 0xffff;
                 assert_eq!(
@@ -329,8 +331,7 @@ fn every_checksum_is_corrected() {
     }
 }
 
-/// RFC 1624, section 4: 0x5555 becomes 0x3285 in a header whose checksum is 0xdd2f, which becomes 0x0000. (By RFC 1141
-/// it would be 0xffff.)
+/// RFC 1624, section 4: if 0x5555 becomes 0x3285, the checksum 0xdd2f becomes 0x0000. (RFC 1141 yields 0xffff.)
 #[test]
 fn the_example_of_the_rfc() {
     let at_any_place = [0, 16, 32, 48];

@@ -1,4 +1,4 @@
-//! The table of cases inside the kernel: the real program, run by BPF_PROG_TEST_RUN. Needs root.
+//! Case table in the kernel: the real program, run by BPF_PROG_TEST_RUN. Needs root.
 
 use std::{cell::RefCell, mem::offset_of, time::Duration};
 
@@ -40,7 +40,7 @@ use tfo_userspace::{
     model::services::{OTHER_NAME, Services},
 };
 
-/// The cases that can be run.
+/// Returns the cases that can be run.
 fn runnable() -> Vec<Case> {
     let cases = all();
     let (runnable, refused): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| fits(&case.frame));
@@ -85,7 +85,7 @@ fn the_runnable_cases_cover_every_outcome() {
     assert!(missing.is_empty(), "no case for {missing:#?}");
 }
 
-/// Why cases are left out: the day that the kernel takes them, [`fits`] is to let them in.
+/// The kernel refuses the cases that are left out. If it ever accepts them, [`fits`] must change.
 #[test]
 fn the_kernel_refuses_what_does_not_fit() {
     let mut kernel = Kernel::load(LinkLayer::Ethernet, Mode::Observe, &KeyRing::EMPTY);
@@ -105,7 +105,7 @@ fn a_storm_is_counted_to_the_last_packet() {
     let one = Expected::of_class(Family::Ipv4, CookieCurrent, 5).counters();
     let expected = (0..STORM).fold(Counters::default(), |counters, _| sum(&counters, &one));
     assert!(counted == expected, "{:#?}", rows(&counted));
-    // Data is counted for each, too.
+    // The data of each packet is counted.
     let tally = counted.class(CookieCurrent);
     assert_eq!(
         [tally.packets, tally.with_data, tally.data_bytes].map(|count| count / u64::from(STORM)),
@@ -143,7 +143,7 @@ fn a_published_ring_is_in_force_at_once() {
     }
 }
 
-/// The counts of earlier maps are part of every sum.
+/// Carried counts are part of every sum.
 #[test]
 fn counts_of_earlier_maps_are_added() {
     const WORDS: usize = size_of::<Carried>() / 8;
@@ -171,7 +171,7 @@ fn counts_of_earlier_maps_are_added() {
                 (PLAIN, 10),
                 (HITS, 20),
                 (OUTCOMES + offset_of!(Outcomes, accepted), 30),
-                (OUTCOMES + offset_of!(Outcomes, untold), 40),
+                (OUTCOMES + offset_of!(Outcomes, events_skipped), 40),
                 (WATCH + offset_of!(Watch, events), 50),
                 (WATCH + offset_of!(Watch, events_skipped), 60),
                 (WATCH + offset_of!(Watch, unconfirmed), 70),
@@ -195,13 +195,13 @@ fn counts_of_earlier_maps_are_added() {
         let other = (OTHER_NAME.to_owned(), 5 + 10, 30);
         assert_eq!(rows(&kernel), [other, ("web".to_owned(), 3 + 1000, 3000)]);
         let watch = kernel.watch();
-        // Those of observing stand in the first entry only; refusals that were not told are in all.
+        // The counts of observing are in the first entry only. Unreported refusals are in all.
         assert_eq!((watch.events, watch.unconfirmed), (50, 70));
         assert_eq!(watch.events_skipped, 60 + 40 + 4000);
     });
 }
 
-/// Whatever its mode and its own log level, the program passes the kernel's verifier and counts the same.
+/// The program passes the kernel's verifier and counts the same in every mode and at every log level.
 #[test]
 fn every_log_level_loads() {
     let frame = eth().ipv4(CLIENT_V4, SERVER_V4).ihl(4).syn().build();
@@ -215,7 +215,7 @@ fn every_log_level_loads() {
     }
 }
 
-/// The very code that the host tests prove is what runs in the kernel, compiled for another machine.
+/// Checks that the code under test on the host does the same in the kernel, compiled for another machine.
 fn check_random(frames: impl Strategy<Value = Vec<u8>>) {
     let policy = Policy::of_mode(Mode::Observe);
     let kernel = RefCell::new(Kernel::load(LinkLayer::Ethernet, Mode::Observe, &ring()));

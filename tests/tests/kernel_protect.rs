@@ -1,5 +1,5 @@
-//! Mode `shield` inside the kernel: the real program, run by BPF_PROG_TEST_RUN, does what the guards of a policy say, and nothing
-//! else. Needs root.
+//! Mode `shield` in the kernel: the real program, run by BPF_PROG_TEST_RUN, does exactly what the guards of a policy
+//! say. Needs root.
 
 use std::{thread, time::Duration};
 
@@ -29,13 +29,13 @@ use tfo_userspace::{
     },
 };
 
-/// The SYNs that each service has counted, by name.
+/// Returns the number of SYNs of each service, by name.
 fn by_service(kernel: &Kernel) -> Vec<(String, u64)> {
     let packets = |counters: &Counters| Class::ALL.iter().map(|class| counters.class(*class).packets).sum();
     kernel.by_service().iter().map(|it| (it.name.clone(), packets(&it.counters))).collect()
 }
 
-/// All of one family are none of the other, however few bits count.
+/// Addresses of one family do not match the other, even with short prefixes.
 #[test]
 fn a_service_has_the_family_of_its_addresses() {
     for mode in [Mode::Observe, Mode::Shield] {
@@ -66,7 +66,7 @@ fn a_service_has_the_family_of_its_addresses() {
     }
 }
 
-/// The same of sources that are hidden.
+/// Hidden sources of one family do not match the other.
 #[test]
 fn sources_of_one_family_are_hidden() {
     let low: Ip = eth().ipv6([0, 0, 0, 0, 0, 7, 0, 1].into(), SERVER_V6).into();
@@ -101,7 +101,7 @@ fn shield() -> Policy {
     Policy::of_mode(Mode::Shield)
 }
 
-/// A program in mode `shield`, with one policy for all.
+/// Program in mode `shield`, with one policy for all services.
 struct Shield {
     kernel: Kernel,
     counters: Counters,
@@ -114,14 +114,14 @@ impl Shield {
         Self { kernel, counters: Counters::default() }
     }
 
-    /// What comes out for `frame`, and what is counted for it alone.
+    /// Sends a frame. Returns the resulting frame, and its counts alone.
     fn run(&mut self, name: &str, frame: &[u8]) -> (Option<Vec<u8>>, Counted) {
         let out = self.kernel.run_or_drop(name, frame, 1);
         let before = std::mem::replace(&mut self.counters, self.kernel.counters());
         (out, Counted { before, after: self.counters })
     }
 
-    /// Sends `syn`, of which `verdict` and `guard` are to be counted, and that must come out as `expected`.
+    /// Sends `syn`. Panics unless `verdict` and `guard` are counted and the result is `expected`.
     fn expect(
         &mut self,
         name: &str,
@@ -140,7 +140,7 @@ impl Shield {
     }
 }
 
-/// What is counted before and after a frame.
+/// Counts before and after a frame.
 struct Counted {
     before: Counters,
     after: Counters,
@@ -153,15 +153,15 @@ impl Counted {
     }
 }
 
-/// A SYN, and as what it is counted.
+/// SYN with its expected count.
 struct Syn {
     frame: Vec<u8>,
-    /// The same without Fast Open.
+    /// The same frame without Fast Open.
     hidden: Vec<u8>,
     counted: Expected,
 }
 
-/// What stands in the place of the Fast Open option.
+/// Fast Open option of a SYN.
 #[derive(Clone, Copy)]
 enum Option_ {
     Request,
@@ -202,7 +202,7 @@ fn v6(last: u16) -> Ip {
     eth().ipv6([0x2001, 0xdb8, 0, last, 0, 0, 0, 1].into(), SERVER_V6).into()
 }
 
-/// The cases of a link layer that the kernel takes, each with the keys in force for it.
+/// Checks the cases of a link layer that the kernel accepts, each with its keys.
 fn check_cases(
     link: LinkLayer,
     policy: &Policy,
@@ -221,7 +221,7 @@ fn check_cases(
     }
 }
 
-/// The same bytes and the same counts as mode `accelerate` makes.
+/// Frames and counts equal those of mode `accelerate`.
 #[test]
 fn without_guards_it_accelerates() {
     for link in LinkLayer::ALL {
@@ -243,8 +243,8 @@ fn without_guards_it_accelerates() {
     }
 }
 
-/// The policies whose guards remember nothing, on every case of the table: what comes out is what the host makes of it, byte by
-/// byte, that is what it should be, and it is counted.
+/// Stateless policies on every case of the table: the result equals that of the host, byte for byte, passes its check,
+/// and is counted.
 #[test]
 fn every_case_under_every_policy_that_remembers_nothing() {
     let policy = Policy { clamp: 3, ..shield() };
@@ -273,7 +273,7 @@ fn every_case_under_every_policy_that_remembers_nothing() {
     }
 }
 
-/// Beginnings of packets, with what is in front of the TCP header.
+/// Returns headers of many kinds in front of the TCP header.
 fn packets() -> Vec<Ip> {
     vec![
         eth().ipv4(CLIENT_V4, SERVER_V4).into(),
@@ -287,7 +287,7 @@ fn packets() -> Vec<Ip> {
     ]
 }
 
-/// What must come out is what the packet builder makes without the option, or with another window.
+/// The result equals a packet of the builder without the option, or with another window.
 #[test]
 fn the_bytes_of_a_client_without_fast_open() {
     let mut hides = Shield::with(LinkLayer::Ethernet, &shield().with(Guard::Hide, true));
@@ -321,7 +321,7 @@ fn the_bytes_of_a_client_without_fast_open() {
     }
 }
 
-/// As many good cookies of a source as may come at once pass, the next is hidden; what others send is not its affair.
+/// A burst of good cookies from one source passes, and the next cookie is hidden. Other sources are not affected.
 #[test]
 fn fair_is_for_each_source() {
     const BURST: u16 = 3;
@@ -335,7 +335,7 @@ fn fair_is_for_each_source() {
     for (mine, neighbour, other) in
         [(v4(1), v4(2), eth().ipv4([198, 51, 100, 1].into(), SERVER_V4).into()), (v6(1), v6(0xff), v6(0x100))]
     {
-        // What is not served from the listener's queue costs nothing.
+        // SYNs that take no place in the listener's queue do not use the limit.
         for option in [Option_::Request, Option_::Of(STRANGER), Option_::BadLength] {
             for port in 0..2 * BURST {
                 let syn = Syn::new(&mine, port, option);
@@ -360,10 +360,10 @@ fn fair_is_for_each_source() {
     }
 }
 
-/// What has been used up comes back with time.
+/// A used limit recovers with time.
 #[test]
 fn a_share_grows_again() {
-    // Some hundredths of a second.
+    // The period is some hundredths of a second.
     let policy = Policy { fair: Limit::new(1, 10, 1), fair_source: SourceMask::new(32, 64), ..shield() };
     let mut shield = Shield::with(LinkLayer::Ethernet, &policy.with(Guard::Fair, true));
     let syn = Syn::new(&v4(1), 1, Option_::Of(CURRENT));
@@ -377,7 +377,7 @@ fn a_share_grows_again() {
     assert!(!verdicts[0] && verdicts.contains(&true), "{verdicts:?}");
 }
 
-/// Sources that find no room push out others, and it is said where that mattered.
+/// An eviction of another source's entry is counted if that entry still mattered.
 #[test]
 fn sources_that_are_forgotten_are_counted() {
     let sizes = Sizes { sources: 2, ..Sizes::default() };
@@ -409,7 +409,7 @@ fn sheds(policy: &Policy, drops: bool) {
         let option = if port % 2 == 0 { Option_::Of(STRANGER) } else { Option_::BadLength };
         let syn = Syn::new(&ip, port, option);
         let own = &mut of_source[usize::from(source)];
-        // Of what a source may not have, nothing is taken from what there is for all.
+        // A SYN over its source's limit does not use the common limit.
         let (is_mine, is_ours) = (of_sources && *own >= 3, in_all && all >= 5);
         *own += u32::from(!is_mine);
         all += u32::from(!is_mine && !is_ours);
@@ -421,7 +421,7 @@ fn sheds(policy: &Policy, drops: bool) {
         } else {
             shield.expect(&name, &syn, Verdict::Pass, None, Some(&syn.frame));
         }
-        // Whoever has a good cookie, or asks for one, is let through all the time.
+        // Good cookies and requests always pass.
         for option in [Option_::Request, Option_::Of(CURRENT), Option_::Of(BACKUP)] {
             let syn = Syn::new(&ip, port, option);
             shield.expect(&name, &syn, Verdict::Pass, None, Some(&syn.frame));
@@ -441,7 +441,8 @@ fn unknown_cookies_are_shed() {
     }
 }
 
-/// Which cookies are unknown is known while the keys are confirmed. Publishing keys confirms nothing, and takes no confirmation away.
+/// Unknown cookies are shed only while the keys are confirmed. Publishing keys neither confirms them nor ends a
+/// confirmation.
 #[test]
 fn nothing_is_shed_unless_the_keys_are_confirmed() {
     for (scope, drops) in
@@ -465,7 +466,7 @@ fn nothing_is_shed_unless_the_keys_are_confirmed() {
             for syn in [&stranger, &bad] {
                 shield.expect("unconfirmed", syn, Verdict::Pass, None, Some(&syn.frame));
             }
-            // Of these, nothing depends on the keys.
+            // These do not depend on the keys.
             for option in [Option_::Request, Option_::Of(CURRENT), Option_::Of(BACKUP)] {
                 let syn = Syn::new(&v4(1), 1, option);
                 shield.expect("no matter", &syn, Verdict::Pass, None, Some(&syn.frame));
@@ -491,7 +492,7 @@ fn nothing_is_shed_unless_the_keys_are_confirmed() {
     }
 }
 
-/// A SYN that nobody has seen before is no replay; nor is one whose connection never came.
+/// A new SYN is no replay, and neither is one whose connection was never made.
 #[test]
 fn what_was_not_served_is_no_replay() {
     let policy = Policy { once: FOREVER, ..shield() }.with(Guard::Once, true);
@@ -502,8 +503,8 @@ fn what_was_not_served_is_no_replay() {
     }
 }
 
-/// All guards at once, none of which may act: every SYN comes out as in mode `accelerate`, and those are counted that would have been
-/// hidden, dropped or cut. What a source has used counts in a dry run, too.
+/// Dry runs of all guards: every SYN comes out as in mode `accelerate`, and the would-be effects are counted. A dry run
+/// uses a source's limit, too.
 #[test]
 fn a_dry_run_changes_nothing() {
     const ONE: Limit = Limit::new(1, FOREVER, 1);

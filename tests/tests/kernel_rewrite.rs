@@ -1,5 +1,5 @@
-//! Mode `accelerate` inside the kernel: the real program, run by BPF_PROG_TEST_RUN, changes the cookies that it is to
-//! change, and nothing else. What must come out is what the packet builder makes for the other key. Needs root.
+//! Mode `accelerate` in the kernel: the real program, run by BPF_PROG_TEST_RUN, changes only the cookies of old keys.
+//! The expected frame is that of the packet builder for the other key. Needs root.
 
 use std::{
     cell::RefCell,
@@ -35,7 +35,7 @@ use tfo_userspace::dataplane::{
     pins::{Bpffs, MAPS},
 };
 
-/// Beginnings of packets, with what is in front of the TCP header.
+/// Returns headers of many kinds in front of the TCP header.
 fn packets(link: LinkLayer) -> Vec<(&'static str, Ip)> {
     let (v4, v6) = match link {
         LinkLayer::Ethernet => (eth().ipv4(CLIENT_V4, SERVER_V4), eth().ipv6(CLIENT_V6, SERVER_V6)),
@@ -61,10 +61,10 @@ fn packets(link: LinkLayer) -> Vec<(&'static str, Ip)> {
     packets
 }
 
-/// Options around a cookie: with a different cookie, nothing but that differs.
+/// Options around a cookie, which differ in the cookie only.
 type Options = fn(Tcp, [u8; 8]) -> Tcp;
 
-/// Each in both forms, at odd and even places, up to the very end of the largest area.
+/// Options in both forms, at odd and even offsets, up to the end of the largest area.
 const OPTIONS: [(&str, Options); 10] = [
     ("alone", |tcp, cookie| tcp.fast_open(&cookie)),
     ("behind a NOP", |tcp, cookie| tcp.nop().fast_open(&cookie)),
@@ -78,17 +78,17 @@ const OPTIONS: [(&str, Options); 10] = [
     ("experimental, at the very end", |tcp, cookie| tcp.nops(28).experimental(Tcp::MAGIC, &cookie)),
 ];
 
-/// What lies behind the header: none, an odd and an even number of bytes, and many.
+/// Data behind the header: none, an odd and an even number of bytes, and many.
 const DATA: [&[u8]; 4] = [b"", b"x", b"GET / HTTP/1.1\r\n\r\n", &[0xa5; 1399]];
 
-/// The ring of all keys, without those in these slots.
+/// Returns the ring of all keys, without those in these slots.
 fn ring_without(slots: &[usize]) -> KeyRing {
     let mut ring = keys::ring();
     slots.iter().for_each(|slot| ring.set(*slot, None));
     ring
 }
 
-/// A loaded program and what it has counted by now.
+/// Loaded program with its counters.
 struct Counting {
     kernel: Kernel,
     counters: Counters,
@@ -99,7 +99,7 @@ impl Counting {
         Self { kernel: Kernel::load(link, mode, ring), counters: Counters::default() }
     }
 
-    /// Asserts that `frame` becomes `after`, and that this and nothing else is counted.
+    /// Panics unless `frame` becomes `after`, and `expected` alone is counted.
     fn check(&mut self, name: &str, frame: &[u8], after: &[u8], expected: &Counters) {
         let out = self.kernel.run(name, frame, 1);
         let differ = out.iter().zip(after).position(|(out, after)| out != after);
@@ -118,8 +118,8 @@ fn family(ip: &Ip) -> Family {
     }
 }
 
-/// Sends a cookie of every key, in every packet, through a program in `mode` with `ring`. Those that the kernel does
-/// not hold must come out as those of `translation`, if given.
+/// Sends a cookie of every key, in every packet, through a program in `mode` with `ring`. Cookies that the kernel does
+/// not hold must become those of `translation`, if given.
 fn check_shapes(link: LinkLayer, mode: Mode, ring: &KeyRing, translation: Option<TestKey>) {
     let mut counting = Counting::load(link, mode, ring);
     for (slot, key) in keys::all().into_iter().enumerate().filter(|(slot, _)| ring.holds(*slot)) {
@@ -173,7 +173,7 @@ fn mode_observe_leaves_them_alone() {
     }
 }
 
-/// The kernel may hold another key by now: what it takes is known while the keys are confirmed.
+/// Cookies are translated only while the keys are confirmed, since the kernel may have other keys by now.
 #[test]
 fn nothing_is_rewritten_unless_the_keys_are_confirmed() {
     for (link, mode) in
@@ -188,7 +188,7 @@ fn nothing_is_rewritten_unless_the_keys_are_confirmed() {
                 let verdict = if into == RETIRED[0] { Verdict::Pass } else { Verdict::Rewrite };
                 let expected = Expected::of_key(family(&ip), NEWEST, 4).counted(verdict, &ring);
                 counting.check(name, &syn(RETIRED[0]), &syn(into), &expected);
-                // Of these, nothing depends on it.
+                // These do not depend on the confirmation.
                 for (slot, key) in [CURRENT, BACKUP].into_iter().enumerate() {
                     let expected = Expected::of_key(family(&ip), slot, 4).counted(Verdict::Pass, &ring);
                     counting.check(name, &syn(key), &syn(key), &expected);
@@ -208,7 +208,7 @@ fn nothing_is_rewritten_unless_the_keys_are_confirmed() {
     }
 }
 
-/// Everything else in the table comes out as it came.
+/// The other cases of the table come out unchanged.
 #[test]
 fn nothing_but_old_cookies_is_changed() {
     for link in LinkLayer::ALL {
@@ -223,7 +223,7 @@ fn nothing_but_old_cookies_is_changed() {
             if matches!(case.expected, Expected::Syn { class: Class::CookieRetired, .. }) {
                 let after = counting.kernel.run(&case.name, &case.frame, 1);
                 assert_ne!(after, case.frame, "{}", case.name);
-                // Once more, now that it is known what comes out.
+                // The expected counts are those of a rewrite.
                 counting.counters = counting.kernel.counters();
                 let expected = case.expected.counted(Verdict::Rewrite, &keys.ring());
                 counting.check(&case.name, &case.frame, &after, &expected);
@@ -236,7 +236,7 @@ fn nothing_but_old_cookies_is_changed() {
     }
 }
 
-/// The option that counts is the one that is changed.
+/// The option that the kernel uses is the one that is changed.
 #[test]
 fn of_several_options_the_right_one_is_changed() {
     type Packet = fn(Tcp, TestKey) -> Tcp;
@@ -259,8 +259,7 @@ fn of_several_options_the_right_one_is_changed() {
     }
 }
 
-/// What lies behind the packet is not the packet's, and data of which the rest comes in another fragment is under the
-/// same checksum.
+/// Padding behind the packet is not part of it. The checksum of a first fragment covers data in later fragments, too.
 #[test]
 fn padding_and_first_fragments() {
     let mut kernel = Kernel::load(LinkLayer::Ethernet, Mode::Accelerate, &keys::ring());
@@ -280,12 +279,12 @@ fn padding_and_first_fragments() {
     }
 }
 
-/// The TCP checksum of a SYN without IP options over Ethernet.
+/// Returns the TCP checksum of a SYN over Ethernet, without IP options.
 fn check_of(frame: &[u8], tcp: usize) -> u16 {
     u16::from_be_bytes([frame[tcp + 16], frame[tcp + 17]])
 }
 
-/// Checksums at the ends of their range, before and after.
+/// Checksums at the ends of their range, before and after the change.
 #[test]
 fn checksums_of_zero() {
     let mut kernel = Kernel::load(LinkLayer::Ethernet, Mode::Accelerate, &keys::ring());
@@ -306,7 +305,7 @@ fn checksums_of_zero() {
                     assert_eq!(kernel.run(&name, &syn(RETIRED[5], word), 1), syn(BACKUP, word), "{name}");
                 }
             }
-            // A sender may write zero the other way; receivers take both.
+            // A sender may write zero as 0xffff. Receivers accept both.
             let word =
                 (0..=u16::MAX).find(|word| check_of(&syn(RETIRED[5], *word), tcp) == 0).unwrap_or_default();
             let mut frame = syn(RETIRED[5], word);
@@ -318,7 +317,7 @@ fn checksums_of_zero() {
     }
 }
 
-/// A damaged packet stays one: the kernel is to drop it, and nobody must take its data for good.
+/// A wrong checksum stays wrong, so that the kernel drops the damaged packet.
 #[test]
 fn a_wrong_checksum_stays_wrong() {
     let mut kernel = Kernel::load(LinkLayer::Ethernet, Mode::Accelerate, &keys::ring());
@@ -333,8 +332,8 @@ fn a_wrong_checksum_stays_wrong() {
     }
 }
 
-/// On any frame at all: either it comes out as it came, or the cookie of a key that the kernel does not hold has become
-/// the backup key's, and the sum over the segment is what it was.
+/// Checks random frames: each comes out unchanged, or with a cookie of the backup key instead of an old one, and the
+/// same sum over the segment.
 fn check_random(frames: impl Strategy<Value = Vec<u8>>) {
     let (ring, policy) = (keys::ring(), Policy::of_mode(Mode::Accelerate));
     let kernel = RefCell::new(Kernel::load(LinkLayer::Ethernet, Mode::Accelerate, &ring));
@@ -383,12 +382,12 @@ fn spoilt_frames_are_changed_only_as_they_should_be() {
     check_random(spoilt_frame());
 }
 
-/// The `n`-th ring of a series: all keys, each elsewhere than in most others, so that a reader that saw some slots of
-/// one and some of another would miss a key.
+/// Returns the `n`-th ring of a series. All hold all keys in different orders, so that a reader of a mixed ring would
+/// miss a key.
 fn shuffled(n: usize) -> KeyRing {
     let mut ring = KeyRing::EMPTY;
     for (place, key) in keys::all().into_iter().enumerate() {
-        // A bijection, as the number of slots is a prime.
+        // This is a bijection, since the number of slots is a prime.
         ring.set((place * (1 + n % (SLOTS - 1)) + n * n) % SLOTS, Some(key.key()));
     }
     assert_eq!(ring.present, (1 << SLOTS) - 1);
@@ -396,12 +395,11 @@ fn shuffled(n: usize) -> KeyRing {
     ring
 }
 
-/// Keys are published as fast as they can be, while SYNs with a cookie of one of them are looked at: none is ever
-/// unknown.
+/// Publishes rings as fast as possible while SYNs with a cookie of a known key arrive. No cookie may be unknown.
 fn check_publication(mode: Mode) {
     const SYNS: u64 = 1_000_000;
     const RINGS: u64 = 200;
-    /// In one call, before and after which the kernel waits for long (`bpf_prog_change_xdp`).
+    /// SYNs per test run. The kernel waits long before and after each (`bpf_prog_change_xdp`).
     const CHUNK: u32 = 20_000;
 
     sandbox(|| {
@@ -426,7 +424,7 @@ fn check_publication(mode: Mode) {
                     published.fetch_add(1, Relaxed);
                 }
             });
-            // However this ends, the writer ends with it.
+            // The writer ends with this block, even on a panic.
             let _end = StopOnDrop(&done);
             send_known_cookies(&mut reader, mode, CHUNK, |sent| {
                 sent >= SYNS && published.load(Relaxed) >= RINGS
@@ -447,9 +445,8 @@ fn check_publication(mode: Mode) {
     });
 }
 
-/// Sends SYNs of both families with cookies of all keys until it is `enough`, and returns how many. In mode
-/// `accelerate` a packet that has been changed comes once more as it is: what comes out must have a cookie of one of
-/// the keys, and the right checksum.
+/// Sends SYNs of both families with cookies of all keys until `enough`, and returns their number. In mode `accelerate`
+/// a changed packet is sent again as it is. Each result must have a cookie of a known key, and the right checksum.
 fn send_known_cookies(reader: &mut Kernel, mode: Mode, chunk: u32, enough: impl Fn(u64) -> bool) -> u64 {
     let ips: [Ip; 2] = [eth().ipv4(CLIENT_V4, SERVER_V4).into(), eth().ipv6(CLIENT_V6, SERVER_V6).into()];
     let frames =
@@ -482,7 +479,7 @@ fn no_cookie_is_half_rewritten_while_keys_are_published() {
     check_publication(Mode::Accelerate);
 }
 
-/// The test above would see it if cookies were not known: a stranger's is counted as unknown by the same means.
+/// The test above would notice unknown cookies: a stranger's cookie is counted as unknown.
 #[test]
 fn a_strangers_cookie_is_not_rewritten() {
     let mut kernel = Kernel::load(LinkLayer::Ethernet, Mode::Accelerate, &keys::ring());

@@ -1,12 +1,13 @@
-//! What the kernel's verifier has to do for the program, in each of its forms. Alone in its file: see [`Cost::of`].
+//! Cost of the program to the kernel's verifier, in each form of the program. It is alone in its file: see
+//! [`Cost::of`].
 
 use tfo_common::{parse::LinkLayer, verdict::Mode};
 use tfo_tests::verifier::Cost;
 use tfo_userspace::dataplane::{LoadOptions, Object};
 
-/// `cargo xtask kernels` reads what this prints, and compares it with what was usual.
+/// Prints the costs, which `cargo xtask kernels` compares with the budget.
 #[test]
-fn the_cost_is_told() {
+fn verification_costs() {
     for (link, mode) in
         LinkLayer::ALL.iter().flat_map(|link| Mode::ALL.iter().map(move |mode| (*link, *mode)))
     {
@@ -14,7 +15,7 @@ fn the_cost_is_told() {
         let cost = Cost::of(&options);
         println!("verified: {mode} {link} {} instructions {} stack", cost.instructions, cost.stack);
 
-        // The kernel tells the same of a program that has been loaded (since Linux 5.16).
+        // Since Linux 5.16, the kernel reports the same for a loaded program.
         let mut object = Object::load(&options, None).expect("what the verifier takes can be loaded");
         let info =
             object.program().and_then(|program| Ok(program.info()?)).expect("a loaded program is known");

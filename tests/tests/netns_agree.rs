@@ -1,4 +1,4 @@
-//! A short run of what `cargo xtask agree` does at length.
+//! Short run of `cargo xtask agree`.
 
 use tfo_tests::{
     agree::{Options, run},

@@ -1,4 +1,4 @@
-//! `tfo check`: what it finds in a real namespace, and what `--fix` changes in it.
+//! `tfo check`: its findings in a real namespace, and the changes of `--fix`.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ use tfo_userspace::{
     model::keys::{addresses, fingerprint, key_text},
 };
 
-/// What `tfo check --json ARGS` says. Its exit status must be that of the worst line.
+/// Returns the output of `tfo check --json ARGS`. Panics unless the exit status matches the worst line.
 fn check(args: &[&str]) -> Value {
     let output = tfo(&[&["check", "--json"], args].concat());
     let report: Value = serde_json::from_slice(&output.stdout)
@@ -44,18 +44,18 @@ fn check(args: &[&str]) -> Value {
     report
 }
 
-/// The status of the check called `name`, and what was found.
+/// Returns the status and the finding of the check `name`.
 fn line(report: &Value, name: &str) -> (String, String) {
     let mut lines = report["checks"].as_array().expect("lines").iter().filter(|line| line["name"] == name);
     let line = lines.next().unwrap_or_else(|| panic!("there is no {name} in {report}"));
     assert!(lines.next().is_none(), "{name} is there twice");
-    // What is wrong has advice.
+    // A finding other than "ok" has advice.
     assert_eq!(line["advice"].is_string(), line["status"] != "ok", "{line}");
     let text = |field: &str| line[field].as_str().expect("text").to_owned();
     (text("status"), text("found"))
 }
 
-/// The same of a new report.
+/// Runs all checks, and returns the status and the finding of the check `name`.
 fn found(name: &str) -> (String, String) {
     line(&check(&[]), name)
 }
@@ -69,7 +69,7 @@ fn set(sysctl: &str, value: &str) {
 }
 
 #[test]
-fn names_stay() {
+fn names_of_checks_are_stable() {
     sandbox(|| {
         ip("link add v0 type veth peer name v1");
         let report = check(&["-i", "v0"]);
@@ -127,12 +127,12 @@ fn fix_turns_fast_open_on_here_and_at_boot() {
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o644);
         assert_eq!(status("tcp_fastopen"), "ok");
 
-        // What is as it should be is left alone.
+        // A correct file is not written again.
         let inode = file.metadata().unwrap().ino();
         assert!(fix().starts_with("nothing to fix\n"));
         assert_eq!(file.metadata().unwrap().ino(), inode);
 
-        // Another file is shown, and what else is in it stays.
+        // The change of another file is shown, and its other lines stay.
         fs::write(&file, "net.core.somaxconn=77\nnet.ipv4.tcp_fastopen=1\n").unwrap();
         let said = fix();
         for expected in [
@@ -195,7 +195,7 @@ fn a_fix_that_cannot_be_made_is_an_error() {
     });
 }
 
-/// The usual folder is made where it is missing; a host without /etc/sysctl.d is no host with a mistake.
+/// The usual folder is made if it is missing. A host without /etc/sysctl.d is not at fault.
 #[test]
 fn fix_makes_the_usual_folder() {
     sandbox(|| {
@@ -265,16 +265,16 @@ fn listeners_are_judged() {
     });
 }
 
-/// Sends the server a SYN with this cookie and data, to which the client never hears an answer.
+/// Sends the server a SYN with this cookie and data. The client never gets an answer.
 fn forge(client: &Namespace, port: u16, cookie: [u8; 8]) {
-    // Not the client's, which would reset the connection: it knows of none.
+    // The MAC address is not the client's, whose kernel would reset the unknown connection.
     ip(&format!("neigh replace {GATEWAY} lladdr 02:00:00:00:00:99 dev {IFACE}"));
     let server = server(Family::Ipv4);
     let syn = Syn::new(port, server.port(), 1).fast_open(&cookie).data(b"hello");
     client.run(|| syn.send(source(Family::Ipv4, 1), server.ip())).expect("raw sockets are for root");
 }
 
-/// Through it, the server reaches every address of the client's.
+/// Gateway through which the server reaches every address of the client.
 const GATEWAY: &str = "198.18.0.2";
 
 #[test]
@@ -293,7 +293,7 @@ fn a_full_fast_open_queue_and_refused_cookies_are_counted() {
         eventually("the first is taken", || TcpExt::read().unwrap().passive == 1);
         assert_eq!(status("fast_open_queue"), "ok");
         assert_eq!(found("cookies_refused").1, "0 of 1 cookies were refused (0.0%)");
-        // It stays in its handshake for ever, and so there is no room for the next.
+        // The connection stays in its handshake, so there is no room for the next.
         forge(&client, 1002, valid);
         eventually("the second finds the queue full", || TcpExt::read().unwrap().listen_overflow == 1);
         let (status, what) = found("fast_open_queue");
@@ -314,7 +314,7 @@ fn refused_cookies_are_a_share() {
 }
 
 #[test]
-fn clients_that_are_refused_are_told_of() {
+fn clients_that_were_refused_are_reported() {
     server_and_client(|client| {
         let _servers = Listeners::start(&[server(Family::Ipv4)]).unwrap();
         let at_client = || client.run(|| Ok(found("client_fallback"))).unwrap();
@@ -353,7 +353,7 @@ fn what_an_interface_can_do() {
         let (status, what) = line(&on("nope"), "xdp");
         assert!(status == "fail" && what.starts_with("there is no interface nope"), "{what}");
 
-        // The loopback has no XDP of its own, which a kernel before 6.3 does not tell.
+        // The loopback has no native XDP. Kernels before 6.3 do not tell.
         let (status, what) = line(&on("lo"), "xdp");
         let is_told = !what.contains("since Linux 6.3");
         assert_eq!(status, if is_told { "warn" } else { "ok" }, "{what}");
@@ -378,7 +378,7 @@ fn what_an_interface_can_do() {
 }
 
 #[test]
-fn the_generic_mode_of_a_driver_that_could_do_better_is_told_of() {
+fn generic_mode_is_reported_if_the_driver_has_native_mode() {
     server_and_client(|_client| {
         let _running = Running::start(&["-i", IFACE, "--attach", "generic"]);
         let (status, what) = line(&check(&["-i", IFACE]), "xdp");
@@ -401,7 +401,7 @@ fn cgroup2_is_found_where_it_is() {
     });
 }
 
-/// Of this thread, which has a mount namespace of its own.
+/// Returns the mount point in this thread's mount namespace.
 fn kernel_cgroup2() -> Option<String> {
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("/proc");
     let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
@@ -426,6 +426,6 @@ fn without_root_the_rest_is_still_checked() {
         assert_eq!(line(&report, "privileges").0, "fail");
         assert_eq!(line(&report, "tcp_fastopen").0, "ok");
         let (status, what) = line(&report, "tcp_fastopen_key");
-        assert!(status == "warn" && what.starts_with("cannot be told: "), "{what}");
+        assert!(status == "warn" && what.starts_with("unknown: "), "{what}");
     });
 }

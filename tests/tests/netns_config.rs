@@ -1,4 +1,4 @@
-//! A configuration file: what it says is done, and what is wrong with it changes nothing.
+//! Configuration file: valid files take effect, wrong ones change nothing.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
@@ -33,12 +33,12 @@ use tfo_userspace::{
     },
 };
 
-/// A service of the file.
+/// Returns the text of a service.
 fn on_ports(name: &str, ports: &str) -> String {
     format!("[[service]]\nname = \"{name}\"\nports = [{ports}]\n")
 }
 
-/// Sends a SYN to `port`, and waits until it is counted: none may be lost on the way.
+/// Sends a SYN to `port`, and waits until it is counted, so that none is lost.
 fn send(client: &Namespace, port: u16) {
     static FROM: AtomicU16 = AtomicU16::new(4000);
     let from = FROM.fetch_add(1, Ordering::Relaxed);
@@ -48,7 +48,7 @@ fn send(client: &Namespace, port: u16) {
     eventually("it is counted", || Counts::of(IFACE).total() == before + 1);
 }
 
-/// The SYNs of each service, in the order in which they stand.
+/// Returns the SYNs of each service, in the order of the output.
 fn by_service() -> Vec<(String, u64)> {
     let counts = Counts::of(IFACE);
     let services = counts.field("services").as_array().unwrap();
@@ -88,7 +88,7 @@ fn a_file_says_everything() {
     });
 }
 
-/// By order and by signal. What was counted stays, and is counted on.
+/// Reloads by request and by signal. The counts stay and continue.
 #[test]
 fn services_change_while_it_runs() {
     server_and_client(|client| {
@@ -135,15 +135,15 @@ fn an_interface_that_comes_back_has_what_was_read_last() {
     });
 }
 
-/// Two interfaces, of which the second refuses what is to come when the first has it already: that goes back, and neither has
-/// lost anything.
+/// Two interfaces, of which the second refuses a change after the first has made it. The first one is restored, and
+/// neither loses counts.
 #[test]
 fn several_interfaces_change_together_or_not_at_all() {
     const SECOND: &str = "tfo-second";
     server_and_client(|client| {
         ip(&format!("link add {SECOND} type veth peer name v1"));
         ip(&format!("link set {SECOND} up"));
-        // The first has room for many: the maps of a tfo that had so many services.
+        // The first generation of the first interface had maps for many services.
         let many: String = (1..=100).map(|n| on_ports(&format!("s{n}"), &(1000 + n).to_string())).collect();
         let earlier = Config::new(IFACE, &many).run();
         send(&client, 1100);
@@ -157,7 +157,7 @@ fn several_interfaces_change_together_or_not_at_all() {
         let expected = [("other", 1), ("web", 2), ("dns", 1), ("removed", 1)];
         assert_by_service(&expected);
         config.write(&format!("{}{many}", on_ports("web", "80, 53")));
-        // All numbers of generations are used up, so that the program can be loaded, and not be put in force.
+        // All numbers of generations are used up, so that the program can be loaded, but not be put in force.
         let last = Bpffs::new(Path::new(BPFFS)).pins(SECOND).dir().join(u32::MAX.to_string());
         fs::create_dir(&last).unwrap();
         let program = xdp_on(IFACE);
@@ -175,7 +175,7 @@ fn several_interfaces_change_together_or_not_at_all() {
             assert_eq!(of(&by_service(), name), of(&before, name) + 1, "{name}");
         }
 
-        // What both take is taken.
+        // A change that both accept takes effect.
         config.write(&dns);
         assert!(tfo(&["reload", "-i", SECOND]).status.success());
         for interface in [IFACE, SECOND] {
@@ -188,7 +188,7 @@ fn several_interfaces_change_together_or_not_at_all() {
     });
 }
 
-/// What came while the first interface had a change that the second refused is counted for services that are no more.
+/// SYNs during a change that is undone are counted as `removed`.
 #[test]
 fn what_a_change_that_is_undone_has_counted_is_kept() {
     const SECOND: &str = "tfo-second";
@@ -220,7 +220,7 @@ fn what_a_change_that_is_undone_has_counted_is_kept() {
     });
 }
 
-/// The last good one stays, whichever way it is to be read again.
+/// The last good configuration stays, whichever way the file is read again.
 #[test]
 fn a_file_that_is_wrong_changes_nothing() {
     server_and_client(|client| {
@@ -256,13 +256,13 @@ fn a_file_that_is_wrong_changes_nothing() {
         }
         file.write(&both);
         tfo_run.signal(Signal::SIGHUP);
-        // Orders are taken one after the other, and so are signals.
+        // Requests are handled one after the other, and so are signals.
         assert_eq!(tfo(&["reload"]).status.code(), Some(1));
         send(&client, 80);
         send(&client, 53);
         assert_by_service(&[("other", 1), ("web", 2)]);
 
-        // And once it is right again, it is taken.
+        // A corrected file takes effect.
         file.write(&on_ports("web", "80, 53"));
         assert!(tfo(&["reload"]).status.success());
         send(&client, 53);
@@ -293,12 +293,12 @@ fn a_start_with_a_file_that_is_wrong_touches_nothing() {
     });
 }
 
-/// `tfo ARGS`, which is killed where it hangs.
+/// Runs `tfo ARGS`, and kills it after 20 seconds.
 fn tfo_in_time(args: &[&str]) -> Output {
     Command::new("timeout").args(["-s", "KILL", "20"]).arg(binary()).args(args).output().unwrap()
 }
 
-/// Neither a start, a check nor a reload reads what others could have written, or what is no regular file.
+/// Start, check and reload refuse files that other users could have written, and files that are not regular.
 #[test]
 fn only_a_regular_file_of_root_or_ours_is_read() {
     sandbox(|| {
@@ -340,7 +340,7 @@ fn only_a_regular_file_of_root_or_ours_is_read() {
     });
 }
 
-/// A plan that no map can hold is refused before it takes memory: it would be 19 million entries.
+/// A plan that no map can hold is refused before it takes memory. It would have 19 million entries.
 #[test]
 fn a_plan_that_no_map_can_hold_is_a_fault_with_its_line() {
     let addresses: Vec<_> = (0..300).map(|n| format!("10.0.{}.{}", n / 256, n % 256)).collect();
@@ -353,7 +353,7 @@ fn a_plan_that_no_map_can_hold_is_a_fault_with_its_line() {
     );
     let check = tfo(&["check", "--config", &file.path()]);
     assert_eq!((check.status.code(), String::from_utf8(check.stdout).unwrap()), (Some(1), line.clone()));
-    // With a tenth of the memory that it would take.
+    // The limit is a tenth of the memory that the plan would take.
     let limited = |args: &[&str]| {
         Command::new("prlimit").arg("--as=200000000").arg(binary()).args(args).output().unwrap()
     };
@@ -380,7 +380,7 @@ fn names_that_no_interface_has_are_faults_with_their_line() {
     }
 }
 
-/// By nohup, the end of a terminal is none of its business: with a file, too, which an order has it read again.
+/// Under nohup, SIGHUP is ignored even with a file. A reload by request still works.
 #[test]
 fn a_hang_up_that_is_ignored_from_the_beginning_stays_ignored() {
     server_and_client(|client| {
@@ -388,7 +388,7 @@ fn a_hang_up_that_is_ignored_from_the_beginning_stays_ignored() {
         let path = file.path();
         for args in [&["-i", IFACE] as &[&str], &["--config", &path]] {
             let tfo_run = Running::start_under(&["nohup"], args);
-            // Before it takes orders it may not be ready for signals.
+            // It may not handle signals before it accepts requests.
             eventually("it takes orders", || tfo(&["hide", "--list", "-i", IFACE]).status.success());
             file.write(&on_ports("dns", "53"));
             tfo_run.signal(Signal::SIGHUP);
@@ -404,7 +404,7 @@ fn a_hang_up_that_is_ignored_from_the_beginning_stays_ignored() {
 }
 
 #[test]
-fn what_takes_a_file_or_a_mode() {
+fn commands_that_need_a_file_or_a_mode_are_refused_without() {
     sandbox(|| {
         for args in [&["reload"] as &[&str], &["hide", "--all"], &["hide", "--list"], &["show", "--all"]] {
             assert_eq!(tfo(args).status.code(), Some(3), "nothing runs: {args:?}");
@@ -416,7 +416,7 @@ fn what_takes_a_file_or_a_mode() {
             assert!(error.contains(expected), "{args:?}: {error}");
         };
         let tfo_run = Running::start(&["-i", IFACE, "--service", "web=80", "--mode", "accelerate"]);
-        // It is attached before it takes orders.
+        // Everything is attached before it accepts requests.
         eventually("it takes orders", || tfo(&["hide", "--list"]).status.success());
         refused(&["reload"], "this tfo runs without --config");
         let mode =
@@ -433,11 +433,11 @@ fn what_takes_a_file_or_a_mode() {
     });
 }
 
-/// Anybody may look: nothing of the host is read.
+/// A user without privileges may check a file, since nothing of the host is read.
 #[test]
 fn a_file_is_checked() {
     let dir = tempfile::tempdir_in("/tmp").unwrap();
-    // A copy belongs to us, whoever owns the tree.
+    // The copy belongs to the user of the test, whoever owns the tree.
     let example = dir.path().join("example.toml");
     fs::write(&example, include_str!("../../dist/tfo.toml")).unwrap();
     let check = tfo(&["check", "--config", example.to_str().unwrap()]);

@@ -1,5 +1,5 @@
-//! The kernel as the oracle: random SYNs into a real Fast Open listener, with the program in front. What the kernel answers
-//! and counts must be what our class predicts, and what the program counts must be what the host counts.
+//! Random SYNs to a real Fast Open listener behind the program. The kernel's answers and counters must be those that
+//! the class predicts, and the program's counters must be the host's.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
@@ -19,7 +19,7 @@ use tfo_common::{
     class::{Class, classify},
     keyring::KeyRing,
     parse::{LinkLayer, parse},
-    policy::{Guard, Policy, Unguarded, decide},
+    policy::{Guard, Policy, WithoutGuards, decide},
     service::OTHER,
     verdict::{Mode, Verdict},
 };
@@ -63,7 +63,7 @@ fn ip_accelerated() {
     check(LinkLayer::Ip, Mode::Accelerate, None);
 }
 
-/// Whatever a client offers, the kernel sees an ordinary SYN, and answers it as one.
+/// The kernel sees an ordinary SYN, and answers it as one.
 #[test]
 fn ethernet_hidden() {
     check(LinkLayer::Ethernet, Mode::Shield, Some(Guard::Hide));
@@ -75,7 +75,7 @@ fn ip_hidden() {
 }
 
 fn check(link: LinkLayer, mode: Mode, guard: Option<Guard>) {
-    // 768 SYNs, or 30,720.
+    // The numbers of SYNs are 768 and 30,720.
     let mut runner = random::runner(&format!("random SYNs, {link}, {mode}"), 3, 120);
     let policy = Policy::of_mode(mode);
     let policy = guard.map_or(policy, |guard| policy.with(guard, true));
@@ -100,7 +100,7 @@ fn check(link: LinkLayer, mode: Mode, guard: Option<Guard>) {
     });
 }
 
-/// A listener behind the program, and the wire in front of it.
+/// Listener behind the program, and the wire in front of it.
 struct Bench {
     link: LinkLayer,
     policy: Policy,
@@ -108,18 +108,19 @@ struct Bench {
     nic: Tap,
     kernel: Kernel,
     listeners: [TcpListener; 2],
-    /// With how many bytes from a broken option on the kernel drops a SYN: see [`Bench::ask_what_is_checked`].
+    /// Least number of bytes from a broken option on with which the kernel drops a SYN: see
+    /// [`Bench::ask_what_is_checked`].
     checked_from: usize,
-    /// How many SYNs there were of each class, or of none.
+    /// Number of SYNs by class, or by the reason of a fault.
     seen: BTreeMap<&'static str, u32>,
 }
 
-/// What becomes of a SYN.
+/// Outcome of a SYN.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     counted: TcpExt,
     answers: Vec<Answer>,
-    /// How many connections the listeners have got, before any handshake was over.
+    /// Number of connections in the listeners' queues before any handshake ended.
     children: u64,
 }
 
@@ -129,25 +130,25 @@ impl Outcome {
     }
 }
 
-/// A SYN-ACK.
+/// SYN-ACK of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Answer {
-    /// To whom.
+    /// Destination.
     client: SocketAddr,
-    /// How many sequence numbers of the client it acknowledges: one for the SYN, one for each byte of data.
+    /// Number of acknowledged sequence numbers: one for the SYN, one for each byte of data.
     acknowledged: u32,
     fast_open: Option<Cookie>,
 }
 
 impl Answer {
-    /// Whether this is `first` once more, as comes where this test was kept from its CPU for a second. The kernel has not
-    /// kept the cookie for it (`tcp_rtx_synack`).
+    /// Whether this repeats `first`, as happens if the test is kept from its CPU for a second. The kernel does not keep
+    /// the cookie for a repetition (`tcp_rtx_synack`).
     fn repeats(&self, first: &Self) -> bool {
         (self.client, self.acknowledged) == (first.client, first.acknowledged) && self.fast_open.is_none()
     }
 }
 
-/// A Fast Open option.
+/// Fast Open option.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Cookie {
     is_experimental: bool,
@@ -160,7 +161,7 @@ impl Bench {
         ip("link set lo up");
         ip(&format!("addr add {SERVER_V4}/24 dev {NAME}"));
         ip(&format!("addr add {SERVER_V6}/64 dev {NAME} nodad"));
-        // All clients are behind one router, which need not be asked where it is.
+        // All clients are behind one router, whose address needs no look-up.
         for (family, router) in [("-4", "192.168.0.254"), ("-6", "fd3d:a0b:17d6::fe")] {
             if link == LinkLayer::Ethernet {
                 ip(&format!("{family} neigh add {router} lladdr 02:00:00:00:00:01 dev {NAME}"));
@@ -184,9 +185,9 @@ impl Bench {
         bench
     }
 
-    /// Since Linux 6.7 a listener drops a SYN with a broken option where a signature could have stood, unless its kernel
-    /// knows no signatures: five bytes for TCP-AO, else 18 for TCP-MD5 (`tcp_do_parse_auth_options`). An older one serves
-    /// it by the options before. The parser goes by the latter.
+    /// Since Linux 6.7 a listener drops a SYN with a broken option if a signature could stand there, unless its kernel
+    /// knows no signatures: five bytes for TCP-AO, else 18 for TCP-MD5 (`tcp_do_parse_auth_options`). Older kernels use
+    /// the options before the broken one. The parser follows the older kernels.
     fn ask_what_is_checked(&mut self) -> usize {
         let client = SocketAddr::new(IpAddr::from([10, 0, 0, 1]), 1024);
         let is_dropped = |left: &usize| {
@@ -202,7 +203,7 @@ impl Bench {
         checked_from
     }
 
-    /// Sends `frame`, and says what is not as predicted.
+    /// Sends `frame`, and returns any difference to the prediction.
     fn check(&mut self, frame: &[u8]) -> Result<(), String> {
         let (class, predicted) = self.predict(frame);
         let sequence = Segment::of(frame, self.link).map_or(0, |syn| syn.tcp.sequence_number());
@@ -231,16 +232,16 @@ impl Bench {
         Ok(())
     }
 
-    /// The class of the SYN in `frame`, and what the kernel does with one of that class.
+    /// Returns the class of the SYN in `frame`, and the outcome of SYNs of that class.
     fn predict(&self, frame: &[u8]) -> (&'static str, Outcome) {
         let segment = match parse(frame, self.link) {
             Ok(Some(segment)) => segment,
-            // The kernel drops it without a word.
+            // The kernel drops it silently.
             Err(fault) => return (fault.name(), Outcome::silence()),
             Ok(None) => panic!("no SYN was generated"),
         };
         let class = classify(&segment, &self.ring).class;
-        let verdict = decide(&self.policy, class, Unguarded(self.ring.translation().is_some())).verdict;
+        let verdict = decide(&self.policy, class, WithoutGuards(self.ring.translation().is_some())).verdict;
         let none = TcpExt::default();
         let (takes_data, gives_cookie, counted) = match (class, verdict) {
             (Class::PlainSyn | Class::OptionIgnored, _) | (_, Verdict::Hide) => (false, false, none),
@@ -260,7 +261,7 @@ impl Bench {
             return ("broken options", Outcome::silence());
         }
         let fast_open = gives_cookie.then(|| Cookie {
-            // The answer has the form of the last option that Linux minded.
+            // The answer has the form of the last Fast Open option that Linux used.
             is_experimental: options.fast_open().last().is_some_and(|asked| asked.is_experimental),
             cookie: CURRENT.cookie(syn.source.ip(), syn.destination.ip()).to_vec(),
         });
@@ -269,7 +270,7 @@ impl Bench {
         (class.name(), Outcome { counted, answers: vec![answer], children: takes_data.into() })
     }
 
-    /// The SYN-ACKs that the kernel has sent, to a SYN of this sequence number. They are there when the SYN has been written.
+    /// Returns the kernel's SYN-ACKs to a SYN with this sequence number. They exist when the SYN has been written.
     fn answers(&mut self, sequence: u32) -> Vec<Answer> {
         let mut answers = Vec::new();
         while let Some(frame) = self.nic.sent() {
@@ -279,7 +280,7 @@ impl Bench {
         answers
     }
 
-    /// The SYN-ACK in `frame`; `None` where it is what IPv6 sends to find its routers.
+    /// Returns the SYN-ACK in `frame`. `None` means a packet by which IPv6 looks for routers.
     fn answer(&self, sequence: u32, frame: &[u8]) -> Option<Answer> {
         let Segment { source: server, destination: client, tcp } = Segment::of(frame, self.link)?;
         assert!(tcp.syn() && tcp.ack() && SERVERS.contains(&server), "no SYN-ACK: {frame:02x?}");
@@ -298,7 +299,7 @@ impl Bench {
         }
     }
 
-    /// Gives up what `answer` has begun.
+    /// Resets the connection that `answer` began.
     fn reset(&mut self, sequence: u32, answer: &Answer) {
         let Answer { client, acknowledged, .. } = *answer;
         let reset = self.ip_from(client).tcp(flag::RST).ports(client.port(), PORT);
@@ -308,7 +309,7 @@ impl Bench {
         assert!(late.iter().all(|late| late.repeats(answer)), "a reset was answered: {late:?}");
     }
 
-    /// Takes all connections out of the listeners' queues; how many there were.
+    /// Accepts all connections of the listeners, and returns their number.
     fn accept(&self) -> u64 {
         let mut accepted = 0;
         for listener in &self.listeners {
@@ -324,7 +325,7 @@ impl Bench {
     }
 }
 
-/// A TCP segment, as etherparse reads it.
+/// TCP segment, as etherparse reads it.
 struct Segment<'a> {
     source: SocketAddr,
     destination: SocketAddr,
@@ -355,11 +356,11 @@ impl<'a> Segment<'a> {
     }
 }
 
-/// The option area of a segment, as far as Linux reads it (`tcp_parse_options`, net/ipv4/tcp_input.c).
+/// Option area of a segment, as far as Linux reads it (`tcp_parse_options`, net/ipv4/tcp_input.c).
 struct Options<'a> {
-    /// Kind and value of each.
+    /// Kind and value of each option.
     read: Vec<(u8, &'a [u8])>,
-    /// From a broken one on, which ends it: one whose length cannot be.
+    /// Rest from a broken option on, which has an invalid length and ends the walk.
     broken: &'a [u8],
 }
 
@@ -380,7 +381,7 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// Those in which Linux sees Fast Open, in either form; one of odd length it leaves out
+    /// Returns the options that are Fast Open to Linux, in either form. It ignores one of odd length
     /// (`tcp_parse_fastopen_option`).
     fn fast_open(&self) -> Vec<Cookie> {
         let found = self.read.iter().filter_map(|option| match *option {
@@ -394,7 +395,7 @@ impl<'a> Options<'a> {
             .collect()
     }
 
-    /// Whether a signature is among them (TCP-MD5 or TCP-AO): the listener has no key for it, and drops the SYN
+    /// Returns whether an option is a signature (TCP-MD5 or TCP-AO). The listener has no key for it, and drops the SYN
     /// (`tcp_inbound_hash`).
     fn are_signed(&self) -> bool {
         self.read.iter().any(|(kind, _)| matches!(kind, 19 | 29))

@@ -1,4 +1,4 @@
-//! What is refused: one clear line, exit status 1 or 3, and nothing left behind.
+//! Refused commands: one clear line, exit status 1 or 3, and no traces.
 
 use std::{
     fs::{self, Permissions},
@@ -18,7 +18,7 @@ use tfo_tests::netns::{
 };
 use tfo_userspace::dataplane::pins::Bpffs;
 
-/// Runs `tfo ARGS`, which must fail with one line that holds `expected`.
+/// Runs `tfo ARGS`. Panics unless it fails with one line that contains `expected`.
 fn refused(args: &[&str], code: i32, expected: &str) {
     let output = tfo(args);
     let (got, error) = failure(&output);
@@ -58,7 +58,7 @@ fn a_pin_folder_that_cannot_be_used() {
     });
 }
 
-/// What is pinned where somebody else could have put it is not taken for ours, and stays as it is.
+/// Pins in a folder of another user are not taken for tfo's, and stay as they are.
 #[test]
 fn a_pin_folder_of_somebody_else() {
     sandbox(|| {
@@ -127,7 +127,7 @@ fn nothing_runs() {
     });
 }
 
-/// Where it may not open enough files it says so, and not that it runs, with keys that it can't follow.
+/// A limit on open files that is too low is an error. tfo must not run with keys that it can't follow.
 #[test]
 fn a_limit_on_open_files() {
     sandbox(|| {
@@ -150,7 +150,7 @@ fn a_limit_on_open_files() {
             );
             assert_eq!(failure(&output), (Some(1), expected));
             assert_clean("v0");
-            // As many are enough, and are more than it takes: the soft limit is no limit.
+            // This hard limit is enough. tfo exceeds the soft limit, which does not count.
             let running = Running::start_under(&["prlimit", &format!("--nofile=40:{needed}")], args);
             set_keys("v0", key(1), None);
             let open = fs::read_dir(format!("/proc/{}/fd", running.id())).unwrap().count();
@@ -160,7 +160,7 @@ fn a_limit_on_open_files() {
     });
 }
 
-/// The state of the other is shown, and the exit status is that of a failure.
+/// The status of the other interface is shown, and the exit status is that of a failure.
 #[test]
 fn status_of_an_interface_whose_pins_cannot_be_read() {
     sandbox(|| {
@@ -202,7 +202,7 @@ fn a_full_disk_is_an_error() {
 }
 
 #[test]
-fn keys_that_are_none() {
+fn invalid_keys_are_refused() {
     let cookie = |key| tfo(&["keys", "cookie", key, "::1", "::2"]);
     for (key, expected) in [
         ("1-2-3", "this is no key"),
@@ -231,7 +231,7 @@ fn usage_is_status_2() {
     }
 }
 
-/// On every command line that names one.
+/// Names that no interface has are refused on every command line.
 #[test]
 fn names_that_no_interface_has() {
     for name in ["", ".", "..", "a/b", "../../../etc", "a b", "a\nb", "a:b", "a-name-too-long-"] {

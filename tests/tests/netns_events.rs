@@ -1,4 +1,4 @@
-//! Every event is explained by what really was the matter.
+//! Explanations of events, compared with the real causes.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ use tfo_userspace::{
 };
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
-/// How many of each kind. They are sent slowly enough for all to be events.
+/// Number of SYNs of each kind. They are sent slowly enough for all to be events.
 const EACH: u16 = 100;
 
 fn events(args: &[&str]) -> Vec<Value> {
@@ -41,7 +41,7 @@ fn cookie_of(key: &Key, source: IpAddr, server: IpAddr) -> [u8; 8] {
     cookie::make(key, &addresses(source, server).expect("of one family")).to_le_bytes()
 }
 
-/// The address with another last byte.
+/// Returns the address with another last byte.
 fn neighbour(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(address) => IpAddr::V4((address.to_bits() ^ 0x80).into()),
@@ -49,17 +49,18 @@ fn neighbour(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Sends it, and waits until it is counted; and some milliseconds more, since a CPU reports so many in a jiffy only.
+/// Sends a SYN, waits until it is counted, and then some milliseconds, since a CPU reports a limited number of events
+/// per jiffy.
 fn send(client: &Namespace, syn: &Syn, source: IpAddr, server: IpAddr) {
     client.run(|| syn.send(source, server)).expect("a raw socket sends");
     thread::sleep(Duration::from_millis(4));
 }
 
-/// NAT churn, a retired key, a wrong address of the server, forgeries: a hundred of each, and what is said of them.
+/// NAT churn, a retired key, a wrong address of the server and forgeries: a hundred of each, with their explanations.
 #[test]
-fn each_is_explained_rightly() {
+fn every_kind_of_event_is_explained() {
     server_and_client(|client| {
-        // Another address of the host, whose cookies some clients have.
+        // The host has another address, for which some clients have cookies.
         let others = ["198.18.0.77", "2001:db8::77"].map(|text| text.parse::<IpAddr>().unwrap());
         ip(&format!("address add {}/16 dev {IFACE}", others[0]));
         ip(&format!("address add {}/64 dev {IFACE} nodad", others[1]));
@@ -73,7 +74,7 @@ fn each_is_explained_rightly() {
             let port = server(family).port();
             let syn = |offset: u16| Syn::new(10_000 + 100 * offset + n, port, 1).data(DATA);
             let other = neighbour(from);
-            // Who has come with a cookie of his own lately is remembered, in IPv6.
+            // In IPv6, a source that has lately used its own cookie is remembered.
             send(&client, &syn(0).fast_open(&cookie_of(&key(3), other, to)), other, to);
             send(&client, &syn(1).fast_open(&cookie_of(&key(3), other, to)), from, to);
             send(&client, &syn(2).fast_open(&cookie_of(&key(2), from, to)), from, to);
@@ -123,7 +124,7 @@ fn each_is_explained_rightly() {
         // A good cookie is no event.
         assert!(by_port.is_empty(), "{by_port:#?}");
 
-        // Nobody's address is shown where that is not wanted, and text says the same as JSON.
+        // With --anonymize no address is shown in full, and text and JSON agree.
         let cut = events_text(&["--anonymize"]);
         assert!(cut.contains(" 198.19.0.0 -> 198.18.0.1:7413") && cut.contains(" 2001:db8:1:: -> "), "{cut}");
         assert!(!cut.contains("198.19.0.1") && !cut.contains("2001:db8:1::1"), "{cut}");
@@ -135,7 +136,7 @@ fn events_text(args: &[&str]) -> String {
     String::from_utf8(tfo(&[&["events"], args].concat()).stdout).expect("text")
 }
 
-/// The experimental kind is told, and what the kernel drops is reported with its reason and where it came from.
+/// The experimental kind is reported, and packets that the kernel drops have a reason and a source.
 #[test]
 fn the_rare_kinds() {
     server_and_client(|client| {
@@ -159,7 +160,7 @@ fn the_rare_kinds() {
     });
 }
 
-/// A good cookie that the kernel does not take: why, by what the listener and the host say.
+/// Good cookies that the kernel refuses, explained from the state of listener and host.
 #[test]
 fn refusals_are_explained() {
     server_and_client(|client| {
@@ -170,7 +171,7 @@ fn refusals_are_explained() {
         let _full = Listener::on("[::]:102").fast_open(1).listen();
         let _tfo = Running::start(&["-i", IFACE]);
         set_keys(IFACE, key(1), None);
-        // The server's answers get lost, so a child keeps its place in the queue.
+        // The server's answers are lost, so a child keeps its place in the queue.
         ip(&format!("neighbour replace 198.18.0.2 lladdr 02:00:00:00:00:99 dev {IFACE} nud permanent"));
         let mut port = 3000;
         let mut good = |server_port| {
@@ -197,8 +198,8 @@ fn refusals_are_explained() {
     });
 }
 
-/// A flood of forgeries: every packet is in the counters, and the events and prefixes stand for all of them. It hides neither
-/// what is rare from the events nor who asks for cookies.
+/// A flood of forgeries: every packet is counted, and events and prefixes account for all of them. Rare events and
+/// requests for cookies are still seen.
 #[test]
 fn a_flood_hides_nothing() {
     const FLOOD: u64 = 20_000;
@@ -234,7 +235,7 @@ fn a_flood_hides_nothing() {
             let all = state["prefixes"].as_array().unwrap();
             all.iter().find(|prefix| prefix["prefix"] == name).unwrap_or_else(|| panic!("{state:#}")).clone()
         };
-        // What came since the last that was looked at is still to be added: some of the last jiffy's, and what is not due yet.
+        // Packets since the last look are still missing: some of the last jiffy, and those before the next look is due.
         let unknown = prefix("198.19.0.0/24")["unknown"].as_u64().unwrap();
         assert!((FLOOD * 9 / 10..=FLOOD).contains(&unknown), "{unknown}");
         let asked = prefix("2001:db8:1::/64");
@@ -242,7 +243,7 @@ fn a_flood_hides_nothing() {
     });
 }
 
-/// However many addresses a host has, among which an event's is looked for: the kernel's next key is followed all the same.
+/// Events are explained by the host's addresses. However many there are, a new key of the kernel is followed.
 #[test]
 fn keys_arrive_among_events_at_many_addresses() {
     const ADDRESSES: u16 = 5000;
@@ -278,9 +279,9 @@ fn keys_arrive_among_events_at_many_addresses() {
     });
 }
 
-/// Without a controller there is nobody to ask, and nothing is shown.
+/// Without a controller nothing is shown.
 #[test]
-fn nobody_to_ask() {
+fn without_a_controller_there_are_no_events() {
     server_and_client(|_client| {
         let output = tfo(&["events"]);
         assert_eq!(output.status.code(), Some(3), "{:?}", failure(&output));

@@ -1,5 +1,5 @@
-//! What goes wrong around a running tfo: its controller dies, an upgrade fails, nobody reads its log, its interface goes
-//! down, changes or disappears. No connection is lost, no count, and the program stays on.
+//! Faults around a running tfo: its controller dies, an upgrade fails, its log is not read, its interface goes down,
+//! changes or disappears. No connection and no count is lost, and the program stays attached.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
@@ -41,8 +41,8 @@ use tfo_userspace::{
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 const RUN: [&str; 2] = ["-i", IFACE];
 
-/// Each way in which the kernel serves a SYN, for both families: real clients, which must be served whatever happens, and
-/// forged SYNs for the rest. Returns how many SYNs it sent.
+/// Sends SYNs of each kind that the kernel distinguishes, over both families. Real clients must be served in any case,
+/// the rest is forged. Returns the number of SYNs.
 fn connect(round: u32) -> anyhow::Result<u64> {
     for family in Family::ALL {
         let server = server(*family);
@@ -57,10 +57,10 @@ fn connect(round: u32) -> anyhow::Result<u64> {
     Ok(Family::ALL.len() as u64 * 5)
 }
 
-/// A server, and clients that connect all the time while `test` runs. The program must never be off meanwhile, every
-/// connection must be served, and in the end each SYN is counted once, as what the kernel has counted it.
+/// Runs `test` while clients connect to a server. The program must never be detached, every connection must be served,
+/// and in the end each SYN is counted once, as the kernel has counted it.
 ///
-/// `test` gets a controller that runs and ends with one; the key of its clients' cookies is `key(2)`, the backup `key(1)`.
+/// `test` gets a running controller and returns one. The clients' cookies are of `key(2)`, the backup key is `key(1)`.
 fn under_traffic(test: impl FnOnce(Running) -> Running + Send) {
     server_and_client(|client| {
         let _listeners = Listeners::start(&SERVERS).unwrap();
@@ -100,14 +100,14 @@ fn under_traffic(test: impl FnOnce(Running) -> Running + Send) {
         });
 
         println!("{sent} SYNs");
-        // What is attached now was, by the same link, all the time.
+        // The same link was attached all the time.
         let last = linked(IFACE);
         assert_eq!(last.link, first.link);
         assert_eq!(xdp_on(IFACE), Some(last.program));
         eventually("every SYN is counted", || Counts::of(IFACE).total() == sent);
         let counts = Counts::of(IFACE);
         assert_eq!(counts.field("since"), &since);
-        // Whose SYN was lost sends a plain one after it; whose answer was lost, too.
+        // A client whose SYN or answer is lost sends a plain SYN next.
         assert_eq!(counts.class(Class::PlainSyn), 0);
         counts.assert_agree(before);
         tfo_run.end(Signal::SIGINT);
@@ -115,7 +115,7 @@ fn under_traffic(test: impl FnOnce(Running) -> Running + Send) {
     });
 }
 
-/// `part` of a hundred parts of `whole`, in an order that visits them all and never two neighbours in turn.
+/// Returns the `part`-th of a hundred parts of `whole`, in an order in which neighbours never follow each other.
 fn scattered(part: u32, whole: Duration) -> Duration {
     whole * (part * 61 % 100) / 100
 }
@@ -130,7 +130,7 @@ fn a_hundred_kills_under_traffic() {
             let before = linked(IFACE);
             let start = Instant::now();
             tfo_run = Running::spawn(&RUN);
-            // One is killed while it starts, the next while it runs.
+            // Every second one is killed during its start, the others later.
             if n % 2 == 0 {
                 thread::sleep(scattered(n, takes));
             } else {
@@ -146,20 +146,20 @@ fn a_hundred_kills_under_traffic() {
     });
 }
 
-/// How an upgrade fails, and what is said then.
+/// Failing upgrade, and its expected message.
 type FailedUpgrade = (fn() -> Output, &'static str);
 
-/// `tfo run` in the server's namespace, where bpf(2) fails for one command.
+/// Runs `tfo run` in the server's namespace while one command of bpf(2) fails.
 fn run_without(command: Bpf, errno: i32, more: &[&str]) -> Output {
     fault::with(command, Fault::Fails(errno), || tfo(&[&["run"], &RUN as &[&str], more].concat()))
 }
 
-/// `tfo run` by a command of the shell, which has it as `"$@"`.
+/// Runs `tfo run` by a shell script, which gets the command as `"$@"`.
 fn run_by(script: &str) -> Output {
     Command::new("sh").args(["-c", script, "sh"]).arg(binary()).arg("run").args(RUN).output().unwrap()
 }
 
-/// What a BPF file system that became read-only does.
+/// Runs `tfo run` on a read-only BPF file system.
 fn run_on_read_only_bpffs() -> Output {
     let remount = |flags| mount(None::<&str>, BPFFS, None::<&str>, MsFlags::MS_REMOUNT | flags, None::<&str>);
     remount(MsFlags::MS_RDONLY).unwrap();
@@ -170,7 +170,7 @@ fn run_on_read_only_bpffs() -> Output {
 
 const FAILED_UPGRADES: [FailedUpgrade; 10] = [
     (|| run_without(Bpf::LinkUpdate, libc::EPERM, &[]), "cannot take over the program on srv0"),
-    // What the new one would have done is not what the old one does.
+    // The new configuration differs from the old one, so that the old program's effects can be told.
     (
         || run_without(Bpf::LinkUpdate, libc::ENOMEM, &["--mode", "accelerate"]),
         "cannot take over the program on srv0",
@@ -185,7 +185,7 @@ const FAILED_UPGRADES: [FailedUpgrade; 10] = [
     (|| run_by("ulimit -n 12; exec \"$@\""), "may have to open 130 files"),
 ];
 
-/// The upgrades that succeed replace the program, one by one; those that fail leave the old one.
+/// Successful upgrades replace the program one by one. Failing ones leave the old one.
 #[test]
 fn a_hundred_upgrades_ten_of_which_fail() {
     const UPGRADES: usize = 100;
@@ -197,7 +197,7 @@ fn a_hundred_upgrades_ten_of_which_fail() {
             tfo_run.kill();
             if n % (UPGRADES / FAILED_UPGRADES.len()) == 0 {
                 let (run, expected) = failures.next().unwrap();
-                stays(old, run, expected);
+                assert_stays(old, run, expected);
                 tfo_run = Running::start(&RUN);
             } else {
                 tfo_run = Running::start(&RUN);
@@ -214,8 +214,8 @@ fn a_hundred_upgrades_ten_of_which_fail() {
     });
 }
 
-/// Panics unless `run` fails and says `expected`, and the `old` program goes on as if nothing had been.
-fn stays(old: Linked, run: &dyn Fn() -> Output, expected: &str) {
+/// Panics unless `run` fails with `expected`, and the `old` program continues unchanged.
+fn assert_stays(old: Linked, run: &dyn Fn() -> Output, expected: &str) {
     let state = || (pins(IFACE), status(IFACE), Counts::of(IFACE).field("mode").clone());
     let before = state();
     let output = run();
@@ -250,7 +250,7 @@ fn a_first_start_that_fails_leaves_nothing() {
     });
 }
 
-/// Killed right before it asks the kernel for one thing: whatever that leaves, the next start makes whole.
+/// A start is killed before one request to the kernel. The next start repairs everything.
 #[test]
 fn a_start_that_dies_at_any_step_is_made_up_for() {
     let dies = |command| {
@@ -268,7 +268,7 @@ fn a_start_that_dies_at_any_step_is_made_up_for() {
             Running::start(&["-i", "v0"]).end(Signal::SIGINT);
             assert_clean("v0");
         }
-        // One after the other, with nothing in between that works.
+        // Three starts die in a row, without a successful one between them.
         [ObjPin, LinkCreate, ObjPin].into_iter().for_each(dies);
         Running::start(&["-i", "v0"]).kill();
         let old = linked("v0");
@@ -282,8 +282,8 @@ fn a_start_that_dies_at_any_step_is_made_up_for() {
     });
 }
 
-/// The program's own log is a ring of 128 KiB. Nobody empties it, and some 6000 events of more than 40 bytes each don't fit:
-/// packets are passed and counted as ever.
+/// The program's own log is a ring of 128 KiB. Without a reader, some 6000 events of more than 40 bytes each don't fit,
+/// but packets are passed and counted as ever.
 #[test]
 fn a_log_that_is_full_stops_nothing() {
     const EVENTS: u32 = 6000;
@@ -307,7 +307,7 @@ fn a_log_that_is_full_stops_nothing() {
         eventually("every SYN is counted", || Counts::of(IFACE).total() == sent);
         Counts::of(IFACE).assert_agree(before);
 
-        // It comes back, with what there was room for.
+        // The controller continues, with the events that did fit.
         tfo_run.signal(Signal::SIGCONT);
         set_keys(IFACE, key(3), Some(key(2)));
         let log = tfo_run.end(Signal::SIGINT);
@@ -317,10 +317,10 @@ fn a_log_that_is_full_stops_nothing() {
     });
 }
 
-/// The client's end of the link: see [`tfo_userspace::lab::net`].
+/// Client's end of the link: see [`tfo_userspace::lab::net`].
 const PEER: &str = "tfo-client";
 
-/// `ip ARGS` in the client's namespace.
+/// Runs `ip ARGS` in the client's namespace.
 fn ip_in(client: &Namespace, args: &str) {
     let run = || {
         ip(args);
@@ -329,8 +329,8 @@ fn ip_in(client: &Namespace, args: &str) {
     client.run(run).unwrap();
 }
 
-/// Connects in every way, each SYN of which must be counted.
-fn is_counted(client: &Namespace) {
+/// Connects in every way. Panics unless each SYN is counted.
+fn assert_counted(client: &Namespace) {
     let counted = Counts::of(IFACE).total();
     let sent: u64 = client.run(|| (0..8).map(connect).sum()).unwrap();
     eventually("every SYN is counted", || Counts::of(IFACE).total() == counted + sent);
@@ -354,13 +354,13 @@ fn a_link_that_goes_down_and_up() {
         };
         for (n, end) in (0..).zip([IFACE, PEER, IFACE]) {
             set_keys(IFACE, key(2), Some(key(1)));
-            is_counted(&client);
+            assert_counted(&client);
             set(end, "down");
-            // The controller has looked at it, and goes on.
+            // The controller has noticed, and continues.
             set_keys(IFACE, key(10 + n), Some(key(2)));
             assert_eq!(status(IFACE)["attached"], true);
             set(end, "up");
-            // They went with the link.
+            // These routes went with the link.
             ip("route replace 198.19.0.0/16 via 198.18.0.2");
             ip("-6 route replace 2001:db8:1::/112 via 2001:db8::2");
             let is_served = |family| client.run(|| fast_open(source(family, 9), server(family), DATA));
@@ -371,7 +371,7 @@ fn a_link_that_goes_down_and_up() {
             assert_eq!(xdp_on(IFACE), Some(attached.program));
         }
         set_keys(IFACE, key(2), Some(key(1)));
-        is_counted(&client);
+        assert_counted(&client);
         Counts::of(IFACE).assert_agree(before);
         let log = tfo_run.end(Signal::SIGINT);
         assert!(!log.contains("gone"), "{log}");
@@ -379,12 +379,12 @@ fn a_link_that_goes_down_and_up() {
     });
 }
 
-/// Real clients send `len` bytes, all of them with the SYN once they have a cookie, and each is counted.
-fn is_counted_with(client: &Namespace, len: usize) {
+/// Makes real clients send `len` bytes, all in the SYN once they have a cookie. Panics unless all are counted.
+fn assert_counted_with(client: &Namespace, len: usize) {
     let data = vec![b'x'; len];
     for family in Family::ALL {
         let send = || fast_open(source(*family, 1), server(*family), &data);
-        // The first time a client learns what the server takes.
+        // With the first connection a client learns the server's segment size.
         client.run(send).unwrap();
         let before = Counts::of(IFACE).syn(*family, Class::CookieCurrent);
         client.run(send).unwrap();
@@ -394,7 +394,7 @@ fn is_counted_with(client: &Namespace, len: usize) {
     }
 }
 
-/// Both ends of the link take frames of `mtu` bytes, and the server's end first.
+/// Sets the MTU of both ends of the link, the server's end first.
 fn set_mtu(client: &Namespace, mtu: u32) {
     ip(&format!("link set {IFACE} mtu {mtu}"));
     ip_in(client, &format!("link set {PEER} mtu {mtu}"));
@@ -410,13 +410,13 @@ fn an_mtu_that_changes() {
         let attached = linked(IFACE);
         for (mtu, len) in [(1500, 1000), (1280, 1000), (3000, 2500), (1500, 1000)] {
             set_mtu(&client, mtu);
-            is_counted_with(&client, len);
-            is_counted(&client);
+            assert_counted_with(&client, len);
+            assert_counted(&client);
         }
-        // While the program is in veth's native mode, the kernel itself refuses what would not fit into a page.
+        // In veth's native mode, the kernel refuses frames that do not fit into a page.
         let jumbo = || Ok(Command::new("ip").args(["link", "set", PEER, "mtu", "9000"]).output()?);
         assert!(!client.run(jumbo).unwrap().status.success());
-        is_counted(&client);
+        assert_counted(&client);
         assert_eq!(status(IFACE)["attach"], "native");
         assert_eq!(linked(IFACE), attached);
         assert_eq!(xdp_on(IFACE), Some(attached.program));
@@ -426,7 +426,7 @@ fn an_mtu_that_changes() {
     });
 }
 
-/// Where frames are longer than the driver takes with XDP, it is generic mode, and the data counts in full.
+/// Frames that are too long for the driver's XDP lead to generic mode, and all of their data is counted.
 #[test]
 fn jumbo_frames_are_counted_in_generic_mode() {
     server_and_client(|client| {
@@ -436,12 +436,12 @@ fn jumbo_frames_are_counted_in_generic_mode() {
         let tfo_run = Running::start(&RUN);
         assert_eq!(status(IFACE)["attach"], "generic");
         set_keys(IFACE, key(2), Some(key(1)));
-        is_counted_with(&client, 8000);
-        // Once more, now that the program is there.
+        assert_counted_with(&client, 8000);
+        // This comes again, now that the program is attached.
         set_mtu(&client, 1500);
         set_mtu(&client, 9000);
-        is_counted_with(&client, 8000);
-        is_counted(&client);
+        assert_counted_with(&client, 8000);
+        assert_counted(&client);
         Counts::of(IFACE).assert_agree(before);
         tfo_run.end(Signal::SIGINT);
         assert_clean(IFACE);
@@ -450,13 +450,13 @@ fn jumbo_frames_are_counted_in_generic_mode() {
 
 const NIC: &str = "nic0";
 
-/// Has `nic` receive a SYN.
+/// Makes `nic` receive a SYN.
 fn receive_syn(nic: &mut Tap) {
     let frame = eth().ipv4([192, 0, 2, 1].into(), [192, 0, 2, 2].into()).syn().build();
     nic.receive(&frame).unwrap();
 }
 
-/// With a controller that sees it each time, and some time after or at once.
+/// An interface disappears and returns, at once or after a while, and a controller sees it each time.
 #[test]
 fn an_interface_that_goes_and_comes_back_again_and_again() {
     sandbox(|| {
@@ -499,7 +499,7 @@ fn an_interface_that_goes_while_no_controller_runs() {
     });
 }
 
-/// A name and an index say nothing about which interface it is.
+/// Name and index do not identify an interface.
 #[test]
 fn an_interface_that_comes_back_with_the_same_index() {
     sandbox(|| {
@@ -525,13 +525,13 @@ fn an_interface_that_is_renamed() {
         ip("link set nic0 down");
         ip("link set nic0 name renamed0");
         ip("link set renamed0 up");
-        // Nothing but the name has changed, and the controller is at work.
+        // Only the name has changed, and the controller still works.
         set_keys(NIC, key(1), None);
         assert!(tfo(&["status"]).status.success(), "{}", status(NIC));
         assert_eq!((linked(NIC), xdp_on("renamed0")), (attached, Some(attached.program)));
         receive_syn(&mut nic);
         assert_eq!(Counts::of(NIC).total(), 1);
-        // Under its new name it has a program that is not ours to replace.
+        // Under its new name, the interface has a program of another owner.
         let (code, error) = failure(&tfo(&["run", "-i", "renamed0"]));
         assert_eq!(code, Some(1));
         assert!(error.contains("renamed: run `tfo unload -i OLDNAME`"), "{error}");
@@ -540,7 +540,7 @@ fn an_interface_that_is_renamed() {
     });
 }
 
-/// What was left on the renamed one is not detached for the new one.
+/// The program on the renamed interface is not detached on behalf of the new one.
 #[test]
 fn an_interface_that_takes_the_name_of_a_renamed_one() {
     sandbox(|| {
@@ -554,7 +554,7 @@ fn an_interface_that_takes_the_name_of_a_renamed_one() {
         assert_eq!(code, Some(1));
         assert!(error.contains("renamed") && error.contains("`tfo unload -i nic0`"), "{error}");
         assert_eq!((linked(NIC), xdp_on("renamed0")), (attached, Some(attached.program)));
-        // As it says.
+        // This is the command that the message names.
         assert!(tfo(&["unload", "-i", NIC]).status.success());
         assert_clean("renamed0");
         let tfo_run = Running::start(&["-i", NIC]);

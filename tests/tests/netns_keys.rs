@@ -1,4 +1,4 @@
-//! Keys that change: what clients with old cookies get, and what becomes of a rotation that is disturbed.
+//! Rotations: cookies of old keys, a controller that is killed, emergencies, and requests from strangers.
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
 use std::{
@@ -10,10 +10,7 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    mount::{MsFlags, mount},
-    sys::signal::Signal,
-};
+use nix::sys::signal::Signal;
 use tfo_common::{
     class::Class,
     cookie,
@@ -21,17 +18,17 @@ use tfo_common::{
     segment::Family,
     verdict::Verdict,
 };
-use tfo_tests::netns::{
-    BPFFS, Counts, IFACE, Running, StopOnDrop, eventually, failure, ip, key, keys_status, rotate, sandbox,
-    server_and_client, set_keys, status, tfo, xdp_on,
+use tfo_tests::{
+    netns::{
+        BPFFS, Counts, IFACE, Running, StopOnDrop, eventually, failure, ip, key, keys_status, rotate,
+        sandbox, server_and_client, set_keys, status, tfo, xdp_on,
+    },
+    random_keys::{kernel_keys, wait_until_in_step, with_random_keys},
 };
 use tfo_userspace::{
     control::{self, FOLDER},
     dataplane::{Publish, pins::Bpffs},
-    kernel::{
-        sysctl::{self, KernelKeys},
-        tcp_ext::TcpExt,
-    },
+    kernel::{sysctl::KeySysctl, tcp_ext::TcpExt},
     keys::{
         keeper::{Keeper, Maps, Source},
         schedule::Schedule,
@@ -42,36 +39,14 @@ use tfo_userspace::{
         net::{SERVERS, server, source},
         server::Listeners,
     },
-    model::keys::{addresses, fingerprint, key_text, parse_key},
+    model::keys::{addresses, fingerprint, key_text},
 };
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 
-/// A `tfo run` with keys of its own, kept in `state`.
-fn with_random_keys(state: &Path, more: &[&str]) -> Running {
-    let state = state.to_str().unwrap();
-    let running = Running::start(
-        &[&["-i", IFACE, "--keys", "random", "--rotate", "1w", "--key-state", state], more].concat(),
-    );
-    in_step(IFACE, "random");
-    running
-}
-
-/// Waits until the keys of `source` are in the kernel and in the map.
-fn in_step(interface: &str, source: &str) {
-    eventually("kernel and map are in step", || {
-        let status = keys_status(interface);
-        status["source"] == source && status["in_step"] == true
-    });
-}
-
-fn kernel_keys() -> KernelKeys {
-    KernelKeys::parse(&sysctl::read_key().unwrap()).unwrap()
-}
-
-/// A client comes back after 1 to 9 rotations. With `accelerate` its data is accepted from the SYN each time, and it gets a
-/// fresh cookie; the kernel alone refuses it from the second rotation on.
-fn comes_back(mode: &str) {
+/// Connects a client after 1 to 9 rotations. With `accelerate`, the data in its SYN is accepted each time, and it gets
+/// a fresh cookie. The kernel alone refuses it from the second rotation on.
+fn check_returning_client(mode: &str) {
     server_and_client(|client| {
         let _listeners = Listeners::start(&SERVERS).unwrap();
         let dir = tempfile::tempdir().unwrap();
@@ -95,7 +70,7 @@ fn comes_back(mode: &str) {
                     TcpExt { passive_fail: 1, ..TcpExt::default() }
                 };
                 assert_eq!(taken, expected, "{family}, after {rotations} rotations");
-                // And it has a fresh cookie now.
+                // The client has a fresh cookie now.
                 let then = TcpExt::read().unwrap();
                 connect();
                 assert_eq!(TcpExt::read().unwrap() - then, TcpExt { passive: 1, ..TcpExt::default() });
@@ -111,15 +86,15 @@ fn comes_back(mode: &str) {
 
 #[test]
 fn a_client_that_comes_back_is_served_by_accelerate() {
-    comes_back("accelerate");
+    check_returning_client("accelerate");
 }
 
 #[test]
 fn a_client_that_comes_back_is_refused_by_the_kernel_alone() {
-    comes_back("observe");
+    check_returning_client("observe");
 }
 
-/// Crafted SYNs carry a checksum that the kernel verifies: a translated one must still be right.
+/// Crafted SYNs with an old cookie. The kernel verifies the checksum after the translation.
 #[test]
 fn a_translated_cookie_has_a_right_checksum() {
     server_and_client(|client| {
@@ -152,16 +127,16 @@ fn a_translated_cookie_has_a_right_checksum() {
     });
 }
 
-/// The kernel's own rotation test (tools/testing/selftests/net/tcp_fastopen_backup_key.c), harder: the rotation is ours.
+/// The kernel's own test of rotations (tools/testing/selftests/net/tcp_fastopen_backup_key.c), with rotations by tfo.
 #[test]
 fn ten_thousand_connections_through_two_hundred_rotations() {
     const CONNECTIONS: u64 = 10_000;
     server_and_client(|client| {
-        // Each on both addresses; SO_REUSEPORT lets them share.
+        // Each listens on both addresses, which they share by SO_REUSEPORT.
         let _listeners: Vec<_> = (0..4).map(|_| Listeners::start(&SERVERS).unwrap()).collect();
         let dir = tempfile::tempdir().unwrap();
         let _tfo = with_random_keys(&dir.path().join("keys.json"), &[]);
-        // Two clients of each family, each with a cookie before the counting begins.
+        // Two clients of each family get their cookies before the counting begins.
         let connect = |n: u64| {
             let family = Family::ALL[(n % 2) as usize];
             fast_open(source(family, (n / 2 % 2) as u16), server(family), DATA)
@@ -196,7 +171,7 @@ fn ten_thousand_connections_through_two_hundred_rotations() {
     });
 }
 
-/// A leaked key: at once nothing made with it is taken, by the kernel or by the map.
+/// Cookies of a leaked key are refused at once, and the map no longer has the key.
 #[test]
 fn an_emergency_leaves_no_old_key() {
     server_and_client(|client| {
@@ -220,14 +195,13 @@ fn an_emergency_leaves_no_old_key() {
         connect();
         assert_eq!(TcpExt::read().unwrap() - then, TcpExt { passive_fail: 1, ..TcpExt::default() });
         assert_eq!(Counts::of(IFACE).class(Class::CookieUnknown), 1);
-        // Nor does the state file know it.
+        // The state file does not have it, either.
         let state = fs::read_to_string(dir.path().join("keys.json")).unwrap();
         assert!(!state.contains(key_text(leaked.current.unwrap()).as_str()));
     });
 }
 
-/// Where keys are the kernel's an emergency makes no new one, and must not look as if it had: also beside a tfo that could
-/// have made one.
+/// An emergency with `--keys kernel` makes no new key, so it must fail, even beside another tfo that makes keys.
 #[test]
 fn an_emergency_that_makes_no_key_is_no_success() {
     server_and_client(|_| {
@@ -242,24 +216,24 @@ fn an_emergency_that_makes_no_key_is_no_success() {
             let before = kernel_keys();
             let (code, error) = failure(&tfo(&["keys", "rotate", "--emergency", "-i", "v0"]));
             assert_eq!(code, Some(1), "{error}");
-            let current = format!("its current one is {} still", fingerprint(before.current.unwrap()));
+            let current = format!("its current key is still {}", fingerprint(before.current.unwrap()));
             assert!(error.contains("no new key was made") && error.contains(&current), "{error}");
             assert!(kernel_keys() == before);
             assert_eq!(status("v0")["keys"]["retired"], serde_json::json!([]));
         };
         emergency();
-        // A map that holds nothing else is not written again.
+        // A map without other keys is not written again.
         let then = generation();
         emergency();
         assert_eq!(generation(), then);
         let _makes = with_random_keys(&dir.path().join("keys.json"), &[]);
         rotate(&[]);
-        in_step("v0", "kernel");
+        wait_until_in_step("v0", "kernel");
         emergency();
     });
 }
 
-/// The answer to an order names the keys that the kernel has, and says where there is none.
+/// The answer to a request names the kernel's keys, and says which is missing.
 #[test]
 fn an_emergency_says_what_is_in_force() {
     server_and_client(|_| {
@@ -271,8 +245,8 @@ fn an_emergency_says_what_is_in_force() {
     });
 }
 
-/// A controller that has not seen yet that its keys are not the kernel's any more: an emergency of another one leaves the
-/// kernel's in its map, not its own.
+/// A controller may not have noticed yet that another process has changed the kernel's keys. An emergency leaves the
+/// kernel's keys in its map, not its own.
 #[test]
 fn an_emergency_leaves_the_kernels_keys_in_every_map() {
     struct Published(Vec<Publish>);
@@ -293,7 +267,7 @@ fn an_emergency_leaves_the_kernels_keys_in_every_map() {
         let held = schedule().held(&secret(), now);
         let mut keeper = Keeper::new(Source::Secret { secret: secret(), schedule: schedule() });
         let mut forget = |current: Key, backup: Option<Key>| {
-            sysctl::KeySysctl::open().unwrap().write(current, backup).unwrap();
+            KeySysctl::open().unwrap().write(current, backup).unwrap();
             let mut maps = Published(Vec::new());
             keeper.forget(now, &mut maps).unwrap();
             maps.0
@@ -305,55 +279,8 @@ fn an_emergency_leaves_the_kernels_keys_in_every_map() {
     });
 }
 
-/// Somebody else writes the sysctl: it is said, counted and followed, and nobody fights.
-#[test]
-fn a_foreign_key_is_followed() {
-    server_and_client(|_| {
-        let dir = tempfile::tempdir().unwrap();
-        let tfo_run = with_random_keys(&dir.path().join("keys.json"), &[]);
-        set_keys(IFACE, key(9), None);
-        eventually("it is counted", || keys_status(IFACE)["failures"] == 1);
-        thread::sleep(Duration::from_millis(500));
-        assert!(kernel_keys().current == Some(key(9)), "it stays");
-        assert_eq!(keys_status(IFACE)["in_step"], false);
-        rotate(&[]);
-        assert_eq!(keys_status(IFACE)["in_step"], true, "told to, we write again");
-        let log = tfo_run.end(Signal::SIGINT);
-        assert!(log.contains("somebody else has set net.ipv4.tcp_fastopen_key"), "{log}");
-    });
-}
-
-/// The sysctl can't be written: it is said, the kernel's keys stay in the map, and the rotation is made up for later.
-#[test]
-fn a_read_only_sysctl_loses_nothing() {
-    server_and_client(|_| {
-        let dir = tempfile::tempdir().unwrap();
-        let _tfo = with_random_keys(&dir.path().join("keys.json"), &[]);
-        let before = kernel_keys();
-        let path = "/proc/sys/net/ipv4/tcp_fastopen_key";
-        let none = None::<&str>;
-        // The controller shares this mount namespace, and opens the file for each rotation.
-        mount(Some(path), path, none, MsFlags::MS_BIND, none).unwrap();
-        mount(none, path, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, none).unwrap();
-        let (code, error) = failure(&tfo(&["keys", "rotate"]));
-        assert_eq!(code, Some(1));
-        assert!(error.contains("cannot open /proc/sys/net/ipv4/tcp_fastopen_key for writing"), "{error}");
-        assert!(kernel_keys() == before);
-        let held = |role: &str| {
-            let keys = keys_status(IFACE)["keys"].as_array().unwrap().clone();
-            keys.iter().find(|key| key["role"] == role).map(|key| key["fingerprint"].clone())
-        };
-        eventually("the map has the kernel's", || {
-            held("current") == Some(fingerprint(before.current.unwrap()).into())
-        });
-        nix::mount::umount(path).unwrap();
-        eventually("the rotation is made up for", || kernel_keys().backup == before.current);
-        in_step(IFACE, "random");
-    });
-}
-
-/// Killed at any moment of a rotation, again and again: the map always covers the kernel's keys, and the next start
-/// finishes what was begun.
+/// The controller is killed at random moments of a rotation. The map always has the kernel's keys, and the next start
+/// finishes the rotation.
 #[test]
 fn kill_9_during_rotations() {
     server_and_client(|_| {
@@ -363,7 +290,7 @@ fn kill_9_during_rotations() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    // It may be killed under it.
+                    // This may fail, since the controller may be killed meanwhile.
                     tfo(&["keys", "rotate"]);
                 }
             });
@@ -385,7 +312,7 @@ fn kill_9_during_rotations() {
     });
 }
 
-/// Rotations while clients come, in accelerate mode: at no moment is a cookie translated into one that the kernel refuses.
+/// Rotations in mode accelerate while clients connect. A cookie is never translated into one that the kernel refuses.
 #[test]
 fn rotations_under_accelerated_traffic_refuse_nobody() {
     server_and_client(|client| {
@@ -427,37 +354,7 @@ fn rotations_under_accelerated_traffic_refuse_nobody() {
     });
 }
 
-/// A secret was replaced: told to, the map forgets the keys of the old one.
-#[test]
-fn a_replaced_secret_can_be_forgotten() {
-    sandbox(|| {
-        ip("link add v0 type veth peer name v1");
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("secret");
-        let start = |byte: u8| {
-            fs::write(&file, [byte; 32]).unwrap();
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-            let source = format!("secret:{}", file.display());
-            let running = Running::start(&["-i", "v0", "--keys", &source, "--rotate", "1w"]);
-            in_step("v0", "secret");
-            running
-        };
-        start(1).kill();
-        let leaked = kernel_keys();
-        let _tfo = start(2);
-        eventually("the kernel has the new secret's keys", || kernel_keys() != leaked);
-        in_step("v0", "secret");
-        let holds =
-            |key: Option<Key>| keys_status("v0")["keys"].to_string().contains(&fingerprint(key.unwrap()));
-        assert!(holds(leaked.current), "as a retired key");
-        rotate(&["--emergency"]);
-        assert!(!holds(leaked.current) && !holds(leaked.backup));
-        let now = kernel_keys();
-        assert!(holds(now.current) && holds(now.backup));
-    });
-}
-
-/// A restart forgets no key: a client's cookie from before is still known.
+/// A restart loses no key, so an earlier cookie is still translated.
 #[test]
 fn a_restart_refuses_nobody() {
     server_and_client(|client| {
@@ -472,7 +369,7 @@ fn a_restart_refuses_nobody() {
             rotate(&[]);
         }
         first.end(Signal::SIGINT);
-        // What a controller leaves that was killed while it wrote, and somebody else's file.
+        // The first file is one that a controller leaves if it is killed while writing. The second is not tfo's.
         let (left, other) =
             (dir.path().join(".keys.json.0123456789abcdef.new"), dir.path().join(".other.new"));
         fs::write(&left, "keys").unwrap();
@@ -486,7 +383,7 @@ fn a_restart_refuses_nobody() {
     });
 }
 
-/// Retired keys that nobody uses any more are given up at the next rotation; those that are used stay.
+/// Retired keys whose cookies no client uses are dropped at the next rotation. Those in use stay.
 #[test]
 fn retired_keys_go_by_evidence() {
     server_and_client(|client| {
@@ -516,151 +413,7 @@ fn retired_keys_go_by_evidence() {
     });
 }
 
-#[test]
-fn an_imported_key_is_used() {
-    server_and_client(|_| {
-        let dir = tempfile::tempdir().unwrap();
-        let _tfo = with_random_keys(&dir.path().join("keys.json"), &[]);
-        let before = kernel_keys();
-        let file = dir.path().join("key");
-        fs::write(&file, key_text(key(7))).unwrap();
-        let output = tfo(&["keys", "import", file.to_str().unwrap()]);
-        assert!(output.status.success(), "{:?}", failure(&output));
-        assert!(kernel_keys() == KernelKeys { current: Some(key(7)), backup: before.current });
-        assert_eq!(keys_status(IFACE)["in_step"], true);
-    });
-}
-
-/// The public tool's vector, through our own command.
-#[test]
-fn derives_what_tofurkey_derives() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("secret");
-    fs::write(&file, "363ec6a05e76eedeb9eb73bc5c25ca5f13f7c1df70c9af3531db4c83d23a8f6b\n").unwrap();
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-    let output =
-        tfo(&["keys", "derive", file.to_str().unwrap(), "--rotate", "1d", "--at", "1000000", "--json"]);
-    let derived: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let shown = |text| fingerprint(parse_key(text).unwrap());
-    assert_eq!(derived["current"], shown("c998252e-8f89667d-31961e08-3897526b"));
-    assert_eq!(derived["backup"], shown("1c9ca1a5-9d295055-f8e3d4df-7107b577"));
-}
-
-/// Two hosts of a fleet, each with its own tfo and kernel: the same secret gives both the same keys.
-#[test]
-fn a_fleet_shares_its_keys() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("secret");
-    fs::write(&file, [0x5a; 32]).unwrap();
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-    let source = format!("secret:{}", file.display());
-    let host = || {
-        let mut keys = KernelKeys::default();
-        sandbox(|| {
-            ip("link add v0 type veth peer name v1");
-            let _tfo = Running::start(&["-i", "v0", "--keys", &source, "--rotate", "1w"]);
-            in_step("v0", "secret");
-            keys = kernel_keys();
-        });
-        keys
-    };
-    let (one, other) = (host(), host());
-    assert!(one == other && one.current.is_some() && one.backup.is_some());
-}
-
-/// Two hosts whose clocks are a quarter of an interval early and late accept each other's cookies all the time.
-#[test]
-fn clocks_may_differ_by_half_an_interval() {
-    const INTERVAL: i64 = 600;
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("secret");
-    fs::write(&file, [0xa5; 32]).unwrap();
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-    let source = format!("secret:{}", file.display());
-    let host = |offset: i64| {
-        let mut keys = KernelKeys::default();
-        sandbox(|| {
-            ip("link add v0 type veth peer name v1");
-            let interval = INTERVAL.to_string() + "s";
-            let _tfo = Running::start_at(offset, &["-i", "v0", "--keys", &source, "--rotate", &interval]);
-            in_step("v0", "secret");
-            keys = kernel_keys();
-        });
-        keys
-    };
-    for eighth in 0..8 {
-        let now = eighth * INTERVAL / 8;
-        let (early, late) = (host(now + INTERVAL / 4), host(now - INTERVAL / 4));
-        let takes = |host: &KernelKeys, cookie_of: &KernelKeys| {
-            host.current == cookie_of.current || host.backup == cookie_of.current
-        };
-        assert!(takes(&early, &late) && takes(&late, &early), "{eighth}/8 of an interval");
-    }
-}
-
-/// The clock goes back below the time at which the newest key was made: it is said, and every key stays.
-#[test]
-fn a_clock_that_goes_back_loses_nothing() {
-    server_and_client(|_| {
-        let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("keys.json");
-        with_random_keys(&state, &[]).end(Signal::SIGINT);
-        let (before, file) = (kernel_keys(), fs::read(&state).unwrap());
-        let arguments =
-            ["-i", IFACE, "--keys", "random", "--rotate", "10s", "--key-state", state.to_str().unwrap()];
-        let tfo_run = Running::start_at(-86_400, &arguments);
-        in_step(IFACE, "random");
-        assert!(kernel_keys() == before);
-        let log = tfo_run.end(Signal::SIGINT);
-        assert!(log.contains("the clock is behind"), "{log}");
-        assert_eq!(fs::read(&state).unwrap(), file);
-    });
-}
-
-/// Two controllers that keep their keys in one file would forget each other's.
-#[test]
-fn a_state_file_has_one_owner() {
-    server_and_client(|_| {
-        ip("link add v0 type veth peer name v1");
-        let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("keys.json");
-        let _tfo = with_random_keys(&state, &[]);
-        let (code, error) =
-            failure(&tfo(&["run", "-i", "v0", "--keys", "random", "--key-state", state.to_str().unwrap()]));
-        assert_eq!(code, Some(1));
-        assert!(error.contains("another tfo keeps its keys in"), "{error}");
-    });
-}
-
-/// Each with its own clear error, before anything is attached.
-#[test]
-fn bad_secrets_and_states_are_refused() {
-    sandbox(|| {
-        ip("link add v0 type veth peer name v1");
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("file");
-        let path = file.to_str().unwrap();
-        let secret = format!("secret:{path}");
-        let refused = |content: &[u8], mode: u32, args: &[&str], expected: &str| {
-            fs::write(&file, content).unwrap();
-            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
-            let (code, error) = failure(&tfo(&[&["run", "-i", "v0"], args].concat()));
-            assert_eq!(code, Some(1), "{error}");
-            assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
-            assert_eq!(fs::read(&file).unwrap(), content, "the file is as it was");
-            assert_eq!(xdp_on("v0"), None);
-        };
-        let from_secret = ["--keys", &secret];
-        refused(&[1; 31], 0o600, &from_secret, "31");
-        refused(&[1; 32], 0o644, &from_secret, "chmod 600");
-        let from_state = ["--keys", "random", "--key-state", path];
-        refused(b"{\"version\":1,\"keys\":[", 0o600, &from_state, path);
-        refused(b"{\"version\":1,\"keys\":[]}", 0o644, &from_state, "chmod 600");
-        refused(b"{\"version\":99,\"keys\":[]}", 0o600, &from_state, "version");
-    });
-}
-
-/// Changes the effective user of this thread; seteuid(3) would change that of all tests.
+/// Changes the effective user of this thread. seteuid(3) would change that of all tests.
 fn become_user(user: libc::uid_t) {
     let same = libc::uid_t::MAX;
     // SAFETY: takes three numbers, and changes nothing but the credentials of the calling thread.
@@ -668,7 +421,7 @@ fn become_user(user: libc::uid_t) {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// A folder in which somebody else could wait for orders: none are taken or given there.
+/// A folder of sockets that belongs to another user is not used, neither by the controller nor by a client.
 #[test]
 fn a_stranger_at_the_socket_learns_nothing() {
     server_and_client(|_| {
@@ -679,7 +432,7 @@ fn a_stranger_at_the_socket_learns_nothing() {
         let (code, error) = failure(&tfo(&["keys", "rotate"]));
         assert_eq!(code, Some(3));
         assert!(error.contains("no controller runs on"), "{error}");
-        // One that listens in its place is not root: it is told nothing.
+        // A listener on the socket that is not root gets no data.
         let pins = Bpffs::new(Path::new(BPFFS)).pins(IFACE);
         let socket = control::socket(&pins).unwrap();
         become_user(65_534);
@@ -698,7 +451,7 @@ fn a_stranger_at_the_socket_learns_nothing() {
     });
 }
 
-/// Nothing that is printed or logged shows a key.
+/// Output and log never show a key.
 #[test]
 fn keys_are_shown_nowhere() {
     server_and_client(|_| {

@@ -1,4 +1,4 @@
-//! Keys where something fails: the sysctl can't be written, the disk is full, a secret is no file.
+//! Faults with keys: the sysctl can't be written, the disk is full, a secret is not a regular file.
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
 use std::{
@@ -42,20 +42,20 @@ use tfo_userspace::{
 const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_fastopen_key";
 const NOTHING: Option<&str> = None;
 
-/// Arguments for keys of its own, kept in `state`, in mode accelerate.
+/// Returns arguments for keys that tfo makes and keeps in `state`, in mode accelerate.
 fn random_keys(state: &Path) -> Vec<&str> {
     let keys = ["--mode", "accelerate", "--keys", "random", "--rotate", "1w", "--key-state"];
     [&["-i", IFACE] as &[&str], &keys, &[state.to_str().unwrap()]].concat()
 }
 
-/// A `tfo run` with them, once they are in force.
+/// Starts `tfo run` with these arguments, and waits until the keys are in force.
 fn with_random_keys(state: &Path) -> Running {
     let running = Running::start(&random_keys(state));
-    in_step();
+    wait_until_in_step();
     running
 }
 
-fn in_step() {
+fn wait_until_in_step() {
     eventually("kernel and map are in step", || {
         let status = keys_status(IFACE);
         status["source"] == "random" && status["in_step"] == true
@@ -66,20 +66,20 @@ fn kernel_keys() -> KernelKeys {
     KernelKeys::read().unwrap()
 }
 
-/// The fingerprint of the key that has `role` in the map.
+/// Returns the fingerprint of the key with `role` in the map.
 fn in_map(role: &str) -> Option<Value> {
     let status = keys_status(IFACE);
     let mut keys = status["keys"].as_array().unwrap().iter();
     keys.find(|key| key["role"] == role).map(|key| key["fingerprint"].clone())
 }
 
-/// Whether the map gives the kernel's keys their roles.
+/// Returns whether the kernel's keys have their roles in the map.
 fn map_has_roles_of(kernel: &KernelKeys) -> bool {
     let expected = |key| Option::map(key, |key| Value::from(fingerprint(key)));
     in_map("current") == expected(kernel.current) && in_map("backup") == expected(kernel.backup)
 }
 
-/// Connects with Fast Open, and returns what the kernel counted.
+/// Connects with Fast Open, and returns the kernel's counts.
 fn connect(client: &Namespace, number: u16) -> TcpExt {
     let to: SocketAddr = server(Family::Ipv4);
     let before = TcpExt::read().unwrap();
@@ -87,7 +87,7 @@ fn connect(client: &Namespace, number: u16) -> TcpExt {
     TcpExt::read().unwrap() - before
 }
 
-/// The sysctl can't be written, in this mount namespace.
+/// Read-only sysctl in this mount namespace.
 struct ReadOnlySysctl;
 
 impl ReadOnlySysctl {
@@ -103,7 +103,7 @@ impl ReadOnlySysctl {
     }
 }
 
-/// The map calls good what the kernel takes, while the kernel does not take the new key. It is logged once.
+/// The map keeps the kernel's keys while the kernel does not take the new key. The failure is logged once.
 #[test]
 fn a_sysctl_that_cannot_be_opened_changes_nothing() {
     server_and_client(|client| {
@@ -114,7 +114,7 @@ fn a_sysctl_that_cannot_be_opened_changes_nothing() {
         connect(&client, 1);
         let before = kernel_keys();
         let read_only = ReadOnlySysctl::new();
-        // The second one makes no further key.
+        // The second rotation makes no further key.
         for _ in 0..2 {
             let (code, error) = failure(&tfo(&["keys", "rotate"]));
             assert_eq!(code, Some(1), "{error}");
@@ -133,16 +133,16 @@ fn a_sysctl_that_cannot_be_opened_changes_nothing() {
         assert!(kernel_keys() == before);
         read_only.end();
         eventually("the rotation is made up for", || kernel_keys().backup == before.current);
-        in_step();
+        wait_until_in_step();
         let log = tfo_run.end(Signal::SIGINT);
         let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
         assert_eq!(lines("cannot open"), 1, "{log}");
-        // At the start, the rotation before, and at the end.
+        // The line may come at the start, at the rotation before, and at the end.
         assert!(lines("the maps know the new keys") <= 3, "{log}");
     });
 }
 
-/// The same where only writing shows it, when the maps know the new keys already.
+/// Only the write fails, after the maps have the new keys. They must return to the kernel's.
 #[test]
 fn a_sysctl_that_cannot_be_written_leaves_the_kernels_keys_in_the_maps() {
     server_and_client(|client| {
@@ -167,7 +167,7 @@ fn a_sysctl_that_cannot_be_written_leaves_the_kernels_keys_in_the_maps() {
     });
 }
 
-/// Keys that the kernel does not hold are forgotten at once, and the one that it holds as soon as it can be.
+/// Keys that the kernel does not hold are removed at once, the one that it holds as soon as possible.
 #[test]
 fn an_emergency_outlives_a_read_only_sysctl() {
     server_and_client(|_| {
@@ -180,16 +180,16 @@ fn an_emergency_outlives_a_read_only_sysctl() {
         let read_only = ReadOnlySysctl::new();
         let (code, error) = failure(&tfo(&["keys", "rotate", "--emergency"]));
         assert_eq!(code, Some(1), "{error}");
-        assert!(error.contains("the leaked key is in the kernel still"), "{error}");
+        assert!(error.contains("the kernel still has the leaked key"), "{error}");
         assert!(map_has_roles_of(&leaked) && in_map("retired").is_none(), "{}", keys_status(IFACE));
         read_only.end();
         eventually("the leaked key is gone", || kernel_keys().current != leaked.current);
-        in_step();
+        wait_until_in_step();
         eventually("nor is it in the map", || keys_status(IFACE)["keys"].as_array().unwrap().len() == 1);
     });
 }
 
-/// A small disk, with a `tfo run` whose state file is on it, once clients have had two keys.
+/// Runs `test` with a `tfo run` whose state file is on a small disk, after two keys.
 fn on_a_small_disk(test: impl FnOnce(&Namespace, &Path, KernelKeys) + Send) {
     server_and_client(|client| {
         let _listeners = Listeners::start(&SERVERS).unwrap();
@@ -203,7 +203,7 @@ fn on_a_small_disk(test: impl FnOnce(&Namespace, &Path, KernelKeys) + Send) {
     });
 }
 
-/// Fills the disk at `dir` by a file, which it returns.
+/// Fills the disk at `dir` by a file, whose path it returns.
 fn fill(dir: &Path) -> PathBuf {
     let path = dir.join("filler");
     let mut file = File::create(&path).unwrap();
@@ -211,7 +211,7 @@ fn fill(dir: &Path) -> PathBuf {
     path
 }
 
-/// Nothing of the leaked keys is in the kernel, in the map or in the file.
+/// Panics if a leaked key is in the kernel, in the map or in the file.
 fn assert_gone(client: &Namespace, state: &Path, leaked: &KernelKeys) {
     let kernel = kernel_keys();
     assert!(kernel.current.is_some() && kernel.current != leaked.current && kernel.backup.is_none());
@@ -224,7 +224,7 @@ fn assert_gone(client: &Namespace, state: &Path, leaked: &KernelKeys) {
     }
 }
 
-/// The file has the kernel's key, and the emergency is over.
+/// Returns whether the file has the kernel's key, and the emergency is over.
 fn is_stored(path: &Path) -> bool {
     let Ok(Some(state)) = State::load(path) else { return false };
     let mode = fs::metadata(path).unwrap().permissions().mode() & 0o7777;
@@ -236,11 +236,11 @@ fn an_emergency_on_a_full_disk() {
     on_a_small_disk(|client, dir, leaked| {
         let state = dir.join("keys.json");
         let filler = fill(dir);
-        // An ordinary rotation is refused: the file comes first.
+        // An ordinary rotation is refused, since the file is written first.
         let (code, error) = failure(&tfo(&["keys", "rotate"]));
         assert_eq!(code, Some(1), "{error}");
         assert!(error.contains("No space left") && kernel_keys() == leaked, "{error}");
-        // The place of the old file is enough.
+        // The space of the old file is enough.
         rotate(&["--emergency"]);
         assert_gone(client, &state, &leaked);
         assert!(State::load(&state).unwrap().is_some());
@@ -255,7 +255,7 @@ fn an_emergency_on_a_full_disk_that_is_freed_later() {
     on_a_small_disk(|client, dir, leaked| {
         let state = dir.join("keys.json");
         let filler = fill(dir);
-        // While it is open here, removing it makes no room.
+        // The file is open here, so its removal frees no space.
         let open = File::open(&state).unwrap();
         let (code, error) = failure(&tfo(&["keys", "rotate", "--emergency"]));
         assert_eq!(code, Some(1), "{error}");
@@ -273,16 +273,16 @@ fn an_emergency_on_a_full_disk_that_is_freed_later() {
         eventually("it is stored", || is_stored(&state));
         drop(open);
         rotate(&[]);
-        in_step();
+        wait_until_in_step();
     });
 }
 
-/// Where the folder is read-only, nor can the old file be removed.
+/// The old file can't be removed from a read-only folder, either.
 #[test]
 fn an_emergency_on_a_read_only_disk() {
     on_a_small_disk(|client, dir, leaked| {
         let state = dir.join("keys.json");
-        // The lock is open for writing, which forbids a whole file system to become read-only.
+        // The lock is open for writing, so the whole file system can't be made read-only.
         mount(Some(dir), dir, NOTHING, MsFlags::MS_BIND, NOTHING).unwrap();
         let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
         mount(NOTHING, dir, NOTHING, read_only, NOTHING).unwrap();
@@ -301,7 +301,7 @@ fn an_emergency_on_a_read_only_disk() {
     });
 }
 
-/// The exit status of `tfo ARGS` and what it complains about. It must end by itself.
+/// Returns the complaint of `tfo ARGS`, which must end by itself.
 fn complaint(args: &[&str]) -> String {
     let mut command = Command::new("timeout");
     let command = command.arg("20").arg(binary()).args(args).stdin(Stdio::null());
@@ -335,7 +335,7 @@ fn a_secret_is_a_file_of_ours() {
 
     fs::write(&path, [7; 32]).unwrap();
     assert!(tfo(&["keys", "derive", secret]).status.success());
-    // Without a name, and not who runs this.
+    // The owner has no name, and is not the user of the test.
     chown(&path, Some(54_321), None).unwrap();
     let error = derive();
     assert!(error.contains("belongs to user 54321") && error.contains("chown"), "{error}");

@@ -1,4 +1,4 @@
-//! `tfo lab` as a user runs it, and the commands beside it.
+//! `tfo lab`, and the commands beside it.
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +19,7 @@ fn the_lab_sees_every_class_and_agrees_with_the_kernel() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // Other commands find it while it runs.
+        // Other commands find the lab while it runs.
         eventually("the lab runs", || tfo(&["status"]).status.success());
         eventually("the lab has traffic", || Counts::of(INTERFACE).class(Class::CookieBackup) > 0);
         let text = String::from_utf8(tfo(&["counters"]).stdout).unwrap();
@@ -30,18 +30,18 @@ fn the_lab_sees_every_class_and_agrees_with_the_kernel() {
         let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{said}{log}");
         assert!(said.contains("agrees with the kernel: every class seen"), "{said}");
-        // Before Linux 5.15 it isn't.
+        // Outcomes are not counted before Linux 5.15.
         let is_expected = |line: &str| line.contains("outcomes of connections are not counted");
         assert!(log.lines().all(is_expected), "{log}");
         let seen: BTreeSet<_> = said.split_whitespace().collect();
         assert!(Class::ALL.iter().all(|class| seen.contains(class.name())), "{said}");
-        // Nothing is left, in this namespace or in the BPF file system.
+        // Nothing is left in this namespace or in the BPF file system.
         assert_eq!(tfo(&["status"]).status.code(), Some(3));
         assert!(!std::path::Path::new(BPFFS).join("tfo").exists());
     });
 }
 
-/// A lab that was killed leaves pins of namespaces that are gone: the next one starts all the same.
+/// A killed lab leaves pins of namespaces that no longer exist. The next one starts all the same.
 #[test]
 fn a_killed_lab_is_no_obstacle() {
     sandbox(|| {

@@ -1,4 +1,4 @@
-//! Attaching, taking over, refusing, leaving.
+//! Attaching, taking over, refusing and unloading.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
@@ -88,9 +88,9 @@ fn several_interfaces_have_their_own_state() {
     });
 }
 
-/// An interface with somebody else's program on it, which keeps `tfo run` from starting.
+/// Returns a program of another owner on an interface, which keeps `tfo run` from starting.
 fn occupied(name: &str) -> Object {
-    // Our own program, but attached by somebody who is not a tfo controller: no pins.
+    // It is our own program, but without pins it does not belong to a tfo controller.
     let mut foreign = Object::load(&LoadOptions::new(LinkLayer::Ethernet, Mode::Observe), None).unwrap();
     foreign.program().unwrap().attach(name, XdpMode::default()).unwrap();
     foreign
@@ -121,7 +121,7 @@ fn a_start_that_fails_half_way_leaves_what_was_there() {
     });
 }
 
-/// The kernel chooses its key while we attach to one interface after the other: all must have it in the end.
+/// The kernel chooses its key while tfo attaches to several interfaces. In the end all must have it.
 #[test]
 fn a_key_that_changes_during_the_start_reaches_every_interface() {
     sandbox(|| {
@@ -152,7 +152,7 @@ fn a_key_that_changes_during_the_start_reaches_every_interface() {
     });
 }
 
-/// What can't be understood is not taken for "no key".
+/// An unreadable sysctl does not mean "no key".
 #[test]
 fn an_unreadable_key_changes_nothing() {
     sandbox(|| {
@@ -194,7 +194,7 @@ fn an_interface_that_goes_and_comes_back_is_attached_again() {
     });
 }
 
-/// A controller that can't answer does not stand in the way for ever, nor harm the next one when it wakes up.
+/// A stalled controller does not block the next one for ever, and does it no harm when it continues.
 #[test]
 fn a_stalled_controller_lets_go_when_it_wakes() {
     sandbox(|| {
@@ -214,7 +214,7 @@ fn a_stalled_controller_lets_go_when_it_wakes() {
     });
 }
 
-/// Whoever reads the log may go away: the controller goes on.
+/// The controller continues when the reader of its log ends.
 #[test]
 fn a_closed_log_ends_nothing() {
     sandbox(|| {
@@ -256,7 +256,8 @@ fn a_change_of_the_key_arrives_and_zeros_are_no_key() {
     });
 }
 
-/// A controller is killed and another takes over, under traffic: each SYN is counted, by a program that never left.
+/// A controller is killed under traffic, and another takes over. Each SYN is counted, and the program is never
+/// detached.
 #[test]
 fn takes_over_after_kill_9_with_no_counter_lost() {
     server_and_client(|client| {
@@ -355,14 +356,14 @@ fn leaves_a_foreign_program_alone() {
     });
 }
 
-/// That there is a program at the index of ours does not make it ours.
+/// A program at the same interface index need not be tfo's.
 #[test]
 fn an_interface_that_comes_back_with_a_foreign_program_is_not_taken_for_ours() {
     sandbox(|| {
         let add = || ip("link add name v0 index 77 type veth peer name v1");
         add();
         let tfo_run = Running::start(&["-i", "v0"]);
-        // All between two looks of the controller.
+        // All of this happens between two looks of the controller.
         tfo_run.signal(Signal::SIGSTOP);
         ip("link del v0");
         add();
@@ -379,7 +380,7 @@ fn an_interface_that_comes_back_with_a_foreign_program_is_not_taken_for_ours() {
     });
 }
 
-/// An interface of the same name as one that is gone: counters go on, the program is attached anew.
+/// An interface is made again under its name. The counts continue, and the program is attached again.
 #[test]
 fn an_interface_that_was_made_anew_is_attached_again() {
     sandbox(|| {
@@ -395,7 +396,7 @@ fn an_interface_that_was_made_anew_is_attached_again() {
     });
 }
 
-/// Pins of a tfo with other maps: its counters can't be read on, but the program is replaced all the same.
+/// Pins of a tfo with other maps: the counters can't be carried over, but the program is replaced.
 #[test]
 fn maps_of_another_layout_are_replaced() {
     sandbox(|| {
@@ -418,7 +419,7 @@ fn maps_of_another_layout_are_replaced() {
     });
 }
 
-/// Until the new program is in force, nothing of the old one is given up.
+/// The old program stays complete until the new one is in force.
 #[test]
 fn maps_of_another_layout_stay_if_the_start_fails() {
     sandbox(|| {
@@ -428,7 +429,7 @@ fn maps_of_another_layout_stay_if_the_start_fails() {
         fs::remove_file(&info).unwrap();
         aya::maps::Array::<aya::maps::MapData, u64>::create(1, 0).unwrap().pin(&info).unwrap();
         let before = pins("v0");
-        // Too few descriptors to load the program with.
+        // This limit on descriptors is too low to load the program.
         let script = "ulimit -n 12; exec \"$0\" run -i v0";
         let failed = std::process::Command::new("sh").args(["-c", script]).arg(binary()).output().unwrap();
         assert_eq!(failed.status.code(), Some(1), "{:?}", failure(&failed));
@@ -438,7 +439,7 @@ fn maps_of_another_layout_stay_if_the_start_fails() {
     });
 }
 
-/// Where no BPF file system is mounted, the usual place gets one, for as long as it is needed.
+/// Without a mounted BPF file system, tfo mounts one at the usual place for as long as it runs.
 #[test]
 fn mounts_the_bpf_file_system_and_unmounts_it() {
     sandbox(|| {
@@ -453,7 +454,7 @@ fn mounts_the_bpf_file_system_and_unmounts_it() {
     });
 }
 
-/// The program's own log: off unless asked for.
+/// The program's own log is off by default.
 #[test]
 fn rare_events_are_logged_on_request() {
     server_and_client(|client| {
@@ -472,7 +473,7 @@ fn rare_events_are_logged_on_request() {
     });
 }
 
-/// Two namespaces may have interfaces of one name, but not one set of pins.
+/// Interfaces of the same name in two namespaces can't share pins.
 #[test]
 fn pins_of_another_namespace_are_left_alone() {
     server_and_client(|client| {
@@ -492,7 +493,7 @@ fn pins_of_another_namespace_are_left_alone() {
     });
 }
 
-/// Keys are in the map before the first packet is seen: no valid cookie counts as unknown.
+/// Keys are in the map before the first packet, so no valid cookie is unknown.
 #[test]
 fn a_start_under_traffic_knows_the_keys_at_once() {
     server_and_client(|client| {

@@ -1,4 +1,4 @@
-//! `tfo listeners`: what sockets that other processes hold are set to.
+//! `tfo listeners`: settings of sockets in other processes.
 
 use std::net::TcpStream;
 
@@ -15,7 +15,7 @@ use tfo_userspace::{
     model::keys::fingerprint,
 };
 
-/// A sandbox with a loopback interface, and these bits of net.ipv4.tcp_fastopen.
+/// Runs `test` in a sandbox with a loopback interface, and with these bits of net.ipv4.tcp_fastopen.
 fn host(bits: u32, test: impl FnOnce() + Send) {
     sandbox(|| {
         ip("link set lo up");
@@ -24,14 +24,14 @@ fn host(bits: u32, test: impl FnOnce() + Send) {
     });
 }
 
-/// What `tfo listeners --json` says.
+/// Returns the output of `tfo listeners --json`.
 fn listeners() -> Value {
     let output = tfo(&["listeners", "--json"]);
     assert!(output.status.success(), "{:?}", failure(&output));
     serde_json::from_slice(&output.stdout).expect("one JSON document")
 }
 
-/// What it says of the one on `address`.
+/// Returns the listener on `address`.
 fn listener(address: &str) -> Value {
     let all = listeners();
     let mut found = all["listeners"].as_array().expect("rows").iter().filter(|row| row["address"] == address);
@@ -44,18 +44,18 @@ fn warning(address: &str) -> String {
     listener(address)["warning"].as_str().unwrap_or_default().to_owned()
 }
 
-/// What the only process holding a listener is.
+/// Returns the expected processes of a listener that only `holder` has.
 fn held_by(holder: &Holder) -> Value {
     json!([{"pid": holder.id(), "name": "sleep"}])
 }
 
-/// Waits until nobody else holds it: what another test's thread starts has all that is open here, for an instant.
+/// Waits until only `holder` has the listener: children of other tests inherit all descriptors for an instant.
 fn wait_until_held_by(holder: &Holder, address: &str) {
     eventually("only sleep holds it", || listener(address)["processes"] == held_by(holder));
 }
 
 #[test]
-fn what_another_process_has_set_is_told() {
+fn settings_of_another_process_are_shown() {
     host(CLIENT | SERVER, || {
         let plain = Listener::on("127.0.0.1:80").fast_open(5).backlog(3).held();
         let own = *b"sixteen bytes!!!";
@@ -85,7 +85,7 @@ fn what_another_process_has_set_is_told() {
         assert!(warning("127.0.0.1:82").starts_with("off: the server does not set TCP_FASTOPEN"), "{shown}");
         assert_eq!(listener("[::1]:83")["warning"], Value::Null);
 
-        // The key is in neither form, as bytes or as digits.
+        // The key is not shown, neither as bytes nor as digits.
         let text = String::from_utf8(tfo(&["listeners"]).stdout).unwrap();
         for said in [text.clone(), listeners().to_string()] {
             let hex: String = own.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -126,9 +126,9 @@ fn a_listener_for_multipath_tcp_is_asked_too() {
         let holder = Listener::multipath("127.0.0.1:80").backlog(4).held();
         wait_until_held_by(&holder, "127.0.0.1:80");
         let shown = listener("127.0.0.1:80");
-        // Before Linux 6.2 such a socket does not pass the question on.
+        // Before Linux 6.2 an MPTCP socket does not pass this option on.
         let is_asked = shown["fast_open"] == json!({"queue": 0, "own_keys": [], "no_cookie": false});
-        let refuses = "the socket does not tell its TCP_FASTOPEN: Operation not supported";
+        let refuses = "cannot read the socket's TCP_FASTOPEN: Operation not supported";
         let is_refused = shown["unknown"].as_str().is_some_and(|why| why.starts_with(refuses));
         assert!(is_asked || is_refused, "{shown}");
     });
@@ -156,7 +156,7 @@ fn the_bits_of_the_sysctl_decide() {
 fn a_full_accept_queue_is_seen() {
     host(CLIENT | SERVER, || {
         let _full = Listener::on("127.0.0.1:80").fast_open(5).backlog(1).held();
-        // One more than the limit is taken.
+        // The queue takes one connection more than its limit.
         let _one = TcpStream::connect("127.0.0.1:80").unwrap();
         eventually("one waits", || listener("127.0.0.1:80")["backlog"]["waiting"] == 1);
         assert_eq!(warning("127.0.0.1:80"), "");
@@ -184,14 +184,14 @@ fn a_socket_that_cannot_be_asked_says_why() {
     host(CLIENT | SERVER, || {
         let holder = Listener::on("127.0.0.1:80").fast_open(5).held();
         wait_until_held_by(&holder, "127.0.0.1:80");
-        // As in a container that may not trace.
+        // EPERM is the error in a container without the right to trace.
         let refused = Fault::Fails(libc::EPERM);
         let shown = fault::with_call(libc::SYS_pidfd_getfd, refused, || listener("127.0.0.1:80"));
         assert_eq!(shown["fast_open"], Value::Null);
         assert_eq!(shown["processes"], held_by(&holder));
         let expected = format!("cannot get the socket from sleep ({}): it takes CAP_SYS_PTRACE", holder.id());
         assert!(shown["unknown"].as_str().unwrap().starts_with(&expected), "{shown}");
-        // What comes of it being asked through its process, and not by a guess.
+        // This shows that the queue's length comes from the process, and is no guess.
         assert_eq!(listener("127.0.0.1:80")["fast_open"]["queue"], 5);
     });
 }
@@ -205,6 +205,6 @@ fn without_root_every_listener_is_still_there() {
         let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
         let row = &shown["listeners"][0];
         assert_eq!((&row["address"], &row["fast_open"]), (&json!("127.0.0.1:80"), &Value::Null));
-        assert_eq!(row["unknown"], "who holds it is for root to see: run it with sudo");
+        assert_eq!(row["unknown"], "only root sees which process holds it: run it with sudo");
     });
 }

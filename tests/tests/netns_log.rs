@@ -1,10 +1,10 @@
-//! The log of `tfo run`, in each of its forms, and how much of it there is.
+//! Log of `tfo run` in each of its formats and levels.
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tfo_tests::netns::{Running, failure, ip, sandbox, tfo};
 
-/// What is logged by a `tfo run ARGS` under `env ENVIRONMENT` that attaches and ends.
+/// Returns the log of a `tfo run ARGS` under `env ENVIRONMENT` that attaches and ends.
 fn logged(environment: &[&str], args: &[&str]) -> String {
     let mut log = String::new();
     sandbox(|| {
@@ -36,7 +36,7 @@ fn json_is_for_programs() {
     assert!(line["timestamp"].as_str().is_some_and(|time| time.parse::<jiff::Timestamp>().is_ok()), "{line}");
 }
 
-/// sd-daemon(3): the number of the level in front, and no time.
+/// Lines for sd-daemon(3) begin with the number of their level, and have no time.
 #[test]
 fn the_journal_gets_levels() {
     let log = logged(&[], &["--log-format", "journald"]);
@@ -48,13 +48,13 @@ fn the_journal_gets_levels() {
 fn the_environment_decides_what_is_logged() {
     assert_eq!(logged(&["RUST_LOG=error"], &["-v"]), "");
     assert!(logged(&["RUST_LOG=error,tfo=info"], &[]).contains("  INFO v0: attached"));
-    // Libraries are asked as well, and say much.
+    // RUST_LOG applies to libraries, too, which log much.
     assert!(!logged(&[], &["-v"]).contains(" DEBUG "));
     assert!(logged(&["RUST_LOG=debug"], &[]).contains(" DEBUG "));
 }
 
 #[test]
-fn what_is_no_filter_is_refused() {
+fn invalid_filters_are_refused() {
     let output = std::process::Command::new(tfo_tests::netns::binary())
         .args(["listeners"])
         .env("RUST_LOG", "tfo=loud")

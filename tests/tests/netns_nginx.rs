@@ -1,4 +1,4 @@
-//! The servers and clients that people really use: nginx with `fastopen=`, curl with `--tcp-fastopen`.
+//! Common servers and clients: nginx with `fastopen=`, curl with `--tcp-fastopen`.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use tfo_userspace::{
 
 const PAGE: &str = "hello from nginx";
 
-/// An nginx in the calling thread's namespace, ended when dropped.
+/// nginx in the calling thread's namespace, ended when dropped.
 struct Nginx {
     child: Child,
     _dir: tempfile::TempDir,
@@ -58,7 +58,7 @@ impl Drop for Nginx {
     }
 }
 
-/// What curl gets, with Fast Open, from `client`'s namespace.
+/// Returns the page that curl gets with Fast Open from `client`'s namespace.
 fn curl(client: &Namespace, server: IpAddr) -> String {
     let host = if server.is_ipv6() { format!("[{server}]") } else { server.to_string() };
     let output = client.run(|| {
@@ -75,7 +75,7 @@ fn curl(client: &Namespace, server: IpAddr) -> String {
 #[test]
 fn nginx_and_curl() {
     server_and_client(|client| {
-        // Its own connections go over the loopback, which nobody watches.
+        // nginx's own connections use the loopback, on which there is no program.
         let _nginx = Nginx::start();
         let before = TcpExt::read().unwrap();
         let _tfo = Running::start(&["-i", IFACE]);
@@ -83,7 +83,8 @@ fn nginx_and_curl() {
 
         for (family, server) in Family::ALL.iter().zip(SERVERS) {
             set_keys(IFACE, key(1), None);
-            // The client asks for a cookie, uses it, uses it as the backup key's, and uses the fresh one it got then.
+            // The client requests a cookie, uses it, uses it again under the backup key, and then uses the fresh
+            // cookie.
             let visits = [
                 (Class::CookieRequest, 0),
                 (Class::CookieCurrent, 1),

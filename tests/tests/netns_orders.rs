@@ -1,4 +1,4 @@
-//! What outlives what: orders to hide, and what depends on a controller that confirms the keys.
+//! Lifetime of orders to hide, and of the confirmation of keys by a controller.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
@@ -39,31 +39,31 @@ use tfo_userspace::{
 const WEB: &str = "[[service]]\nname = \"web\"\nports = [7413]\nmode = \"shield\"\n";
 const MORE_ROOM: &str = "[maps]\nsources = 131072\n";
 
-/// `tfo ARGS`, which must succeed.
+/// Runs `tfo ARGS`, which must succeed.
 fn order(args: &[&str]) {
     let output = tfo(args);
     assert!(output.status.success(), "{args:?}: {:?}", failure(&output));
 }
 
-/// What `tfo status` says is hidden.
+/// Returns what is hidden, by `tfo status`.
 fn hidden() -> Value {
     status(IFACE)["hidden"].clone()
 }
 
-/// SYNs with Fast Open that the kernel's TCP has seen.
+/// Returns the number of SYNs with Fast Open that the kernel's TCP has seen.
 fn seen_by_the_kernel() -> u64 {
     let TcpExt { cookie_reqd, passive, passive_fail, .. } = TcpExt::read().unwrap();
     cookie_reqd + passive + passive_fail
 }
 
-/// Whether the kernel sees that a client asks for a cookie, or comes with one.
-fn is_seen(client: &Namespace) -> bool {
+/// Returns whether the kernel sees a client's request or cookie.
+fn connect_is_seen(client: &Namespace) -> bool {
     let before = seen_by_the_kernel();
     client.run(|| fast_open(source(Family::Ipv4, 1), server(Family::Ipv4), b"GET /")).unwrap();
     seen_by_the_kernel() > before
 }
 
-/// So many services on ports that nobody uses.
+/// Returns the text of `count` services on unused ports.
 fn services(count: u16) -> String {
     (0..count).map(|n| format!("[[service]]\nname = \"s{n}\"\nports = [{}]\n", 10_000 + n)).collect()
 }
@@ -74,11 +74,11 @@ fn hidden_is_hidden_until_it_is_shown() {
         let _listeners = Listeners::start(&SERVERS).unwrap();
         let config = Config::new(IFACE, WEB);
         let running = config.run();
-        assert!(is_seen(&client));
+        assert!(connect_is_seen(&client));
         order(&["hide", "--all"]);
         let assert_hidden = |way: &str| {
             assert_eq!(hidden(), json!(["all"]), "{way}");
-            assert!(!is_seen(&client), "{way}");
+            assert!(!connect_is_seen(&client), "{way}");
         };
         assert_hidden("the order");
         running.end(Signal::SIGTERM);
@@ -94,22 +94,22 @@ fn hidden_is_hidden_until_it_is_shown() {
         config.write(&format!("{WEB}{}", services(100)));
         let running = config.run();
         assert_hidden("more services than fitted");
-        // In a mode that changes nothing, what was ordered is changed all the same.
+        // An order takes effect even in a mode that changes nothing.
         config.write("[[service]]\nname = \"web\"\nports = [7413]\n");
         order(&["reload"]);
         assert_hidden("reload into observe");
         running.end(Signal::SIGTERM);
-        // As after a reboot: nothing is left but files.
+        // As after a reboot, nothing is left but files.
         umount(BPFFS).unwrap();
         mount_on("bpf", BPFFS);
         eventually("the program is gone with its link", || xdp_on(IFACE).is_none());
-        assert!(is_seen(&client));
+        assert!(connect_is_seen(&client));
         config.write(WEB);
         let running = config.run();
         assert_hidden("reboot");
         order(&["show", "--all"]);
         assert_eq!(hidden(), json!([]));
-        assert!(is_seen(&client));
+        assert!(connect_is_seen(&client));
         running.kill();
         let running = config.run();
         assert_eq!(hidden(), json!([]), "shown is shown");
@@ -120,7 +120,7 @@ fn hidden_is_hidden_until_it_is_shown() {
     });
 }
 
-/// By its name, whether it is there or not.
+/// An order for an absent service waits for a service of that name.
 #[test]
 fn an_order_for_a_service_waits_for_it() {
     server_and_client(|client| {
@@ -128,15 +128,15 @@ fn an_order_for_a_service_waits_for_it() {
         let config = Config::new(IFACE, WEB);
         let running = config.run();
         order(&["hide", "--service", "web"]);
-        assert!(!is_seen(&client));
+        assert!(!connect_is_seen(&client));
         config.write(&WEB.replace("web", "shop"));
         order(&["reload"]);
-        assert!(is_seen(&client), "another service");
+        assert!(connect_is_seen(&client), "another service");
         config.write(WEB);
         order(&["reload"]);
-        assert!(!is_seen(&client));
+        assert!(!connect_is_seen(&client));
         assert_eq!(hidden(), json!([{"service": "web"}]));
-        // Without it, the order can be taken back all the same; but not twice.
+        // Without the service, the order can be taken back once, but not twice.
         config.write(&WEB.replace("web", "shop"));
         order(&["reload"]);
         order(&["show", "--service", "web"]);
@@ -145,7 +145,7 @@ fn an_order_for_a_service_waits_for_it() {
         assert!(error.contains("there is no service web"), "{error}");
         config.write(WEB);
         order(&["reload"]);
-        assert!(is_seen(&client));
+        assert!(connect_is_seen(&client));
         running.end(Signal::SIGINT);
     });
 }
@@ -171,7 +171,7 @@ fn an_interface_made_anew_has_its_orders() {
     });
 }
 
-/// Cookies that nobody can know to be forged are let through: the controller is stopped, and the kernel has another key.
+/// Cookies that can't be judged pass: the controller is stopped, and the kernel has another key.
 #[test]
 fn shed_drops_no_good_cookie_while_nobody_confirms_the_keys() {
     server_and_client(|client| {
@@ -187,12 +187,12 @@ fn shed_drops_no_good_cookie_while_nobody_confirms_the_keys() {
             client.run(|| syn.data(b"GET /").send(from(number), to.ip())).unwrap();
         };
         let unknown = |verdict| Counts::of(IFACE).verdict(Class::CookieUnknown, verdict);
-        // While all is well, forged ones are dropped.
+        // Forged cookies are dropped while the keys are confirmed.
         (1..5).for_each(|number| send(number, 9));
         eventually("they are dropped", || unknown(Verdict::Drop) >= 3);
         running.signal(Signal::SIGSTOP);
         KeySysctl::open().unwrap().write(key(2), None).unwrap();
-        // Five seconds after the last confirmation, and the one that may have been under way.
+        // The wait is five seconds after the last confirmation, and one more for a confirmation in progress.
         thread::sleep(Duration::from_secs(6));
         let (passive, dropped) = (TcpExt::read().unwrap().passive, unknown(Verdict::Drop));
         (100..120).for_each(|number| send(number, 2));
@@ -209,7 +209,7 @@ fn shed_drops_no_good_cookie_while_nobody_confirms_the_keys() {
     });
 }
 
-/// Whoever gave an order that a stopped controller did not take up was told so: it is not carried out later.
+/// A client that gave up waiting for a stopped controller was told so. Its order is not carried out later.
 #[test]
 fn an_order_that_was_given_up_is_not_carried_out() {
     sandbox(|| {
@@ -220,13 +220,13 @@ fn an_order_that_was_given_up_is_not_carried_out() {
         assert_eq!(code, Some(1));
         assert!(error.contains("no answer") && error.contains("is it stopped?"), "{error}");
         running.signal(Signal::SIGCONT);
-        // It has taken it up by the time that it answers another one.
+        // When it answers this order, it has read the earlier one, too.
         order(&["hide", "--source", "192.0.2.1"]);
         assert_eq!(status("v0")["hidden"], json!([{"source": "192.0.2.1/32"}]));
     });
 }
 
-/// The socket of an attachment: below a folder of root's.
+/// Connects to the socket of the attachment, in a folder of root's.
 fn socket() -> UnixStream {
     let sockets: Vec<_> = fs::read_dir(FOLDER).unwrap().flatten().map(|entry| entry.path()).collect();
     let [path] = &sockets[..] else { panic!("{sockets:?}") };
@@ -234,7 +234,7 @@ fn socket() -> UnixStream {
 }
 
 #[test]
-fn what_is_no_order_is_told_so() {
+fn invalid_requests_are_refused() {
     sandbox(|| {
         ip("link add v0 type veth peer name v1");
         let running = Running::start(&["-i", "v0"]);
@@ -242,7 +242,7 @@ fn what_is_no_order_is_told_so() {
             (r#"{"version":9,"deadline_ns":1,"order":"reload"}"#, "understands version 1"),
             (
                 r#"{"version":1,"deadline_ns":18446744073709551615,"order":"dance"}"#,
-                "does not understand that order",
+                "does not understand that request",
             ),
             (r#"{"version":1,"deadline_ns":1,"order":"reload"}"#, "came too late"),
             ("reload", "no request"),
@@ -264,7 +264,7 @@ fn what_is_no_order_is_told_so() {
     });
 }
 
-/// Names that anybody can take are nobody's: the socket of the first tfo was an abstract one.
+/// An abstract socket, which any user can make, has no effect. The first tfo used one.
 #[test]
 fn a_stranger_with_the_name_disarms_nothing() {
     sandbox(|| {
@@ -274,7 +274,7 @@ fn a_stranger_with_the_name_disarms_nothing() {
         let _running = Running::start(&["-i", "v0", "--mode", "shield"]);
         order(&["hide", "--all"]);
         assert_eq!(status("v0")["hidden"], json!(["all"]));
-        // Who does not see the folder gives no orders.
+        // Without the folder, no orders can be given.
         mount_on("tmpfs", "/run");
         let (code, error) = failure(&tfo(&["show", "--all"]));
         assert_eq!(code, Some(3));
@@ -283,7 +283,7 @@ fn a_stranger_with_the_name_disarms_nothing() {
     });
 }
 
-/// Two network namespaces and two BPF file systems, in which interfaces have the same name.
+/// Two network namespaces and two BPF file systems, with interfaces of the same name.
 #[test]
 fn orders_reach_the_controller_of_their_attachment() {
     sandbox(|| {
@@ -310,7 +310,7 @@ fn orders_reach_the_controller_of_their_attachment() {
         };
         assert_eq!(hidden(tfo(&["hide", "--list", "--json"])), json!(["all"]));
         assert_eq!(hidden(other(&["hide", "--list", "--json"])), json!([{"source": "192.0.2.1/32"}]));
-        // Each is kept for the one that it was given to.
+        // Each order stays with the interface that it was given for.
         here.end(Signal::SIGTERM);
         running.end(Signal::SIGTERM);
         let _here = Running::start(&["-i", "v0"]);
@@ -320,7 +320,7 @@ fn orders_reach_the_controller_of_their_attachment() {
     });
 }
 
-/// What lies in a folder that somebody else could have filled is not used.
+/// Files in a folder that another user could have written are not used.
 #[test]
 fn a_foreign_pin_folder_is_refused() {
     sandbox(|| {
@@ -337,7 +337,7 @@ fn a_foreign_pin_folder_is_refused() {
     });
 }
 
-/// An emergency reaches each program by whoever controls it now, or by the command itself where nobody does.
+/// An emergency reaches each program through its controller, or directly if it has none.
 #[test]
 fn an_emergency_reaches_every_map() {
     sandbox(|| {
@@ -355,7 +355,7 @@ fn an_emergency_reaches_every_map() {
         let leaked = current("a0");
         let knows =
             |interface: &str| status(interface)["keys"].to_string().contains(leaked.as_str().unwrap());
-        // a1 goes to another controller, b0 to a third one, which is stopped; nobody controls b1.
+        // a1 goes to another controller, and b0 to a third one, which is stopped. b1 has no controller.
         order(&["unload", "-i", "a1"]);
         let second = Running::start(&["-i", "a1", "--mode", "accelerate"]);
         let third = Running::start(&["-i", "b0", "--mode", "accelerate"]);
@@ -374,15 +374,15 @@ fn an_emergency_reaches_every_map() {
     });
 }
 
-/// In a container, whose cgroup namespace shows only a part, connections can't be followed: that is said.
+/// Connections can't be followed in a container whose cgroup namespace hides the root. That is logged.
 #[test]
-fn a_part_of_the_cgroups_is_no_root() {
+fn a_cgroup_namespace_hides_the_root() {
     use tfo_userspace::kernel::cgroup::Cgroup2;
     sandbox(|| {
         let Cgroup2::Root(root) = Cgroup2::find().unwrap() else { panic!("this host has a cgroup2") };
         let part = root.join(format!("tfo-test-{}", std::process::id()));
         fs::create_dir(&part).unwrap();
-        // A process of its own: the tests go on where they are.
+        // This is another process, since the tests must stay in their cgroup.
         let script = "echo $$ > $1/cgroup.procs; exec unshare --cgroup --mount sh -c '\
                       while umount -l /sys/fs/cgroup 2>/dev/null; do :; done; mount -t cgroup2 none /sys/fs/cgroup; \
                       ip link add v0 type veth peer name v1; $0 check; \
@@ -402,7 +402,7 @@ fn a_part_of_the_cgroups_is_no_root() {
     });
 }
 
-/// A tfo that is started by a shell in the background of a service: SIGTERM leaves all in place.
+/// A shell of a service starts tfo in the background. SIGTERM leaves everything in place.
 #[test]
 fn a_stop_leaves_everything_and_an_unload_nothing() {
     sandbox(|| {

@@ -1,4 +1,4 @@
-//! What becomes of SYNs with a good cookie: accepted, refused, and how much waiting that saved.
+//! Outcomes of SYNs with a good cookie: accepted, refused, and the round trips saved.
 
 use std::{
     collections::VecDeque,
@@ -50,7 +50,7 @@ fn service(counts: &Counts, name: &str) -> Value {
     services.into_iter().find(|service| service["name"] == name).unwrap_or(Value::Null)
 }
 
-/// Real connections of both families and both kinds, also to a socket that serves both; each is counted for its service.
+/// Real connections of both families and both kinds, also to a socket for both families, are counted for their service.
 #[test]
 fn accepted_is_what_the_kernel_counts() {
     server_and_client(|client| {
@@ -80,7 +80,7 @@ fn accepted_is_what_the_kernel_counts() {
         for family in Family::ALL {
             forged(&client, *family, 20, 7500, &key(1));
         }
-        // A cookie that is good, without data, also makes a child.
+        // A good cookie without data also makes a child.
         let (from, to) = (source(Family::Ipv4, 30), server(Family::Ipv4));
         let good = cookie::make(&key(1), &addresses(from, to.ip()).unwrap()).to_le_bytes();
         client.run(|| Syn::new(3000, to.port(), 1).fast_open(&good).send(from, to.ip())).unwrap();
@@ -94,7 +94,7 @@ fn accepted_is_what_the_kernel_counts() {
         assert_eq!(service(&counts, "both")["accepted"], 2);
         assert_eq!(service(&counts, "other")["accepted"], 0);
         assert_eq!(counts.outcome("refused"), 0);
-        // The handshakes of the real clients have ended; the others' clients answered with a reset.
+        // The handshakes of the real clients have ended. The forged ones were answered with a reset.
         let saved = &service(&counts, "lab")["rtt_saved"];
         eventually("all handshakes have ended", || {
             service(&Counts::of(IFACE), "lab")["rtt_saved"]["connections"] == 16
@@ -105,7 +105,7 @@ fn accepted_is_what_the_kernel_counts() {
     });
 }
 
-/// The service of a SYN is that of its port, for every class.
+/// The port determines the service of a SYN, for every class.
 #[test]
 fn syns_are_counted_by_service() {
     server_and_client(|client| {
@@ -131,11 +131,11 @@ fn syns_are_counted_by_service() {
     });
 }
 
-/// What services there were stays counted over a restart with others.
+/// SYNs of earlier services stay counted after a restart with other services.
 #[test]
 fn services_change_over_a_restart() {
     server_and_client(|client| {
-        // What one service leaves on a CPU, the next could find there only.
+        // On one CPU, a service would find the leftovers of another in its counters.
         let mut one = CpuSet::new();
         one.set(sched_getcpu().unwrap()).unwrap();
         sched_setaffinity(Pid::from_raw(0), &one).unwrap();
@@ -147,7 +147,7 @@ fn services_change_over_a_restart() {
             client.run(|| Syn::new(port, server_port, 1).fast_open(&[]).send(from, to)).unwrap();
             eventually("it is counted", || Counts::of(IFACE).total() == total + 1);
         };
-        // As many as the closer looks stand for: a new service begins anew in that, too.
+        // This sums up the looks. A new service starts its sampling afresh, too.
         let requests = || {
             let state: Value = serde_json::from_slice(&tfo(&["top", "--json"]).stdout).unwrap();
             state["prefixes"][0]["requests"].clone()
@@ -162,7 +162,7 @@ fn services_change_over_a_restart() {
         send(2);
         first.kill();
         let second = Running::start(&["-i", IFACE, "--service", "b=2", "--service", "c=1"]);
-        // While one generation follows the other, those of both are shown.
+        // During the change of generations, services of both are shown.
         eventually("the services are the second's", || packets("a").is_none() && packets("c").is_some());
         send(1);
         send(2);
@@ -179,7 +179,7 @@ fn services_change_over_a_restart() {
     });
 }
 
-/// A cookie that is good, and a kernel that has reasons to answer with an ordinary handshake all the same.
+/// A good cookie, and a kernel with reasons to answer by an ordinary handshake.
 #[test]
 fn a_good_cookie_that_is_refused() {
     server_and_client(|client| {
@@ -194,7 +194,7 @@ fn a_good_cookie_that_is_refused() {
 
         forged(&client, Family::Ipv4, 1, 100, &key(1));
         forged(&client, Family::Ipv4, 2, 101, &key(1));
-        // Its answers get lost, so the first child keeps the one place.
+        // The server's answers are lost, so the first child keeps the only place.
         ip("neighbour replace 198.18.0.2 lladdr 02:00:00:00:00:99 dev srv0 nud permanent");
         for number in 3..=6 {
             forged(&client, Family::Ipv4, number, 102, &key(1));
@@ -215,7 +215,7 @@ fn a_good_cookie_that_is_refused() {
     });
 }
 
-/// Another process's connections, in a namespace of their own, are none of ours.
+/// Connections of another process in its own namespace are not counted.
 #[test]
 fn other_namespaces_are_left_alone() {
     server_and_client(|_client| {
@@ -236,7 +236,7 @@ fn sandboxed_connections() {
     });
 }
 
-/// A controller that is killed and comes again, and one that ends: nothing is counted twice, nor after the end.
+/// A controller is killed and another starts, and later ends: nothing is counted twice or after the end.
 #[test]
 fn outcomes_survive_the_controller() {
     server_and_client(|client| {
@@ -263,7 +263,7 @@ fn outcomes_survive_the_controller() {
     });
 }
 
-/// The wire takes its time: a thread carries frames from one end to the other, each a while after it came.
+/// A thread carries frames between both ends of a slow wire, each after a delay.
 #[test]
 fn the_round_trip_saved_is_the_wires() {
     const ONE_WAY: Duration = Duration::from_millis(15);
@@ -305,7 +305,7 @@ fn the_round_trip_saved_is_the_wires() {
         stop.store(true, Ordering::Relaxed);
         wire.join().unwrap();
 
-        // The median connection is in one bucket, whose mean it is taken for.
+        // The median connection is in one bucket, so the bucket's mean is the median.
         let saved = service(&Counts::of("near"), "other")["rtt_saved"].clone();
         let round_trip = 2.0 * ONE_WAY.as_secs_f64();
         let bucket =
@@ -317,7 +317,7 @@ fn the_round_trip_saved_is_the_wires() {
     });
 }
 
-/// Carries frames between the two, until `stop`.
+/// Carries frames between the two ends, until `stop`.
 fn carry(mut ends: [Tap; 2], one_way: Duration, stop: &AtomicBool) {
     let mut under_way: [VecDeque<(Instant, Vec<u8>)>; 2] = Default::default();
     while !stop.load(Ordering::Relaxed) {

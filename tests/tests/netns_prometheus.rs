@@ -1,5 +1,5 @@
-//! What Prometheus and Grafana make of the metrics: promtool on a real scrape, on the alerts and on the dashboard's
-//! expressions, and docs/metrics.md.
+//! Metrics in Prometheus and Grafana: promtool on a real scrape, on the alerts and on the dashboard's expressions, and
+//! docs/metrics.md.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
@@ -23,7 +23,7 @@ use tfo_userspace::lab::{
     server::Listeners,
 };
 
-/// `promtool ARGS`, with `input`; what it said must be nothing where it has nothing to complain of.
+/// Runs `promtool ARGS` with `input`. Returns whether it succeeded, and its output.
 fn promtool(args: &[&str], input: &str) -> (bool, String) {
     let mut child = Command::new("promtool")
         .args(args)
@@ -38,24 +38,24 @@ fn promtool(args: &[&str], input: &str) -> (bool, String) {
     (output.status.success(), String::from_utf8(said).unwrap())
 }
 
-/// Where a file of the workspace is.
+/// Returns the path of a file of the workspace.
 fn path(file: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
     path.to_str().expect("the workspace lies at a path of text").to_owned()
 }
 
-/// A file of the workspace, as text.
+/// Returns the text of a file of the workspace.
 fn file(file: &str) -> String {
     fs::read_to_string(path(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
-/// The metrics that `expressions` use.
+/// Returns the metrics that `expressions` use.
 fn used(expressions: &str) -> BTreeSet<&str> {
     let words = expressions.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'));
     words.filter(|word| word.starts_with("tfo_")).collect()
 }
 
-/// Every `expr` in `value`.
+/// Collects every `expr` in `value`.
 fn expressions<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
     match value {
         Value::Object(fields) => {
@@ -67,7 +67,7 @@ fn expressions<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
     }
 }
 
-/// A scrape of a tfo that has all there is.
+/// Returns a scrape of a tfo with all metrics.
 fn scrape_of_everything() -> String {
     let mut text = String::new();
     server_and_client(|client| {
@@ -85,7 +85,7 @@ fn scrape_of_everything() -> String {
         eventually("keys are in step", || {
             tfo(&["status", "-i", IFACE]).status.success() && get("/healthz").status == 200
         });
-        // A cookie, and a connection that begins with data.
+        // The client requests a cookie, and then connects with data in the SYN.
         let connect = || fast_open(source(Family::Ipv4, 1), server(Family::Ipv4), b"some data");
         client.run(|| connect().and_then(|_| connect())).unwrap();
         eventually("the connection is counted", || {
@@ -96,13 +96,13 @@ fn scrape_of_everything() -> String {
     text
 }
 
-/// Prometheus' own tool finds nothing wrong with the metrics.
+/// promtool finds no fault in the metrics.
 #[test]
 fn promtool_has_no_complaint_about_metrics() {
     assert_eq!(promtool(&["check", "metrics"], &scrape_of_everything()), (true, String::new()));
 }
 
-/// docs/metrics.md lists the metrics that there are, with their types and labels, and no others.
+/// docs/metrics.md lists exactly the metrics of a scrape, with types and labels.
 #[test]
 fn the_docs_list_exactly_the_metrics_of_a_scrape() {
     let text = scrape_of_everything();
@@ -130,7 +130,7 @@ fn the_docs_list_exactly_the_metrics_of_a_scrape() {
     assert_eq!(served, listed, "the scrape (left), docs/metrics.md (right)");
 }
 
-/// The alerts are valid, fire when they should and not otherwise; and all that they use is there.
+/// The alerts are valid, fire when they should and only then, and use existing metrics.
 #[test]
 fn alerts_are_what_they_promise() {
     let (is_fine, said) = promtool(&["check", "rules", &path("dist/prometheus/tfo.rules.yml")], "");
@@ -140,7 +140,7 @@ fn alerts_are_what_they_promise() {
     assert_served(&used(&file("dist/prometheus/tfo.rules.yml")));
 }
 
-/// Each expression of the dashboard is one, and all that they use is there.
+/// Expressions of the dashboard are valid, and use existing metrics.
 #[test]
 fn the_dashboard_shows_what_there_is() {
     let dashboard: Value = serde_json::from_str(&file("dist/grafana/tfo.json")).unwrap();
@@ -150,7 +150,7 @@ fn the_dashboard_shows_what_there_is() {
     assert!(names.len() > 10, "{names:?}");
     assert_served(&names.iter().map(String::as_str).collect());
 
-    // As Grafana fills them in, each the expression of a rule.
+    // The variables are replaced as Grafana does, and each expression becomes a rule.
     let rules = all.iter().enumerate().map(|(number, expression)| {
         let expression = expression.replace("$__rate_interval", "1m").replace("$__range", "3h");
         serde_json::json!({"record": format!("panel:{number}"), "expr": expression})
@@ -173,7 +173,7 @@ fn assert_served(names: &BTreeSet<&str>) {
     assert!(missing.is_empty(), "no scrape has {missing:?}");
 }
 
-/// A Prometheus in the calling thread's namespace that scrapes the tfo there, with our alerts; ended when dropped.
+/// Prometheus in the calling thread's namespace, which scrapes the tfo there with our alerts. It is ended when dropped.
 struct Prometheus {
     child: Child,
     _dir: tempfile::TempDir,
@@ -200,7 +200,7 @@ impl Prometheus {
         Self { child, _dir: dir }
     }
 
-    /// The answer of its API to `what`; null where it does not answer.
+    /// Returns the answer of its API to `what`, or null if it does not answer.
     fn ask(what: &str) -> Value {
         let url = format!("http://127.0.0.1:9090/api/v1/{what}");
         let output = Command::new("curl").args(["--silent", "--noproxy", "*", "--globoff", &url]).output();
@@ -215,7 +215,7 @@ impl Drop for Prometheus {
     }
 }
 
-/// A real Prometheus takes what it gets, knows the types, and its alerts see what they are to see.
+/// A real Prometheus accepts the metrics, knows their types, and evaluates the alerts.
 #[test]
 fn prometheus_takes_the_metrics() {
     server_and_client(|_client| {

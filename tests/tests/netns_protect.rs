@@ -1,4 +1,4 @@
-//! What the protections are for: attacks on a real listener, without them and with them. Each test prints what came of it:
+//! Effects of the protections: attacks on a real listener, without and with them. Each test prints its result:
 //! `cargo test -p tfo-tests --test netns_protect -- --nocapture`.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
@@ -14,13 +14,13 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 use tfo_common::{
-    class::Class, cookie, counters::Guarded, parse::LinkLayer, policy::Guard, segment::Family,
+    class::Class, cookie, counters::GuardCounts, parse::LinkLayer, policy::Guard, segment::Family,
     verdict::Verdict,
 };
 use tfo_tests::{
     config::{Config, guarded, protected},
     listener::Listener,
-    netns::{Counts, IFACE, StopOnDrop, eventually, ip, is_idle, key, sandbox, server_and_client},
+    netns::{Counts, IFACE, StopOnDrop, eventually, has_no_connections, ip, key, sandbox, server_and_client},
     packet::{Carry as _, Tcp, eth, eth_between, flag},
     server::Server,
     tap::Tap,
@@ -41,14 +41,14 @@ use tfo_userspace::{
 
 const PORT: u16 = 7413;
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
-/// The client's end of the veth pair.
+/// Client's end of the veth pair.
 const CLIENT: &str = "tfo-client";
 const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
-/// [`server_and_client`], with a network of the attacker's behind the client, which lets packets to there vanish; and with a
-/// network of the server's, since a client's kernel remembers the cookies of a handful of its addresses for each of the
-/// server's only (TCP_METRICS_RECLAIM_DEPTH).
+/// Runs `test` with a network of the attacker's behind the client, which drops packets to that network. The server has
+/// a further network, since a client's kernel remembers only a few of its own addresses' cookies for each address of
+/// the server (TCP_METRICS_RECLAIM_DEPTH).
 fn with_attacker(test: impl FnOnce(Namespace) + Send) {
     server_and_client(|client| {
         KeySysctl::open().unwrap().write(key(1), None).unwrap();
@@ -65,12 +65,12 @@ fn with_attacker(test: impl FnOnce(Namespace) + Send) {
     });
 }
 
-/// An address of the attacker's.
+/// Returns an address of the attacker.
 fn attacker(number: u16) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(198, 20, 0, 0).to_bits() | u32::from(number))
 }
 
-/// The first of the server's addresses that [`with_attacker`] adds, and so on.
+/// Returns the `number`-th address of the server that [`with_attacker`] adds.
 fn another_server(number: u8) -> SocketAddr {
     SocketAddr::new(Ipv4Addr::new(198, 18, 128, number).into(), PORT)
 }
@@ -79,7 +79,7 @@ fn good_cookie(from: IpAddr, to: IpAddr) -> [u8; 8] {
     cookie::make(&key(1), &addresses(from, to).unwrap()).to_le_bytes()
 }
 
-/// A SYN of the attacker's to the server, across the veth pair.
+/// Returns a SYN of the attacker to the server, across the veth pair.
 fn attack(from: Ipv4Addr, port: u16, cookie: &[u8]) -> Tcp {
     let IpAddr::V4(to) = server(Family::Ipv4).ip() else { unreachable!("it is IPv4's") };
     eth_between(CLIENT_MAC, SERVER_MAC)
@@ -91,10 +91,10 @@ fn attack(from: Ipv4Addr, port: u16, cookie: &[u8]) -> Tcp {
         .data(DATA)
 }
 
-/// The sequence number of the attacker's SYNs: what the builder has of itself.
+/// Sequence number of the attacker's SYNs, which is the builder's default.
 const ISN: u32 = 0x0102_0304;
 
-/// Whether the data of the SYN from `client` was taken, as the answer says.
+/// Returns whether the SYN-ACK shows that the data of the SYN from `client` was accepted.
 fn is_taken(wire: &Wire, client: SocketAddr, data: &[u8]) -> bool {
     let mut answer = None;
     eventually("the SYN is answered", || {
@@ -106,12 +106,12 @@ fn is_taken(wire: &Wire, client: SocketAddr, data: &[u8]) -> bool {
     answer.unwrap().acknowledged == ISN + 1 + data.len() as u32
 }
 
-/// How many connections from there have had the data of their SYN taken.
+/// Returns the number of connections of `client` whose SYN data was accepted.
 fn taken_from(client: &Namespace) -> u64 {
     client.run(TcpExt::read).unwrap().active
 }
 
-/// How many there were, and how many of them were served with Fast Open.
+/// Numbers of connections, and of those with Fast Open.
 #[derive(Clone, Copy, Debug)]
 struct Served {
     connections: u64,
@@ -125,9 +125,9 @@ impl Served {
     }
 }
 
-/// A listener with a queue of 16, and a hostile source with a good cookie: each time its SYN is taken it waits until the
-/// connection is accepted and resets it, for which the kernel keeps the place in the queue taken for a minute. Besides, 120
-/// clients connect.
+/// Runs a listener with a queue of 16, a hostile source with a good cookie, and 120 clients. Each time the source's SYN
+/// is accepted, it waits for the connection to be accepted and resets it. The kernel then keeps the place in the queue
+/// occupied for a minute.
 fn beside_a_hostile_source(guards: Option<&str>) -> (Served, Option<[u64; 2]>) {
     const CLIENTS: u8 = 120;
     const ATTACKS: u16 = 48;
@@ -139,7 +139,7 @@ fn beside_a_hostile_source(guards: Option<&str>) -> (Served, Option<[u64; 2]>) {
             let from = source(Family::Ipv4, number.into());
             client.run(|| fast_open(from, another_server(number), DATA)).unwrap();
         };
-        // Each gets a cookie.
+        // Each client gets a cookie.
         (1..=CLIENTS).for_each(connect);
         let (wire, hostile) = client.run(|| Ok((Wire::at(CLIENT), attacker(1)))).unwrap();
         let cookie = good_cookie(hostile.into(), server(Family::Ipv4).ip());
@@ -151,7 +151,7 @@ fn beside_a_hostile_source(guards: Option<&str>) -> (Served, Option<[u64; 2]>) {
             wire.send(&attack(hostile, port, &cookie).build());
             if is_taken(&wire, from, DATA) {
                 taken += 1;
-                eventually("it is accepted", || server_at.knows(from));
+                eventually("it is accepted", || server_at.has_heard_from(from));
                 let IpAddr::V4(to) = server(Family::Ipv4).ip() else { unreachable!("it is IPv4's") };
                 let reset = eth_between(CLIENT_MAC, SERVER_MAC).ipv4(hostile, to).tcp(flag::RST);
                 wire.send(&reset.ports(port, PORT).sequence(ISN + 1 + DATA.len() as u32).build());
@@ -171,7 +171,7 @@ fn beside_a_hostile_source(guards: Option<&str>) -> (Served, Option<[u64; 2]>) {
     result.unwrap()
 }
 
-/// RFC 7413, 5.1: resource exhaustion.
+/// RFC 7413, section 5.1: resource exhaustion.
 #[test]
 fn fair_keeps_the_queue_for_the_others() {
     let (without, _) = beside_a_hostile_source(None);
@@ -188,14 +188,14 @@ fn fair_keeps_the_queue_for_the_others() {
     assert!(acted >= 40, "{acted}");
 }
 
-/// What came of a flood.
+/// Results of a flood.
 struct Flood {
     served: Served,
     sent: u64,
     lasted: Duration,
 }
 
-/// SYNs with random cookies from random sources, as fast as they can be sent, while clients connect one after the other.
+/// Sends SYNs with random cookies from random sources as fast as possible, while clients connect one after the other.
 fn under_a_flood(connections: u64, guards: Option<&str>, look: impl FnOnce(&Flood) + Send) {
     const FORGED: usize = 20_000;
     with_attacker(|client| {
@@ -239,7 +239,7 @@ fn under_a_flood(connections: u64, guards: Option<&str>, look: impl FnOnce(&Floo
     });
 }
 
-/// RFC 7413, 5: a flood of forged cookies.
+/// RFC 7413, section 5: a flood of forged cookies.
 #[test]
 fn shed_serves_clients_under_a_flood() {
     under_a_flood(100, None, |flood| {
@@ -258,30 +258,30 @@ fn shed_serves_clients_under_a_flood() {
         assert!(served.percent() >= 99.9, "{served:?}");
         let most = 50 + 50 * (lasted.as_secs() + 1);
         assert!(passed <= most, "{passed} passed, of at most {most}");
-        // A SYN that is forged once more while the kernel still answers the first is none to it.
+        // The kernel does not count a forged SYN that repeats another one while it still answers that.
         assert!(served.kernel.passive_fail <= passed, "{served:?}");
         assert_eq!(guarded(IFACE, Guard::Shed).acted, dropped);
         assert!(dropped > 10_000, "{dropped}");
     });
 }
 
-/// What the server's application answers, however little it was asked.
+/// Length of the answer of the server's application, however short the request.
 const ANSWER: usize = 100_000;
 
 fn answer(_: &[u8]) -> Vec<u8> {
     (0..ANSWER).map(|at| (at % 251) as u8).collect()
 }
 
-/// What is sent to a client that shows a good cookie and never says anything again: it may be somebody else's name.
+/// Bytes sent to a client that uses a good cookie once and is silent then. Its address may be someone else's.
 #[derive(Clone, Copy, Debug, Default)]
 struct Amplified {
-    /// The length of the SYN, from its IP header on.
+    /// Length of the SYN from its IP header on.
     received: usize,
-    /// That of the first SYN-ACK, and of all data behind it.
+    /// Length of the first SYN-ACK and all data behind it.
     sent: usize,
-    /// Of those, the data.
+    /// Length of the data alone.
     data: usize,
-    /// SYN-ACKs that came again, all bytes of them.
+    /// Length of all repeated SYN-ACKs.
     repeated: usize,
 }
 
@@ -292,7 +292,7 @@ impl Amplified {
 }
 
 fn amplified(guards: Option<&str>, request: &[u8]) -> Amplified {
-    /// SYN-ACKs are repeated after 1 s and after 3 s: after these, whatever was to be sent at once has been.
+    /// Number of repeated SYN-ACKs, which come after 1 s and after 3 s. By then all immediate data has been sent.
     const REPEATED: usize = 2;
     let mut result = Amplified::default();
     sandbox(|| {
@@ -325,7 +325,7 @@ fn amplified(guards: Option<&str>, request: &[u8]) -> Amplified {
             syn_acks == 1 + REPEATED
         });
         result.received = Seen::of(&syn).unwrap().ip_len;
-        // It was asked, and has much more to say.
+        // The application got the request, and has much more to send.
         assert_eq!(server_at.times(request), usize::from(!request.is_empty()));
         if guards.is_some() {
             assert_eq!(guarded("nic0", Guard::Clamp).acted, 1);
@@ -334,7 +334,7 @@ fn amplified(guards: Option<&str>, request: &[u8]) -> Amplified {
     result
 }
 
-/// RFC 7413, 5.2: amplified reflection.
+/// RFC 7413, section 5.2: amplified reflection.
 #[test]
 fn clamp_bounds_what_an_unproved_source_is_sent() {
     let request = [b'x'; 400];
@@ -350,7 +350,7 @@ fn clamp_bounds_what_an_unproved_source_is_sent() {
     assert_eq!(with.data, request.len());
 }
 
-/// A connection with Fast Open to `to`, which says `data`; what it is answered, to the end.
+/// Connects to `to` with Fast Open, sends `data`, and returns the whole answer.
 fn ask(to: SocketAddr, data: &[u8], len: usize) -> anyhow::Result<Vec<u8>> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     socket.send_to_with_flags(data, &to.into(), libc::MSG_FASTOPEN)?;
@@ -375,14 +375,14 @@ fn clamp_leaves_a_real_client_its_answer() {
                 start.elapsed()
             );
         }
-        // The first has no cookie yet.
+        // The first connection has no cookie yet.
         assert_eq!(taken_from(&client), 7);
         assert_eq!(guarded(IFACE, Guard::Clamp).acted, 7);
         assert_eq!(Counts::of(IFACE).verdict(Class::CookieCurrent, Verdict::Pass), 7);
     });
 }
 
-/// Each of those that remember something, over one family after the other, and until it is forgotten.
+/// Guards that keep state, over both families in turn, until the state expires.
 #[test]
 fn both_families_are_protected() {
     server_and_client(|client| {
@@ -391,7 +391,7 @@ fn both_families_are_protected() {
         let _servers: Vec<_> = _servers.collect();
         let guards = "once = { remember = \"2s\" }\nfair = { limit = \"1/h\" }\nclamp = true\nshed = { limit = \"2/h\", burst = 2 }";
         let _tfo = protected(IFACE, PORT, Some(guards));
-        // Before Linux 5.15, connections can't be followed, and no replay is known.
+        // Before Linux 5.15 connections can't be followed, so replays are not recognized.
         let follows = *Counts::of(IFACE).field("outcomes") == true;
         let replay = if follows { Guard::Once } else { Guard::Fair };
         println!("connections are followed: {follows}");
@@ -404,8 +404,8 @@ fn both_families_are_protected() {
                 client.run(|| Syn::new(port, PORT, 1).fast_open(cookie).data(DATA).send(from, to)).unwrap();
                 sent += 1;
                 eventually("it is counted", || Counts::of(IFACE).total() == sent);
-                // Its client answers with a reset.
-                eventually("the connection is over", is_idle);
+                // The client answers with a reset.
+                eventually("the connection is over", has_no_connections);
                 let kernel = TcpExt::read().unwrap() - kernel;
                 let new = |guard: &Guard| guarded(IFACE, *guard).acted > acted[guard.index()];
                 let acted: Vec<_> = Guard::ALL.iter().copied().filter(new).collect();
@@ -423,19 +423,19 @@ fn both_families_are_protected() {
             assert_eq!(send(3001, &good), (ordinary, vec![Guard::Fair]), "{family}");
             let refused = TcpExt { passive_fail: 1, ..ordinary };
             assert_eq!(send(3002, &[7; 8]), (refused, vec![]), "{family}");
-            // Two are let through of both families together.
+            // Two SYNs of both families together pass.
             if *family == Family::Ipv6 {
                 assert_eq!(send(3003, &[8; 8]), (ordinary, vec![Guard::Shed]), "{family}");
             }
             thread::sleep(Duration::from_secs(3).saturating_sub(replayed.elapsed()));
-            // Forgotten: to `once` it is a SYN like any other.
+            // The state has expired, so `once` lets the SYN pass.
             assert_eq!(send(3000, &good), (ordinary, vec![Guard::Fair]), "{family}");
         }
     });
 }
 
-/// Everything that there is to trip over, under `policy`; nothing is done to any of it.
-fn only_counted(service: &str) {
+/// Sends SYNs that trip every guard of `service`, and panics unless all are only counted.
+fn assert_only_counted(service: &str) {
     server_and_client(|client| {
         KeySysctl::open().unwrap().write(key(1), None).unwrap();
         let _server = Server::echo(Listener::on(&format!("0.0.0.0:{PORT}")).fast_open(64).listen());
@@ -449,12 +449,12 @@ fn only_counted(service: &str) {
             client.run(|| syn.send(from, to)).unwrap();
             sent += 1;
             eventually("it is counted", || Counts::of(IFACE).total() == sent);
-            // Its client answers with a reset.
-            eventually("the connection is over", is_idle);
+            // The client answers with a reset.
+            eventually("the connection is over", has_no_connections);
         };
         let good = good_cookie(from, to);
         send(3000, &good);
-        // The same SYN again, and more than one an hour.
+        // The same SYN is sent again, and more than one SYN in an hour.
         send(3000, &good);
         send(3001, &[7; 8]);
         send(3002, &[8; 8]);
@@ -469,7 +469,7 @@ fn only_counted(service: &str) {
         let would =
             [(Guard::Hide, 5), (Guard::Once, 1), (Guard::Fair, 1), (Guard::Clamp, 2), (Guard::Shed, 1)];
         for (guard, would) in would {
-            assert_eq!(guarded(IFACE, guard), Guarded { acted: 0, would }, "{guard}");
+            assert_eq!(guarded(IFACE, guard), GuardCounts { acted: 0, would }, "{guard}");
         }
     });
 }
@@ -480,12 +480,12 @@ const DRY: &str = "{ dry_run = true }";
 fn dry_runs_are_only_counted() {
     let limits =
         "fair = { limit = \"1/h\", dry_run = true }\nshed = { limit = \"1/h\", drop = true, dry_run = true }";
-    only_counted(&format!("mode = \"shield\"\nhide = {DRY}\nonce = {DRY}\nclamp = {DRY}\n{limits}"));
+    assert_only_counted(&format!("mode = \"shield\"\nhide = {DRY}\nonce = {DRY}\nclamp = {DRY}\n{limits}"));
 }
 
-/// In the other modes, every protection is a dry run.
+/// Protections are dry runs in the other modes.
 #[test]
 fn observers_only_count() {
     let limits = "fair = { limit = \"1/h\" }\nshed = { limit = \"1/h\", drop = true }";
-    only_counted(&format!("mode = \"observe\"\nhide = true\nonce = true\nclamp = true\n{limits}"));
+    assert_only_counted(&format!("mode = \"observe\"\nhide = true\nonce = true\nclamp = true\n{limits}"));
 }

@@ -1,4 +1,4 @@
-//! The kill switch, and a configuration that changes all the time: both while clients connect, of which none may notice.
+//! The kill switch, and frequent reloads, both while clients connect. No client may notice.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
@@ -33,22 +33,22 @@ use tfo_userspace::{
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 const WEB: &str = "[[service]]\nname = \"web\"\nports = [7413]\nmode = \"shield\"\n";
 const SHOP: &str = "[[service]]\nname = \"shop\"\nports = [7414]\nmode = \"shield\"\n";
-/// The client's end of the veth pair.
+/// Client's end of the veth pair.
 const CLIENT: &str = "tfo-client";
 
-/// A client: where it connects from, and where to.
+/// Source address of a client, and destination.
 type Ends = (IpAddr, SocketAddr);
 
 fn over(family: Family, number: u16, port: u16) -> Ends {
     (source(family, number), SocketAddr::new(server(family).ip(), port))
 }
 
-/// A listener for each of `addresses`.
+/// Starts an echo server for each of `addresses`.
 fn servers(addresses: impl IntoIterator<Item = SocketAddr>) -> Vec<Server> {
     addresses.into_iter().map(|address| Server::echo(listen(address).unwrap())).collect()
 }
 
-/// Connections that have succeeded; they go on until it is stopped.
+/// Successful connections of background clients.
 #[derive(Default)]
 struct Traffic {
     stop: AtomicBool,
@@ -56,8 +56,8 @@ struct Traffic {
 }
 
 impl Traffic {
-    /// Connects with Fast Open all the time, again and again by each of `ends`, while `test` runs. Every connection must
-    /// succeed.
+    /// Runs `test` while each of `ends` connects with Fast Open again and again. Every connection must succeed. Returns
+    /// their number.
     fn during(client: &Namespace, ends: &[Ends], test: impl FnOnce(&Self)) -> u64 {
         let traffic = Self::default();
         thread::scope(|scope| {
@@ -83,20 +83,20 @@ impl Traffic {
         traffic.done.into_inner()
     }
 
-    /// Waits for `count` more.
+    /// Waits for `count` more connections.
     fn more(&self, count: u64) {
         let enough = self.done.load(Ordering::Relaxed) + count;
         eventually("clients go on", || self.done.load(Ordering::Relaxed) >= enough);
     }
 }
 
-/// SYNs with Fast Open that the kernel's TCP has seen.
+/// Returns the number of SYNs with Fast Open that the kernel's TCP has seen.
 fn seen_by_the_kernel() -> u64 {
     let TcpExt { cookie_reqd, passive, passive_fail, .. } = TcpExt::read().unwrap();
     cookie_reqd + passive + passive_fail
 }
 
-/// `tfo ARGS`, which must succeed.
+/// Runs `tfo ARGS`, which must succeed.
 fn order(args: &[&str]) -> String {
     let start = Instant::now();
     let output = tfo(args);
@@ -105,7 +105,7 @@ fn order(args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// From the moment that the order is carried out, over both families. What reaches the stack is whole: each checksum is right.
+/// An order takes effect when its command returns, over both families. Each hidden SYN has a right checksum.
 #[test]
 fn hide_all_is_in_force_at_once() {
     server_and_client(|client| {
@@ -127,7 +127,7 @@ fn hide_all_is_in_force_at_once() {
                 assert!(syns.len() >= 50, "{}", syns.len());
                 for syn in &syns {
                     assert!(!syn.has_fast_open() && syn.sum_is_right, "{syn:?}");
-                    // It is not the option's: the kernel leaves it, and the client sends it again.
+                    // The data stays in the SYN: the kernel ignores it, and the client sends it again.
                     assert_eq!(syn.data, DATA);
                 }
                 for (_, to) in &ends {
@@ -148,19 +148,20 @@ fn hide_all_is_in_force_at_once() {
     });
 }
 
-/// The program is to see whole checksums: between two ends of a veth pair, the kernel would not compute them.
+/// Disables checksum offload, so that the program sees complete checksums. Between veth ends, the kernel leaves them
+/// out.
 fn checksums_as_on_a_wire(client: &Namespace) {
     let off = || Ok(Command::new("ethtool").args(["-K", CLIENT, "tx", "off"]).output()?.status.success());
     assert!(client.run(off).unwrap());
 }
 
-/// The SYNs that `wire` has seen.
+/// Returns the SYNs that `wire` has seen.
 fn syns(wire: &Wire) -> Vec<Seen> {
     let segments = std::iter::from_fn(|| wire.seen()).filter_map(|frame| Seen::of(&frame));
     segments.filter(|seen| seen.syn && !seen.ack).collect()
 }
 
-/// Frames with tags, of which the kernel here may know nothing: what is seen behind the program is whole, too.
+/// Frames with tags of VLANs that the kernel may not know. The frames behind the program have right checksums, too.
 #[test]
 fn what_is_in_a_vlan_is_hidden() {
     server_and_client(|client| {
@@ -198,14 +199,14 @@ fn what_is_in_a_vlan_is_hidden() {
     });
 }
 
-/// How many of two connections are taken with Fast Open.
+/// Returns the number of accepted Fast Open connections of two attempts.
 fn taken(client: &Namespace, ends: Ends) -> u64 {
     let before = TcpExt::read().unwrap().passive;
     client.run(|| (0..2).try_for_each(|_| fast_open(ends.0, ends.1, DATA))).unwrap();
     TcpExt::read().unwrap().passive - before
 }
 
-/// Nobody else is concerned.
+/// An order for a service or a source affects no other.
 #[test]
 fn a_service_or_a_source_is_hidden() {
     server_and_client(|client| {
@@ -214,7 +215,7 @@ fn a_service_or_a_source_is_hidden() {
         let _servers = servers(ports.into_iter().flat_map(|port| of(1, port).map(|(_, to)| to)));
         let config = Config::new(IFACE, &format!("{WEB}{SHOP}"));
         let tfo_run = config.run();
-        // Each has a cookie.
+        // Each client gets a cookie.
         for number in [1, 2] {
             of(number, 7413).for_each(|ends| assert!(taken(&client, ends) > 0));
         }
@@ -237,7 +238,7 @@ fn a_service_or_a_source_is_hidden() {
         assert_taken(&[(1, 7413, 0), (1, 7414, 0), (2, 7413, 2), (2, 7414, 2)]);
         let list = order(&["hide", "--list"]);
         assert!(sources.iter().all(|source| list.contains(&format!("source {source}"))), "{list}");
-        // A shorter prefix is another one.
+        // A shorter prefix is another order.
         order(&["hide", "--source", "198.19.0.0/16"]);
         assert_eq!(taken(&client, over(Family::Ipv4, 2, 7413)), 0);
         assert_eq!(taken(&client, over(Family::Ipv6, 2, 7413)), 2);
@@ -253,7 +254,7 @@ fn a_service_or_a_source_is_hidden() {
     });
 }
 
-/// It goes on without the controller that carried it out, and under one that hides nothing by itself, until it is taken back.
+/// An order stays in force without its controller, and under a new one, until it is taken back.
 #[test]
 fn an_order_outlives_its_controller() {
     server_and_client(|client| {
@@ -291,7 +292,7 @@ fn an_order_outlives_its_controller() {
     });
 }
 
-/// As the file says, for one service; and by reading the file again.
+/// A configuration file hides a service, also after a reload.
 #[test]
 fn a_file_hides_a_service() {
     server_and_client(|client| {
@@ -307,7 +308,7 @@ fn a_file_hides_a_service() {
     });
 }
 
-/// A hundred times, every fourth time with a file that is wrong.
+/// A hundred reloads, a quarter of them with a wrong file.
 #[test]
 fn a_reload_loses_nothing() {
     server_and_client(|client| {
@@ -334,7 +335,7 @@ fn a_reload_loses_nothing() {
         let mut wrong = 0;
         let connected = Traffic::during(&client, &ends, |_| {
             for (n, content) in files.iter().cycle().take(100).enumerate() {
-                // Now and then nothing is left of the services, and of the need for a program that protects.
+                // Sometimes the file has no services, so that no program with guards is needed.
                 let content = if n % 25 == 24 { "" } else { content };
                 config.write(content);
                 let is_wrong = content.contains("clamp = 3");
@@ -360,13 +361,13 @@ fn a_reload_loses_nothing() {
         );
         assert_eq!(counts.total(), sent);
         counts.assert_agree(before);
-        // Another program came in its place, where it took one: the link was never empty.
+        // The program was replaced if the file was good. The link stayed attached.
         assert_eq!(linked(IFACE).link, link);
         tfo_run.end(Signal::SIGINT);
     });
 }
 
-/// How often a segment was sent again in the calling thread's namespace: of those here, only SYNs may be.
+/// Returns the number of repeated segments in the calling thread's namespace. Only SYNs may be repeated in these tests.
 fn retransmissions() -> anyhow::Result<u64> {
     let text = std::fs::read_to_string("/proc/thread-self/net/netstat")?;
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));

@@ -1,4 +1,4 @@
-//! Reloads while SYNs come all the time: each is judged by the old rules or by the new ones, and by all of them.
+//! Reloads under a stream of SYNs: each SYN is judged by the old rules or by the new ones, never by a mix.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
@@ -28,13 +28,13 @@ use tfo_userspace::{
 
 const DATA: [u8; 100] = [b'x'; 100];
 
-/// SYNs with Fast Open that the kernel's TCP has seen.
+/// Returns the number of SYNs with Fast Open that the kernel's TCP has seen.
 fn seen_by_the_kernel() -> u64 {
     let TcpExt { cookie_reqd, passive, passive_fail, .. } = TcpExt::read().unwrap();
     cookie_reqd + passive + passive_fail
 }
 
-/// A service on the server's port that is hidden, and 1,500 others, each on another port than with another `turn`.
+/// Returns a hidden service on the server's port, and 1,500 others, whose ports depend on `turn`.
 fn configuration(name: &str, turn: u16) -> String {
     const OTHERS: u16 = 1500;
     let web = format!("[[service]]\nname = \"{name}\"\nports = [7413]\nmode = \"shield\"\nhide = true\n");
@@ -48,7 +48,7 @@ fn configuration(name: &str, turn: u16) -> String {
     web + &others.collect::<String>()
 }
 
-/// Sends SYNs with good cookies over both families, without a pause, while `test` runs: how many.
+/// Sends SYNs with good cookies over both families without a pause while `test` runs. Returns their number.
 fn under_fire(client: &Namespace, test: impl FnOnce()) -> u64 {
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -91,7 +91,7 @@ fn no_syn_is_judged_by_less_than_the_old_or_the_new_rules() {
         let (before, start) = (seen_by_the_kernel(), Instant::now());
         let sent = under_fire(&client, || {
             for turn in 1..=RELOADS {
-                // The service is renamed each time, and all others change places.
+                // The service is renamed each time, and all others change ports.
                 let name = if turn % 2 == 0 { "web" } else { "shop" };
                 config.write(&configuration(name, turn * 7));
                 let output = tfo(&["reload"]);
@@ -110,7 +110,7 @@ fn no_syn_is_judged_by_less_than_the_old_or_the_new_rules() {
     });
 }
 
-/// Every window on the wire behind the program is one that the old policy or the new one sets, and not what half of one would.
+/// Windows behind the program are those of the old policy or of the new one, never of a mix.
 #[test]
 fn no_window_is_cut_by_half_a_policy() {
     const RELOADS: usize = 6;
@@ -150,7 +150,7 @@ fn no_window_is_cut_by_half_a_policy() {
     });
 }
 
-/// Ten thousand prefixes give way to ten thousand others, which no map has room for beside them.
+/// Ten thousand prefixes are replaced by ten thousand others. No map has room for both.
 #[test]
 fn all_prefixes_are_replaced_at_once() {
     server_and_client(|client| {
@@ -183,7 +183,7 @@ fn all_prefixes_are_replaced_at_once() {
     });
 }
 
-/// What follows connections has the constants of the program beside it, whoever loaded either.
+/// The program that follows connections has the constants of the XDP program beside it, whoever loaded either.
 #[test]
 fn connections_are_followed_by_the_program_that_was_loaded_last() {
     server_and_client(|_| {
@@ -196,7 +196,7 @@ fn connections_are_followed_by_the_program_that_was_loaded_last() {
     });
 }
 
-/// The kernel's id of the program that follows connections.
+/// Returns the kernel's id of the program that follows connections.
 fn outcomes_program() -> u32 {
     use aya::programs::links::{FdLink, PinnedLink};
     let pins = tfo_userspace::dataplane::pins::Bpffs::new(tfo_tests::netns::BPFFS.as_ref()).pins(IFACE);

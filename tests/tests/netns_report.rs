@@ -1,4 +1,4 @@
-//! `tfo report`: real traffic, and the page as a browser shows it.
+//! `tfo report` with real traffic, and its page in a browser.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use tfo_userspace::lab::{
     server::Listeners,
 };
 
-/// What a browser makes of the page at `path`.
+/// Returns the document that a browser makes of the page at `path`.
 fn dom(path: &Path) -> String {
     let profile = TempDir::new().expect("a folder");
     let output = Command::new("chromium")
@@ -38,7 +38,7 @@ fn dom(path: &Path) -> String {
     said
 }
 
-/// The page, written by `tfo report` into `path`.
+/// Writes the page into `path` by `tfo report`, and returns its text.
 fn write(path: &Path) -> String {
     let output = tfo(&["report", "--html", path.to_str().expect("a path that is text"), "-i", IFACE]);
     assert!(output.status.success(), "{:?}", failure(&output));
@@ -46,7 +46,7 @@ fn write(path: &Path) -> String {
     fs::read_to_string(path).expect("the page")
 }
 
-/// The cells of the row that begins with `name`, without the spaces between thousands.
+/// Returns the cells of the row that begins with `name`, without the spaces between thousands.
 fn row(dom: &str, name: &str) -> Vec<String> {
     let (_, rest) =
         dom.split_once(&format!("<tr><td>{name}</td>")).unwrap_or_else(|| panic!("{name}: {dom}"));
@@ -55,8 +55,8 @@ fn row(dom: &str, name: &str) -> Vec<String> {
     cells.split("<td>").skip(1).map(text).collect()
 }
 
-/// Three clients of each family ask, come back, and come back after the second change of keys; besides, forged cookies and
-/// plain connections.
+/// Connects three clients of each family: they request a cookie, use it, and use it after the second change of keys.
+/// Forged cookies and plain connections follow.
 fn traffic(client: &tfo_userspace::lab::net::Namespace) {
     let from_all = |connect: &(dyn Fn(Family, u16) -> anyhow::Result<()> + Sync)| {
         let all = || {
@@ -93,7 +93,7 @@ fn the_page_has_the_figures_and_fits_a_phone() {
         let path = folder.path().join("report.html");
         let _listeners = Listeners::start(&SERVERS).unwrap();
         let _tfo = Running::start(&["-i", IFACE]);
-        // It is attached before it takes orders.
+        // Everything is attached before it accepts requests.
         eventually("it takes orders", || tfo(&["report", "--html", "-"]).status.success());
         assert!(write(&path).contains("No SYN came"), "what comes now is in the history");
         traffic(&client);
@@ -103,8 +103,8 @@ fn the_page_has_the_figures_and_fits_a_phone() {
 
         let dom_ = dom(&path);
         assert!(dom_.contains("30 SYNs came, 80.0% of them with Fast Open."), "{dom_}");
-        // Requests and plain ones are not judged. The kernel counts the retired and the forged ones as refused; where its
-        // connections are watched, only good cookies can be.
+        // Requests and plain SYNs are not judged. The kernel counts retired and forged cookies as refused. If tfo
+        // follows connections, only good cookies count as refused.
         let outcomes = Counts::of(IFACE).field("outcomes") == true;
         let refused = if outcomes { "refused 0 good cookies" } else { "refused 12 cookies" };
         assert!(dom_.contains("Fast Open opened 6 connections, which saved"), "{dom_}");
@@ -119,7 +119,8 @@ fn the_page_has_the_figures_and_fits_a_phone() {
         assert_eq!(row(&dom_, "TCPFastOpenPassiveFail"), ["12"]);
         assert_eq!(row(&dom_, "tcp_flags"), ["1"]);
         assert_eq!(row(&dom_, "current").len(), 3);
-        // A line for each class that came, and for none that did not; what was accepted, refused and saved; the kernel's five.
+        // The plots have a line for each class that came, for accepted, refused and saved, and for five counters of the
+        // kernel.
         assert_eq!(dom_.matches("stroke-width=\"4\"").count(), 5 + 2 + usize::from(outcomes) + 5, "{dom_}");
         assert_eq!(dom_.contains("nothing on this host measures round trips"), !outcomes, "{dom_}");
 
@@ -134,9 +135,9 @@ fn the_page_has_the_figures_and_fits_a_phone() {
     });
 }
 
-/// The page refers to nothing that a browser would fetch, and runs nothing.
+/// Panics if the page refers to anything that a browser would fetch or run.
 fn assert_needs_nothing_else(html: &str) {
-    // A name, not an address.
+    // This is a name, not an address.
     let html = html.replace("http://www.w3.org/2000/svg", "");
     for reference in
         ["://", "src=", "href", "url(", "@import", "<script", "<link", "<iframe", "<img", "<object"]
@@ -146,9 +147,9 @@ fn assert_needs_nothing_else(html: &str) {
     assert!(html.contains("default-src 'none'"));
 }
 
-/// In a window of this width nothing sticks out, and on most phones all text is at least 14 pixels high.
+/// Panics unless the page fits into a window of this width. On most phones, all text must be at least 14 pixels high.
 fn assert_fits(folder: &Path, html: &str, width: u32) {
-    // A copy with a script, in a frame: a window can't be as narrow as a phone.
+    // A script in a copy measures the page in a frame, since a window can't be as narrow as a phone.
     let measure = "<script>onload = () => {
         let smallest = 1000, furthest = 0;
         const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -210,7 +211,7 @@ fn only_a_file_is_replaced_and_a_controller_must_run() {
         assert!(report(&path("mine")).status.success());
         assert!(fs::read_to_string(path("mine")).unwrap().starts_with("<!DOCTYPE html>"));
 
-        // What is attached without a controller remembers nothing.
+        // A program without a controller has no history.
         running.kill();
         let (code, said) = failure(&report(&path("mine")));
         assert_eq!((code, said.contains("v0")), (Some(3), true), "{said}");

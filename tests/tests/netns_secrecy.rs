@@ -1,4 +1,4 @@
-//! Where keys are: the memory of the real `tfo run` is searched for their bytes and their digits.
+//! Keys in memory: the memory of the real `tfo run` is searched for their bytes and digits.
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
 use std::{
@@ -29,24 +29,24 @@ use tfo_userspace::{
     model::keys::{fingerprint, key_text},
 };
 
-/// Eight bytes to look for: enough that nothing else has them by chance, and few enough to find half a key, too.
+/// Eight bytes to search for. They are unique in practice, and short enough to find half a key.
 type Piece = [u8; 8];
 
-/// The two halves of a key as they are in memory, and the four groups of its text.
+/// Returns the two halves of a key as in memory, and the four groups of its text.
 fn pieces(key: Key) -> ([Piece; 2], [Piece; 4]) {
     let text = key_text(key);
     let groups: Vec<_> = text.split('-').map(|group| group.as_bytes().try_into().unwrap()).collect();
     ([key.k0.to_le_bytes(), key.k1.to_le_bytes()], groups.try_into().unwrap())
 }
 
-/// Where in the memory of a process each of some pieces is.
+/// Addresses of each piece in the memory of a process.
 struct Found(HashMap<Piece, Vec<u64>>);
 
 impl Found {
-    /// Searches all memory that `process` can write to, while it has nothing to do.
+    /// Searches all writable memory of `process` while it is idle.
     fn in_memory_of(process: &Running, sought: &[Piece]) -> Self {
         let mut found: HashMap<_, _> = sought.iter().map(|piece| (*piece, Vec::new())).collect();
-        // Nearly all windows are told from what is sought by their first two bytes.
+        // The first two bytes rule out nearly all positions.
         let mut may_begin = vec![false; 1 << 16];
         for [a, b, ..] in sought {
             may_begin[usize::from(u16::from_le_bytes([*a, *b]))] = true;
@@ -77,7 +77,7 @@ fn proc(process: &Running, file: &str) -> String {
     format!("/proc/{}/{file}", process.id())
 }
 
-/// Stops `process` where its main thread waits for events, hence in the middle of no work.
+/// Stops `process` when its main thread waits for events, so that no work is in progress.
 fn stop_while_idle(process: &Running) {
     let waits = [
         libc::SYS_epoll_pwait,
@@ -97,18 +97,18 @@ fn stop_while_idle(process: &Running) {
     });
 }
 
-/// A part of a process's memory that it can write to.
+/// Writable mapping of a process.
 struct Mapping {
     start: u64,
     end: u64,
     is_locked: bool,
-    /// It is the kernel's own, a map's, which is never swapped out and can't be locked.
+    /// Whether it belongs to a BPF map. Such memory is the kernel's: it is never swapped out, and can't be locked.
     is_map: bool,
 }
 
 fn mappings(process: &Running) -> Vec<Mapping> {
     let mut mappings = Vec::new();
-    // VmFlags are the last line of each: wr says writable, lo locked (proc_pid_smaps(5)).
+    // VmFlags is the last line of each mapping: wr means writable, lo locked (proc_pid_smaps(5)).
     let (mut range, mut is_map, smaps) = ((0, 0), false, fs::read_to_string(proc(process, "smaps")).unwrap());
     for line in smaps.lines() {
         let (first, rest) = line.split_once(' ').unwrap();
@@ -127,7 +127,7 @@ fn mappings(process: &Running) -> Vec<Mapping> {
     mappings
 }
 
-/// Panics unless `key` is nowhere in `found`: neither a half of it nor a group of its text.
+/// Panics if `key` is in `found`, even half of it or a group of its text.
 fn assert_nowhere(found: &Found, key: Key) {
     let (halves, groups) = pieces(key);
     for piece in halves.iter().chain(&groups) {
@@ -135,8 +135,8 @@ fn assert_nowhere(found: &Found, key: Key) {
     }
 }
 
-/// Panics unless both halves of `key` are in `found` once, together and in memory that is not swapped out, and its text
-/// nowhere.
+/// Panics unless both halves of `key` are in `found` once, side by side in memory that is not swapped out, and its text
+/// is nowhere.
 fn assert_once_and_locked(process: &Running, found: &Found, key: Key) {
     let (halves, groups) = pieces(key);
     let [low, high] = halves.map(|half| found.places(&half).to_owned());
@@ -161,24 +161,24 @@ fn search(process: &Running, keys: &[Key]) -> Found {
     Found::in_memory_of(process, &pieces.collect::<Vec<_>>())
 }
 
-/// `tfo run` with keys of its own on two interfaces, each in another mode of the key map.
+/// Starts `tfo run` on [`IFACE`] with keys that it makes and keeps in `state`.
 fn with_random_keys(state: &Path, more: &[&str]) -> Running {
     let state = state.to_str().unwrap();
     let keys = ["-i", IFACE, "--keys", "random", "--rotate", "1w", "--key-state", state];
     let running = Running::start(&[&keys, more].concat());
-    in_step("random");
+    wait_until_in_step("random");
     running
 }
 
 /// Waits until the keys of `source` are in the kernel and in the map.
-fn in_step(source: &str) {
+fn wait_until_in_step(source: &str) {
     eventually("kernel and map are in step", || {
         let status = keys_status(IFACE);
         status["source"] == source && status["in_step"] == true
     });
 }
 
-/// Whether `tfo run` runs on `interface`.
+/// Returns whether `tfo run` runs on `interface`.
 fn is_attached(interface: &str) -> bool {
     tfo(&["status", "-i", interface]).status.success()
 }
@@ -194,12 +194,12 @@ fn import(dir: &Path, key: Key) {
     assert!(output.status.success(), "{:?}", failure(&output));
 }
 
-fn known(state: &Path) -> Vec<Key> {
+fn keys_in_file(state: &Path) -> Vec<Key> {
     State::load(state).unwrap().unwrap().keys().iter().map(|made| made.key).collect()
 }
 
-/// Keys that we make are in the controller's memory once each, as in the file: from there they go into the kernel, and
-/// into the map of an interface that comes back. A key that has leaked is nowhere.
+/// A key that tfo makes is in the controller's memory once, as in the file. From there it goes into the kernel, and
+/// into the map of an interface that returns. A leaked key is nowhere.
 #[test]
 fn our_own_keys_are_in_memory_once_and_leaked_ones_nowhere() {
     server_and_client(|_| {
@@ -212,12 +212,12 @@ fn our_own_keys_are_in_memory_once_and_leaked_ones_nowhere() {
         }
         import(dir.path(), random_key().unwrap());
         rotate(&[]);
-        // What is taken back into a map comes from memory.
+        // The keys for a map that is made again come from memory.
         ip("link del v0");
         eventually("the interface is gone", || !is_attached("v0"));
         ip("link add v0 type veth peer name v1");
         eventually("it is attached again", || is_attached("v0"));
-        let keys = known(&state);
+        let keys = keys_in_file(&state);
         assert_eq!(keys.len(), 6);
         let found = search(&tfo_run, &keys);
         for key in &keys {
@@ -225,7 +225,7 @@ fn our_own_keys_are_in_memory_once_and_leaked_ones_nowhere() {
         }
 
         rotate(&["--emergency"]);
-        let new = known(&state);
+        let new = keys_in_file(&state);
         assert!(new.len() == 1 && kernel_keys().current == Some(new[0]));
         let found = search(&tfo_run, &[&keys[..], &new].concat());
         assert_once_and_locked(&tfo_run, &found, new[0]);
@@ -235,7 +235,7 @@ fn our_own_keys_are_in_memory_once_and_leaked_ones_nowhere() {
     });
 }
 
-/// The same after a start with keys from the file: none of its text is left.
+/// After a start with keys from the file, nothing of its text is left.
 #[test]
 fn the_text_of_the_state_file_is_wiped() {
     server_and_client(|_| {
@@ -245,15 +245,15 @@ fn the_text_of_the_state_file_is_wiped() {
         (0..10).for_each(|_| drop(rotate(&[])));
         first.end(Signal::SIGINT);
         let tfo_run = with_random_keys(&state, &[]);
-        let keys = known(&state);
+        let keys = keys_in_file(&state);
         assert_eq!(keys.len(), 10);
         let found = search(&tfo_run, &keys);
         keys.iter().for_each(|key| assert_once_and_locked(&tfo_run, &found, *key));
     });
 }
 
-/// The kernel's keys are read, compared and put into the map five times a second, looked at for metrics, and kept nowhere
-/// else.
+/// The kernel's keys are read, compared and written into the map five times a second, and read for metrics. They are
+/// kept nowhere else.
 #[test]
 fn keys_that_are_followed_are_not_kept() {
     server_and_client(|_| {
@@ -268,7 +268,7 @@ fn keys_that_are_followed_are_not_kept() {
     });
 }
 
-/// The secret is in memory once, and the keys that it gives nowhere.
+/// The secret is in memory once, and its keys nowhere.
 #[test]
 fn a_secret_is_in_memory_once() {
     server_and_client(|_| {
@@ -280,7 +280,7 @@ fn a_secret_is_in_memory_once() {
         fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
         let file = file.to_str().unwrap();
         let tfo_run = Running::start(&["-i", IFACE, "--keys", &format!("secret:{file}"), "--rotate", "1w"]);
-        in_step("secret");
+        wait_until_in_step("secret");
 
         let found = Found::in_memory_of(&tfo_run, &parts);
         let places: Vec<_> = parts.iter().map(|part| found.places(part)).collect();
@@ -300,7 +300,7 @@ fn a_secret_is_in_memory_once() {
     });
 }
 
-/// Everything that the process can write to is locked, whatever it follows.
+/// The writable memory of the process is locked, whatever the source of keys.
 #[test]
 fn memory_is_locked() {
     server_and_client(|_| {
@@ -309,11 +309,11 @@ fn memory_is_locked() {
     });
 }
 
-/// Another controller in the network namespace, which follows the kernel, has the leaked key in its map, too.
+/// A second controller in the network namespace follows the kernel, so its map has the leaked key, too.
 #[test]
 fn an_emergency_reaches_every_map_of_the_namespace() {
     server_and_client(|_| {
-        // Its name comes first: the order to rotate is for the other one.
+        // Its name comes first, so the request to rotate must go to the other one.
         ip("link add a0 type veth peer name a1");
         let dir = tempfile::tempdir().unwrap();
         let _follows = Running::start(&["-i", "a0"]);
@@ -331,7 +331,7 @@ fn an_emergency_reaches_every_map_of_the_namespace() {
     });
 }
 
-/// The maps of an interface that is gone are its controller's all the same: the leaked key is nowhere when it comes back.
+/// Maps of an absent interface still belong to its controller. When it returns, the leaked key is nowhere.
 #[test]
 fn an_emergency_reaches_the_maps_of_an_interface_that_is_gone() {
     server_and_client(|_| {
@@ -354,7 +354,7 @@ fn an_emergency_reaches_the_maps_of_an_interface_that_is_gone() {
     });
 }
 
-/// The only interface is gone: the emergency is a success.
+/// An emergency succeeds even if its only interface is absent.
 #[test]
 fn an_emergency_with_its_only_interface_gone_succeeds() {
     sandbox(|| {
@@ -372,7 +372,7 @@ fn an_emergency_with_its_only_interface_gone_succeeds() {
     });
 }
 
-/// Maps that can't be opened may hold the leaked key: the emergency names them, and is no success.
+/// Maps that can't be opened may hold the leaked key. The emergency names them, and fails.
 #[test]
 fn an_emergency_skips_no_map_that_it_cannot_open() {
     server_and_client(|_| {
@@ -389,7 +389,7 @@ fn an_emergency_skips_no_map_that_it_cannot_open() {
     });
 }
 
-/// Which place is out of step is seen in the same words everywhere.
+/// Commands name the place that is out of step in the same words.
 #[test]
 fn keys_out_of_step_are_seen() {
     server_and_client(|_| {
@@ -425,7 +425,7 @@ fn keys_out_of_step_are_seen() {
         expect(true, ours, ours, Some(ours));
         set_keys(IFACE, random_key().unwrap(), None);
         expect(false, kernel_keys(), kernel_keys(), Some(ours));
-        // Without a controller the sysctl is read all the same, and nobody knows what is wanted.
+        // Without a controller, the sysctl is still read, but the wanted keys are unknown.
         tfo_run.kill();
         let followed = kernel_keys();
         expect(true, followed, followed, None);
@@ -435,7 +435,7 @@ fn keys_out_of_step_are_seen() {
     });
 }
 
-/// In another network namespace there is another kernel's key, and nothing to compare the map with.
+/// The map can't be compared with the kernel of another network namespace, which has another key.
 #[test]
 fn keys_of_another_namespace_are_not_compared() {
     server_and_client(|client| {

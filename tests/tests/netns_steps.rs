@@ -1,8 +1,7 @@
-//! kill -9 between any two steps of a rotation, one after the other: at each, nothing is lost, and the next start finishes
-//! what was begun.
+//! kill -9 between any two steps of a rotation. Each time nothing is lost, and the next start finishes the rotation.
 //!
 //! A step is a system call of the real `tfo run` that changes something outside of the process (see
-//! [`steps`](tfo_tests::steps)): to everybody else, it is all the same where between two of them it is killed.
+//! [`steps`](tfo_tests::steps)). So the exact moment between two steps makes no difference to others.
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
 use std::{
@@ -47,18 +46,19 @@ use tfo_userspace::{
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 
-/// Clients, by their numbers: the kernel remembers the cookies of some five for each server (TCP_METRICS_RECLAIM_DEPTH).
+/// Numbers of clients. The kernel remembers the cookies of some five clients for each server
+/// (TCP_METRICS_RECLAIM_DEPTH).
 type Clients = [u16; 2];
-/// They have cookies from before the last rotation.
+/// Clients with cookies from before the last rotation.
 const OLD: Clients = [0, 1];
-/// They have cookies of the current key.
+/// Clients with cookies of the current key.
 const CURRENT: Clients = [2, 3];
-/// They come back while no controller runs.
+/// Clients that come back while no controller runs.
 const WHILE_DEAD: Clients = [OLD[0], CURRENT[0]];
-/// They come back when the next one has started.
+/// Clients that come back after the next start.
 const AFTERWARDS: Clients = [OLD[1], CURRENT[1]];
 
-/// A server and its clients, and what must stay as it is.
+/// Server and clients, with the expected link and start time of the counters.
 struct Scene {
     client: Namespace,
     link: u32,
@@ -74,14 +74,15 @@ impl Scene {
             let tfo_run = start();
             let scene = Self { client, link: linked(IFACE).link, since: pinned().info().since_unix_ns };
             test(&scene, tfo_run);
-            // Not by which key: where the map did not know yet that the kernel had the new one, it counted by the old.
+            // The counts by key are left out. If the map did not know the kernel's new key yet, tfo counted by the old
+            // roles.
             let of = |counts: TcpExt| (counts.cookie_reqd, counts.passive, counts.passive_fail);
             let (counted, kernel) = (Counts::of(IFACE).as_kernel(), TcpExt::read().unwrap() - before);
             assert_eq!(of(counted), of(kernel), "counts went on, whoever was killed");
         });
     }
 
-    /// Connects from each, over IPv4 and IPv6.
+    /// Connects from each client, over IPv4 and IPv6.
     fn connect(&self, clients: Clients) {
         for family in Family::ALL {
             let connect = |number: &u16| fast_open(source(*family, *number), server(*family), DATA);
@@ -89,14 +90,14 @@ impl Scene {
         }
     }
 
-    /// Gives the clients their cookies; `rotate` is the rotation between the old and the current ones.
+    /// Gives the clients their cookies. `rotate` rotates the keys between the old and the current ones.
     fn give_cookies(&self, rotate: impl FnOnce()) {
         self.connect(OLD);
         rotate();
         self.connect(CURRENT);
     }
 
-    /// The clients come back with their cookies, and with data in the SYN: how many were accepted, and how many not.
+    /// Connects from `clients` with their cookies and data. Returns how many were accepted and how many refused.
     fn come_back(&self, clients: Clients) -> (u64, u64) {
         let (kernel, data) = (TcpExt::read().unwrap(), with_data());
         self.connect(clients);
@@ -105,7 +106,7 @@ impl Scene {
         (kernel.passive, kernel.passive_fail)
     }
 
-    /// The program is on, and was all the time; it counts on where it was, and its map covers the kernel's keys.
+    /// Panics unless the program is attached by the same link, its counts continue, and its map has the kernel's keys.
     fn assert_on_and_covered(&self, killed: &Killed) -> KernelKeys {
         let (linked, pinned, kernel) = (linked(IFACE), pinned(), KernelKeys::read().unwrap());
         assert_eq!((linked.link, Some(linked.program)), (self.link, xdp_on(IFACE)), "{killed}");
@@ -128,13 +129,13 @@ fn pinned() -> Pinned {
     Pinned::open(&pins()).unwrap()
 }
 
-/// How many SYNs with data were counted.
+/// Returns the number of SYNs with data.
 fn with_data() -> u64 {
     let counters = pinned().counters().unwrap();
     Class::ALL.iter().map(|class| counters.class(*class).with_data).sum()
 }
 
-/// `tfo keys rotate`, until it is answered.
+/// `tfo keys rotate` in the background.
 struct Order(Child);
 
 impl Order {
@@ -148,21 +149,22 @@ impl Order {
         self.0.try_wait().unwrap().is_some()
     }
 
-    /// Whether it says that it was carried out.
+    /// Waits for the end. Returns whether it reports success.
     fn says_done(mut self) -> bool {
         self.0.wait().unwrap().success()
     }
 }
 
-/// Waits until keys come from `source`, and kernel, map and source have the same.
-fn in_step(source: &str) {
+/// Waits until keys come from `source`, and kernel, map and source agree.
+fn wait_until_in_step(source: &str) {
     eventually("kernel, map and source are in step", || {
         let status = keys_status(IFACE);
         status["source"] == source && status["in_step"] == true
     });
 }
 
-/// The `tfo run` that `start` starts, once it has taken over what is there: until then, what the one before has said is seen.
+/// Starts `tfo run` by `start`, and waits until its generation is in force. Before that, the status is the earlier
+/// controller's.
 fn take_over(start: impl FnOnce() -> Running) -> Running {
     let in_force = || pins().in_force().unwrap().map(|generation| generation.number());
     let before = in_force();
@@ -171,17 +173,17 @@ fn take_over(start: impl FnOnce() -> Running) -> Running {
     tfo_run
 }
 
-/// A `tfo run` with keys of its own, kept in `state`.
+/// Starts `tfo run` with keys that it makes and keeps in `state`.
 fn with_random_keys(state: &Path) -> Running {
     let state = state.to_str().unwrap();
     let keys = ["--keys", "random", "--rotate", "1w", "--key-state", state];
     let tfo_run = take_over(|| Running::start(&[&["-i", IFACE, "--mode", "accelerate"], &keys[..]].concat()));
-    in_step("random");
+    wait_until_in_step("random");
     tfo_run
 }
 
-/// The keys in the state file, newest first.
-fn known(state: &State) -> Vec<Key> {
+/// Returns the keys in the state file, newest first.
+fn keys_in_file(state: &State) -> Vec<Key> {
     state.keys().iter().map(|made| made.key).collect()
 }
 
@@ -189,7 +191,7 @@ fn load(path: &Path) -> State {
     State::load(path).unwrap().expect("a state file")
 }
 
-/// Nothing is beside the state file but its lock.
+/// Panics if there is any file beside the state file and its lock.
 fn assert_tidy(state: &Path, killed: &Killed) {
     let entries = fs::read_dir(state.parent().unwrap()).unwrap();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
@@ -206,15 +208,15 @@ fn kill_9_between_any_two_steps_of_a_rotation() {
         let mut tfo_run = Some(first);
         let steps = at_each_step(|count| {
             scene.give_cookies(|| drop(rotate(&[])));
-            let before = known(&load(&path));
+            let before = keys_in_file(&load(&path));
             let stopped = Stopped::new(tfo_run.take().unwrap());
             let mut order = Order::give(&[]);
             let killed = stopped.kill_after(count, || order.is_over());
 
-            // Nobody is there; the file has all keys of before and those of the kernel.
+            // Without a controller, the file has all earlier keys and the kernel's.
             let kernel = scene.assert_on_and_covered(&killed);
             let state = load(&path);
-            let after = known(&state);
+            let after = keys_in_file(&state);
             let is_new = after[0] != before[0];
             let new = usize::from(is_new);
             let remembered = before.len().min(REMEMBERED - new);
@@ -233,22 +235,22 @@ fn kill_9_between_any_two_steps_of_a_rotation() {
             }
             assert_eq!(scene.come_back(WHILE_DEAD), ALL_ACCEPTED, "{killed}");
 
-            // The next one finishes it by itself.
+            // The next start finishes the rotation by itself.
             tfo_run = Some(start());
             assert!(scene.assert_on_and_covered(&killed) == wanted, "{killed}");
             let ring = pinned().key_ring().unwrap();
             assert!(after.iter().all(|key| ring.find(*key).is_some()), "{killed}: keys are lost");
-            assert!(known(&load(&path)) == after, "{killed}: it is not rotated again");
+            assert!(keys_in_file(&load(&path)) == after, "{killed}: it is not rotated again");
             assert_tidy(&path, &killed);
             assert_eq!(scene.come_back(AFTERWARDS), ALL_ACCEPTED, "{killed}");
             killed
         });
-        // At least: the file (new, written, synced, in its place), map, kernel, map, and the answer.
+        // These are at least the file (created, written, synced, renamed), map, kernel, map, and the answer.
         assert!(steps.len() >= 8, "{steps:?}");
     });
 }
 
-/// A leaked key is nowhere once the next controller has started, and nothing claims that before it is so.
+/// After the next start, a leaked key is nowhere. No command reports success before that.
 #[test]
 fn kill_9_between_any_two_steps_of_an_emergency() {
     let dir = tempfile::tempdir().unwrap();
@@ -258,7 +260,7 @@ fn kill_9_between_any_two_steps_of_an_emergency() {
         let mut tfo_run = Some(first);
         let steps = at_each_step(|count| {
             scene.give_cookies(|| drop(rotate(&[])));
-            let leaked = known(&load(&path));
+            let leaked = keys_in_file(&load(&path));
             assert!(leaked.len() >= 2 && leaked.iter().all(|key| is_in_map(*key)));
             let is_gone = || {
                 let KernelKeys { current, backup } = KernelKeys::read().unwrap();
@@ -268,10 +270,10 @@ fn kill_9_between_any_two_steps_of_an_emergency() {
             let mut order = Order::give(&["--emergency"]);
             let killed = stopped.kill_after(count, || order.is_over());
 
-            // Nobody is there; nothing says that it is done unless it is.
+            // Without a controller, success is reported only if the emergency is complete.
             let kernel = scene.assert_on_and_covered(&killed);
             let state = load(&path);
-            let after = known(&state);
+            let after = keys_in_file(&state);
             let is_begun = after[0] != leaked[0];
             if is_begun {
                 assert_eq!(after.len(), 1, "{killed}");
@@ -285,13 +287,13 @@ fn kill_9_between_any_two_steps_of_an_emergency() {
                 assert!(killed.before.is_some(), "no answer");
             }
 
-            // The next one finishes it by itself.
+            // The next start finishes the emergency by itself.
             tfo_run = Some(start());
             if is_begun {
                 eventually("the leaked keys are nowhere", is_gone);
                 eventually("the file says so", || !load(&path).is_purging());
             }
-            assert!(known(&load(&path)) == after, "{killed}");
+            assert!(keys_in_file(&load(&path)) == after, "{killed}");
             let kernel = scene.assert_on_and_covered(&killed);
             assert!(kernel == state.held().into(), "{killed}");
             assert_tidy(&path, &killed);
@@ -299,23 +301,23 @@ fn kill_9_between_any_two_steps_of_an_emergency() {
             assert_eq!(scene.come_back(AFTERWARDS), expected, "{killed}");
             killed
         });
-        // At least: the file, map, kernel, map (both of its rings), the file, and the answer.
+        // These are at least the file, map, kernel, map (both rings), the file, and the answer.
         assert!(steps.len() >= 13, "{steps:?}");
     });
 }
 
-/// Whether `key` is anywhere in the map, be it in the ring that nobody reads.
+/// Returns whether `key` is anywhere in the map, the inactive ring included.
 fn is_in_map(key: Key) -> bool {
     const WORDS: usize = size_of::<KeyStore>() / 8;
-    // `ExpandedKey` has the key in its two last words, combined with these: SipHash's "lygenera" and "tedbytes".
+    // `ExpandedKey` has the key in its last two words, combined with these: SipHash's "lygenera" and "tedbytes".
     let words = [key.k0 ^ 0x6c79_6765_6e65_7261, key.k1 ^ 0x7465_6462_7974_6573];
     let map = Map::Array(MapData::from_pin(pins().current().unwrap().map(names::KEYS)).unwrap());
     let store = Array::<_, [u64; WORDS]>::try_from(map).unwrap().get(&0, 0).unwrap();
     store.windows(2).any(|window| window == words)
 }
 
-/// Nothing but the clock says when the keys of a secret change. In one half of an interval the backup key does, in the
-/// other the current one.
+/// Kills `tfo run` while the clock alone changes the keys of a secret. In one half of an interval the backup key
+/// changes, in the other the current one.
 fn by_the_clock(half: u32) {
     const INTERVAL: Duration = Duration::from_hours(7 * 24);
     let dir = tempfile::tempdir().unwrap();
@@ -325,12 +327,12 @@ fn by_the_clock(half: u32) {
     let secret = secret.to_str().unwrap();
     let (keys, schedule) = (Secret::read(secret).unwrap(), Schedule::new(INTERVAL).unwrap());
 
-    // By how much it is ahead; at first, it is an hour after the beginning of an interval or of its second half.
+    // Offset of the clock. The first one leads to one hour after the beginning of an interval, or of its second half.
     let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap();
     let to_next = Duration::from_secs(INTERVAL.as_secs() - now().as_secs() % INTERVAL.as_secs());
     let mut ahead = to_next + INTERVAL / 2 * half + Duration::from_hours(1);
     let set = |ahead: Duration| {
-        // At once, since it may be read at any moment.
+        // The file is replaced in one step, since it may be read at any moment.
         let next = clock.with_extension("new");
         fs::write(&next, format!("+{}s", ahead.as_secs())).unwrap();
         fs::rename(next, &clock).unwrap();
@@ -342,9 +344,9 @@ fn by_the_clock(half: u32) {
     let source = format!("secret:{secret}");
     let args = ["-i", IFACE, "--mode", "accelerate", "--keys", &source, "--rotate", "1w"];
     let start = |ahead: Duration| {
-        let tfo_run = take_over(|| Running::start_by(&clock, &args));
+        let tfo_run = take_over(|| Running::start_with_clock(&clock, &args));
         eventually("it knows what the clock wants", || is_described(ahead));
-        in_step("secret");
+        wait_until_in_step("secret");
         tfo_run
     };
     let first = ahead;
@@ -357,7 +359,7 @@ fn by_the_clock(half: u32) {
                     ahead += INTERVAL / 2;
                     set(ahead);
                     eventually("it has followed the clock", || is_described(ahead));
-                    in_step("secret");
+                    wait_until_in_step("secret");
                 });
                 let before = pinned().key_ring().unwrap();
                 let stopped = Stopped::new(tfo_run.take().unwrap());
@@ -376,7 +378,7 @@ fn by_the_clock(half: u32) {
                 assert_eq!(scene.come_back(AFTERWARDS), ALL_ACCEPTED, "{killed}");
                 killed
             });
-            // At least: map, kernel, map, and what the commands are told.
+            // These are at least map, kernel, map, and the status for other commands.
             assert!(steps.len() >= 4, "{steps:?}");
         },
     );

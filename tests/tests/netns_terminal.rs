@@ -1,4 +1,4 @@
-//! What people see: live counters on a terminal, and none where there is no terminal.
+//! Live counters on a terminal, and plain output elsewhere.
 
 use std::{
     fs::File,
@@ -15,8 +15,8 @@ use tfo_tests::{
     terminal::Terminal,
 };
 
-/// Runs `tfo ARGS` on a terminal of 80 × 24 until `is_drawn` says so of what it has written, then interrupts it from the
-/// keyboard; returns everything that was written.
+/// Runs `tfo ARGS` on a terminal of 80 × 24 until `is_drawn` is true of its output, then sends Ctrl-C. Returns the
+/// whole output.
 fn on_a_terminal(args: &[&str], is_drawn: impl Fn(&str) -> bool) -> String {
     let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = openpty(&size, None).expect("a pseudo-terminal");
@@ -36,7 +36,7 @@ fn on_a_terminal(args: &[&str], is_drawn: impl Fn(&str) -> bool) -> String {
     let mut master = File::from(pty.master);
     let reader = thread::spawn(move || {
         let mut buffer = [0; 4096];
-        // The terminal's end of the line is an error here, once the last writer is gone.
+        // When the last writer has closed the terminal, reading fails.
         while let Ok(read @ 1..) = master.read(&mut buffer) {
             sink.lock().expect("no panic").extend(&buffer[..read]);
         }
@@ -51,7 +51,7 @@ fn on_a_terminal(args: &[&str], is_drawn: impl Fn(&str) -> bool) -> String {
     so_far()
 }
 
-/// Leaves nothing behind where a test panics.
+/// Child that is killed if the test panics.
 struct KillOnDrop(Child);
 
 impl Drop for KillOnDrop {
@@ -62,7 +62,7 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// The longest screen in `text`, in lines: each begins with a move to the first cell.
+/// Returns the lines of the tallest screen in `text`. Each screen begins with a move to the first cell.
 fn tallest(text: &str) -> usize {
     text.split("\u{1b}[1;1H").skip(1).map(|screen| screen.matches("\u{1b}[K").count()).max().unwrap_or(0)
 }
@@ -79,7 +79,7 @@ fn run_shows_live_counters() {
     });
 }
 
-/// A warning stays below the counters while they are drawn again and again, and is a line of the terminal in the end.
+/// A warning stays below the counters while they are redrawn, and is on the terminal in the end.
 #[test]
 fn log_lines_stay_below_live_counters() {
     sandbox(|| {
@@ -102,7 +102,7 @@ fn log_lines_stay_below_live_counters() {
         }
         assert_eq!(terminal.picture().matches(warning).count(), 3, "{}", terminal.picture());
 
-        // On a terminal that is too small for all, the counters have half of it, and the newest lines are there.
+        // On a small terminal the counters take half of the lines, and the newest log lines are shown.
         ip("link add v0 type veth peer name v1");
         terminal.resize(100, 8);
         terminal.wait_for("v0: the interface is back");
@@ -115,7 +115,7 @@ fn log_lines_stay_below_live_counters() {
 
         terminal.press(&["C-c"]);
         terminal.wait_for_shell();
-        // The shell may be ready before all is written.
+        // The shell may be ready before all output has arrived.
         let mut picture = String::new();
         let is_written = |picture: &str| {
             let end = picture.rfind(counters).map_or("", |at| &picture[at..]);

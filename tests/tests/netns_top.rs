@@ -1,4 +1,4 @@
-//! `tfo top` as people see it: the real binary in tmux, with real traffic.
+//! `tfo top` in tmux, with real traffic.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -23,13 +23,13 @@ fn top(args: &str) -> String {
     format!("{} top {args}", binary().display())
 }
 
-/// The second cell of the row that begins with `name`: a rate, where it is known.
+/// Returns the second cell of the row with `name`, if it is a known rate.
 fn rate(picture: &str, name: &str) -> Option<f64> {
     let line = picture.lines().find(|line| line.contains(name))?;
     line.split_once(name)?.1.split_whitespace().next()?.parse().ok()
 }
 
-/// The numbers behind a source prefix.
+/// Returns the numbers beside a source prefix.
 fn numbers(picture: &str, prefix: &str) -> [u64; 3] {
     let line =
         picture.lines().find(|line| line.contains(prefix)).unwrap_or_else(|| panic!("{prefix}: {picture}"));
@@ -39,7 +39,7 @@ fn numbers(picture: &str, prefix: &str) -> [u64; 3] {
     numbers.try_into().unwrap_or_else(|numbers| panic!("{numbers:?}: {line}"))
 }
 
-/// Clients of both families that come again and again, and forged cookies, until `stop`.
+/// Connects clients of both families again and again, and sends forged cookies, until `stop`.
 fn traffic(client: &Namespace, stop: &AtomicBool) {
     let again = || {
         let mut sequence = 0;
@@ -89,7 +89,7 @@ fn the_screen_shows_rates_and_leaves_a_sane_terminal() {
                 events.is_some_and(|events| events.contains("cookie_unknown 198.19.0.2:40000 -> "))
             });
 
-            // Nothing listens where this service would be.
+            // There is no listener on the port of this service.
             terminal.press(&["s", "s"]);
             terminal.wait_for("SYNs of web");
             eventually("the service has no SYN", || rate(&terminal.picture(), "ipv6") == Some(0.0));
@@ -112,7 +112,7 @@ fn the_screen_shows_rates_and_leaves_a_sane_terminal() {
             terminal.press(&["p"]);
             eventually("it goes on", || !terminal.shows("PAUSED"));
 
-            // The shell has its terminal while it is suspended, and the screen comes back.
+            // The shell has the terminal while `tfo top` is suspended. Then the screen returns.
             terminal.press(&["C-z"]);
             terminal.wait_for_shell();
             terminal.assert_sane();
@@ -146,7 +146,7 @@ fn every_way_to_quit_restores_the_terminal() {
     });
 }
 
-/// What ends is waited for, and counts from its beginning; another interface is a key stroke away.
+/// `tfo top` waits for an ended controller, and counts from the next start. A key switches to another interface.
 #[test]
 fn it_waits_for_the_next_run_and_shows_the_next_interface() {
     sandbox(|| {

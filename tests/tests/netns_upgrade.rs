@@ -1,4 +1,4 @@
-//! From the maps of tfo 0.1 to those of this one: nothing is lost, whenever the controller dies.
+//! Upgrade from the maps of tfo 0.1: nothing is lost, even if the controller dies on the way.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
@@ -9,7 +9,7 @@ use serde_json::json;
 use tfo_common::segment::Family;
 use tfo_tests::{
     fault::{self, Bpf, Fault, was_killed},
-    layout_0_1::as_of_0_1,
+    layout_0_1::downgrade_pins,
     netns::{
         BPFFS, Counts, IFACE, Running, assert_clean, failure, linked, server_and_client, set_keys, status,
         tfo, xdp_on,
@@ -31,7 +31,7 @@ fn send(client: &Namespace, port: u16) {
     client.run(|| Syn::new(5000, port, 1).send(source(Family::Ipv4, 1), to.ip())).unwrap();
 }
 
-/// What is counted, by service.
+/// Returns the counts by service.
 fn by_service() -> Vec<(String, u64)> {
     let counts = Counts::of(IFACE);
     let services = counts.field("services").as_array().unwrap().clone();
@@ -68,7 +68,7 @@ fn maps_of_0_1_are_carried_over_whenever_the_controller_dies() {
         ];
         for (n, death) in deaths.into_iter().enumerate() {
             running.kill();
-            as_of_0_1(IFACE);
+            downgrade_pins(IFACE);
             let (code, error) = failure(&tfo(&["counters"]));
             assert_eq!(code, Some(1));
             assert!(error.contains("of another version of tfo"), "{error}");

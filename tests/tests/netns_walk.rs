@@ -1,7 +1,7 @@
-//! A random walk: an operator does one thing after the other, in any order, while clients connect. After each step, what is in the
-//! kernel is what is desired, protections act as configured, no connection is lost, and every SYN is counted once.
+//! Random walk of an operator, with any steps in any order, while clients connect. After each step the kernel's state
+//! is the desired one, protections act as configured, no connection is lost, and every SYN is counted once.
 //!
-//! The model is in `tfo_tests::walk`. `PROPTEST_RNG_SEED` repeats a walk, as far as timing lets it.
+//! The model is in `tfo_tests::walk`. `PROPTEST_RNG_SEED` repeats a walk, as far as timing allows.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
@@ -27,16 +27,16 @@ use socket2::{Domain, Socket, Type};
 use tfo_common::{counters::Counters, segment::Family};
 use tfo_tests::{
     config::Config,
-    layout_0_1::as_of_0_1,
+    layout_0_1::downgrade_pins,
     netns::{
-        BPFFS, IFACE, Running, StopOnDrop, binary, eventually, failure, ip, is_idle, key, linked, mount_on,
-        server_and_client, status, tfo, xdp_on,
+        BPFFS, IFACE, Running, StopOnDrop, binary, eventually, failure, has_no_connections, ip, key, linked,
+        mount_on, server_and_client, status, tfo, xdp_on,
     },
     random::{is_long, seed},
     server::Server,
     walk::{
-        Bad, Deck, Desired, INTERFACES, Keys, Link, Model, PORTS, RENAMED, SECOND, Step, Topology, Visit,
-        Visitor, counts_by_service,
+        Deck, Desired, FileFault, INTERFACES, Keys, Link, Model, PORTS, RENAMED, SECOND, Step, Topology,
+        Visit, Visitor, counts_by_service,
     },
 };
 use tfo_userspace::{
@@ -68,7 +68,7 @@ fn a_random_walk() {
         thread::scope(|scope| {
             scope.spawn(|| traffic.go(&client));
             let mut walk = Walk::new(&client, topology, &traffic, &mut rng);
-            // Before clients may connect again.
+            // The traffic must stop before `walk` is dropped and lets clients connect again.
             let _stop = StopOnDrop(&traffic.stop);
             let start = Instant::now();
             for number in 1..=steps {
@@ -87,7 +87,7 @@ fn a_random_walk() {
     });
 }
 
-/// Clients that connect all the time, but while it is held up.
+/// Background clients, which can be held up.
 #[derive(Default)]
 struct Traffic {
     stop: AtomicBool,
@@ -108,14 +108,14 @@ impl Traffic {
         let connect = || {
             for (from, to) in ends.iter().cycle() {
                 let going = self.held_up.read().unwrap_or_else(PoisonError::into_inner);
-                // The walk may end while there is no way for clients.
+                // The walk may end while clients can't connect.
                 if self.stop.load(Ordering::Relaxed) {
                     break;
                 }
                 fast_open(*from, *to, DATA)?;
                 self.done.fetch_add(1, Ordering::Relaxed);
                 drop(going);
-                // The test is about what an operator does, and has to get its turn.
+                // The pause leaves CPU time to the test.
                 thread::sleep(Duration::from_millis(2));
             }
             Ok(())
@@ -139,20 +139,21 @@ struct Walk<'a> {
     kinds: BTreeMap<String, u32>,
     seed: u64,
     is_over: bool,
-    /// Keeps clients from connecting, while it is there.
+    /// Lock that keeps clients from connecting.
     held_up: Option<RwLockWriteGuard<'a, ()>>,
     keys: Keys,
-    /// SYNs of probes that either program has seen.
+    /// Number of SYNs of probes that each program has seen.
     probed: [u64; 2],
-    /// SYNs that were sent and not counted, and connections accepted and not counted: while there was no program.
+    /// Numbers of SYNs and of accepted connections that came before the program was attached, so that they are not
+    /// counted.
     missed: Option<[i128; 2]>,
-    /// How the second program's count and that of the frames to it differ.
+    /// Difference between the second program's count and the number of probes to it.
     second_base: Option<i128>,
     last: [Vec<u64>; 2],
     visitors: Vec<Visitor>,
-    /// Reloads that were refused since an interface came or went.
+    /// Number of reloads that were refused because an interface came or went.
     refused: u32,
-    /// The kernel's ids of the links.
+    /// Ids of the links in the kernel.
     links: [Option<u32>; 2],
     hz: u64,
 }
@@ -195,14 +196,14 @@ impl<'a> Walk<'a> {
         self.history.push(format!("{number}: {text}"));
         let innermost = step.innermost();
         if let Step::Down(0) | Step::Delete(0) | Step::Remake(0) = innermost {
-            // Who connects while it goes is lost with it, whatever tfo does.
+            // Connections are lost with a deleted interface, whatever tfo does.
             self.hold_up();
         }
         let is_done = self.carry_out(&step);
-        self.model.made(&step, is_done);
+        self.model.apply(&step, is_done);
         self.keys.learn(&self.model);
         match &self.model.in_force[0] {
-            Some(desired) => self.visitors.retain(|visitor| visitor.is_to(desired)),
+            Some(desired) => self.visitors.retain(|visitor| visitor.visits_service_of(desired)),
             None => {
                 self.visitors.clear();
                 (self.missed, self.second_base, self.last) = (None, None, Default::default());
@@ -210,8 +211,8 @@ impl<'a> Walk<'a> {
             }
         }
         if let Step::KillInReload(desired, _) | Step::KillInStart(desired, _) = &step {
-            // Where a service may have come and gone, what was remembered for it may have, too.
-            self.visitors.retain(|visitor| visitor.is_to(desired));
+            // State of a service that may have been removed and added again may be lost.
+            self.visitors.retain(|visitor| visitor.visits_service_of(desired));
         }
         for (at, link) in self.links.iter_mut().enumerate() {
             if self.model.links[at] == Link::Gone || matches!(innermost, Step::Remake(made) if *made == at) {
@@ -224,15 +225,15 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Keeps clients from connecting, and waits for those that have.
+    /// Keeps new clients from connecting, and waits for the others.
     fn hold_up(&mut self) {
         let traffic = self.traffic;
         self.held_up.get_or_insert_with(|| traffic.held_up.write().unwrap_or_else(PoisonError::into_inner));
-        eventually("all connections are over", is_idle);
+        eventually("all connections are over", has_no_connections);
     }
 
-    /// Lets clients connect again, if there is a way.
-    fn let_go(&mut self) {
+    /// Lets clients connect again, if that is possible.
+    fn resume(&mut self) {
         if self.model.serves() {
             self.wait_until_up(0);
             self.held_up = None;
@@ -247,7 +248,7 @@ impl<'a> Walk<'a> {
         self.file.write(&desired.text());
     }
 
-    /// Makes a step; whether a reload or a start in it succeeded.
+    /// Makes a step. Returns whether a reload or a start in it succeeded.
     fn carry_out(&mut self, step: &Step) -> bool {
         let running = || self.running.as_ref().unwrap();
         match step {
@@ -256,29 +257,29 @@ impl<'a> Walk<'a> {
                 if *by_signal {
                     running().signal(Signal::SIGHUP);
                 } else {
-                    must(&["reload"], 0);
+                    run_tfo(&["reload"], 0);
                 }
             }
             Step::BadReload(bad) => {
                 let good = self.model.desired.text();
                 match bad {
-                    Bad::Form => self.file.write("[[service]"),
-                    Bad::Value => {
+                    FileFault::Form => self.file.write("[[service]"),
+                    FileFault::Value => {
                         self.file.write(&format!("{good}\n[[service]]\nname = \"bad\"\nports = [0]\n"))
                     }
-                    Bad::Fixed => self.file.write(&format!("attach = \"generic\"\n{good}")),
-                    Bad::Missing => fs::remove_file(self.file.path()).unwrap(),
+                    FileFault::Fixed => self.file.write(&format!("attach = \"generic\"\n{good}")),
+                    FileFault::Missing => fs::remove_file(self.file.path()).unwrap(),
                 }
-                must(&["reload"], 1);
+                run_tfo(&["reload"], 1);
                 self.file.write(&good);
             }
             Step::FailingReload(desired) => {
-                // All numbers of generations are used up: the program can be loaded, and not be put in force.
+                // All numbers of generations are used up, so the program can be loaded, but not be put in force.
                 let last = bpffs().pins(SECOND).dir().join(u32::MAX.to_string());
                 fs::create_dir(&last).unwrap();
                 let before = INTERFACES.map(linked);
                 self.write(desired);
-                let refused = must(&["reload"], 1);
+                let refused = run_tfo(&["reload"], 1);
                 assert!(refused.contains("no number is left"), "{refused}");
                 fs::remove_dir(&last).unwrap();
                 assert_eq!(INTERFACES.map(linked), before, "the first has gone back");
@@ -287,8 +288,8 @@ impl<'a> Walk<'a> {
             Step::Stop => drop(self.running.take().unwrap().end(Signal::SIGTERM)),
             Step::Interrupt => drop(self.running.take().unwrap().end(Signal::SIGINT)),
             Step::Unload => {
-                must(&["unload"], 0);
-                // It sees that nothing is left to it.
+                run_tfo(&["unload"], 0);
+                // The controller notices that it has no interface left.
                 if let Some(mut running) = self.running.take() {
                     running.wait();
                 }
@@ -305,9 +306,9 @@ impl<'a> Walk<'a> {
             Step::KillInReload(desired, death) => {
                 self.write(desired);
                 running().signal(Signal::SIGHUP);
-                // Anywhere in it, or behind it.
+                // The kill comes during the step, or after it.
                 thread::sleep(Duration::from_millis(death.after_ms));
-                let is_orderly = self.running.take().unwrap().end_anyhow(death.by);
+                let is_orderly = self.running.take().unwrap().end_or_die(death.by);
                 assert_eq!(is_orderly, death.by != Signal::SIGKILL);
             }
             Step::InReload { desired, after_ms, then } => {
@@ -321,7 +322,7 @@ impl<'a> Walk<'a> {
                 let output = reload.wait_with_output().unwrap();
                 let is_reloaded = output.status.success();
                 if !is_reloaded {
-                    // An interface that comes or goes may keep it from all.
+                    // An interface that comes or goes may make the whole step fail.
                     let may_fail = matches!(**then, Step::Delete(_) | Step::Make(_) | Step::Remake(_));
                     assert!(may_fail, "{then:?}: {:?}", failure(&output));
                     self.refused += 1;
@@ -334,20 +335,20 @@ impl<'a> Walk<'a> {
                 self.write(desired);
                 let running = Running::spawn(&["--config", &self.file.path()]);
                 thread::sleep(Duration::from_millis(death.after_ms));
-                return running.end_anyhow(death.by);
+                return running.end_or_die(death.by);
             }
             Step::Start(desired) => {
                 self.write(desired);
                 self.running = Some(self.file.run());
             }
             Step::StartWithout | Step::SecondController => {
-                must(&["run", "--config", &self.file.path()], 1);
+                run_tfo(&["run", "--config", &self.file.path()], 1);
             }
             Step::Upgrade(by, desired) => {
-                self.running.take().unwrap().end_anyhow(*by);
+                self.running.take().unwrap().end_or_die(*by);
                 self.hold_up();
-                INTERFACES.iter().for_each(|name| as_of_0_1(name));
-                self.let_go();
+                INTERFACES.iter().for_each(|name| downgrade_pins(name));
+                self.resume();
                 self.write(desired);
                 self.running = Some(self.file.run());
             }
@@ -362,12 +363,13 @@ impl<'a> Walk<'a> {
                     args.extend(["-i".to_owned(), INTERFACES[*only].to_owned()]);
                 }
                 let mut concerned = (0..2).filter(|interface| only.is_none_or(|only| only == *interface));
-                let code = i32::from(!concerned.all(|interface| self.model.obeys(interface, *on, what)));
-                must(&args.iter().map(String::as_str).collect::<Vec<_>>(), code);
+                let code =
+                    i32::from(!concerned.all(|interface| self.model.carries_out(interface, *on, what)));
+                run_tfo(&args.iter().map(String::as_str).collect::<Vec<_>>(), code);
             }
             Step::SetKeys { .. } => {
                 let mut after = self.model.clone();
-                after.made(step, true);
+                after.apply(step, true);
                 let (current, backup) = after.kernel;
                 let backup = backup.map(|backup| self.keys.get(backup));
                 KeySysctl::open().unwrap().write(key(current), backup).unwrap();
@@ -390,16 +392,16 @@ impl<'a> Walk<'a> {
         true
     }
 
-    /// An order for keys, over which a connection goes on.
+    /// Requests a change of keys while a connection is open.
     fn give_keys_order(&self, order: &[&str]) {
         let connection = self.connect();
-        must(order, i32::from(!self.model.desired.makes_keys));
+        run_tfo(order, i32::from(!self.model.desired.makes_keys));
         if let Some(connection) = connection {
-            go_on(connection);
+            finish(connection);
         }
     }
 
-    /// A client that has connected with Fast Open, and been answered; none where clients are held up.
+    /// Connects a client with Fast Open, and waits for the answer. Returns `None` if clients are held up.
     fn connect(&self) -> Option<TcpStream> {
         if self.held_up.is_some() {
             return None;
@@ -419,13 +421,13 @@ impl<'a> Walk<'a> {
         Some(connection)
     }
 
-    /// The name of an interface at the moment.
+    /// Returns the present name of an interface.
     fn now(&self, interface: usize) -> &'static str {
         let is_renamed = self.model.links[interface] == Link::Renamed;
         if is_renamed { RENAMED[interface] } else { INTERFACES[interface] }
     }
 
-    /// Whether no interface has a program.
+    /// Returns whether no interface has a program.
     fn are_bare(&self) -> bool {
         let there = (0..2).filter(|at| self.model.links[*at] != Link::Gone);
         there.map(|at| xdp_on(self.now(at))).all(|program| program.is_none())
@@ -442,22 +444,28 @@ impl<'a> Walk<'a> {
             self.probe();
             self.check_counts();
         }
-        self.let_go();
+        self.resume();
     }
 
-    /// What is there is what is desired, by reading it back.
+    /// Reads the state of an interface back, and compares it with the desired state.
     fn check_state(&mut self, interface: usize) {
         let (model, name) = (&self.model, INTERFACES[interface]);
         let Some(is_attached) = model.attached[interface] else { return };
         let now = self.now(interface);
-        settle(&format!("{name}: attached, with a controller"), (is_attached, model.controller), || {
-            let status = status(name);
-            (status["attached"] == true, status["controller"] == true)
-        });
+        wait_until_equal(
+            &format!("{name}: attached, with a controller"),
+            (is_attached, model.controller),
+            || {
+                let status = status(name);
+                (status["attached"] == true, status["controller"] == true)
+            },
+        );
         if is_attached {
-            settle(&format!("{name}: what its pinned link attaches"), Some(linked(name).program), || {
-                xdp_on(now)
-            });
+            wait_until_equal(
+                &format!("{name}: what its pinned link attaches"),
+                Some(linked(name).program),
+                || xdp_on(now),
+            );
             let link = *self.links[interface].get_or_insert(linked(name).link);
             assert_eq!(linked(name).link, link, "{name}: it was detached for a while");
         } else if model.links[interface] != Link::Gone {
@@ -470,12 +478,12 @@ impl<'a> Walk<'a> {
             let text = |number: u32| fingerprint(self.keys.get(number));
             let retired: Vec<_> = model.ring.retired.iter().map(|number| text(*number)).collect();
             let expected = json!({"current": text(current), "backup": backup.map(text), "retired": retired});
-            settle(&format!("{name}: the keys"), expected, || {
+            wait_until_equal(&format!("{name}: the keys"), expected, || {
                 let keys = &status(name)["keys"];
                 json!({"current": keys["current"], "backup": keys["backup"], "retired": keys["retired"]})
             });
         }
-        settle(&format!("{name}: policies"), model.policies(interface, self.hz), || {
+        wait_until_equal(&format!("{name}: policies"), model.policies(interface, self.hz), || {
             let mut policies = pinned(name).policies().unwrap();
             policies.retain(|(service, _)| service != REMOVED_NAME);
             policies.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -483,14 +491,14 @@ impl<'a> Walk<'a> {
         });
         let mode = model.in_force[interface].as_ref().unwrap().mode();
         let hidden: BTreeSet<String> = model.hidden(interface).iter().map(Hidden::to_string).collect();
-        settle(&format!("{name}: mode, hidden"), (mode.name().to_owned(), hidden), || {
+        wait_until_equal(&format!("{name}: mode, hidden"), (mode.name().to_owned(), hidden), || {
             let status = status(name);
             let hidden: Vec<Hidden> = serde_json::from_value(status["hidden"].clone()).unwrap();
             (status["mode"].as_str().unwrap().to_owned(), hidden.iter().map(Hidden::to_string).collect())
         });
         if model.controller {
             let generations = || bpffs().pins(name).generations().unwrap().len();
-            settle(&format!("{name}: generations, of which no old one is left"), 1, generations);
+            wait_until_equal(&format!("{name}: generations, of which no old one is left"), 1, generations);
             let output = tfo(&["hide", "--list", "--json", "-i", name]);
             let list: Value = serde_json::from_slice(&output.stdout).unwrap();
             let list: BTreeSet<Hidden> = serde_json::from_value(list["hidden"].clone()).unwrap();
@@ -498,7 +506,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Every SYN is counted once, whatever happened; no counter has fallen. Traffic must be held up.
+    /// Panics unless every SYN is counted once and no counter has fallen. Clients must be held up.
     fn check_counts(&mut self) {
         let sent = self.traffic.done.load(Ordering::Relaxed)
             + self.client.run(retransmissions).unwrap()
@@ -507,18 +515,20 @@ impl<'a> Walk<'a> {
         let passive = TcpExt::read().unwrap().passive;
         let missed = [i128::from(sent) - i128::from(syns), i128::from(passive) - i128::from(accepted)];
         match self.missed {
-            // The program was put there while clients connected.
+            // The program was attached while clients connected.
             None => self.missed = Some(missed),
             Some([syns, accepted]) => {
                 let expected = [i128::from(sent) - syns, i128::from(passive) - accepted];
-                settle("SYNs and accepted connections, of which each is counted once", expected, || {
-                    self.counted_of_first().map(i128::from)
-                });
+                wait_until_equal(
+                    "SYNs and accepted connections, of which each is counted once",
+                    expected,
+                    || self.counted_of_first().map(i128::from),
+                );
             }
         }
         let second = i128::from(total(&pinned(SECOND).counters().unwrap()));
         let base = *self.second_base.get_or_insert(second - i128::from(self.probed[1]));
-        settle("SYNs to the second interface", base + i128::from(self.probed[1]), || {
+        wait_until_equal("SYNs to the second interface", base + i128::from(self.probed[1]), || {
             i128::from(total(&pinned(SECOND).counters().unwrap()))
         });
         for (name, last) in INTERFACES.iter().zip(&mut self.last) {
@@ -535,12 +545,12 @@ impl<'a> Walk<'a> {
         [total(&pinned.counters().unwrap()), accepted]
     }
 
-    /// Sends what protections are for. Traffic must be held up.
+    /// Sends SYNs that concern the protections. Clients must be held up.
     fn probe(&mut self) {
         let certain = [0, 1].map(|interface| self.model.is_certain(interface));
         (0..2).filter(|interface| certain[*interface]).for_each(|interface| self.wait_until_up(interface));
         if certain[0] {
-            // Those that came before: what is remembered of them must still be.
+            // Earlier visitors must still be remembered.
             for visitor in std::mem::take(&mut self.visitors) {
                 self.probe_by(0, visitor);
             }
@@ -557,7 +567,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// A visit: what became of it by the counters, and what the kernel saw of it, must be as expected.
+    /// Makes a visit, and compares the counters of tfo and of the kernel with the expected outcome.
     fn probe_by(&mut self, interface: usize, visitor: Visitor) -> Visitor {
         let name = INTERFACES[interface];
         let counts = || counts_by_service(&pinned(name));
@@ -567,7 +577,7 @@ impl<'a> Walk<'a> {
         let (visitor, expected) = visit.make();
         self.probed[interface] += expected.sent;
         let what = format!("{name}, port {}, from {}: what becomes of SYNs", visitor.to.1, visitor.from);
-        settle(&what, expected.counts, || {
+        wait_until_equal(&what, expected.counts, || {
             let mut now = counts();
             for (what, before) in &before.0 {
                 *now.entry(what.clone()).or_default() -= before;
@@ -576,7 +586,7 @@ impl<'a> Walk<'a> {
             now
         });
         if interface == 0 {
-            eventually("its connections are over", is_idle);
+            eventually("its connections are over", has_no_connections);
             assert_eq!(TcpExt::read().unwrap() - before.1, expected.kernel, "{what}, by the kernel (left)");
         }
         visitor
@@ -588,15 +598,15 @@ impl Drop for Walk<'_> {
         if self.is_over {
             return;
         }
-        let log = self.running.take().map(Running::last_words).unwrap_or_default();
+        let log = self.running.take().map(Running::kill_and_read_log).unwrap_or_default();
         eprintln!("PROPTEST_RNG_SEED={}; in step {}:", self.seed, self.history.len());
         self.history.iter().for_each(|step| eprintln!("  {step}"));
         eprintln!("what the controller logged:\n{log}\n{:#?}", self.model);
     }
 }
 
-/// What a client has said is heard, and the end is the end: no connection was cut off.
-fn go_on(mut connection: TcpStream) {
+/// Uses the connection once more, and closes it, to show that it was not cut off.
+fn finish(mut connection: TcpStream) {
     connection.write_all(DATA).unwrap();
     connection.shutdown(Shutdown::Write).unwrap();
     assert_eq!(connection.read(&mut [0]).unwrap(), 0);
@@ -614,7 +624,7 @@ fn total(counters: &Counters) -> u64 {
     counters.syn.as_flattened().as_flattened().iter().map(|tally| tally.packets).sum()
 }
 
-/// All that only grows.
+/// Returns all counters that never fall.
 fn flat(counters: &Counters) -> Vec<u64> {
     let syn = counters.syn.as_flattened().as_flattened().iter();
     let syn = syn.flat_map(|tally| [tally.packets, tally.with_data, tally.data_bytes]);
@@ -622,15 +632,15 @@ fn flat(counters: &Counters) -> Vec<u64> {
     syn.chain(counters.hits).chain(guards).collect()
 }
 
-/// `tfo ARGS`, which must end with `code`; what it said to standard error.
-fn must(args: &[&str], code: i32) -> String {
+/// Runs `tfo ARGS`, which must end with `code`. Returns the text on standard error.
+fn run_tfo(args: &[&str], code: i32) -> String {
     let (found, error) = failure(&tfo(args));
     assert_eq!(found, Some(code), "{args:?}: {error:?}");
     error
 }
 
-/// Waits until `now` gives what is expected.
-fn settle<T: PartialEq + std::fmt::Debug>(what: &str, expected: T, now: impl Fn() -> T) {
+/// Waits until `now` returns `expected`.
+fn wait_until_equal<T: PartialEq + std::fmt::Debug>(what: &str, expected: T, now: impl Fn() -> T) {
     const PATIENCE: Duration = Duration::from_secs(20);
     let start = Instant::now();
     loop {
@@ -647,7 +657,7 @@ fn settle<T: PartialEq + std::fmt::Debug>(what: &str, expected: T, now: impl Fn(
     }
 }
 
-/// How often a segment was sent again in the calling thread's namespace: of those here, only SYNs may be.
+/// Returns the number of repeated segments in the calling thread's namespace. Only SYNs may be repeated in this test.
 fn retransmissions() -> anyhow::Result<u64> {
     let text = fs::read_to_string("/proc/thread-self/net/netstat")?;
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));

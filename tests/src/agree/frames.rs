@@ -1,4 +1,4 @@
-//! The frames: those of the table's cases, those of the generators, and what becomes of either when it is spoilt.
+//! Frames of the comparison: those of the case table, generated ones, and spoilt copies of both.
 
 use proptest::{
     strategy::{BoxedStrategy, Strategy, ValueTree},
@@ -12,15 +12,15 @@ use crate::{
     random,
 };
 
-/// Frames of the generators that are at hand at a time: to make one costs more than all the rest, so each is used again.
+/// Number of generated frames in stock. To make a frame costs more than to check it, so each is used again.
 const GENERATED: usize = 512;
-/// Longer than any frame with an Ethernet header that the interface gets in native mode: a page and more.
+/// Largest length, in bytes. It exceeds the largest Ethernet frame of native mode, which has to fit into a page.
 const LONGEST: usize = 5000;
 
-/// Values that something hangs on: lengths, kinds and numbers of protocols, and the ends of their ranges.
+/// Bytes that have a meaning as a length, a kind or a protocol number, and the ends of their ranges.
 const MEANINGFUL: [u8; 24] =
     [0, 1, 2, 3, 4, 5, 6, 8, 10, 17, 18, 34, 43, 44, 51, 58, 60, 0x40, 0x45, 0x50, 0x60, 0xf0, 254, 255];
-/// What may stand in the option area.
+/// Options that are written over others.
 const OPTIONS: [&[u8]; 8] = [
     &[1],
     &[0],
@@ -32,16 +32,16 @@ const OPTIONS: [&[u8]; 8] = [
     &[2, 4, 5, 0xb4],
 ];
 
-/// An endless row of frames for one link layer, made by a seed.
+/// Endless sequence of frames for one link layer, determined by a seed.
 pub(super) struct Frames {
     link: LinkLayer,
     rng: fastrand::Rng,
     runner: TestRunner,
     generator: BoxedStrategy<Vec<u8>>,
-    /// Those of the cases.
+    /// Frames of the case table.
     cases: Vec<Vec<u8>>,
     generated: Vec<Vec<u8>>,
-    /// How many frames of the cases have come as they are: each does once.
+    /// Number of case frames that were given out unchanged. Each is given out once.
     begun: usize,
 }
 
@@ -63,7 +63,7 @@ impl Frames {
         frames
     }
 
-    /// The next one.
+    /// Returns the next frame.
     pub(super) fn next(&mut self) -> Vec<u8> {
         if let Some(frame) = self.cases.get(self.begun) {
             self.begun += 1;
@@ -71,7 +71,7 @@ impl Frames {
         }
         match self.rng.u8(..) {
             0..=7 => self.noise(),
-            // As it is, this first time.
+            // A generated frame is given out unchanged the first time.
             8..=39 => {
                 let frame = self.generate();
                 let place = self.rng.usize(..self.generated.len());
@@ -79,7 +79,7 @@ impl Frames {
                 frame
             }
             _ => {
-                let mut frame = self.known().to_vec();
+                let mut frame = self.pick().to_vec();
                 for _ in 0..self.rng.u8(1..=3) {
                     self.spoil(&mut frame);
                 }
@@ -89,7 +89,7 @@ impl Frames {
         }
     }
 
-    /// A well-formed frame, with options of any sort.
+    /// Returns a well-formed frame with random options.
     fn generate(&mut self) -> Vec<u8> {
         let frame =
             self.generator.new_tree(&mut self.runner).expect("the generator rejects nothing").current();
@@ -106,12 +106,12 @@ impl Frames {
         }
     }
 
-    fn known(&mut self) -> &[u8] {
+    fn pick(&mut self) -> &[u8] {
         let frames = if self.rng.u8(..) < 64 { &self.cases } else { &self.generated };
         &frames[self.rng.usize(..frames.len())]
     }
 
-    /// Bytes of any sort behind what makes the interface take them.
+    /// Returns random bytes, behind a beginning that the interface accepts.
     fn noise(&mut self) -> Vec<u8> {
         let mut frame = vec![0; self.rng.usize(1..200)];
         self.rng.fill(&mut frame);
@@ -129,7 +129,7 @@ impl Frames {
         frame
     }
 
-    /// Mostly where headers are.
+    /// Returns a random offset, mostly in the headers.
     fn place(&mut self, frame: &[u8]) -> usize {
         let len = if self.rng.u8(..) < 224 { frame.len().min(100) } else { frame.len() };
         self.rng.usize(..len)
@@ -145,12 +145,12 @@ impl Frames {
             2 => frame[first] = self.rng.choice(MEANINGFUL).expect("there are some"),
             3 => frame[first] = self.rng.u8(..),
             4 => frame.swap(first, second),
-            // A length, one off or a few.
+            // Changes what may be a length by up to eight.
             5 => frame[first] = frame[first].wrapping_add(self.rng.u8(..17)).wrapping_sub(8),
             6 => frame.truncate(self.rng.usize(..=frame.len())),
             7 => frame.resize(frame.len() + self.rng.usize(1..64), self.rng.u8(..)),
             8 => {
-                let other = self.known().to_vec();
+                let other = self.pick().to_vec();
                 frame.truncate(first);
                 frame.extend(other.get(first..).unwrap_or_default());
             }
@@ -158,7 +158,7 @@ impl Frames {
         }
     }
 
-    /// Mixes up the TCP options: overwrites some, moves them, or says that there are more or fewer.
+    /// Spoils the TCP options: overwrites some, moves them, or changes the data offset.
     fn spoil_options(&mut self, frame: &mut [u8]) {
         let Ok(Some(segment)) = parse(&*frame, self.link) else { return };
         let tcp = segment.tcp as usize;

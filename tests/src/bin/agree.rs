@@ -1,4 +1,4 @@
-//! `cargo xtask agree`: see [`tfo_tests::agree`].
+//! `cargo xtask agree`, see [`tfo_tests::agree`].
 
 use std::{
     process::ExitCode,
@@ -13,13 +13,13 @@ use tfo_tests::agree::{Options, run};
 #[derive(Parser)]
 #[command(name = "cargo xtask agree")]
 struct Args {
-    /// How many frames
+    /// Number of frames
     #[arg(long, default_value_t = 10_000_000)]
     frames: u64,
     /// Repeats the frames of an earlier run
     #[arg(long)]
     seed: Option<u64>,
-    /// End after so many seconds, if the frames take longer
+    /// Ends after this many seconds, even if frames are left
     #[arg(long = "for", value_name = "SECONDS")]
     seconds: Option<u64>,
 }

@@ -1,4 +1,4 @@
-//! Classes of SYNs: what the key ring says about a cookie.
+//! Classes of SYNs, by the cookie and the key ring.
 
 use tfo_common::{
     class::Class::*,
@@ -24,7 +24,7 @@ pub(super) fn add(table: &mut Table) {
     empty_ring(table);
 }
 
-/// Every class over both families, with and without data: a valid cookie without data makes a child too.
+/// Adds every class over both families, with and without data. A valid cookie without data makes a child, too.
 fn classes(table: &mut Table, keys: &str) {
     for data in DATA {
         let len = data.len();
@@ -47,14 +47,14 @@ fn classes(table: &mut Table, keys: &str) {
     }
 }
 
-/// Nobody knows what the kernel will hold next: that key is a stranger's until then.
+/// Adds cookies of the next key. Without a schedule, that key is as unknown as a stranger's.
 fn next(table: &mut Table) {
     let cookie = |ip: Ip| ip.syn().cookie_of(keys::NEXT);
     table.both("the next key's, which is not known", cookie, syn(CookieUnknown, 0));
 }
 
-/// Cookies that a real kernel made: nothing of ours computed them. Only the last row's key reads differently in the
-/// two byte orders of its words.
+/// Adds cookies that a real kernel made. The words of the last row's key differ in the two byte orders, those of the
+/// others don't.
 fn vectors(table: &mut Table) {
     let v4 = |source: [u8; 4], destination: [u8; 4]| eth().ipv4(source.into(), destination.into()).syn();
     let v6 = |source: [u16; 8], destination: [u16; 8]| eth().ipv6(source.into(), destination.into()).syn();
@@ -71,7 +71,8 @@ fn vectors(table: &mut Table) {
     table.frame("from Linux, primary key", syn.data(b"hello"), expect(Ipv4, CookieCurrent));
 }
 
-/// All eight bytes count, in their order, and the addresses in theirs; ports and sequence number do not.
+/// Adds cookies with one difference. All eight bytes and both addresses count, in their order. Ports and sequence
+/// number do not.
 fn near_misses(table: &mut Table) {
     for byte in 0..8 {
         let flip = |tcp: Tcp| {
@@ -97,7 +98,7 @@ fn near_misses(table: &mut Table) {
     table.both("other ports, sequence and window", other_ports, syn(CookieCurrent, 0));
 }
 
-/// No key is known yet. Slots without a key hold zeros, which must not be taken for a key of zeros.
+/// Adds cookies under an empty ring. Its slots hold zeros, which must not be taken for a key of zeros.
 fn empty_ring(table: &mut Table) {
     table.keys = Keys::None;
     let data = b"hello";

@@ -1,5 +1,4 @@
-//! The IPv4 header: `ip_rcv_core` (net/ipv4/ip_input.c), and fragments, which the kernel puts together before TCP
-//! sees them.
+//! IPv4 header: `ip_rcv_core` (net/ipv4/ip_input.c), and fragments, which the kernel reassembles before TCP sees them.
 
 use tfo_common::{class::Class::*, parse::Malformed::*, parse::Unsupported::*};
 
@@ -9,7 +8,7 @@ use crate::{
     packet::{Carry, Ipv4, MORE_FRAGMENTS, Tcp, flag, protocol},
 };
 
-/// 20 bytes of IP header, 32 of TCP, 5 of data.
+/// Returns a packet with 20 bytes of IP header, 32 of TCP and 5 of data.
 fn hello(ip: Ipv4) -> Tcp {
     ip.syn().cookie_of(CURRENT).data(b"hello")
 }
@@ -27,7 +26,7 @@ fn header_length(table: &mut Table) {
     for words in 0..5 {
         let name = format!("header length {words}");
         table.ipv4(&name, |ip| hello(ip.ihl(words)), malformed(IpHeaderLength));
-        // The kernel drops it as well, but it is not TCP's affair.
+        // The kernel drops it, too, but tfo looks at TCP only.
         let udp = |ip: Ipv4| ip.ihl(words).carrying(protocol::UDP, b"");
         table.ipv4(format!("{name}, UDP"), udp, not_syn());
     }
@@ -42,7 +41,7 @@ fn header_length(table: &mut Table) {
     }
     let router_alert = |ip: Ipv4| hello(ip.options(&[148, 4, 0, 0]));
     table.ipv4("router alert", router_alert, syn(CookieCurrent, 5));
-    // Were the options not skipped, the last ones would read as another SYN's cookie request.
+    // If the IP options were not skipped, the last ones would read as the cookie request of another SYN.
     let alike = |ip: Ipv4| hello(ip.options(&[34, 2, 34, 2, 34, 2, 34, 2]));
     table.ipv4("options that look like TCP's", alike, syn(CookieCurrent, 5));
 }
@@ -59,7 +58,7 @@ fn total_length(table: &mut Table) {
         table.ipv4(name, |ip| hello(ip.total_length(bytes)), malformed(IpTotalLength));
     }
     table.ipv4("total length of the header alone", |ip| hello(ip.total_length(20)), malformed(TcpTruncated));
-    // What lies behind the packet's end is padding.
+    // Bytes behind the packet's end are padding.
     table.ipv4("total length leaves 4 bytes of data", |ip| hello(ip.total_length(56)), syn(CookieCurrent, 4));
     table.ipv4("total length leaves no data", |ip| hello(ip.total_length(52)), syn(CookieCurrent, 0));
     let cut = |ip: Ipv4| hello(ip.total_length(51));
@@ -72,7 +71,7 @@ fn fragments(table: &mut Table) {
 
     table.ipv4("don't fragment", |ip| hello(ip.fragment(DONT_FRAGMENT)), syn(CookieCurrent, 5));
     table.ipv4("reserved bit", |ip| hello(ip.fragment(RESERVED)), syn(CookieCurrent, 5));
-    // Data is counted as far as this fragment holds it.
+    // Only the data in this fragment is counted.
     let first = |ip: Ipv4| ip.fragment(MORE_FRAGMENTS);
     table.ipv4("first fragment", |ip| hello(first(ip)), syn(CookieCurrent, 5));
     table.ipv4("first fragment, header only", |ip| hello(first(ip)).cut(32), syn(CookieCurrent, 0));
@@ -80,7 +79,7 @@ fn fragments(table: &mut Table) {
         let name = format!("first fragment ends {len} bytes into TCP");
         table.ipv4(name, |ip| hello(first(ip)).cut(len), unsupported(FragmentedHeader));
     }
-    // Too short to tell a SYN, and long enough to tell that it is none.
+    // Too short for a whole SYN, but long enough to see that it is not a SYN.
     let ack = |ip: Ipv4| first(ip).tcp(flag::ACK).nops(12);
     table.ipv4("first fragment cuts the options of an ACK", |ip| ack(ip).cut(24), not_syn());
     let bad = |ip: Ipv4| first(ip).syn().data_offset(4);

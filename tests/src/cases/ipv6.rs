@@ -1,4 +1,4 @@
-//! The IPv6 header and its extension headers: `ip6_rcv_core` (net/ipv6/ip6_input.c), exthdrs.c, reassembly.c.
+//! IPv6 header and extension headers: `ip6_rcv_core` (net/ipv6/ip6_input.c), exthdrs.c, reassembly.c.
 
 use tfo_common::{class::Class::*, parse::Malformed::*, parse::Unsupported::*};
 
@@ -8,7 +8,7 @@ use crate::{
     packet::{Carry, Ipv6, Tcp, flag, protocol},
 };
 
-/// 40 bytes of IP header, 32 of TCP, 5 of data.
+/// Returns a packet with 40 bytes of IP header, 32 of TCP and 5 of data.
 fn hello(ip: Ipv6) -> Tcp {
     ip.syn().cookie_of(CURRENT).data(b"hello")
 }
@@ -19,7 +19,7 @@ fn hello_counted() -> impl Fn(Family) -> Expected {
 
 type Extension = fn(Ipv6) -> Ipv6;
 
-/// The extension headers that are followed, eight bytes each but for the authentication header.
+/// Extension headers that are followed. Each is eight bytes long, except the authentication header.
 const FOLLOWED: [(&str, Extension); 5] = [
     ("hop-by-hop", Ipv6::hop_by_hop),
     ("routing, no stop left", |ip| ip.routing(0)),
@@ -28,7 +28,7 @@ const FOLLOWED: [(&str, Extension); 5] = [
     ("authentication", Ipv6::authentication),
 ];
 
-/// Their number, at most.
+/// Largest number of extension headers that is followed.
 const LIMIT: usize = 6;
 
 pub(super) fn add(table: &mut Table) {
@@ -46,15 +46,15 @@ fn lengths(table: &mut Table) {
         let name = format!("payload length {bytes}, but 37 bytes");
         table.ipv6(name, |ip| hello(ip.payload_length(bytes)), malformed(IpTotalLength));
     }
-    // What lies behind the packet's end is padding.
+    // Bytes behind the packet's end are padding.
     let less = |len| move |ip: Ipv6| hello(ip.payload_length(len));
     table.ipv6("payload length leaves 4 bytes of data", less(36), syn(CookieCurrent, 4));
     table.ipv6("payload length leaves no data", less(32), syn(CookieCurrent, 0));
     table.ipv6("payload length cuts the TCP options", less(31), malformed(TcpOptionsTruncated));
     table.ipv6("payload length 0", less(0), malformed(TcpTruncated));
 
-    // With hop-by-hop options in front the kernel takes the rest of the frame, padding and all: only a jumbogram's
-    // option could tell the length, and it is for those beyond 64 KiB.
+    // With hop-by-hop options in front, the kernel takes the rest of the frame, padding included: only the option of a
+    // jumbogram could tell the length, and that is for more than 64 KiB.
     let rest = |ip: Ipv6| hello(ip.hop_by_hop().payload_length(0));
     table.ipv6("payload length 0 with hop-by-hop", rest, hello_counted());
     let padded = |ip: Ipv6| hello(ip.hop_by_hop().payload_length(0)).trailer(3);
@@ -74,7 +74,7 @@ fn single_extensions(table: &mut Table) {
             table.ipv6(format!("{name}, then protocol {next}"), packet, not_syn());
         }
         for len in 0..8 {
-            // Its first byte names the next header, so that it is cut short in any case.
+            // The next header is of the kind in its first byte, so it is cut short in any case.
             let packet = |ip| extension(ip).payload_length(len).carrying(protocol::TCP, b"");
             let reason = if len == 0 && name == "hop-by-hop" { TcpTruncated } else { ExtensionTruncated };
             table.ipv6(format!("{name}, {len} bytes of it"), packet, malformed(reason));
@@ -84,14 +84,14 @@ fn single_extensions(table: &mut Table) {
         for (name, kind) in [("hop-by-hop", protocol::HOP_BY_HOP), ("destination", protocol::DESTINATION)] {
             let name = format!("{name} options of {units} × 8 bytes");
             table.ipv6(&name, |ip| hello(ip.options(kind, units)), hello_counted());
-            // Eight bytes of it, and a TCP header of 20.
+            // The first eight bytes of the header, then a TCP header of 20.
             let short = |ip: Ipv6| ip.extension(kind, &[0, (units - 1) as u8, 1, 4, 0, 0, 0, 0]).syn();
             if units * 8 > 8 + 20 {
                 table.ipv6(format!("{name}, cut"), short, malformed(ExtensionTruncated));
             }
         }
     }
-    // In words of four bytes less two, where all others count eight less one.
+    // Its length counts words of four bytes, less two. All others count units of eight bytes, less one.
     let longer = |ip: Ipv6| {
         let mut header = [0; 32];
         header[1] = 32 / 4 - 2;
@@ -105,7 +105,8 @@ fn single_extensions(table: &mut Table) {
         let name = format!("routing, {stops} stops left");
         table.ipv6(name, |ip| hello(ip.routing(stops)), unsupported(SourceRoute));
     }
-    // RPL and segment routing: refused even at the last stop, unless the interface was told to take them.
+    // RPL and segment routing. Both are refused even at the last stop, unless the interface is configured to accept
+    // them.
     for kind in [3, 4] {
         let name = format!("routing of type {kind}, no stop left");
         table.ipv6(name, |ip| hello(ip.routing_of(kind, 0)), unsupported(SourceRoute));
@@ -135,11 +136,11 @@ fn chains(table: &mut Table) {
     for count in [LIMIT + 1, LIMIT + 2, 40] {
         let name = format!("{count} headers");
         table.ipv6(&name, |ip| hello(many(ip, count)), unsupported(ExtensionChain));
-        // What they lead to is not known.
+        // The protocol behind the limit is not known.
         let udp = |ip| many(ip, count).carrying(protocol::UDP, b"");
         table.ipv6(format!("{name}, then UDP"), udp, unsupported(ExtensionChain));
     }
-    // Hop-by-hop options are no protocol of their own to the kernel: it knows them behind the IPv6 header only.
+    // The kernel accepts hop-by-hop options right behind the IPv6 header only.
     for (name, extension) in FOLLOWED {
         let packet = |ip: Ipv6| hello(extension(ip).hop_by_hop());
         table.ipv6(format!("hop-by-hop behind {name}"), packet, unsupported(ExtensionChain));
@@ -151,11 +152,11 @@ fn chains(table: &mut Table) {
 }
 
 fn fragments(table: &mut Table) {
-    // Data is counted as far as this fragment holds it.
+    // Only the data in this fragment is counted.
     let first = |ip: Ipv6| ip.fragment(0, true);
     table.ipv6("first fragment", |ip| hello(first(ip)), hello_counted());
     table.ipv6("first fragment, header only", |ip| hello(first(ip)).cut(32), syn(CookieCurrent, 0));
-    // The kernel drops these since RFC 7112, an older one puts them together.
+    // The kernel drops these since RFC 7112. Older kernels reassemble them.
     for len in [0, 8, 16, 24, 31] {
         let name = format!("first fragment ends {len} bytes into TCP");
         table.ipv6(name, |ip| hello(first(ip)).cut(len), unsupported(FragmentedHeader));
@@ -185,7 +186,7 @@ fn fragments(table: &mut Table) {
         table.ipv6(&name, |ip| hello(ip.fragment(offset, more)), unsupported(LaterFragment));
         let behind = |ip: Ipv6| hello(ip.hop_by_hop().fragment(offset, more));
         table.ipv6(format!("{name}, behind hop-by-hop"), behind, unsupported(LaterFragment));
-        // It names the kind of the first header that was cut up, which may lead to TCP.
+        // The fragment header names the kind of the first fragmented header, which may lead to TCP.
         let extension = |ip: Ipv6| hello(ip.fragment(offset, more).destination_options());
         table.ipv6(format!("{name}, of an extension header"), extension, unsupported(LaterFragment));
         let udp = |ip: Ipv6| ip.fragment(offset, more).carrying(protocol::UDP, b"");

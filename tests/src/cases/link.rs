@@ -1,4 +1,4 @@
-//! The link layer: Ethernet with VLAN tags (`eth_type_vlan`, include/linux/if_vlan.h), or none.
+//! Link layer: Ethernet with VLAN tags (`eth_type_vlan`, include/linux/if_vlan.h), or none.
 
 use tfo_common::{class::Class::*, parse::Malformed::*, parse::Unsupported::*, segment::Family};
 
@@ -45,11 +45,11 @@ fn tags(table: &mut Table) {
     both("802.1ad around 802.1Q twice", |eth| eth.service_vlan(1).vlan(2).vlan(3), &too_deep);
     both("802.1ad three times", |eth| eth.service_vlan(1).service_vlan(2).service_vlan(3), &too_deep);
     both("four tags", |eth| eth.vlan(1).vlan(2).vlan(3).vlan(4), &too_deep);
-    // Linux takes this number for no tag, but for an EtherType that it does not know.
+    // To Linux this number is no tag, but an unknown EtherType.
     both("0x9100", |eth| eth.tag(ether_type::OLD_QINQ, 5), &|_| Expected::NotSyn);
     both("0x9100 inside 802.1Q", |eth| eth.vlan(1).tag(ether_type::OLD_QINQ, 5), &|_| Expected::NotSyn);
 
-    // As with the header itself, a tag is whole when its last EtherType is.
+    // A tag is complete if its EtherType is there, as with the header itself.
     for (name, tagged) in [("802.1Q", eth().vlan(5)), ("two tags", eth().service_vlan(5).vlan(6))] {
         let frame = tagged.carrying(ether_type::ARP, &[]);
         for len in 14..frame.len() {
@@ -65,15 +65,15 @@ fn other_frames(table: &mut Table) {
     table.frame("empty", [], LINK_CUT);
     let arp = [0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 10, 0, 0, 2];
     table.frame("ARP", eth().carrying(ether_type::ARP, &arp), Expected::NotSyn);
-    // The last three: LLDP, MPLS, PPPoE.
+    // The last three are LLDP, MPLS and PPPoE.
     for ether_type in [0, 46, 1500, 0x0600, 0xffff, 0x88cc, 0x8847, 0x8864] {
         let frame = eth().carrying(ether_type, &hello(ipv4(CLIENT_V4, SERVER_V4)));
         table.frame(format!("EtherType {ether_type:#06x}"), frame, Expected::NotSyn);
     }
     let swapped = eth().carrying(ether_type::IPV4.swap_bytes(), &hello(ipv4(CLIENT_V4, SERVER_V4)));
     table.frame("EtherType of IPv4, swapped", swapped, Expected::NotSyn);
-    // The other family's header has something else where it is looked up whether TCP follows: an empty fragment field
-    // reads as hop-by-hop options, an address as no TCP.
+    // The other family's header has another field at the place that tells whether TCP follows: an empty fragment field
+    // reads as hop-by-hop options, an address as a protocol other than TCP.
     let v4 = eth().carrying(ether_type::IPV6, &hello(ipv4(CLIENT_V4, SERVER_V4)));
     table.frame("IPv4 under the EtherType of IPv6", v4, Expected::Malformed(IpVersion));
     let v6 = eth().carrying(ether_type::IPV4, &hello(ipv6(CLIENT_V6, SERVER_V6)));
@@ -82,7 +82,7 @@ fn other_frames(table: &mut Table) {
     table.frame("IPv6, nothing behind", eth().carrying(ether_type::IPV6, &[]), IP_CUT);
 }
 
-/// As on tun: the version says which IP it is. The other subjects' packets follow by themselves.
+/// Adds frames as on tun, where the version tells the family. Those of the other subjects are added automatically.
 fn without_ethernet(table: &mut Table) {
     table.ip_frame("IPv4 at once", hello(ipv4(CLIENT_V4, SERVER_V4)), counted(Family::Ipv4));
     table.ip_frame("IPv6 at once", hello(ipv6(CLIENT_V6, SERVER_V6)), counted(Family::Ipv6));
@@ -91,7 +91,7 @@ fn without_ethernet(table: &mut Table) {
         let frame = hello(ipv4(CLIENT_V4, SERVER_V4).version(version));
         table.ip_frame(format!("version {version} at once"), frame, Expected::NotSyn);
     }
-    // The MAC addresses are read as what they are not: first nibble 0.
+    // The MAC addresses are read as an IP header, whose first nibble is 0.
     let ethernet = hello(eth().ipv4(CLIENT_V4, SERVER_V4));
     table.ip_frame("Ethernet where there is none", ethernet, Expected::NotSyn);
 }

@@ -1,4 +1,4 @@
-//! The walk over the TCP options: `tcp_parse_options` and `tcp_parse_fastopen_option` (net/ipv4/tcp_input.c).
+//! Walk over the TCP options: `tcp_parse_options` and `tcp_parse_fastopen_option` (net/ipv4/tcp_input.c).
 
 use tfo_common::class::Class::{self, *};
 
@@ -10,7 +10,7 @@ use crate::{
 
 const DATA: &[u8] = b"some data";
 
-/// One SYN whose options `options` adds, with data behind, over both families.
+/// Adds a SYN with `options` and data, over both families.
 fn case(table: &mut Table, name: &str, options: impl Fn(Tcp) -> Tcp, class: Class) {
     table.both(name, |ip| options(ip.syn()).data(DATA), syn(class, DATA.len()));
 }
@@ -24,8 +24,8 @@ pub(super) fn add(table: &mut Table) {
     stacks(table);
 }
 
-/// What the kernel makes of a cookie of `len` bytes that no key made: odd is no Fast Open option, empty asks, 4 to 16
-/// is stored and, unless it is 8, refused; all else is as good as absent.
+/// Returns the class of a cookie of `len` bytes that no key made. An odd length is no Fast Open option, an empty one is
+/// a request. The kernel stores 4 to 16 bytes and refuses all but 8. Other lengths count as absent.
 fn class_of_length(len: usize) -> Class {
     match len {
         _ if len % 2 == 1 => OptionIgnored,
@@ -36,7 +36,7 @@ fn class_of_length(len: usize) -> Class {
     }
 }
 
-/// Every length that fits into the 40 bytes of the option area.
+/// Adds every length that fits into the 40 bytes of the option area.
 fn lengths(table: &mut Table) {
     for len in 0..=38 {
         let cookie = vec![7; len];
@@ -49,7 +49,7 @@ fn lengths(table: &mut Table) {
     }
 }
 
-/// Kind 254 is Fast Open only with its magic number, which takes a length of four.
+/// Adds options of kind 254, which are Fast Open only with its magic number. So their length is at least four.
 fn experimental(table: &mut Table) {
     let cookie = |key| move |tcp: Tcp| tcp.clone().experimental(Tcp::MAGIC, &tcp.cookie(key));
     case(table, "experimental, the primary key's", cookie(CURRENT), CookieCurrent);
@@ -58,13 +58,13 @@ fn experimental(table: &mut Table) {
     case(table, "experimental, magic swapped", |tcp| tcp.experimental(0x89f9, &[7; 8]), PlainSyn);
     case(table, "experimental, no magic", |tcp| tcp.option(254, &[]), PlainSyn);
     case(table, "experimental, half a magic", |tcp| tcp.option(254, &[0xf9]), PlainSyn);
-    // The magic behind the option's end does not belong to it.
+    // The magic number lies behind the option's end, so it does not count.
     case(table, "experimental, magic outside", |tcp| tcp.option_bytes(&[254, 2, 0xf9, 0x89]), PlainSyn);
     case(table, "experimental, magic half outside", |tcp| tcp.option_bytes(&[254, 3, 0xf9, 0x89]), PlainSyn);
     case(table, "kind 253 with the magic", |tcp| tcp.option(253, &[0xf9, 0x89]), PlainSyn);
 }
 
-/// The kernel stops without complaint and keeps what it has found by then.
+/// Adds broken options. The kernel stops silently and keeps what it has found so far.
 fn broken(table: &mut Table) {
     for kind in [34, 254, 2, 77] {
         let mut stops = |what: &str, bytes: &[u8]| {
@@ -80,7 +80,7 @@ fn broken(table: &mut Table) {
         stops("of length 255", &[kind, 255]);
         stops("of length 41", &[kind, 41]);
     }
-    // The cookie goes on in the data, where it is none.
+    // The cookie continues in the data, so it is broken.
     let one_short = |ip: Ip| {
         let tcp = ip.syn();
         let cookie = tcp.cookie(CURRENT);
@@ -104,7 +104,7 @@ fn broken(table: &mut Table) {
     case(table, "request inside a cookie", |tcp| tcp.fast_open(&[34, 2, 34, 2, 34, 2]), CookieBadLength);
 }
 
-/// The last one counts; an odd one counts for nothing; one of a bad even length makes it forget those before.
+/// Adds several options. The last one counts. An odd one is ignored. One of a bad even length discards those before it.
 fn several(table: &mut Table) {
     let mut after_cookie = |name: &str, second: fn(Tcp) -> Tcp, class| {
         let name = format!("cookie, then {name}");
@@ -145,7 +145,7 @@ fn several(table: &mut Table) {
     case(table, "twenty requests", |tcp| (0..20).fold(tcp, |tcp, _| tcp.request()), CookieRequest);
 }
 
-/// Wherever the option stands, even at the very end of the largest area.
+/// Adds the option at every place, up to the end of the largest area.
 fn places(table: &mut Table) {
     case(table, "nothing but forty no-operations", |tcp| tcp.nops(40), PlainSyn);
     for before in 0..=30 {
@@ -164,12 +164,12 @@ fn places(table: &mut Table) {
     }
 }
 
-/// Option layouts as the stacks send them.
+/// Adds the option layouts of common stacks.
 fn stacks(table: &mut Table) {
     case(table, "Linux, plain", Tcp::linux_options, PlainSyn);
     case(table, "Linux, request", |tcp| tcp.linux_options().request().nops(2), CookieRequest);
     case(table, "Linux, cookie", |tcp| tcp.linux_options().cookie_of(CURRENT).nops(2), CookieCurrent);
-    // Up to Linux 4.0, and later towards servers that answer in this form.
+    // Used up to Linux 4.0, and later towards servers that answer in this form.
     let request = |tcp: Tcp| tcp.linux_options().experimental(Tcp::MAGIC, &[]);
     case(table, "Linux, experimental request", request, CookieRequest);
     let cookie = |tcp: Tcp| tcp.clone().linux_options().experimental(Tcp::MAGIC, &tcp.cookie(CURRENT));

@@ -1,4 +1,4 @@
-//! The TCP header, and what is no TCP at all: `tcp_v4_rcv`, `tcp_v6_rcv`, `tcp_rcv_state_process`.
+//! TCP header, and protocols other than TCP: `tcp_v4_rcv`, `tcp_v6_rcv`, `tcp_rcv_state_process`.
 
 use tfo_common::{class::Class::*, parse::Malformed::*};
 
@@ -15,7 +15,7 @@ pub(super) fn add(table: &mut Table) {
     other_protocols(table);
 }
 
-/// A listener takes a SYN without ACK, RST and FIN, whatever the other flags.
+/// Adds all combinations of flags. A listener takes a SYN without ACK, RST and FIN, whatever the other flags.
 fn flags(table: &mut Table) {
     for flags in 0..=0x1ff {
         let name = format!("flags {flags:#05x}");
@@ -30,7 +30,7 @@ fn flags(table: &mut Table) {
     }
 }
 
-/// The header's length in words: five at least, and no more than there are.
+/// Adds header lengths. There must be at least five words, and all of them must be there.
 fn data_offset(table: &mut Table) {
     for words in 0..5 {
         let name = format!("data offset {words}");
@@ -42,18 +42,18 @@ fn data_offset(table: &mut Table) {
         let name = format!("data offset {words}, but five words");
         table.both(&name, |ip| ip.syn().data_offset(words), malformed(TcpOptionsTruncated));
         table.both(format!("{name}, no SYN"), |ip| ip.tcp(ACK).data_offset(words), not_syn());
-        // The padding lies behind the packet: it does not make the header whole.
+        // The padding lies behind the packet, so the header is still cut short.
         let padded = |ip: Ip| ip.syn().data_offset(words).trailer(60);
         table.both(format!("{name}, and padding"), padded, malformed(TcpOptionsTruncated));
     }
     let one_short = |ip: Ip| ip.syn().data_offset(15).nops(36).data(b"abc");
     table.both("data offset one byte past the end", one_short, malformed(TcpOptionsTruncated));
-    // What was meant as data is taken for options, as the header says.
+    // The header says that the data belongs to the options.
     let swallowed = |ip: Ip| ip.syn().data_offset(6).data(&[34, 2, 1, 1]);
     table.both("data offset over the data", swallowed, syn(CookieRequest, 0));
 }
 
-/// Data is what lies between the TCP header's end and the IP packet's.
+/// Adds lengths of data, which lies between the TCP header's end and the IP packet's.
 fn data(table: &mut Table) {
     for len in [1, 2, 535, 1400, 3000] {
         let name = format!("{len} bytes of data");
@@ -67,7 +67,7 @@ fn data(table: &mut Table) {
     }
 }
 
-/// Neither the ports of UDP nor anything else that is no TCP is looked at.
+/// Adds other protocols, such as UDP. Nothing of them is parsed.
 fn other_protocols(table: &mut Table) {
     for (name, number) in [
         ("ICMP", protocol::ICMP),

@@ -1,4 +1,4 @@
-//! A SYN cut at every byte: received short, sent short, and sent short with the rest left behind as padding.
+//! SYN cut at every byte: received short, sent short, and sent short with the rest as padding.
 
 use tfo_common::{class::Class::*, parse::Malformed::*, segment::Family};
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 const DATA: &[u8] = b"hello";
-/// 20 bytes of header, 32 of options.
+/// Length of the header, 20 bytes, and of the options, 32.
 const TCP_HEADER: usize = 52;
 
 pub(super) fn add(table: &mut Table) {

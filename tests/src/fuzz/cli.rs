@@ -1,4 +1,4 @@
-//! Any command line: understood or refused, with what it says inside its bounds.
+//! Random command lines: each is parsed within its limits, or refused.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -12,15 +12,15 @@ use tfo_userspace::{
     util::time::parse_duration,
 };
 
-/// A time that is certainly taken: thirty years.
+/// Thirty years, a duration that is certainly accepted.
 const USUAL: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
-/// Takes the words of a command line, each on its line.
+/// Checks a command line whose words are the lines of `data`.
 pub fn check(data: &[u8]) {
     let words: Vec<OsString> =
         data.split(|byte| *byte == b'\n').map(|word| OsStr::from_bytes(word).to_owned()).collect();
     for word in words.iter().filter_map(|word| word.to_str()) {
-        // It takes more forms than are told here, and no times that are longer than all of history.
+        // The parser accepts more forms than this one, and refuses durations longer than all of history.
         match (duration(word), parse_duration(word).ok()) {
             (Some(told), None) => assert!(told > USUAL, "{word:?}"),
             (Some(told), Some(parsed)) => assert_eq!(told, parsed, "{word:?}"),
@@ -28,16 +28,16 @@ pub fn check(data: &[u8]) {
         }
     }
     match Cli::try_parse_from([OsString::from("tfo")].into_iter().chain(words)) {
-        Ok(cli) => understood(&cli),
+        Ok(cli) => check_parsed(&cli),
         Err(error) => {
-            // 0 where help or the version was asked for, 2 where it is wrong.
+            // The status is 0 for help or the version, and 2 for a wrong command line.
             assert_eq!(error.exit_code(), if error.use_stderr() { 2 } else { 0 });
             assert!(!error.to_string().is_empty());
         }
     }
 }
 
-/// Command lines with every subcommand.
+/// Returns command lines with every subcommand.
 pub fn seeds() -> Vec<Vec<u8>> {
     let lines = [
         "run -i eth0",
@@ -70,7 +70,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     lines.map(|line| line.replace(' ', "\n").into_bytes()).to_vec()
 }
 
-fn understood(cli: &Cli) {
+fn check_parsed(cli: &Cli) {
     assert!(cli.libraries_log_level() <= cli.log_level());
     match &cli.command {
         Command::Run(run) => {
@@ -78,22 +78,23 @@ fn understood(cli: &Cli) {
             assert!(run.retire_below.is_none_or(|share| (0.0..=1.0).contains(&share)));
         }
         Command::Hide(hide) => {
-            let what = [hide.what.all, hide.what.service.is_some(), hide.what.source.is_some(), hide.list];
-            assert_eq!(what.into_iter().filter(|given| *given).count(), 1);
-            assert_eq!(hide.what.hidden().is_none(), hide.list);
+            let chosen =
+                [hide.target.all, hide.target.service.is_some(), hide.target.source.is_some(), hide.list];
+            assert_eq!(chosen.into_iter().filter(|given| *given).count(), 1);
+            assert_eq!(hide.target.hidden().is_none(), hide.list);
             assert!(hide.list || !hide.json);
         }
-        Command::Show(show) => assert!(show.what.hidden().is_some()),
+        Command::Show(show) => assert!(show.target.hidden().is_some()),
         Command::Lab(lab) => assert!(lab.duration.is_none_or(|duration| duration >= Duration::from_secs(1))),
         _ => {}
     }
 }
 
-/// A number and its unit, in another way.
+/// Parses a number with its unit, independently of the code under test.
 fn duration(text: &str) -> Option<Duration> {
     let seconds = [("s", 1), ("m", 60), ("h", 3600), ("d", 86400), ("w", 7 * 86400)];
     let (number, unit) = seconds.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))?;
-    // `parse` would take a sign.
+    // `parse` would accept a sign.
     let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
     let number: u64 = is_number.then(|| number.parse().ok())??;
     number.checked_mul(unit).map(Duration::from_secs)

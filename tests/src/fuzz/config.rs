@@ -1,4 +1,4 @@
-//! Any bytes as a configuration: all that is wrong is told with a line that is there, and what is right keeps its promises.
+//! Random bytes as a configuration file: each fault has an existing line, and each accepted file is within its limits.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,19 +15,19 @@ use tfo_userspace::{config::Config, kernel::clock::jiffies_per_second, model::se
 pub fn check(data: &[u8]) {
     let lines = data.iter().filter(|byte| **byte == b'\n').count() + 1;
     match Config::parse(data) {
-        Ok(config) => understood(&config),
+        Ok(config) => check_parsed(&config),
         Err(faults) => {
             assert!(!faults.is_empty());
             assert!(faults.is_sorted_by_key(|fault| fault.line));
             for fault in &faults {
                 assert!((1..=lines).contains(&fault.line) && !fault.what.is_empty(), "{fault:?} of {lines}");
             }
-            // Behind another line it is the same. (Nothing may stand before a byte order mark.)
+            // Behind another line, the faults are the same. (Nothing may stand before a byte order mark.)
             if !data.starts_with(b"\xef\xbb\xbf") {
                 let below = Config::parse(&[b"#\n", data].concat()).expect_err("it is wrong there, too");
                 assert_eq!(below.len(), faults.len());
                 for (below, fault) in below.iter().zip(&faults) {
-                    // What is nowhere is missing in the first line.
+                    // A setting that is missing altogether is reported in the first line.
                     let is_missing = fault.line == 1 && fault.what.starts_with("interfaces is missing");
                     let is_below = below.line == fault.line + 1 || is_missing && below.line == 1;
                     assert!(is_below, "{below:?} {fault:?}");
@@ -37,10 +37,10 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// The example, with what is off and without, and what it does not have.
+/// Returns the example file, the same with all that is commented out, and a file with the rest.
 pub fn seeds() -> Vec<Vec<u8>> {
     let example = include_str!("../../../dist/tfo.toml");
-    // Text is behind `# `, what is off behind `#`.
+    // Text stands behind `# `, a disabled setting behind `#`.
     let on =
         |line: &'static str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line);
     let on: Vec<_> = example.lines().map(on).collect();
@@ -51,7 +51,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     [example, &on, more].map(|text| text.as_bytes().to_vec()).to_vec()
 }
 
-fn understood(config: &Config) {
+fn check_parsed(config: &Config) {
     assert!(!config.interfaces.is_empty() && config.fixed(config).is_empty());
     let Config { interfaces, metrics, keys, maps, services, .. } = config;
     assert!(interfaces.iter().all(|name| (1..=15).contains(&name.len()) && !name.contains(['/', ' ', '\0'])));
@@ -65,7 +65,7 @@ fn understood(config: &Config) {
         ports * service.addresses.iter().collect::<HashSet<_>>().len()
     };
     assert!(services.named().iter().map(pairs).sum::<usize>() <= ADDRESSES);
-    // No port belongs to two services at the same addresses: looked up one by one.
+    // No port belongs to two services at the same addresses. This is checked port by port.
     let mut owners = HashMap::new();
     for (index, service) in services.named().iter().enumerate() {
         assert!((1..=NAME_LEN).contains(&service.name.len()) && service.name != "other");
@@ -77,7 +77,7 @@ fn understood(config: &Config) {
         };
         for address in addresses {
             assert!(address.is_none_or(|address| address == address.trunc()));
-            // Two to an entry are enough: what overlaps does so at an end of one of them.
+            // Two ports of each range are enough: if ranges overlap, they do so at an end of one of them.
             for range in &service.ports {
                 for other in services.named().iter().flat_map(|service| &service.ports) {
                     for port in [*other.start(), *other.end()].into_iter().filter(|port| range.contains(port))
@@ -93,7 +93,7 @@ fn understood(config: &Config) {
         let limits = limits.into_iter().chain([guards.shed.and_then(|shed| shed.per_source)]);
         for limit in limits.flatten() {
             assert!(limit.count > 0 && limit.burst > 0 && [1, 60, 3600].contains(&limit.per.as_secs()));
-            // As many bursts as there are ticks of the clock are enough.
+            // A burst for each tick of the clock must yield the whole rate.
             let ticks = limit.per.as_secs() * jiffies_per_second().expect("a clock");
             assert!(u64::from(limit.burst) * ticks >= u64::from(limit.count), "{limit:?}");
         }

@@ -1,11 +1,11 @@
-//! Any SYN under any keys and any policy: its class, what is decided, and what is counted.
+//! Random SYNs under random keys and policies: their class, the decision and the counts.
 
 use std::net::IpAddr;
 
 use arbitrary::{Arbitrary, Unstructured};
 use tfo_common::{
     class::{Class, classify},
-    counters::{Cell, Guarded},
+    counters::{Cell, GuardCounts},
     description::Description,
     keyring::{KeyRing, SLOTS},
     policy::{Facts, Guard, decide},
@@ -14,36 +14,36 @@ use tfo_common::{
 
 use crate::{
     cases::Expected,
-    guards::{Setting, Wanted},
+    guards::{ServiceSettings, Setting},
     keys::TestKey,
 };
 
-/// Keys with a number below this are held.
+/// Number of distinct keys. A slot with this number or more is empty.
 const KEYS: u8 = 14;
 
 #[derive(Arbitrary)]
 struct Input {
-    /// The number of the key in each slot; a key may be in several.
+    /// Number of the key in each slot. A key may be in several slots.
     slots: [u8; SLOTS],
     accelerates: bool,
     ends: Ends,
     option: Option_,
     tcp: u16,
     data_len: u32,
-    /// Of each guard whether it is off, only counted or acts.
+    /// Setting of each guard: off, dry run or acting.
     guards: [u8; Guard::COUNT],
-    /// By [`Guard`] index, who has a reason.
-    trips: u8,
+    /// Bits of the guards that trip, by [`Guard`] index.
+    triggers: u8,
     hidden: bool,
     hides_sources: bool,
     drops: bool,
     all_hidden: bool,
 }
 
-/// What the guards of an input look at.
+/// Facts of an input that guards read.
 struct Guards {
     has_translation: bool,
-    trips: u8,
+    triggers: u8,
 }
 
 impl Facts for Guards {
@@ -51,8 +51,8 @@ impl Facts for Guards {
         self.has_translation
     }
 
-    fn trips(&mut self, guard: Guard) -> bool {
-        self.trips >> guard.index() & 1 == 1
+    fn triggers(&mut self, guard: Guard) -> bool {
+        self.triggers >> guard.index() & 1 == 1
     }
 }
 
@@ -62,14 +62,14 @@ enum Ends {
     V6([[u8; 16]; 2]),
 }
 
-/// The Fast Open option.
+/// Fast Open option of an input.
 #[derive(Arbitrary)]
 enum Option_ {
     Absent,
     Ignored,
     Request,
     BadLength,
-    /// The cookie of the key with this number, of which some bits are wrong.
+    /// Cookie of the key with this number, with some bits flipped.
     Of {
         key: u8,
         flip: u64,
@@ -77,7 +77,7 @@ enum Option_ {
     },
 }
 
-/// The n-th key of a series.
+/// Returns the n-th key of a series.
 fn key(n: u8) -> TestKey {
     let word = 0x0101_0101 * u32::from(n);
     TestKey([word, !word, word ^ 0x1234_5678, 7])
@@ -85,7 +85,7 @@ fn key(n: u8) -> TestKey {
 
 /// Checks one SYN.
 pub fn check(data: &[u8]) {
-    // Whatever is missing at its end is zero.
+    // Missing bytes at the end are read as zeros.
     let Ok(input) = Input::arbitrary(&mut Unstructured::new(data)) else { return };
     let (source, destination, addresses): (IpAddr, IpAddr, _) = match input.ends {
         Ends::V4([from, to]) => {
@@ -97,7 +97,7 @@ pub fn check(data: &[u8]) {
             (from.into(), to.into(), Addresses::from_ipv6(bytes))
         }
     };
-    // Made with another implementation of SipHash.
+    // These cookies are made with another implementation of SipHash.
     let cookie_of = |n| u64::from_le_bytes(key(n).cookie(source, destination));
     let held = input.slots.map(|n| (n < KEYS).then_some(n));
     let mut ring = KeyRing::EMPTY;
@@ -127,7 +127,7 @@ pub fn check(data: &[u8]) {
     assert_eq!((found.class, found.slot), (class, slot));
 
     let kernels = held[1].or(held[0]);
-    let wanted = Wanted {
+    let service_settings = ServiceSettings {
         guards: input.guards.map(|setting| match setting % 3 {
             0 => Setting::Off,
             1 => Setting::Dry,
@@ -139,14 +139,15 @@ pub fn check(data: &[u8]) {
         hides_sources: input.hides_sources,
         drops: input.drops,
     };
-    let facts = Guards { has_translation: ring.translation().is_some(), trips: input.trips };
-    let expected = wanted.expected(class, kernels.is_some(), |guard| input.trips >> guard.index() & 1 == 1);
-    let decision = decide(&wanted.policy(), found.class, facts);
+    let facts = Guards { has_translation: ring.translation().is_some(), triggers: input.triggers };
+    let expected =
+        service_settings.expected(class, kernels.is_some(), |guard| input.triggers >> guard.index() & 1 == 1);
+    let decision = decide(&service_settings.policy(), found.class, facts);
     let verdict = decision.verdict;
     assert_eq!((verdict, decision.clamps), (expected.verdict, expected.clamps));
     assert_eq!((decision.guard, decision.would), (expected.guard, expected.would));
 
-    // Counted alike by its description.
+    // The description is counted like the segment itself.
     let mut cell = Cell::EMPTY;
     cell.count_syn(&segment, found, verdict, &ring);
     let counted =
@@ -160,14 +161,14 @@ pub fn check(data: &[u8]) {
     described.set_decision(decision, 1);
     cell.count_described(&described);
     for guard in Guard::ALL {
-        counted.guards[guard.index()] = Guarded {
+        counted.guards[guard.index()] = GuardCounts {
             acted: u64::from(expected.guard == Some(*guard)),
             would: u64::from(expected.would >> guard.index() & 1),
         };
     }
     assert_eq!(cell.counters(), counted);
 
-    // A translated cookie is one that the kernel takes, of its backup key where it has one.
+    // Cookies are translated into those of the kernel's backup key, or else of its current key.
     let made = ring.translation().map(|key| key.cookie(&addresses));
     assert_eq!(made, kernels.map(cookie_of));
     if let Some(value) = made {

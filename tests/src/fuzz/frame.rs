@@ -1,4 +1,4 @@
-//! Any frame, with and without a link layer: the parser reads it as the others do, and nothing but its headers.
+//! Random frames, with and without a link layer: all parsers agree, and only headers affect the result.
 
 use tfo_common::parse::{Fault, LinkLayer, Malformed, parse};
 
@@ -21,12 +21,12 @@ pub fn check(frame: &[u8]) {
     }
 }
 
-/// The frames of the case table.
+/// Returns the frames of the case table.
 pub fn seeds() -> Vec<Vec<u8>> {
     cases::all().into_iter().map(|case| case.frame).collect()
 }
 
-/// Neither the data nor what fills a frame up behind its packet changes what is read.
+/// Checks that neither the data nor padding behind the packet affects the result.
 fn only_headers_count(frame: &[u8], link: LinkLayer, parsed: Parsed) {
     if has_no_length(frame, link) {
         return;
@@ -46,7 +46,7 @@ fn only_headers_count(frame: &[u8], link: LinkLayer, parsed: Parsed) {
     }
 }
 
-/// Whether it is an IPv6 packet that may be a jumbogram: it ends where the frame does.
+/// Returns whether the frame is an IPv6 packet that may be a jumbogram, which ends where the frame does.
 fn has_no_length(frame: &[u8], link: LinkLayer) -> bool {
     matches!(oracle::network(frame, link), Ok(Some((6, [_, _, _, _, 0, 0, ..]))))
 }

@@ -1,22 +1,23 @@
-//! Any history of a key ring, beside the simplest model of one.
+//! Random histories of a key ring, compared with a simple model.
 
 use arbitrary::{Arbitrary, Unstructured};
 use tfo_common::keyring::{Held, Key, KeyRing, KeyStore, Moment, NEWEST, RETIRED, SLOTS, TRACKS};
 
-/// Something that happens to a ring.
+/// Step in the history of a ring.
 #[derive(Arbitrary)]
 enum Step {
-    /// The kernel's current and backup key and the next one are these.
+    /// Change of the kernel's current and backup key, and of the next one.
     Follow([Number; 3]),
-    /// Of the retired keys, these go.
+    /// Removal of the retired keys of these bits.
     Drop(u8),
-    /// An old key is known, too.
+    /// Addition of an older key.
     Oldest(Number),
-    /// Cookies of the key in a slot come; in this ring, or in the one before, which a program may still be reading.
+    /// Arrival of cookies of the key in a slot, in this ring or in the one before, which a program may still be
+    /// reading.
     Cookies { slot: u8, count: u8, late: bool },
 }
 
-/// The number of a key, of a few, so that they come again.
+/// Number of a key. There are few, so that they recur.
 #[derive(Arbitrary, Clone, Copy)]
 struct Number(u8);
 
@@ -30,7 +31,7 @@ fn key(n: u8) -> Key {
     Key::from_words([n.into(), 0, 0, 0])
 }
 
-/// A key in the model.
+/// Key in the model.
 #[derive(Clone, Copy)]
 struct Entry {
     n: u8,
@@ -38,13 +39,13 @@ struct Entry {
     cookies: u64,
 }
 
-/// What a ring is to hold, said in the simplest way.
+/// Expected content of a ring.
 #[derive(Default)]
 struct Model {
     held: [Option<u8>; 3],
-    /// Newest first.
+    /// Retired keys, newest first.
     retired: Vec<u8>,
-    /// Every key of the two, once.
+    /// Held and retired keys, each once.
     entries: Vec<Entry>,
 }
 
@@ -71,8 +72,8 @@ impl Model {
         self.update(now);
     }
 
-    /// Whether there was room for it, and it was not there.
-    fn oldest(&mut self, n: u8, now: u64) -> bool {
+    /// Adds an old key. Returns whether there was room and the key was new.
+    fn add_oldest(&mut self, n: u8, now: u64) -> bool {
         let is_new = self.retired.len() < RETIRED && self.entry(n).is_none();
         if is_new {
             self.retired.push(n);
@@ -81,7 +82,7 @@ impl Model {
         is_new
     }
 
-    /// Keys that stay keep what they have, new ones begin now.
+    /// Keeps the age and count of keys that stay. New ones begin now.
     fn update(&mut self, now: u64) {
         let mut entries: Vec<Entry> = Vec::new();
         for n in self.held.into_iter().flatten().chain(self.retired.iter().copied()) {
@@ -120,7 +121,7 @@ pub fn check(data: &[u8]) {
             }
             Step::Oldest(number) => {
                 let n = number.get().unwrap_or_default();
-                let is_new = model.oldest(n, now);
+                let is_new = model.add_oldest(n, now);
                 (ring.with_oldest(key(n), moment), is_new)
             }
             Step::Cookies { slot, count, late } => {
@@ -131,7 +132,7 @@ pub fn check(data: &[u8]) {
             }
         };
         assert_eq!(next.generation, ring.generation + u64::from(is_changed));
-        // As it is published: into the ring that nobody reads, which then is the one in force.
+        // As on publication, the ring goes into the inactive place, which then becomes active.
         store.rings[KeyStore::index(store.active + 1)] = next;
         store.active += 1;
         assert!(*store.current() == next && store.rings[KeyStore::index(store.active + 1)] == ring);
@@ -139,7 +140,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// Cookies of a key come, as `ring` has it: under the first slot with that key, which is what a cookie is found by.
+/// Counts cookies of a key under `ring`. They are counted at the key's first slot, by which a cookie is found.
 fn count_cookies(ring: &KeyRing, slot: u8, count: u8, hits: &mut [u64; TRACKS], model: &mut Model) {
     let Some(key) = ring.get(usize::from(slot) % SLOTS) else { return };
     let slot = ring.find(key).expect("it is there");
@@ -153,7 +154,7 @@ fn count_cookies(ring: &KeyRing, slot: u8, count: u8, hits: &mut [u64; TRACKS], 
 fn assert_matches(ring: &KeyRing, model: &Model, hits: &[u64; TRACKS]) {
     let number = |slot| ring.get(slot).map(|key| key.to_words()[0] as u8);
     assert_eq!([0, 1, 2].map(number), model.held);
-    // No gap among the retired ones, no key twice, none of those that are held.
+    // There is no gap among the retired keys, no key stands twice, and none of them is held.
     let retired: Vec<_> = (NEWEST..SLOTS).map(number).collect();
     let expected = model.retired.iter().copied().map(Some).chain([None; RETIRED]);
     assert_eq!(retired, expected.take(RETIRED).collect::<Vec<_>>());
@@ -162,7 +163,7 @@ fn assert_matches(ring: &KeyRing, model: &Model, hits: &[u64; TRACKS]) {
         assert!(ring.slots[slot].key().is_zero(), "an empty slot holds no key");
     }
     assert_eq!(ring.present >> SLOTS, 0);
-    // Each key's age, and its cookies and nobody else's.
+    // Each key has its own age and its own cookies.
     let mut tracks = Vec::new();
     for entry in &model.entries {
         let slot = ring.find(key(entry.n)).expect("every key of the model is in the ring");

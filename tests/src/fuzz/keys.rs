@@ -1,4 +1,5 @@
-//! Any text in the place of keys, of a secret, of an order or of the kernel's counters: read as its form says, or refused.
+//! Random texts as keys, as a secret, as a request or as the kernel's counters: each is read as its format says, or
+//! refused.
 
 use std::{
     fs::File,
@@ -24,7 +25,7 @@ pub fn check(data: &[u8]) {
     tcp_ext(text);
 }
 
-/// A text of each kind.
+/// Returns a text of each kind.
 pub fn seeds() -> Vec<Vec<u8>> {
     let one = "a0bf63f7-ed803d81-cd641d30-cebc4a90";
     let texts = [
@@ -45,13 +46,13 @@ pub fn seeds() -> Vec<Vec<u8>> {
     texts.map(|text| text.as_bytes().to_vec()).to_vec()
 }
 
-/// No word of `message` is a key.
+/// Panics if a word of `message` is a key.
 pub(super) fn assert_shows_no_key(message: &str) {
     let words = message.split(|c: char| !c.is_ascii_hexdigit() && c != '-');
     assert!(words.into_iter().all(|word| parse_key(word).is_none()), "{message}");
 }
 
-/// The key that `text` is, as the kernel writes it: each word filled up with zeros.
+/// Returns the key in `text` as the kernel writes it, with each word padded with zeros.
 fn written(text: &str) -> Option<String> {
     let full = text.split('-').map(|word| format!("{word:0>8}")).collect::<Vec<_>>().join("-");
     let has_form = full.len() == 35
@@ -63,7 +64,7 @@ fn written(text: &str) -> Option<String> {
     (has_form && is_complete).then(|| full.to_ascii_lowercase())
 }
 
-/// The text of a key that need not be wiped.
+/// Returns the text of a key that need not be wiped.
 pub(super) fn plain(key: Key) -> String {
     key_text(key).to_string()
 }
@@ -80,7 +81,7 @@ fn sysctl(text: &str) {
     assert!(keys == expected.map(|keys| keys.map(|key| key.filter(is_set))));
 }
 
-/// An order that is understood is understood again as it is sent.
+/// Checks that a request survives being sent and parsed again.
 fn order(text: &str) {
     let Ok(order) = serde_json::from_str::<Order>(text) else { return };
     let sent = serde_json::to_string(&order).expect("an order can be sent");
@@ -101,7 +102,8 @@ fn tcp_ext(text: &str) {
     }
 }
 
-/// 32 bytes are a secret, or the digits for them, save for zeros, and the same keys come of both. What is none is told by its length.
+/// Checks secrets: 32 bytes, or the digits for them, give the same keys, unless all are zero. An error names the
+/// length.
 fn secret(data: &[u8]) {
     let content = data.strip_suffix(b"\n").unwrap_or(data);
     let other: Vec<u8> = if data.len() == 32 {
@@ -118,7 +120,7 @@ fn secret(data: &[u8]) {
         );
     };
     let is_zero = data.iter().all(|byte| *byte == 0) || content.iter().all(|digit| *digit == b'0');
-    // 32 digits `0` are bytes.
+    // 32 digits `0` are a secret of 32 bytes, not of zeros.
     if is_zero && (data.len() != 32 || data[0] == 0) {
         assert!([data, &other].into_iter().all(|content| read(content).is_err()));
         return;

@@ -1,4 +1,4 @@
-//! Any option area: its Fast Open option is the one that the kernel finds, and none is left once they are hidden.
+//! Random option areas: the parser finds the same Fast Open option as the kernel, and hiding leaves none.
 
 use tfo_common::{
     parse::{LinkLayer, parse},
@@ -13,12 +13,12 @@ use crate::{
     packet::{Carry, Ip, eth},
 };
 
-/// The room for options, in bytes.
+/// Size of the option area, in bytes.
 const ROOM: usize = 40;
-/// What is behind the options, and is not to be read: it looks like one more.
+/// Bytes behind the options, which must not be read. They look like another option.
 pub const BEHIND: [u8; 10] = [34, 10, 1, 2, 3, 4, 5, 6, 7, 8];
 
-/// Checks the option area that begins with the first 40 bytes.
+/// Checks the option area in the first 40 bytes.
 pub fn check(data: &[u8]) {
     let mut area = data[..data.len().min(ROOM)].to_vec();
     area.resize(area.len().next_multiple_of(4), 0);
@@ -29,7 +29,7 @@ pub fn check(data: &[u8]) {
         assert_eq!(segment.fast_open, kernel_walk(&area));
         assert_eq!(segment.data_len as usize, BEHIND.len());
 
-        // What a client would have sent that has no-operations where the options were.
+        // The result is the packet of a client that sent no-operations instead of the options.
         let mut hidden = frame.clone();
         rewrite::hide(&mut hidden[..], segment.tcp as usize);
         let mut without = frame.clone();
@@ -41,12 +41,12 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// The headers before a segment, of each family.
+/// Returns the headers in front of a segment, for each family.
 pub fn both() -> [Ip; 2] {
     [eth().ipv4(CLIENT_V4, SERVER_V4).into(), eth().ipv6(CLIENT_V6, SERVER_V6).into()]
 }
 
-/// The option areas of the case table.
+/// Returns the option areas of the case table.
 pub fn seeds() -> Vec<Vec<u8>> {
     let area = |case: cases::Case| {
         let tcp = parse(case.frame.as_slice(), case.link).ok()??.tcp as usize;

@@ -1,17 +1,17 @@
-//! Any segment in which eight bytes become others, or its window, or from which Fast Open is taken: its checksum is what a sum over
-//! all of it makes.
+//! Random segments with a changed cookie, a changed window, or hidden options: the corrected checksum equals a full
+//! sum.
 
 use tfo_common::{parse, rewrite, segment::FastOpen};
 
 use crate::{host, oracle::kernel_walk, packet::checksum};
 
-/// Where a TCP header has its checksum.
+/// Place of the checksum in a TCP header.
 const CHECKSUM: std::ops::Range<usize> = 16..18;
-/// The bytes of a TCP header without options, and of a cookie.
+/// Length of a TCP header without options, and of a cookie, in bytes.
 const HEADER: usize = 20;
 const COOKIE: usize = 8;
 
-/// Takes where the cookie stands, its new bytes, and the segment with the old ones.
+/// Checks the offset of a cookie, its new bytes, and the segment with the old ones.
 pub fn check(data: &[u8]) {
     let Some(([place], data)) = data.split_first_chunk() else { return };
     let Some((new, segment)) = data.split_first_chunk::<COOKIE>() else { return };
@@ -21,7 +21,8 @@ pub fn check(data: &[u8]) {
     check_hidden(segment);
     check_clamped(segment, u16::from_be_bytes([new[0], new[1]]));
     let place = HEADER + usize::from(*place) % (segment.len() - HEADER - COOKIE + 1);
-    // A wrong checksum stays wrong by as much, for the kernel to drop: the sum over all is what it was.
+    // A wrong checksum stays wrong by the same difference, so that the kernel drops the segment. The sum over all is
+    // the same.
     let changed = translated(segment, place, *new);
     assert_eq!(checksum(&changed) % 0xffff, checksum(segment) % 0xffff, "at {place}");
 
@@ -35,13 +36,13 @@ pub fn check(data: &[u8]) {
     assert_eq!(changed, segment, "at {place}");
 }
 
-/// Without its Fast Open options a segment is one that the kernel takes for an ordinary one, and nothing else of it has changed.
+/// Checks that a hidden segment is an ordinary one to the kernel, and that nothing else in it has changed.
 fn check_hidden(segment: &[u8]) {
     let mut hidden = segment.to_vec();
     rewrite::hide(&mut hidden[..], 0);
     let end = usize::from(segment[12] >> 4) * 4;
     if !(HEADER..=segment.len()).contains(&end) {
-        // No header that the parser lets through.
+        // The parser refuses such a header.
         return;
     }
     assert_eq!(kernel_walk(&hidden[HEADER..end]), FastOpen::Absent);
@@ -58,7 +59,7 @@ fn check_hidden(segment: &[u8]) {
     assert_eq!(hidden, expected);
 }
 
-/// With another window it has just that.
+/// Checks that only the window of a clamped segment has changed.
 fn check_clamped(segment: &[u8], most: u16) {
     let mut clamped = segment.to_vec();
     rewrite::clamp(&mut clamped[..], 0, most);
@@ -70,7 +71,7 @@ fn check_clamped(segment: &[u8], most: u16) {
     assert_eq!(clamped, expected);
 }
 
-/// `segment` with `new` at `place` and the checksum corrected, not computed.
+/// Returns `segment` with `new` at `place`. The checksum is corrected, not computed.
 fn translated(segment: &[u8], place: usize, new: [u8; COOKIE]) -> Vec<u8> {
     let mut segment = segment.to_vec();
     let (checksum, rest) = segment[CHECKSUM.start..].split_first_chunk().expect("it has a header");
@@ -83,7 +84,7 @@ fn translated(segment: &[u8], place: usize, new: [u8; COOKIE]) -> Vec<u8> {
     segment
 }
 
-/// Computes the checksum, over all bytes.
+/// Computes the checksum over all bytes.
 fn sum_up(segment: &mut [u8]) {
     segment[CHECKSUM].fill(0);
     let sum = checksum(segment);

@@ -1,4 +1,4 @@
-//! Any state file: refused without a word of its keys, or a state that, written and read again, is the same.
+//! Random state files: each is refused without showing its keys, or is the same after being written and read again.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ pub fn check(text: &[u8]) {
     let Ok(value) = serde_json::from_slice::<Value>(text) else {
         return assert!(state.is_none(), "it is no JSON");
     };
-    // The same once more, without the ways in which JSON can say a thing twice or in other words.
+    // The same in plain form: JSON can say a thing twice or in other ways.
     let plain = serde_json::to_vec(&value).expect("it was JSON");
     let expected = keys(&value);
     let found = read(&plain);
@@ -30,7 +30,7 @@ pub fn check(text: &[u8]) {
     }
 }
 
-/// Small state files, good and bad.
+/// Returns small state files, good and bad.
 pub fn seeds() -> Vec<Vec<u8>> {
     let one = r#"{"key":"a0bf63f7-ed803d81-cd641d30-cebc4a90","made":1700000000}"#;
     let two = r#"{"key":"1-2-3-4","made":0}"#;
@@ -53,13 +53,13 @@ fn read(text: &[u8]) -> Option<State> {
         .ok()
 }
 
-/// Each key as it is written, and when it was made.
+/// Returns each key as text, with the time at which it was made.
 fn entries(state: &State) -> Vec<(String, u64)> {
     assert!(state.keys().iter().all(|made| !made.key.is_zero()));
     state.keys().iter().map(|made| (plain(made.key), made.made)).collect()
 }
 
-/// The same of a JSON text, if it is a state file: said in another way.
+/// Returns the same from JSON text if that is a state file, independently of the code under test.
 fn keys(value: &Value) -> Option<Vec<(String, u64)>> {
     let file = value.as_object()?;
     let is_known = file.keys().all(|name| ["version", "keys", "purge"].contains(&name.as_str()));
@@ -75,7 +75,7 @@ fn keys(value: &Value) -> Option<Vec<(String, u64)>> {
 fn entry(value: &Value) -> Option<(String, u64)> {
     let (key, made) = match value {
         Value::Object(entry) if entry.len() == 2 => (entry.get("key")?, entry.get("made")?),
-        // The library takes a structure's fields in their order, too.
+        // serde also accepts an array of a struct's fields, in their order.
         Value::Array(entry) if entry.len() == 2 => (&entry[0], &entry[1]),
         _ => return None,
     };

@@ -18,25 +18,25 @@ pub mod protocol {
     pub const ROUTING: u8 = 43;
     /// IPv6 fragment header.
     pub const FRAGMENT: u8 = 44;
-    /// IPsec encapsulation, which hides what follows.
+    /// IPsec encapsulation, which encrypts what follows.
     pub const ESP: u8 = 50;
     /// IPsec authentication header.
     pub const AUTHENTICATION: u8 = 51;
     /// ICMPv6.
     pub const ICMPV6: u8 = 58;
-    /// Nothing follows.
+    /// End of the headers, without a payload.
     pub const NONE: u8 = 59;
     /// IPv6 destination options.
     pub const DESTINATION: u8 = 60;
 }
 
-/// The IPv4 flag that says that further fragments follow.
+/// IPv4 flag for further fragments.
 pub const MORE_FRAGMENTS: u16 = 0x2000;
 
-/// An option that a receiver who does not know it skips (RFC 4727: for experiments).
+/// Option that a receiver skips if it does not know it (RFC 4727: for experiments).
 const SKIPPED_OPTION: u8 = 0x1e;
 
-/// An IP header of either family, with the link layer in front.
+/// IP header of either family, with the link layer in front.
 #[derive(Clone, Debug)]
 pub enum Ip {
     /// IPv4.
@@ -58,7 +58,7 @@ impl From<Ipv6> for Ip {
 }
 
 impl Ip {
-    /// Who sends it, and who gets it.
+    /// Returns the addresses of source and destination.
     pub fn addresses(&self) -> (IpAddr, IpAddr) {
         match self {
             Self::V4(ip) => (ip.source.into(), ip.destination.into()),
@@ -66,13 +66,13 @@ impl Ip {
         }
     }
 
-    /// The checksum of `segment` and of the pseudo header in front of it.
+    /// Returns the checksum of `segment` with the pseudo header in front of it.
     pub(super) fn checksum(&self, protocol: u8, segment: &[u8]) -> u16 {
         let addresses = match self {
             Self::V4(ip) => [ip.source.octets(), ip.destination.octets()].concat(),
             Self::V6(ip) => [ip.source.octets(), ip.destination.octets()].concat(),
         };
-        // The two pseudo headers differ in where the zeros stand, which a sum does not see.
+        // The pseudo headers of both families differ in the place of the zeros only, which does not affect the sum.
         let length = (segment.len() as u32).to_be_bytes();
         checksum(&[&addresses, &length[..], &[0, protocol], segment].concat())
     }
@@ -85,19 +85,19 @@ impl Ip {
     }
 }
 
-/// What an IP header of either family can carry.
+/// Payloads of an IP header of either family.
 pub trait Carry: Into<Ip> {
-    /// A TCP SYN.
+    /// Adds a TCP SYN.
     fn syn(self) -> Tcp {
         self.tcp(flag::SYN)
     }
 
-    /// A TCP segment with these flags.
+    /// Adds a TCP segment with these flags.
     fn tcp(self, flags: u16) -> Tcp {
         Tcp::new(self.into(), flags)
     }
 
-    /// Anything at all. These are the bytes of the frame.
+    /// Returns the frame with any payload.
     fn carrying(self, protocol: u8, payload: &[u8]) -> Vec<u8> {
         self.into().assemble(protocol, payload)
     }
@@ -105,7 +105,7 @@ pub trait Carry: Into<Ip> {
 
 impl<T: Into<Ip>> Carry for T {}
 
-/// An IPv4 header.
+/// IPv4 header.
 #[derive(Clone, Debug)]
 pub struct Ipv4 {
     link: Vec<u8>,
@@ -124,32 +124,32 @@ impl Ipv4 {
         Self { link, source, destination, options, fragment, version, ihl, total_length }
     }
 
-    /// IP options, filled up to whole words with end-of-list bytes.
+    /// Sets the IP options, padded to whole words with end-of-list bytes.
     pub fn options(mut self, bytes: &[u8]) -> Self {
         self.options = bytes.to_vec();
         self.options.resize(bytes.len().next_multiple_of(4), 0);
         self
     }
 
-    /// The fragment field: three flags, and the offset in units of eight bytes.
+    /// Sets the fragment field: three flags, and the offset in units of eight bytes.
     pub fn fragment(mut self, field: u16) -> Self {
         self.fragment = field;
         self
     }
 
-    /// Another version than 4.
+    /// Sets a version other than 4.
     pub fn version(mut self, version: u8) -> Self {
         self.version = version;
         self
     }
 
-    /// A header length, in words, that is not the real one.
+    /// Sets a wrong header length, in words.
     pub fn ihl(mut self, words: u8) -> Self {
         self.ihl = Some(words);
         self
     }
 
-    /// A total length that is not the real one.
+    /// Sets a wrong total length, in bytes.
     pub fn total_length(mut self, bytes: u16) -> Self {
         self.total_length = Some(bytes);
         self
@@ -172,13 +172,13 @@ impl Ipv4 {
     }
 }
 
-/// An IPv6 header and its extension headers.
+/// IPv6 header with its extension headers.
 #[derive(Clone, Debug)]
 pub struct Ipv6 {
     link: Vec<u8>,
     source: Ipv6Addr,
     destination: Ipv6Addr,
-    /// The kind and the bytes of each; the first byte is filled in with the next one's kind.
+    /// Kind and bytes of each extension header. The first byte is later set to the kind of the next one.
     extensions: Vec<(u8, Vec<u8>)>,
     version: u8,
     payload_length: Option<u16>,
@@ -189,42 +189,42 @@ impl Ipv6 {
         Self { link, source, destination, extensions: Vec::new(), version: 6, payload_length: None }
     }
 
-    /// Another version than 6.
+    /// Sets a version other than 6.
     pub fn version(mut self, version: u8) -> Self {
         self.version = version;
         self
     }
 
-    /// A payload length that is not the real one.
+    /// Sets a wrong payload length, in bytes.
     pub fn payload_length(mut self, bytes: u16) -> Self {
         self.payload_length = Some(bytes);
         self
     }
 
-    /// An extension header byte for byte, but for its first.
+    /// Adds an extension header with these bytes. The first byte is replaced by the kind of the next header.
     pub fn extension(mut self, kind: u8, bytes: &[u8]) -> Self {
         self.extensions.push((kind, bytes.to_vec()));
         self
     }
 
-    /// Hop-by-hop options: eight bytes of padding.
+    /// Adds hop-by-hop options: eight bytes of padding.
     pub fn hop_by_hop(self) -> Self {
         self.options(protocol::HOP_BY_HOP, 1)
     }
 
-    /// Destination options: eight bytes of padding.
+    /// Adds destination options: eight bytes of padding.
     pub fn destination_options(self) -> Self {
         self.options(protocol::DESTINATION, 1)
     }
 
-    /// A header of hop-by-hop or destination options, `units` times eight bytes long, with nothing in it that a
-    /// receiver must know.
+    /// Adds a header of hop-by-hop or destination options, `units` times eight bytes long. A receiver may skip all of
+    /// its options.
     pub fn options(self, kind: u8, units: usize) -> Self {
         let mut bytes = vec![0, (units - 1) as u8];
         while bytes.len() < units * 8 {
             // The first option makes the rest a multiple of eight.
             let len = (units * 8 - bytes.len()).min(if bytes.len() == 2 { 6 } else { 248 });
-            // Linux takes no more than seven bytes of PadN.
+            // Linux accepts at most seven bytes of PadN.
             let option = if len < 8 { 1 } else { SKIPPED_OPTION };
             bytes.extend([option, (len - 2) as u8]);
             bytes.resize(bytes.len() + len - 2, 0);
@@ -232,12 +232,12 @@ impl Ipv6 {
         self.extension(kind, &bytes)
     }
 
-    /// A routing header of type 0 that names `segments_left` further stops.
+    /// Adds a routing header of type 0 with `segments_left` further stops.
     pub fn routing(self, segments_left: u8) -> Self {
         self.routing_of(0, segments_left)
     }
 
-    /// A routing header of any type.
+    /// Adds a routing header of any type.
     pub fn routing_of(self, kind: u8, segments_left: u8) -> Self {
         let mut bytes = vec![0, segments_left * 2, kind, segments_left, 0, 0, 0, 0];
         for _ in 0..segments_left {
@@ -246,18 +246,18 @@ impl Ipv6 {
         self.extension(protocol::ROUTING, &bytes)
     }
 
-    /// A fragment header: the offset in units of eight bytes, and whether more fragments follow.
+    /// Adds a fragment header. The offset is in units of eight bytes, `more` says whether more fragments follow.
     pub fn fragment(self, offset: u16, more: bool) -> Self {
         let [high, low] = (offset << 3 | u16::from(more)).to_be_bytes();
         self.extension(protocol::FRAGMENT, &[0, 0, high, low, 0x12, 0x34, 0x56, 0x78])
     }
 
-    /// A fragment header on a packet that is whole (RFC 6946).
+    /// Adds a fragment header to a packet that is complete (RFC 6946).
     pub fn atomic_fragment(self) -> Self {
         self.fragment(0, false)
     }
 
-    /// An authentication header with a check value of twelve bytes.
+    /// Adds an authentication header with a check value of twelve bytes.
     pub fn authentication(self) -> Self {
         let mut bytes = [0; 24];
         bytes[1] = 24 / 4 - 2;

@@ -3,25 +3,25 @@
 use super::{Carry, Ip, protocol};
 use crate::keys::TestKey;
 
-/// The flags of a TCP header; the ninth stands in the byte of the data offset.
+/// Flags of a TCP header. The ninth is in the byte of the data offset.
 pub mod flag {
-    /// No more data.
+    /// Sender has no more data.
     pub const FIN: u16 = 0x001;
-    /// Begin.
+    /// Connection begins.
     pub const SYN: u16 = 0x002;
-    /// Reset.
+    /// Connection is reset.
     pub const RST: u16 = 0x004;
-    /// Push.
+    /// Data is to be delivered at once.
     pub const PSH: u16 = 0x008;
-    /// The acknowledgement number counts.
+    /// Acknowledgement number is valid.
     pub const ACK: u16 = 0x010;
-    /// The urgent pointer counts.
+    /// Urgent pointer is valid.
     pub const URG: u16 = 0x020;
-    /// Congestion was seen; in a SYN: ECN is wanted.
+    /// Congestion was seen; in a SYN, ECN is offered.
     pub const ECE: u16 = 0x040;
-    /// The window was reduced; in a SYN: ECN is wanted.
+    /// Window was reduced; in a SYN, ECN is offered.
     pub const CWR: u16 = 0x080;
-    /// In a SYN, with the two before: accurate ECN is wanted (RFC 9768).
+    /// Accurate ECN is offered, in a SYN and with the two flags before (RFC 9768).
     pub const AE: u16 = 0x100;
 }
 
@@ -37,7 +37,7 @@ mod kind {
     pub(super) const EXPERIMENTAL: u8 = 254;
 }
 
-/// A TCP segment in its IP packet.
+/// TCP segment in its IP packet.
 #[derive(Clone, Debug)]
 pub struct Tcp {
     ip: Ip,
@@ -53,7 +53,7 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// The magic number of Fast Open under the experimental kind.
+    /// Magic number of Fast Open under the experimental kind.
     pub const MAGIC: u16 = 0xf989;
 
     pub(super) fn new(ip: Ip, flags: u16) -> Self {
@@ -71,143 +71,143 @@ impl Tcp {
         }
     }
 
-    /// From which port to which.
+    /// Sets the ports of source and destination.
     pub fn ports(mut self, source: u16, destination: u16) -> Self {
         self.ports = (source, destination);
         self
     }
 
-    /// The sequence number.
+    /// Sets the sequence number.
     pub fn sequence(mut self, sequence: u32) -> Self {
         self.sequence = sequence;
         self
     }
 
-    /// The receive window.
+    /// Sets the receive window.
     pub fn window(mut self, window: u16) -> Self {
         self.window = window;
         self
     }
 
-    /// Bytes of the option area, as they are.
+    /// Adds bytes to the option area, unchanged.
     pub fn option_bytes(mut self, bytes: &[u8]) -> Self {
         self.options.extend(bytes);
         self
     }
 
-    /// An option of any kind.
+    /// Adds an option of any kind.
     pub fn option(self, kind: u8, value: &[u8]) -> Self {
         self.option_bytes(&[kind, value.len() as u8 + 2]).option_bytes(value)
     }
 
-    /// The end of the option list.
+    /// Adds the end of the option list.
     pub fn eol(self) -> Self {
         self.option_bytes(&[kind::EOL])
     }
 
-    /// An option that says nothing.
+    /// Adds a no-operation.
     pub fn nop(self) -> Self {
         self.nops(1)
     }
 
-    /// Some options that say nothing.
+    /// Adds no-operations.
     pub fn nops(self, count: usize) -> Self {
         self.option_bytes(&vec![kind::NOP; count])
     }
 
-    /// The maximum segment size.
+    /// Adds the maximum segment size.
     pub fn mss(self, mss: u16) -> Self {
         self.option(kind::MSS, &mss.to_be_bytes())
     }
 
-    /// The window's scale.
+    /// Adds the window scale.
     pub fn wscale(self, shift: u8) -> Self {
         self.option(kind::WINDOW_SCALE, &[shift])
     }
 
-    /// Selective acknowledgements are welcome.
+    /// Adds the offer of selective acknowledgements.
     pub fn sackok(self) -> Self {
         self.option(kind::SACK_PERMITTED, &[])
     }
 
-    /// Timestamps.
+    /// Adds timestamps.
     pub fn timestamps(self, value: u32, echo: u32) -> Self {
         self.option(kind::TIMESTAMPS, &[value.to_be_bytes(), echo.to_be_bytes()].concat())
     }
 
-    /// A Fast Open option with this cookie.
+    /// Adds a Fast Open option with this cookie.
     pub fn fast_open(self, cookie: &[u8]) -> Self {
         self.option(kind::FAST_OPEN, cookie)
     }
 
-    /// An empty Fast Open option: a cookie is wanted.
+    /// Adds an empty Fast Open option, which requests a cookie.
     pub fn request(self) -> Self {
         self.fast_open(&[])
     }
 
-    /// A Fast Open option with the cookie that `key` makes for this packet's addresses.
+    /// Adds a Fast Open option with the cookie that `key` makes for this packet's addresses.
     pub fn cookie_of(self, key: TestKey) -> Self {
         let cookie = self.cookie(key);
         self.fast_open(&cookie)
     }
 
-    /// The cookie that `key` makes for this packet's addresses.
+    /// Returns the cookie that `key` makes for this packet's addresses.
     pub fn cookie(&self, key: TestKey) -> [u8; 8] {
         let (source, destination) = self.ip.addresses();
         key.cookie(source, destination)
     }
 
-    /// An experimental option (RFC 6994) with this magic number.
+    /// Adds an experimental option (RFC 6994) with this magic number.
     pub fn experimental(self, magic: u16, value: &[u8]) -> Self {
         self.option(kind::EXPERIMENTAL, &[&magic.to_be_bytes(), value].concat())
     }
 
-    /// What Linux offers, in its order (`tcp_options_write`); with a Fast Open option of 2 or 10 bytes it adds two
-    /// no-operations behind that.
+    /// Adds Linux's options in their order (`tcp_options_write`). Behind a Fast Open option of 2 or 10 bytes, Linux
+    /// adds two no-operations.
     pub fn linux_options(self) -> Self {
         self.mss(1460).sackok().timestamps(0x1234_5678, 0).nop().wscale(7)
     }
 
-    /// What Linux offers where its timestamps are off.
+    /// Adds Linux's options without timestamps.
     pub fn linux_options_without_timestamps(self) -> Self {
         self.mss(1460).nops(2).sackok().nop().wscale(7)
     }
 
-    /// What macOS offers, in its order (XNU's `tcp_output`); Fast Open comes next, then end-of-list bytes.
+    /// Adds macOS's options in their order (XNU's `tcp_output`). Fast Open comes next, then end-of-list bytes.
     pub fn macos_options(self) -> Self {
         self.mss(1460).nop().wscale(6).nop().nop().timestamps(0x1234_5678, 0).sackok()
     }
 
-    /// What Windows offers, in its order; it sends no timestamps.
+    /// Adds Windows's options in their order, which include no timestamps.
     pub fn windows_options(self) -> Self {
         self.mss(1460).nop().wscale(8).nop().nop().sackok()
     }
 
-    /// The data behind the header.
+    /// Sets the data behind the header.
     pub fn data(mut self, data: &[u8]) -> Self {
         self.data = data.to_vec();
         self
     }
 
-    /// A data offset, in words, that is not the real one.
+    /// Sets a wrong data offset, in words.
     pub fn data_offset(mut self, words: u8) -> Self {
         self.data_offset = Some(words);
         self
     }
 
-    /// Only the first `len` bytes of the segment, in an IP packet that is no longer than that.
+    /// Cuts the segment to `len` bytes, in an IP packet of that length.
     pub fn cut(mut self, len: usize) -> Self {
         self.cut = Some(len);
         self
     }
 
-    /// Bytes behind the end of the IP packet, as where Ethernet fills a short frame up.
+    /// Adds bytes behind the end of the IP packet, as Ethernet pads a short frame.
     pub fn trailer(mut self, len: usize) -> Self {
         self.trailer = vec![0xee; len];
         self
     }
 
-    /// The TCP segment alone.
+    /// Returns the TCP segment alone.
     pub fn segment(&self) -> Vec<u8> {
         let mut options = self.options.clone();
         options.resize(options.len().next_multiple_of(4), kind::EOL);
@@ -232,7 +232,7 @@ impl Tcp {
         segment
     }
 
-    /// The bytes of the frame.
+    /// Returns the bytes of the frame.
     pub fn build(self) -> Vec<u8> {
         let mut segment = self.segment();
         segment.truncate(self.cut.unwrap_or(segment.len()));

@@ -1,4 +1,4 @@
-//! Configurations of the walk: at random, and as the text of a file.
+//! Configurations of the walk: random ones, and their text.
 
 use fastrand::Rng;
 use tfo_common::{policy::Guard, verdict::Mode};
@@ -7,30 +7,30 @@ use tfo_userspace::model::services::OTHER_NAME;
 use super::{BURST, NAMES, PORTS};
 use crate::guards::Setting;
 
-/// A service of the configuration.
+/// Service of a configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
-    /// Its name.
+    /// Name of the service.
     pub name: &'static str,
-    /// Its only port.
+    /// Only port of the service.
     pub port: u16,
-    /// What may be done to its packets.
+    /// Mode of the service.
     pub mode: Mode,
     guards: [Setting; Guard::COUNT],
-    /// Whether what is shed is dropped.
+    /// Whether `shed` drops SYNs.
     pub(super) drops: bool,
-    /// Whether forged SYNs of all sources have a limit, too.
+    /// Whether forged SYNs of all sources together have a limit.
     pub(super) has_limit_for_all: bool,
 }
 
-/// A configuration.
+/// Configuration of the walk.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Desired {
-    /// Its services.
+    /// Services of the configuration.
     pub services: Vec<Service>,
-    /// Numbers of entries of the tables for sources and for replays. Only a start can change them.
+    /// Numbers of entries in the tables of sources and replays. Only a start can change them.
     sizes: [u32; 2],
-    /// Whether `tfo` makes the kernel's keys, which only a start can change, too.
+    /// Whether `tfo` makes the kernel's keys. Only a start can change it.
     pub makes_keys: bool,
 }
 
@@ -40,7 +40,7 @@ impl Service {
             [Mode::Shield, Mode::Shield, Mode::Shield, Mode::Accelerate, Mode::Observe][rng.usize(..5)];
         let mut guards = [Setting::Off; Guard::COUNT];
         for (guard, setting) in Guard::ALL.iter().zip(&mut guards) {
-            // The first one leaves nothing to the others.
+            // The first guard is mostly off, since it leaves no SYN to the others.
             let most = if *guard == Guard::Hide { 8 } else { 4 };
             *setting = match rng.usize(..most) {
                 0 => Setting::Dry,
@@ -52,7 +52,7 @@ impl Service {
         Self { name, port, mode, guards, drops: rng.bool(), has_limit_for_all: rng.bool() }
     }
 
-    /// Setting of `guard`: without mode shield, all are dry runs.
+    /// Returns the setting of `guard`. Outside of mode shield, every guard is a dry run.
     pub fn setting(&self, guard: Guard) -> Setting {
         match self.guards[guard.index()] {
             Setting::Acts if self.mode != Mode::Shield => Setting::Dry,
@@ -88,18 +88,18 @@ impl Service {
 }
 
 impl Desired {
-    /// Any.
+    /// Returns a random configuration.
     pub(super) fn random(rng: &mut Rng) -> Self {
         let size = |rng: &mut Rng| [1 << 15, 1 << 16, 1 << 17][rng.usize(..3)];
         Self { services: services(rng), sizes: [size(rng), size(rng)], makes_keys: rng.usize(..3) > 0 }
     }
 
-    /// One to which a running `tfo` can change from this one: with any services.
+    /// Returns a configuration to which a running `tfo` can change from this one: it has other services.
     pub(super) fn with_other_services(&self, rng: &mut Rng) -> Self {
         Self { services: services(rng), ..*self }
     }
 
-    /// The file, behind the interfaces.
+    /// Returns the text of the file, without the interfaces.
     pub fn text(&self) -> String {
         let source = if self.makes_keys { "random" } else { "kernel" };
         let [sources, replays] = self.sizes;
@@ -108,12 +108,12 @@ impl Desired {
         format!("{keys}[maps]\nsources = {sources}\nreplays = {replays}\n{services}")
     }
 
-    /// The service on `port`, if one has it.
+    /// Returns the service on `port`, if there is one.
     pub fn on(&self, port: u16) -> Option<&Service> {
         self.services.iter().find(|service| service.port == port)
     }
 
-    /// The most that may be done to any packet.
+    /// Returns the highest mode of all services.
     pub fn mode(&self) -> Mode {
         self.services.iter().map(|service| service.mode).max().unwrap_or_default()
     }
@@ -123,7 +123,7 @@ impl Desired {
         mode.or((name == OTHER_NAME).then_some(Mode::Observe))
     }
 
-    /// Names of all services, and of what is none's.
+    /// Returns the names of all services, and of `other`.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         [OTHER_NAME].into_iter().chain(self.services.iter().map(|service| service.name))
     }

@@ -1,4 +1,4 @@
-//! Steps of the walk, and how they are drawn.
+//! Steps of the walk, drawn at random.
 
 use fastrand::Rng;
 use nix::sys::signal::Signal;
@@ -6,30 +6,30 @@ use tfo_userspace::model::guards::Hidden;
 
 use super::{Desired, Link, Model, NAMES, PREFIXES};
 
-/// A step. What is done to an interface has its index.
+/// Step of the walk. Interfaces are given by their index.
 #[derive(Clone, Debug)]
 pub enum Step {
     /// `tfo reload`, or SIGHUP.
     Reload {
-        /// Whether by a signal.
+        /// Whether the reload is requested by a signal.
         by_signal: bool,
-        /// The configuration.
+        /// New configuration.
         desired: Desired,
     },
     /// A reload that must be refused.
-    BadReload(Bad),
-    /// A reload that the second interface refuses when the first one has it already.
+    BadReload(FileFault),
+    /// A reload that the second interface refuses after the first one has changed.
     FailingReload(Desired),
-    /// A reload, and another step so many milliseconds later, while it may be under way.
+    /// A reload, and another step during or shortly after it.
     InReload {
-        /// The configuration.
+        /// New configuration.
         desired: Desired,
-        /// How much later.
+        /// Delay of the other step, in milliseconds.
         after_ms: u64,
-        /// The other step.
+        /// Step during or after the reload.
         then: Box<Step>,
     },
-    /// A new configuration by SIGHUP, and the end of the controller in or behind that.
+    /// A reload by SIGHUP. The controller ends during or after it.
     KillInReload(Desired, Death),
     /// SIGTERM.
     Stop,
@@ -37,54 +37,55 @@ pub enum Step {
     Kill,
     /// `tfo run`.
     Start(Desired),
-    /// `tfo run`, and its end in or behind the start.
+    /// `tfo run`, which ends during or after its start.
     KillInStart(Desired, Death),
-    /// A `tfo run` that must be refused, since an interface is not there.
+    /// A `tfo run` that must be refused, since an interface is absent.
     StartWithout,
-    /// The controller ends by a signal, SIGTERM or SIGKILL; then `tfo run`, which finds what tfo 0.1 would have left.
+    /// An upgrade from tfo 0.1: the controller ends by this signal, SIGTERM or SIGKILL, and `tfo run` finds the pins of
+    /// tfo 0.1.
     Upgrade(Signal, Desired),
     /// A second controller, which must be refused.
     SecondController,
     /// `tfo hide` or `tfo show`.
     Order {
-        /// Whether to hide.
+        /// Whether to hide or to show.
         on: bool,
-        /// What.
+        /// Service or source that the order concerns.
         what: Hidden,
-        /// On which interface, or on both.
+        /// Only interface that the order concerns. `None` means both.
         only: Option<usize>,
     },
-    /// Somebody writes other keys for the kernel.
+    /// New keys in the kernel, written by another process.
     SetKeys {
-        /// Whether the key before becomes the backup key.
+        /// Whether the current key becomes the backup key.
         keeps: bool,
     },
-    /// `tfo keys rotate`, which is refused where `tfo` makes no keys.
+    /// `tfo keys rotate`, which is refused if `tfo` makes no keys.
     Rotate,
-    /// `tfo keys rotate --emergency`. Where `tfo` makes no keys, that fails, and old keys are forgotten all the same.
+    /// `tfo keys rotate --emergency`. If `tfo` makes no keys, it fails, but removes old keys all the same.
     Emergency,
     /// An interface goes down.
     Down(usize),
-    /// It comes up, and has its own name.
+    /// An interface comes up, with its own name.
     Up(usize),
-    /// It is deleted.
+    /// An interface is deleted.
     Delete(usize),
-    /// It is made anew.
+    /// A deleted interface is made again.
     Make(usize),
-    /// It is deleted and made anew at once.
+    /// An interface is deleted and made again at once.
     Remake(usize),
-    /// It is given another name.
+    /// An interface is renamed.
     Rename(usize),
-    /// SIGINT, which leaves nothing.
+    /// SIGINT, which removes everything.
     Interrupt,
-    /// `tfo unload`, which leaves nothing, with a controller or without.
+    /// `tfo unload`, which removes everything, with a controller or without.
     Unload,
-    /// SIGKILL, and nothing is left but files, as after a reboot.
+    /// SIGKILL, and the loss of everything but files, as by a reboot.
     Reboot,
 }
 
 impl Step {
-    /// The step, or the one that is made in it.
+    /// Returns the innermost step: the other step of [`Step::InReload`], or the step itself.
     pub fn innermost(&self) -> &Self {
         match self {
             Self::InReload { then, .. } => then.innermost(),
@@ -93,91 +94,97 @@ impl Step {
     }
 }
 
-/// How a controller ends in the middle of something.
+/// End of a controller during its work.
 #[derive(Clone, Copy, Debug)]
 pub struct Death {
-    /// SIGKILL, SIGTERM or SIGINT.
+    /// Signal: SIGKILL, SIGTERM or SIGINT.
     pub by: Signal,
-    /// How many milliseconds later.
+    /// Delay in milliseconds.
     pub after_ms: u64,
 }
 
-/// What is wrong with a file.
+/// Fault of a configuration file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bad {
-    /// It is no TOML.
+pub enum FileFault {
+    /// The file is not TOML.
     Form,
     /// A value is out of range.
     Value,
-    /// It has what only a start can change.
+    /// The file changes a setting that only a start can change.
     Fixed,
-    /// It is not there.
+    /// The file does not exist.
     Missing,
 }
 
-/// Makes a step of one kind, where there can be one now.
+/// Function that makes a step of one kind, if the model allows one.
 type Draw = fn(&Model, &mut Rng) -> Option<Step>;
 
-/// Each kind of step, and how many cards of it are in a [`Deck`].
+/// Kinds of steps, each with its number of cards in a [`Deck`].
 const KINDS: [(usize, Draw); 21] = [
     (7, |model, rng| {
-        let reload = || Step::Reload { by_signal: rng.usize(..4) == 0, desired: other(model, rng) };
+        let reload = || Step::Reload { by_signal: rng.usize(..4) == 0, desired: changed(model, rng) };
         model.controller.then(reload)
     }),
     (1, |model, rng| {
-        model.controller.then(|| Step::BadReload(any(rng, [Bad::Form, Bad::Value, Bad::Fixed, Bad::Missing])))
+        model.controller.then(|| {
+            Step::BadReload(choose(
+                rng,
+                [FileFault::Form, FileFault::Value, FileFault::Fixed, FileFault::Missing],
+            ))
+        })
     }),
     (2, |model, rng| {
-        // Where nothing changes, there is nothing to refuse; and only what is there can take a program, or refuse it.
-        let desired = other(model, rng);
+        // Without a change there is nothing to refuse. Only a present interface can accept or refuse a program.
+        let desired = changed(model, rng);
         let is_other = model.desired.text() != desired.text();
         (model.controller && is_other && !model.links.contains(&Link::Gone))
             .then_some(Step::FailingReload(desired))
     }),
     (3, |model, rng| {
         model.controller.then(|| {
-            let desired = other(model, rng);
+            let desired = changed(model, rng);
             let then = Box::new(in_reload(model, &desired, rng));
             Step::InReload { desired, after_ms: rng.u64(..800), then }
         })
     }),
-    (2, |model, rng| model.controller.then(|| Step::KillInReload(other(model, rng), death(rng, 1500)))),
+    (2, |model, rng| model.controller.then(|| Step::KillInReload(changed(model, rng), death(rng, 1500)))),
     (1, |model, _| model.controller.then_some(Step::Stop)),
     (1, |model, _| model.controller.then_some(Step::Kill)),
     (4, start),
     (2, |model, rng| {
-        // Before the first start, it is not certain whether a program comes to know a key; nor which keys the kernel
-        // has, when their source changes.
+        // Before the first start, it is uncertain whether a program learns a key. The kernel's keys are uncertain, too,
+        // if their source changes.
         let mut desired = Desired::random(rng);
         desired.makes_keys = model.desired.makes_keys;
-        (!model.controller && model.is_whole() && model.is_installed())
+        (!model.controller && model.has_both_links() && model.is_installed())
             .then(|| Step::KillInStart(desired, death(rng, 2000)))
     }),
-    (1, |model, _| (!model.controller && !model.is_whole()).then_some(Step::StartWithout)),
+    (1, |model, _| (!model.controller && !model.has_both_links()).then_some(Step::StartWithout)),
     (2, |model, rng| {
-        (model.controller && model.is_whole())
-            .then(|| Step::Upgrade(any(rng, [Signal::SIGTERM, Signal::SIGKILL]), same_or_other(model, rng)))
+        (model.controller && model.has_both_links()).then(|| {
+            Step::Upgrade(choose(rng, [Signal::SIGTERM, Signal::SIGKILL]), same_or_changed(model, rng))
+        })
     }),
-    (1, |model, _| (model.controller && model.is_whole()).then_some(Step::SecondController)),
+    (1, |model, _| (model.controller && model.has_both_links()).then_some(Step::SecondController)),
     (6, order),
     (3, keys),
     (3, away),
     (3, back),
-    (2, |model, rng| one(model, rng, |link| link == Link::Up).map(Step::Remake)),
+    (2, |model, rng| pick_interface(model, rng, |link| link == Link::Up).map(Step::Remake)),
     (1, |model, _| model.controller.then_some(Step::Interrupt)),
     (1, |model, _| model.is_installed().then_some(Step::Unload)),
     (1, |model, _| model.is_installed().then_some(Step::Reboot)),
     (2, emergency),
 ];
 
-/// Cards to draw from, so that each kind of step comes round.
+/// Deck of cards, so that each kind of step comes up in turn.
 #[derive(Default)]
 pub struct Deck(Vec<Draw>);
 
 impl Deck {
     /// Draws the next step.
     pub fn draw(&mut self, model: &Model, rng: &mut Rng) -> Step {
-        // Most steps need a controller, and most checks the first interface.
+        // Most steps need a controller, and most checks need the first interface.
         if rng.bool()
             && let Some(step) = remedy(model, rng)
         {
@@ -196,7 +203,7 @@ impl Deck {
     }
 }
 
-/// What is missing for most steps and checks, if anything is.
+/// Returns a step that restores the controller or the first interface, if one is missing.
 fn remedy(model: &Model, rng: &mut Rng) -> Option<Step> {
     match model.links[0] {
         Link::Gone => Some(Step::Make(0)),
@@ -206,7 +213,7 @@ fn remedy(model: &Model, rng: &mut Rng) -> Option<Step> {
 }
 
 fn start(model: &Model, rng: &mut Rng) -> Option<Step> {
-    (!model.controller && model.is_whole()).then(|| Step::Start(same_or_other(model, rng)))
+    (!model.controller && model.has_both_links()).then(|| Step::Start(same_or_changed(model, rng)))
 }
 
 fn order(model: &Model, rng: &mut Rng) -> Option<Step> {
@@ -215,18 +222,18 @@ fn order(model: &Model, rng: &mut Rng) -> Option<Step> {
     let what = if on || there.is_empty() || rng.usize(..4) == 0 {
         match rng.usize(..5) {
             0 => Hidden::All,
-            1 | 2 => Hidden::Service(any(rng, NAMES).to_owned()),
-            _ => Hidden::Source(any(rng, PREFIXES).parse().expect("a prefix")),
+            1 | 2 => Hidden::Service(choose(rng, NAMES).to_owned()),
+            _ => Hidden::Source(choose(rng, PREFIXES).parse().expect("a prefix")),
         }
     } else {
         there[rng.usize(..there.len())].clone()
     };
-    model.controller.then(|| Step::Order { on, what, only: any(rng, [None, None, Some(0), Some(1)]) })
+    model.controller.then(|| Step::Order { on, what, only: choose(rng, [None, None, Some(0), Some(1)]) })
 }
 
-/// Other keys, by whom it is to make them.
+/// Returns a change of keys by their owner, `tfo` or another process.
 fn keys(model: &Model, rng: &mut Rng) -> Option<Step> {
-    // Without a controller, it must be known which keys a program had from the last one.
+    // Without a controller, the change is possible only if the keys of the last program are certain.
     let is_known = model.controller || model.is_known[0];
     if model.desired.makes_keys || rng.usize(..4) == 0 {
         model.controller.then_some(Step::Rotate)
@@ -240,14 +247,14 @@ fn emergency(model: &Model, _: &mut Rng) -> Option<Step> {
 }
 
 fn away(model: &Model, rng: &mut Rng) -> Option<Step> {
-    let away = any(rng, [Step::Down, Step::Delete, Step::Rename]);
-    one(model, rng, |link| link == Link::Up).map(away)
+    let away = choose(rng, [Step::Down, Step::Delete, Step::Rename]);
+    pick_interface(model, rng, |link| link == Link::Up).map(away)
 }
 
 fn back(model: &Model, rng: &mut Rng) -> Option<Step> {
-    let at = one(model, rng, |link| link != Link::Up)?;
+    let at = pick_interface(model, rng, |link| link != Link::Up)?;
     let is_gone = model.links[at] == Link::Gone;
-    // What is down or has another name may go, too, before it comes back.
+    // An interface that is down or renamed may also be deleted before it comes back.
     Some(if is_gone {
         Step::Make(at)
     } else if rng.usize(..4) > 0 {
@@ -257,8 +264,9 @@ fn back(model: &Model, rng: &mut Rng) -> Option<Step> {
     })
 }
 
-/// An interface whose link `is` so. Where both are, it is mostly the second one: without the first, no client connects.
-fn one(model: &Model, rng: &mut Rng, is: fn(Link) -> bool) -> Option<usize> {
+/// Returns an interface in a state that satisfies `is`. If both do, it is mostly the second, since clients need the
+/// first.
+fn pick_interface(model: &Model, rng: &mut Rng, is: fn(Link) -> bool) -> Option<usize> {
     match model.links.map(is) {
         [false, false] => None,
         [true, false] => Some(0),
@@ -267,13 +275,14 @@ fn one(model: &Model, rng: &mut Rng, is: fn(Link) -> bool) -> Option<usize> {
     }
 }
 
-/// A step that can be made in a reload to `desired`, and has the same outcome before it and behind it.
+/// Returns a step that is possible during a reload to `desired`, and has the same effect before and after it.
 fn in_reload(model: &Model, desired: &Desired, rng: &mut Rng) -> Step {
     let after = Model { desired: desired.clone(), ..model.clone() };
     loop {
-        let draw = any(rng, [order, keys, emergency, away, back] as [Draw; 5]);
+        let draw = choose(rng, [order, keys, emergency, away, back] as [Draw; 5]);
         match draw(model, rng) {
-            Some(Step::Order { on, what, .. }) if model.obeys(0, on, &what) != after.obeys(0, on, &what) => {}
+            Some(Step::Order { on, what, .. })
+                if model.carries_out(0, on, &what) != after.carries_out(0, on, &what) => {}
             Some(Step::Order { on, what, .. }) => return Step::Order { on, what, only: Some(0) },
             Some(step) => return step,
             None => {}
@@ -281,20 +290,20 @@ fn in_reload(model: &Model, desired: &Desired, rng: &mut Rng) -> Step {
     }
 }
 
-/// A configuration to which a running controller can change.
-fn other(model: &Model, rng: &mut Rng) -> Desired {
+/// Returns a configuration to which a running controller can change.
+fn changed(model: &Model, rng: &mut Rng) -> Desired {
     model.desired.with_other_services(rng)
 }
 
-fn same_or_other(model: &Model, rng: &mut Rng) -> Desired {
+fn same_or_changed(model: &Model, rng: &mut Rng) -> Desired {
     if rng.bool() { model.desired.clone() } else { Desired::random(rng) }
 }
 
 fn death(rng: &mut Rng, within_ms: u64) -> Death {
-    let by = any(rng, [Signal::SIGKILL, Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT]);
+    let by = choose(rng, [Signal::SIGKILL, Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT]);
     Death { by, after_ms: rng.u64(..within_ms) }
 }
 
-fn any<T: Copy, const N: usize>(rng: &mut Rng, all: [T; N]) -> T {
+fn choose<T: Copy, const N: usize>(rng: &mut Rng, all: [T; N]) -> T {
     all[rng.usize(..N)]
 }

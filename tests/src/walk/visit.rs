@@ -1,10 +1,11 @@
-//! Visits of the walk: SYNs of one source, and what must come of each.
+//! Visits of the walk: SYNs of one source, and the expected outcome of each.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use fastrand::Rng;
 use tfo_common::{
-    class::Class, cookie, counters::Guarded, keyring::Key, policy::Guard, segment::Family, verdict::Verdict,
+    class::Class, cookie, counters::GuardCounts, keyring::Key, policy::Guard, segment::Family,
+    verdict::Verdict,
 };
 use tfo_userspace::{
     dataplane::Pinned,
@@ -16,7 +17,7 @@ use tfo_userspace::{
 use super::{BURST, Desired, Model};
 use crate::{
     guards::Setting,
-    netns::{eventually, is_idle, key},
+    netns::{eventually, has_no_connections, key},
     packet::{Carry as _, Ip, Tcp, eth_between},
     wire::Wire,
 };
@@ -24,17 +25,17 @@ use crate::{
 const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
-/// Keys by their numbers: those that `tfo` has made, and else the test's.
+/// Keys by number: those that `tfo` has made, and those of the test.
 #[derive(Default)]
 pub struct Keys(BTreeMap<u32, Key>);
 
 impl Keys {
-    /// The key of that number.
+    /// Returns the key with that number.
     pub fn get(&self, number: u32) -> Key {
         self.0.get(&number).copied().unwrap_or_else(|| key(number))
     }
 
-    /// Reads the kernel's key, if it is one that `tfo` has just made.
+    /// Reads the kernel's current key if `tfo` has just made it.
     pub fn learn(&mut self, model: &Model) {
         let current = model.kernel.0;
         if model.made_keys.first() == Some(&current) {
@@ -44,24 +45,24 @@ impl Keys {
     }
 }
 
-/// A source that has sent SYNs, and what must be remembered of it.
+/// Source that has sent SYNs, and the state that guards must have of it.
 #[derive(Clone, Debug)]
 pub struct Visitor {
-    /// To which service, and port.
+    /// Name of the service it visits, and the port.
     pub to: (String, u16),
     family: Family,
-    /// Its address.
+    /// Address of the source.
     pub from: IpAddr,
     /// Next source port.
     port: u16,
     /// Number of good cookies under `fair`, and of forged ones under `shed`.
     spent: [u32; 2],
-    /// The key of its first cookie, the SYN that had it, and whether that must be known to `once`.
+    /// Key and SYN of its first cookie, and whether `once` must know that SYN.
     first: Option<(u32, Vec<u8>)>,
     is_remembered: bool,
 }
 
-/// SYNs of a visitor, one after the other.
+/// Sequence of SYNs from one visitor.
 pub struct Visit<'a> {
     model: &'a Model,
     keys: &'a Keys,
@@ -72,12 +73,12 @@ pub struct Visit<'a> {
 }
 
 impl<'a> Visit<'a> {
-    /// A visit of `visitor` over `wire` to an interface.
+    /// Prepares a visit of `visitor` over `wire` to an interface.
     pub fn new(model: &'a Model, keys: &'a Keys, interface: usize, wire: &'a Wire, visitor: Visitor) -> Self {
         Self { model, keys, interface, wire, visitor, expected: Expected::default() }
     }
 
-    /// Sends its SYNs; the visitor as it is then, and what must come of the visit.
+    /// Sends the SYNs. Returns the visitor's new state, and the expected outcome.
     pub fn make(mut self) -> (Visitor, Expected) {
         let Some((current, backup)) = self.model.ring.held else { unreachable!("there was a controller") };
         let earlier = self.visitor.first.clone();
@@ -96,7 +97,7 @@ impl<'a> Visit<'a> {
                 self.visitor.first = Some((current, frame));
             }
         }
-        // What a controller has to confirm is not certain without one.
+        // Guards that need confirmed keys are uncertain without a controller.
         if self.model.controller {
             let retired = self.model.ring.retired.first().copied();
             let forged = [FORGED; BURST as usize + 1];
@@ -107,7 +108,7 @@ impl<'a> Visit<'a> {
             }
         }
         if let Some((key, frame)) = self.visitor.first.clone().filter(|_| self.interface == 0) {
-            eventually("its connections are over", is_idle);
+            eventually("its connections are over", has_no_connections);
             self.send(self.class(key), Some(key), true, &frame);
         }
         (self.visitor, self.expected)
@@ -117,14 +118,14 @@ impl<'a> Visit<'a> {
         self.model.ring.class(key)
     }
 
-    /// Sends a SYN of `class`, with a cookie of `key` if it has one, and notes what must come of it. `is_first` for the one that
-    /// comes again.
+    /// Sends a SYN of `class`, with a cookie of `key` if it has one, and updates the expected outcome. `is_first` marks
+    /// the SYN that is replayed later.
     fn send(&mut self, class: Class, key: Option<u32>, is_first: bool, frame: &[u8]) {
         let Self { model, interface, visitor, expected, .. } = self;
         let interface = *interface;
         let service = model.in_force[interface].as_ref().and_then(|desired| desired.on(visitor.to.1));
-        let wanted = model.wanted(interface, service);
-        let decided = wanted.expected(class, model.controller, |guard| match guard {
+        let service_settings = model.service_settings(interface, service);
+        let decided = service_settings.expected(class, model.controller, |guard| match guard {
             Guard::Hide => model.is_hidden(interface, visitor.from),
             Guard::Once => is_first && visitor.is_remembered,
             Guard::Fair => visitor.spent[0] >= BURST,
@@ -163,11 +164,11 @@ impl<'a> Visit<'a> {
     }
 }
 
-/// A key that the kernel never has.
+/// Number of a key that the kernel never has.
 const FORGED: u32 = u32::MAX;
 
 impl Visitor {
-    /// Somebody new, who visits `port` of an interface.
+    /// Returns a new visitor of `port` on an interface.
     pub fn new(model: &Model, interface: usize, port: u16, rng: &mut Rng) -> Self {
         let family = Family::ALL[rng.usize(..2)];
         let service = model.in_force[interface].as_ref().and_then(|desired| desired.on(port));
@@ -182,7 +183,7 @@ impl Visitor {
         }
     }
 
-    /// A SYN from its next port.
+    /// Begins a SYN from the next source port.
     fn syn(&mut self) -> Tcp {
         self.port += 1;
         let link = eth_between(CLIENT_MAC, SERVER_MAC);
@@ -194,8 +195,8 @@ impl Visitor {
         ip.syn().ports(self.port, self.to.1).mss(1460)
     }
 
-    /// Whether it visits a service of `desired`, which has had its port all the time.
-    pub fn is_to(&self, desired: &Desired) -> bool {
+    /// Returns whether its service in `desired` is still the same, on the same port.
+    pub fn visits_service_of(&self, desired: &Desired) -> bool {
         desired.on(self.to.1).map_or(OTHER_NAME, |service| service.name) == self.to.0
     }
 
@@ -206,21 +207,21 @@ impl Visitor {
     }
 }
 
-/// What is to come of a visit: by service, and class and verdict, or guard.
+/// Expected outcome of a visit.
 #[derive(Debug, Default)]
 pub struct Expected {
-    /// What is counted for its SYNs.
+    /// Counts of its SYNs.
     pub counts: ByService,
-    /// What the kernel counts.
+    /// Counts of the kernel.
     pub kernel: TcpExt,
     /// Number of its SYNs.
     pub sent: u64,
 }
 
-/// Counts by service, and class and verdict, or guard.
+/// Counts by service, and by class and verdict or by guard.
 pub type ByService = BTreeMap<(String, String), u64>;
 
-/// What is counted in those maps.
+/// Reads these counts from the maps.
 pub fn counts_by_service(pinned: &Pinned) -> ByService {
     let mut all = ByService::new();
     for service in pinned.by_service().expect("counters can be read") {
@@ -235,7 +236,7 @@ pub fn counts_by_service(pinned: &Pinned) -> ByService {
             }
         }
         for guard in Guard::ALL {
-            let Guarded { acted, would } = service.counters.guards[guard.index()];
+            let GuardCounts { acted, would } = service.counters.guards[guard.index()];
             add(format!("{} acted", guard.name()), acted);
             add(format!("{} would", guard.name()), would);
         }

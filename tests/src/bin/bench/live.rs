@@ -1,12 +1,12 @@
-//! `cargo xtask bench --live`: floods of SYNs, received by an interface.
+//! `cargo xtask bench --live`: floods of SYNs that an interface receives.
 //!
-//! On one CPU the yardstick `flood` makes SYNs, each of a new connection (BPF_PROG_TEST_RUN with live frames), and redirects
-//! them into one end of a veth pair. The other end receives them on another CPU, in a thread of the kernel's (threaded NAPI)
-//! that does nothing else: the CPU time of that thread is what is measured, with all that the stack does there, answers
-//! included, and with the interrupts that hit it. What the first end gets back is dropped on the first CPU.
+//! On one CPU, the yardstick `flood` makes SYNs (BPF_PROG_TEST_RUN with live frames), each of a new connection, and
+//! redirects them into one end of a veth pair. The other end receives them on another CPU, in a kernel thread (threaded
+//! NAPI) that does nothing else. The CPU time of that thread is measured. It includes the work of the stack, its
+//! answers and the interrupts on that CPU. The answers are dropped on the first CPU.
 //!
-//! Nothing is believed: every SYN that was sent has either been received or not found room in the veth pair's queue, `tfo` has
-//! counted all those received, each in its class, and the stack behind a listener accounts for each of them, too.
+//! All SYNs are accounted for: each was either received or found the queue of the veth pair full, `tfo` has counted
+//! each received SYN in its class, and the counters of the stack behind a listener add up.
 
 mod interface;
 mod report;
@@ -52,12 +52,12 @@ use crate::{
     scenarios::{ALL_KEYS, DATA, Setup},
 };
 
-/// SYNs of which clients.
+/// Kind of SYNs that are sent.
 struct Flood {
     name: &'static str,
-    /// Its place in [`FLOODS`].
+    /// Index in [`FLOODS`].
     number: u8,
-    /// Who makes the cookies, in turn, and the class of those.
+    /// Keys that make the cookies, in turn, each with the class of its cookies.
     keys: &'static [(TestKey, Class)],
 }
 
@@ -72,19 +72,19 @@ const FLOODS: [Flood; 4] = [
     Flood { name: "retired", number: 3, keys: &[(RETIRED[0], Class::CookieRetired)] },
 ];
 
-/// The way of a SYN that is received.
+/// Path of a received SYN.
 struct Route {
     name: &'static str,
     program: Program,
     behind: Behind,
 }
 
-/// What becomes of that which the program passes.
+/// Receiver of the SYNs that the program passes.
 #[derive(Clone, Copy, PartialEq)]
 enum Behind {
-    /// Dropped by `ip_rcv`, as another host's.
+    /// `ip_rcv`, which drops them, since they are for another host.
     Nothing,
-    /// A listener with Fast Open and with room for all.
+    /// A listener with Fast Open whose queues hold all SYNs.
     Listener,
     /// A listener that answers with SYN cookies, as it does once its queue is full (tcp_syn_flood_action).
     SynCookies,
@@ -95,7 +95,7 @@ enum Program {
     Yardstick(&'static str),
     Observe,
     Accelerate,
-    /// Drops unknown cookies, but for the very first.
+    /// Mode `shield` with `shed`, which drops all unknown cookies but the first.
     Shed,
 }
 
@@ -105,7 +105,8 @@ const OBSERVE: Program = Program::Observe;
 const ACCELERATE: Program = Program::Accelerate;
 const SHED: Program = Program::Shed;
 
-/// Where there is no tfo there is still a program: without one, a veth interface takes no redirected frames.
+/// Routes that are measured. Those without tfo have a program, too: without one, a veth interface takes no redirected
+/// frames.
 const ROUTES: [Route; 9] = [
     Route { name: "XDP_DROP", program: DROP, behind: Behind::Nothing },
     Route { name: "XDP_PASS, then dropped", program: PASS, behind: Behind::Nothing },
@@ -118,8 +119,8 @@ const ROUTES: [Route; 9] = [
     Route { name: "XDP_PASS, then SYN cookies", program: PASS, behind: Behind::SynCookies },
 ];
 
-/// Counters of TcpExt, of which each SYN that gets to a listener moves one (`tcp_conn_request`, `tcp_try_fastopen`), and
-/// what that means.
+/// Counters of TcpExt with their meaning. Each SYN that reaches a listener moves one of them (`tcp_conn_request`,
+/// `tcp_try_fastopen`).
 const STACK: [(&str, &str); 5] = [
     ("TCPFastOpenPassive", "accepted"),
     ("TCPFastOpenPassiveFail", "refused"),
@@ -128,7 +129,7 @@ const STACK: [(&str, &str); 5] = [
     ("ListenOverflows", "dropped"),
 ];
 
-/// A flood on a route, and what was seen of it.
+/// Flood on a route, with its samples.
 struct Measured {
     flood: &'static Flood,
     route: &'static Route,
@@ -137,19 +138,20 @@ struct Measured {
 
 struct Sample {
     sent: u64,
-    /// Until all were sent, and until what was to be received was.
+    /// Time until all SYNs were sent, and until all were received.
     sending: Duration,
     receiving: Duration,
-    /// How many were.
+    /// Number of SYNs that were received.
     received: u64,
-    /// What the receiving thread used.
+    /// CPU time of the receiving thread.
     cpu: Duration,
-    /// By [`STACK`].
+    /// Increase of the counters of [`STACK`].
     stack: [u64; STACK.len()],
 }
 
 impl Route {
-    /// Whether it differs from `other` by tfo's own work alone. In front of the stack it may change what that does.
+    /// Whether the difference to `other` is tfo's own work alone. In front of the stack, tfo may change the stack's
+    /// work.
     fn is_beyond(&self, other: &Self) -> bool {
         matches!(self.program, Program::Observe | Program::Accelerate | Program::Shed)
             && other.program == PASS
@@ -158,13 +160,13 @@ impl Route {
 }
 
 impl Sample {
-    /// CPU time for each that was received, in nanoseconds.
+    /// Returns the CPU time for each received SYN, in nanoseconds.
     fn cpu_ns(&self) -> f64 {
         self.cpu.as_nanos() as f64 / self.received as f64
     }
 }
 
-/// Measures the floods and routes with `filter` in their names.
+/// Measures the floods and routes whose names contain `filter`.
 pub(crate) fn run(yardsticks: &Path, filter: &str, plan: &Plan) -> Result<Report> {
     let object = fs::read(yardsticks).with_context(|| format!("cannot read {}", yardsticks.display()))?;
     let mut measured = Vec::new();
@@ -185,42 +187,42 @@ impl Measured {
     }
 }
 
-/// The two ends of the veth pair, and all programs.
+/// The veth pair with all programs.
 struct Wire {
     yardsticks: Ebpf,
     observe: Kernel,
     accelerate: Kernel,
     shed: Kernel,
-    /// By [`FLOODS`].
+    /// Programs that send, by the index in [`FLOODS`].
     floods: Vec<Ebpf>,
     receiver: Interface,
-    /// Holds the program that receives.
+    /// Link of the program on the receiving end.
     link: Option<XdpLink>,
     _interfaces: Vec<Tap>,
 }
 
-/// Where the SYNs go; the other end is whose they are; another host is on the same wire.
+/// MAC addresses of the receiving end, of the sending end, and of another host on the same wire.
 const RECEIVER: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const ANOTHER: [u8; 6] = [2, 0, 0, 0, 0, 3];
 const PORT: u16 = 80;
-/// Frames that are made at a time: half of what the veth pair's queue holds (VETH_RING_SIZE).
+/// Number of frames that are made at a time: half of the veth pair's queue (VETH_RING_SIZE).
 const BATCH: u32 = 128;
 
 impl Wire {
-    /// In the calling thread's namespaces, in which there is nothing else.
+    /// Makes the pair in the calling thread's namespaces, which must be empty.
     fn new(object: &[u8]) -> Result<Self> {
         let cpus = allowed_cpus()?;
         let [here, .., there] = cpus[..] else {
             bail!("floods need two CPUs, one that sends and one that receives")
         };
         pin(Pid::from_raw(0), here)?;
-        // That of this namespace.
+        // The sysfs of this namespace has the interfaces that were made here.
         mount_on("sysfs", "/sys");
-        // Nothing but the flood is to be received; of that a listener's queues are to hold all.
+        // The receiver gets nothing but the flood, and the listener's queues hold all of it.
         sysctl("ipv6/conf/default/disable_ipv6", "1")?;
         sysctl("core/somaxconn", "65535")?;
-        // The threads that receive have the interfaces' names, and can be seen from every namespace.
+        // The receiving threads are named after the interfaces and visible from every namespace.
         let id = std::process::id();
         let (sender, receiver) = (format!("send{id}"), format!("recv{id}"));
         ip(&format!("link add {sender} type veth peer name {receiver}"));
@@ -243,7 +245,7 @@ impl Wire {
         let link = drop.attach(&receiver, XdpMode::Driver);
         let link = link.with_context(|| format!("cannot attach to {receiver}"))?;
         let link = Some(drop.take_link(link)?);
-        // What it gets is no part of what is measured.
+        // The answers cost CPU time on the sender's CPU, which is not measured.
         Interface::new(&sender, here)?;
         let receiver = Interface::new(&receiver, there)?;
 
@@ -263,7 +265,7 @@ impl Wire {
         Ok(Self { yardsticks, observe, accelerate, shed, floods, receiver, link, _interfaces: interfaces })
     }
 
-    /// Takes one sample of each in turn, round by round.
+    /// Measures each once per round.
     fn run(&mut self, plan: &Plan, measured: &mut [Measured]) -> Result<()> {
         for round in 1..=plan.rounds {
             eprint!("\rround {round} of {} ", plan.rounds);
@@ -278,7 +280,7 @@ impl Wire {
 
     fn sample(&mut self, flood: &Flood, route: &Route, repeat: u32) -> Result<Sample> {
         self.receive_by(route.program)?;
-        // A new one each time: the floods before have left connections in its queues.
+        // The listener is new each time, since earlier floods have left connections in its queues.
         let listener = match route.behind {
             Behind::Nothing => None,
             Behind::Listener => Some(listener("1")?),
@@ -305,7 +307,7 @@ impl Wire {
             Ok(received + (now.1 - lost) == sent)
         })?;
         let receiving = start.elapsed();
-        // What it has received it has dealt with only when it sleeps.
+        // All received SYNs have been processed when the thread sleeps.
         eventually("the receiving thread does not come to rest", || self.receiver.is_asleep())?;
         let cpu = self.receiver.cpu_time()? - cpu;
 
@@ -330,7 +332,7 @@ impl Wire {
         Ok(sample)
     }
 
-    /// Puts `program` in the place of the one that receives. The link stays, and with it the receiving thread.
+    /// Replaces the program on the receiving end. The link stays, and with it the receiving thread.
     fn receive_by(&mut self, program: Program) -> Result<()> {
         let link = self.link.take().context("no program receives")?;
         let program = self.program(program)?;
@@ -360,7 +362,7 @@ impl Wire {
 }
 
 impl Flood {
-    /// The program that sends it to the interface with `index`.
+    /// Loads the program that sends this flood to the interface with `index`.
     fn load(&self, object: &[u8], index: u32) -> Result<Ebpf> {
         let mut loader = EbpfLoader::new();
         loader.override_global("INTERFACE", &index, true);
@@ -370,7 +372,7 @@ impl Flood {
         let mut variants = Array::<_, [u64; 2]>::try_from(map)?;
         for client in 0..=u16::MAX {
             let frame = self.frame(client, RECEIVER);
-            // The source address, and the checksums of IPv4 and TCP.
+            // Offsets: the source address, and the checksums of IPv4 and TCP.
             let fields = [&frame[26..30], &frame[24..26], &frame[50..52]].concat();
             let words = [&fields[..], &frame[COOKIE_AT..COOKIE_AT + 8]]
                 .map(|bytes| u64::from_le_bytes(bytes.try_into().expect("eight bytes")));
@@ -380,7 +382,7 @@ impl Flood {
         Ok(object)
     }
 
-    /// The SYN of a Linux client with a cookie and data, from port 0. No two floods share clients.
+    /// Returns the SYN of a Linux client with a cookie and data, from port 0. No two floods share clients.
     fn frame(&self, client: u16, to: [u8; 6]) -> Vec<u8> {
         let [high, low] = client.to_be_bytes();
         let (key, _) = self.keys[usize::from(client) % self.keys.len()];
@@ -388,7 +390,7 @@ impl Flood {
         syn.ports(0, PORT).linux_options().cookie_of(key).nops(2).data(DATA).build()
     }
 
-    /// Whether `tfo` has counted what it was given, and nothing else.
+    /// Checks that `tfo` has counted each received SYN, and nothing else.
     fn check(&self, before: &Counters, after: &Counters, received: u64, program: Program) -> Result<()> {
         let count = |counters: &Counters| {
             let ours = self.keys.iter().map(|(_, class)| counters.class(*class).packets).sum::<u64>();
@@ -410,10 +412,11 @@ impl Flood {
     }
 }
 
-/// Where the cookie stands in the frame.
+/// Offset of the cookie in the frame.
 const COOKIE_AT: usize = 76;
 
-/// A listener with Fast Open, where `net.ipv4.tcp_syncookies` is `syn_cookies`: 1 where a queue is full, 2 always.
+/// Makes a listener with Fast Open, and sets `net.ipv4.tcp_syncookies` to `syn_cookies`: 1 if a queue is full, 2
+/// always.
 fn listener(syn_cookies: &str) -> Result<TcpListener> {
     sysctl("ipv4/tcp_syncookies", syn_cookies)?;
     listen((SERVER_V4, PORT).into())
@@ -424,7 +427,7 @@ fn sysctl(name: &str, value: &str) -> Result<()> {
     fs::write(&path, value).with_context(|| format!("cannot write {path}"))
 }
 
-/// The counters of [`STACK`], of this namespace.
+/// Reads the counters of [`STACK`] in this namespace.
 fn stack() -> Result<[u64; STACK.len()]> {
     let path = "/proc/thread-self/net/netstat";
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
@@ -439,7 +442,7 @@ fn stack() -> Result<[u64; STACK.len()]> {
     Ok(counters)
 }
 
-/// Waits until `holds`, without sleeping: time is measured.
+/// Waits until `holds`, without sleeping, since the time is measured.
 fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
     while !holds()? {

@@ -1,9 +1,10 @@
-//! What the XDP program costs, class by class: `cargo xtask bench` builds this and the yardsticks, and starts it.
+//! `cargo xtask bench`: measures the cost of the XDP program, class by class. The task builds this and the yardsticks,
+//! and starts it.
 //!
-//! BPF_PROG_TEST_RUN runs a program over and over on one frame. Each sample stands between two of an XDP program that
-//! does nothing but pass; what it takes beyond them is its net cost. The CPU time of the thread is measured, not the
-//! time that passes. With `--live`, floods of SYNs are received by an interface: see [`live`]. With `--scrape`, metrics are
-//! asked for: see [`scrape`].
+//! BPF_PROG_TEST_RUN runs a program again and again on one frame. Each sample is taken between two samples of a program
+//! that does nothing but pass. The difference is the net cost. The CPU time of the thread is measured, not wall time.
+//! With `--live`, an interface receives floods of SYNs: see [`live`]. With `--scrape`, scrapes of the metrics are
+//! timed: see [`scrape`].
 
 mod live;
 mod measure;
@@ -21,34 +22,34 @@ use self::{
     report::Report,
 };
 
-/// Measure what the XDP program costs, class by class.
+/// Measures the cost of the XDP program, class by class.
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Args {
-    /// Measure only what has this in its name
+    /// Measures only scenarios with this in their names
     filter: Option<String>,
-    /// Send floods of SYNs to an interface instead: what they cost the program, and the stack behind it (Linux 5.18)
+    /// Sends floods of SYNs to an interface, and measures the program with the stack behind it (Linux 5.18)
     #[arg(long, conflicts_with = "compare")]
     live: bool,
-    /// Measure instead how long a scrape of `tfo run --metrics` takes, by how many services there are
+    /// Measures how long a scrape of `tfo run --metrics` takes, by the number of services
     #[arg(long, conflicts_with_all = ["live", "compare", "filter"])]
     scrape: bool,
     /// Samples of each scenario, taken in turns; with --scrape, a tenth of the scrapes
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Load the programs so many times, and share the rounds among these: where they lie in memory makes some difference
+    /// Number of times to load the programs; rounds are divided among them, since the place in memory affects the cost
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     loads: u32,
-    /// Runs of the program in a sample; with --live, the SYNs that are sent
+    /// Runs of the program in a sample; with --live, SYNs that are sent
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
-    /// Print JSON
+    /// Prints JSON
     #[arg(long)]
     json: bool,
-    /// Set an earlier run's --json output beside this one
+    /// Shows the --json output of an earlier run beside this one
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
-    /// The object with the programs to measure by
+    /// Object file with the yardsticks
     #[arg(long, value_name = "FILE", hide = true)]
     yardsticks: PathBuf,
 }
@@ -74,7 +75,7 @@ fn main() -> Result<()> {
         }
         return Ok(());
     }
-    // Before the measuring: an unreadable file should not cost a minute.
+    // This comes first: an unreadable file should not cost a minute.
     let earlier = args.compare.as_ref().map(|path| {
         let read = || Ok::<Report, anyhow::Error>(serde_json::from_reader(File::open(path)?)?);
         read().with_context(|| format!("cannot compare with {}", path.display()))
@@ -98,7 +99,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Adds what was measured once more of the same scenarios.
+/// Adds the samples of another load of the same scenarios.
 fn merge(measured: &mut Vec<Measured>, more: Vec<Measured>) {
     if measured.is_empty() {
         *measured = more;

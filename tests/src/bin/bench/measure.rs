@@ -1,4 +1,4 @@
-//! Taking the samples.
+//! Samples of the scenarios.
 
 use std::{fs, net::IpAddr, path::Path};
 
@@ -24,31 +24,31 @@ use tfo_tests::{
 
 use crate::scenarios::{Scenario, Setup, Subject};
 
-/// How much is measured.
+/// Number of samples and runs.
 pub(crate) struct Plan {
     pub(crate) rounds: u32,
     pub(crate) loads: u32,
     pub(crate) repeat: u32,
 }
 
-/// What one scenario took, a sample a round.
+/// Samples of one scenario, one per round.
 pub(crate) struct Measured {
     pub(crate) scenario: Scenario,
     pub(crate) samples: Vec<Sample>,
 }
 
-/// Nanoseconds a run.
+/// Nanoseconds per run.
 pub(crate) struct Sample {
-    /// Of the program that does nothing, just before and just after the one that is measured.
+    /// Time of the program that does nothing, measured just before and just after.
     pub(crate) pass: f64,
-    /// Of the one that is measured.
+    /// Time of the program under test.
     pub(crate) gross: f64,
 }
 
-/// All programs, loaded and each attached to an interface of its own.
+/// Loaded programs, each attached to an interface of its own.
 ///
-/// A kernel that is to run a program which is attached nowhere patches its call of XDP programs, at the start and at the end
-/// of each test run (`bpf_prog_change_xdp`): that takes some 16 ms of CPU time, and much longer on a machine that is busy.
+/// A test run of a program that is attached nowhere makes the kernel patch its call of XDP programs, at the start and
+/// at the end (`bpf_prog_change_xdp`). That takes some 16 ms of CPU time, and much longer on a busy machine.
 pub(crate) struct Bench {
     yardsticks: Ebpf,
     tfo: Vec<(Setup, Kernel)>,
@@ -56,16 +56,16 @@ pub(crate) struct Bench {
     interfaces: Vec<Tap>,
 }
 
-/// The two programs that make each run's frame another one.
+/// Two programs that change the frame before each run.
 struct Varied {
-    /// Hands over to the real program.
+    /// Changes the frame and calls the real program.
     tfo: Ebpf,
-    /// Hands over to the one that does nothing.
+    /// Changes the frame and calls the program that does nothing.
     pass: Ebpf,
 }
 
 impl Bench {
-    /// Loads what `scenarios` need.
+    /// Loads the programs that `scenarios` need.
     pub(crate) fn new(yardsticks: &Path, scenarios: Vec<Scenario>) -> Result<Self> {
         stay_on_one_cpu()?;
         unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
@@ -108,7 +108,7 @@ impl Bench {
         attach(program(&mut self.yardsticks, name)?, &mut self.interfaces)
     }
 
-    /// The real program as `setup` says.
+    /// Returns the real program as `setup` describes it.
     fn tfo(&mut self, setup: Setup) -> Result<&mut Kernel> {
         let loaded = self.tfo.iter().position(|(loaded, _)| *loaded == setup);
         let index = match loaded {
@@ -123,7 +123,7 @@ impl Bench {
         Ok(&mut self.tfo[index].1)
     }
 
-    /// Takes one sample of each in turn, round by round: the share of the `load`-th load, counted from zero.
+    /// Measures each scenario once per round, for the rounds of the `load`-th load, counted from zero.
     pub(crate) fn run(mut self, plan: &Plan, load: u32) -> Result<Vec<Measured>> {
         let mut measured = std::mem::take(&mut self.measured);
         for round in (1..=plan.rounds).filter(|round| round % plan.loads == load) {
@@ -165,8 +165,8 @@ impl Bench {
     }
 }
 
-/// Runs `measure`, after which `frame`, or others of its class, must have been counted so many times and nothing else: what is
-/// measured is what the scenario's name says.
+/// Runs `measure`, and checks that `frame`, or others of its class, were counted that many times and nothing else was.
+/// So the scenario measures what its name says.
 fn counted(
     setup: Setup,
     kernel: &mut Kernel,
@@ -186,7 +186,7 @@ fn counted(
     Ok(time)
 }
 
-/// CPU time of this thread for each of `repeat` runs, in nanoseconds.
+/// Returns the CPU time of this thread for each of `repeat` runs, in nanoseconds.
 fn time(program: &mut Xdp, frame: &[u8], repeat: u32) -> Result<f64> {
     let clock = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
     let start = clock()?;
@@ -206,7 +206,7 @@ pub(crate) fn load(object: &mut Ebpf, name: &str) -> Result<()> {
     program(object, name)?.load().with_context(|| format!("the kernel refused the yardstick {name}"))
 }
 
-/// Attaches `program` to one more interface, to which nothing is ever sent.
+/// Attaches `program` to a new interface, to which nothing is ever sent.
 pub(crate) fn attach(program: &mut Xdp, interfaces: &mut Vec<Tap>) -> Result<()> {
     let name = format!("bench{}", interfaces.len());
     interfaces.push(Tap::new(&name, LinkLayer::Ethernet));
@@ -214,10 +214,11 @@ pub(crate) fn attach(program: &mut Xdp, interfaces: &mut Vec<Tap>) -> Result<()>
     Ok(())
 }
 
-/// The program that gives `frame` the next of `sources` addresses each time, and hands over to `then`.
+/// Loads the program that gives `frame` the next of `sources` addresses and then calls `then`.
 fn vary(object: &[u8], frame: &[u8], sources: u32, key: TestKey, then: &ProgramFd) -> Result<Ebpf> {
     let is_ipv4 = frame[12..14] == [8, 0];
-    // Both addresses, or the source's second half, and the cookie behind Linux's options, in an untagged frame.
+    // Offsets of the addresses (in IPv6, from the second half of the source on), of the cookie behind Linux's options,
+    // and of the window, in an untagged frame.
     let [source_at, cookie_at, window_at]: [u32; 3] = if is_ipv4 { [26, 76, 48] } else { [30, 96, 68] };
     let (window, _) = frame[window_at as usize..].split_first_chunk().context("a frame with a TCP header")?;
     let window = u32::from_ne_bytes(*window);
@@ -253,19 +254,19 @@ fn words([first, second]: [Key; 2]) -> [u64; 4] {
     [first.k0, first.k1, second.k0, second.k1]
 }
 
-/// Moving from one CPU to another would be measured, too.
+/// Pins this thread to one CPU, since a move to another would be measured, too.
 fn stay_on_one_cpu() -> Result<()> {
     let cpus = allowed_cpus()?;
     pin(Pid::from_raw(0), *cpus.last().context("no CPU is allowed")?)
 }
 
-/// The CPUs on which the calling thread may run.
+/// Returns the CPUs on which the calling thread may run.
 pub(crate) fn allowed_cpus() -> Result<Vec<usize>> {
     let allowed = sched_getaffinity(Pid::from_raw(0))?;
     Ok((0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true)).collect())
 }
 
-/// Lets `thread`, where 0 is the calling one, run on `cpu` only.
+/// Pins `thread` to `cpu`; 0 is the calling thread.
 pub(crate) fn pin(thread: Pid, cpu: usize) -> Result<()> {
     let mut one = CpuSet::new();
     one.set(cpu)?;

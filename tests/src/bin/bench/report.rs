@@ -1,4 +1,4 @@
-//! What was measured, as a table and as JSON.
+//! Results of the scenarios, as a table and as JSON.
 
 use std::fs;
 
@@ -13,16 +13,16 @@ use crate::{
     scenarios::Subject,
 };
 
-/// What driver and kernel take for a packet before and after the program: with that, and the net cost, a core's packets a
-/// second are estimated.
+/// Nanoseconds that driver and kernel are assumed to take per packet around the program. The estimate of packets per
+/// second adds the net cost to it.
 const DRIVER_NS: f64 = 40.0;
-/// 10 GbE, in bits a nanosecond.
+/// Speed of 10 GbE, in bits per nanosecond.
 const LINE: f64 = 10.0;
-/// What the wire takes beside the frame: preamble, checksum and gap; and the least that a frame has.
+/// Bytes on the wire besides the frame (preamble, checksum, gap), and the length of the shortest frame.
 const WIRE: usize = 24;
 const SHORTEST: usize = 60;
 
-/// A whole run.
+/// Results of a run.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Report {
     kernel: String,
@@ -32,29 +32,30 @@ pub(crate) struct Report {
     loads: u32,
     repeat: u32,
     driver_ns: f64,
-    /// What a test run takes for a packet where the program does nothing.
+    /// Nanoseconds that a test run takes per packet if the program does nothing.
     pass_ns: f64,
     scenarios: Vec<Row>,
 }
 
-/// Earlier versions did not say how often they had loaded the programs.
+/// Returns the default of `loads`, which earlier versions did not write.
 const fn once() -> u32 {
     1
 }
 
-/// One scenario. Times are nanoseconds for each packet.
+/// Results of one scenario. Times are in nanoseconds per packet.
 #[derive(Serialize, Deserialize)]
 struct Row {
     name: String,
     frame_bytes: usize,
-    /// Beyond the program that does nothing: the median of all rounds, and the fastest of each beyond the fastest of that.
+    /// Time beyond the program that does nothing: the median of all rounds, and the difference of both minima.
     net_ns: f64,
     net_ns_min: f64,
-    /// With what a program that does nothing takes, how many times that alone.
+    /// Gross time as a multiple of the time of the program that does nothing.
     times_pass: f64,
-    /// Million packets a second on one core, if the driver took [`DRIVER_NS`] for each and what comes behind nothing.
+    /// Millions of packets per second on one core, if the driver takes [`DRIVER_NS`] for each and the stack takes
+    /// nothing.
     mpps: f64,
-    /// That, as a share of what 10 GbE can carry of such frames.
+    /// `mpps` as a share of the packets of this size that 10 GbE can carry.
     of_10gbe: f64,
 }
 
@@ -79,7 +80,7 @@ impl Report {
         })
     }
 
-    /// Prints the table, with those of `earlier` beside it.
+    /// Prints the table, with the values of `earlier` beside it.
     pub(crate) fn print(&self, earlier: Option<&Self>) {
         println!("{}", self.circumstances());
         if let Some(earlier) = earlier {
@@ -161,7 +162,7 @@ pub(crate) fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     values
 }
 
-/// The middle one of sorted values, of which there is at least one.
+/// Returns the median of sorted values, of which there must be at least one.
 pub(crate) fn median(sorted: &[f64]) -> f64 {
     f64::midpoint(sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2])
 }

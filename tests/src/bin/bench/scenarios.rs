@@ -1,4 +1,4 @@
-//! The table of what is measured.
+//! Table of the scenarios.
 
 use tfo_common::{
     keyring::{KeyRing, NEWEST, SLOTS},
@@ -16,33 +16,33 @@ use tfo_tests::{
 };
 use tfo_userspace::{dataplane::LoadOptions, model::services::Services};
 
-/// One line of the table.
+/// Scenario: one line of the table.
 pub(crate) struct Scenario {
     pub(crate) name: String,
     pub(crate) subject: Subject,
     pub(crate) frame: Vec<u8>,
 }
 
-/// Which program runs.
+/// Program under test.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Subject {
-    /// One of `tfo-ebpf/src/yardsticks.rs`.
+    /// Program of `tfo-ebpf/src/yardsticks.rs`.
     Yardstick(&'static str),
-    /// The real one.
+    /// The real program.
     Tfo(Setup),
-    /// The real one, behind one that gives the frame, each time, the next of so many source addresses and the cookie that
-    /// `key` makes for it: that also restores a frame which is rewritten.
+    /// The real program behind one that gives the frame the next of `sources` source addresses before each run, with
+    /// the cookie that `key` makes for it. That also restores a frame that was rewritten.
     Varied { setup: Setup, sources: u32, key: TestKey },
 }
 
-/// How the real program is loaded.
+/// Options with which the real program is loaded.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Setup {
     pub(crate) mode: Mode,
     pub(crate) keys: usize,
-    /// Of all packets, in [`Mode::Shield`].
+    /// Policy of all packets, in [`Mode::Shield`].
     pub(crate) policy: Policy,
-    /// Among how many all ports are divided.
+    /// Number of services among which all ports are divided.
     pub(crate) services: u16,
 }
 
@@ -66,7 +66,7 @@ impl Setup {
         Services::new(named, Mode::Observe).expect("the services have no port in common")
     }
 
-    /// The kernel's keys, then retired ones.
+    /// Returns a ring of the kernel's keys, followed by retired ones.
     pub(crate) fn ring(self) -> KeyRing {
         let mut ring = KeyRing::EMPTY;
         let keys = [CURRENT, BACKUP].into_iter().chain(RETIRED);
@@ -78,7 +78,7 @@ impl Setup {
     }
 }
 
-/// As many keys as a ring can hold where the next one is not known.
+/// Setup with the most keys that a ring can hold without a next key.
 pub(crate) const ALL_KEYS: Setup =
     Setup { mode: Mode::Observe, keys: 10, policy: Policy::of_mode(Mode::Observe), services: 0 };
 
@@ -94,7 +94,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     table.0
 }
 
-/// A header of this family, of the tests' client to the tests' server.
+/// Returns an IP header of this family, from the client of the tests to their server.
 fn ip(eth: Eth, family: Family) -> Ip {
     match family {
         Family::Ipv4 => eth.ipv4(CLIENT_V4, SERVER_V4).into(),
@@ -106,12 +106,12 @@ fn syn(family: Family) -> Tcp {
     ip(eth(), family).syn()
 }
 
-/// The SYN of a Linux client with a cookie and data.
+/// Returns the SYN of a Linux client with a cookie and data.
 fn linux(tcp: Tcp, key: TestKey) -> Vec<u8> {
     tcp.linux_options().cookie_of(key).nops(2).data(DATA).build()
 }
 
-/// What a client sends along.
+/// Data of the SYNs.
 pub(crate) const DATA: &[u8] = b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n";
 
 #[derive(Default)]
@@ -140,7 +140,7 @@ impl Table {
         }
     }
 
-    /// Frames without a cookie.
+    /// Adds frames without a cookie.
     fn kinds(&mut self) {
         self.tfo("ARP", ALL_KEYS, eth().carrying(ether_type::ARP, &[0; 46]));
         for &family in Family::ALL {
@@ -172,7 +172,7 @@ impl Table {
         }
     }
 
-    /// What a valid cookie costs in other frames than an ordinary one of Linux.
+    /// Adds valid cookies in frames other than an ordinary Linux client's.
     fn layouts(&mut self) {
         for &family in Family::ALL {
             let without_timestamps = syn(family).linux_options_without_timestamps();
@@ -188,7 +188,7 @@ impl Table {
         }
     }
 
-    /// Whether it matters how many services there are.
+    /// Adds different numbers of services.
     fn services(&mut self) {
         for services in [1, 1000] {
             let setup = Setup { services, ..ALL_KEYS };
@@ -196,7 +196,7 @@ impl Table {
         }
     }
 
-    /// What protections cost where they let a SYN go.
+    /// Adds protections that let the SYN pass.
     fn guards(&mut self) {
         let none = Policy::of_mode(Mode::Shield);
         let plenty = Limit::new(u64::from(u32::MAX), 1, 1 << 20);
@@ -230,7 +230,7 @@ impl Table {
                 Subject::Varied { setup, sources: 1, key: BACKUP },
                 backup,
             );
-            // What is not decided at once: the cookie is none of the kernel's, or the frame no usual one.
+            // These take the slow path: the cookie is not of the kernel's keys, or the frame is not a usual one.
             let request = syn(family).linux_options().request().nops(2).build();
             self.tfo(format!("{family}: cookie request, shield, all protections"), setup, request);
             let restored = Subject::Varied { setup, sources: 1, key: RETIRED[0] };
@@ -239,12 +239,12 @@ impl Table {
             let tagged =
                 ip(eth().vlan(5), family).syn().linux_options().cookie_of(CURRENT).nops(2).data(DATA);
             self.tfo(format!("{family}: current, VLAN, shield, all protections"), setup, tagged.build());
-            // A dry run: else what passes once in a while would be counted apart from what is dropped.
+            // The guard is a dry run. Otherwise the few SYNs that pass would be counted apart from the dropped ones.
             let sheds = Policy { flags: all.flags | Policy::SHEDS_ALL, shed: Limit::new(1, 1000, 1), ..all };
             let sheds = Setup { keys: 2, policy: sheds.with(Guard::Shed, false), ..setup };
             let forged = linux(syn(family), STRANGER);
             self.tfo(format!("{family}: unknown, two keys, shield, shed in a dry run"), sheds, forged);
-            // What is remembered of each lies somewhere else.
+            // The table entries of the sources are spread over memory.
             for sources in [100, 60_000] {
                 let subject = Subject::Varied { setup, sources, key: CURRENT };
                 let name = format!("{family}: current, all protections, {sources} sources");
@@ -253,7 +253,7 @@ impl Table {
         }
     }
 
-    /// Whether it matters how many clients there are.
+    /// Adds different numbers of clients.
     fn sources(&mut self) {
         for sources in [1, 100, 60_000] {
             let subject = Subject::Varied { setup: ALL_KEYS, sources, key: CURRENT };

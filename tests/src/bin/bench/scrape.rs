@@ -1,7 +1,8 @@
-//! `cargo xtask bench --scrape`: how long Prometheus waits for `tfo run --metrics`, by how many services there are.
+//! `cargo xtask bench --scrape`: duration of a scrape of `tfo run --metrics`, by the number of services.
 //!
-//! The time is that from connecting to the last byte, as `curl -w '%{time_total}'` has it, by a client on the same machine. What
-//! was counted is written into the maps of the running tfo, the same for each service, and checked in what is served.
+//! The duration is that from connecting to the last byte, as of `curl -w '%{time_total}'`, for a client on the same
+//! machine. The counts are written into the maps of the running tfo, the same for each service, and checked in the
+//! answer.
 
 use std::{
     io::{Read as _, Write as _},
@@ -30,18 +31,19 @@ use tfo_tests::{
 };
 use tfo_userspace::dataplane::pins::{Bpffs, Pins};
 
-/// How many services there are, beside what none names.
+/// Numbers of configured services; `other` comes on top.
 const SERVICES: [usize; 4] = [0, 10, 100, 1000];
-/// What the older format is called, which `curl` gets, and what Prometheus asks for.
+/// Formats by name, with the `Accept` header that asks for each: `curl` gets the older one, Prometheus asks for the
+/// newer.
 const FORMATS: [(&str, &str); 2] = [("text", "*/*"), ("OpenMetrics", "application/openmetrics-text")];
 const IFACE: &str = "v0";
 
-/// Words of which a struct of a map is made.
+/// Size of the words in the maps' structs.
 const WORD: usize = size_of::<u64>();
 type CellWords = [u64; size_of::<Cell>() / WORD];
 type OutcomesWords = [u64; size_of::<Outcomes>() / WORD];
 
-/// What was measured of one number of services, with or without traffic, in one format.
+/// Results of one number of services in one format, with or without traffic.
 #[derive(Serialize)]
 pub(crate) struct Measured {
     services: usize,
@@ -53,12 +55,12 @@ pub(crate) struct Measured {
     median_ms: f64,
 }
 
-/// Measures all, with `scrapes` of each.
+/// Measures all combinations, with `scrapes` of each.
 pub(crate) fn run(scrapes: u32) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for services in SERVICES {
         let mut measured = Ok(Vec::new());
-        // Each in a sandbox of its own: what is killed leaves its maps.
+        // Each runs in its own sandbox, since a killed tfo leaves its maps.
         sandbox(|| {
             ip("link set lo up");
             ip("link add v0 type veth peer name v1");
@@ -69,7 +71,7 @@ pub(crate) fn run(scrapes: u32) -> Result<Vec<Measured>> {
     Ok(all)
 }
 
-/// Prints a line for each.
+/// Prints a line for each result.
 pub(crate) fn print(all: &[Measured]) {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -91,7 +93,7 @@ pub(crate) fn print(all: &[Measured]) {
     println!("{}", table.trim_fmt());
 }
 
-/// A tfo with so many services, before any SYN and after many.
+/// Measures a tfo with this many services, before any SYN and after many.
 fn measure(services: usize, scrapes: u32) -> Result<Vec<Measured>> {
     let named: Vec<String> = (1..=services).map(|port| format!("service-{port}={port}")).collect();
     let args: Vec<&str> = named.iter().flat_map(|service| ["--service", service]).collect();
@@ -129,8 +131,8 @@ fn measure(services: usize, scrapes: u32) -> Result<Vec<Measured>> {
     Ok(all)
 }
 
-/// How long one scrape takes. What is served takes the place of the `answer` before, whose memory is used again: it is not
-/// the client's that is measured.
+/// Returns the duration of one scrape. The body replaces the earlier one in `answer`, whose memory is used again, so
+/// that the client's allocations are not measured.
 fn time(accept: &str, answer: &mut Vec<u8>) -> Result<Duration> {
     answer.clear();
     let begin = Instant::now();
@@ -140,13 +142,13 @@ fn time(accept: &str, answer: &mut Vec<u8>) -> Result<Duration> {
     Ok(begin.elapsed())
 }
 
-/// The values of all rows of `name` in `text` together.
+/// Returns the sum of all rows of `name` in `text`.
 fn sum_of(text: &str, name: &str) -> Result<u64> {
     let rows = text.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')));
     rows.map(|row| Ok(row.rsplit_once(' ').context("a sample has a value")?.1.parse::<u64>()?)).sum()
 }
 
-/// The SYNs of each kind and CPU.
+/// Number of SYNs of each kind on each CPU.
 const OF_A_KIND: u64 = 123_456;
 
 fn expected(busy: bool, services: usize) -> u64 {
@@ -154,8 +156,8 @@ fn expected(busy: bool, services: usize) -> u64 {
     if busy { OF_A_KIND * (kinds * (services + 1)) as u64 } else { 0 }
 }
 
-/// Has SYNs of each family and class counted for each of the first `services`, with data where they have an option, and
-/// connections whose round trips were of eight lengths.
+/// Writes counts for each of the first `services`: SYNs of each family and class, with data if they have an option, and
+/// connections with round trips of eight lengths.
 fn fill(pins: &Pins, services: u32) -> Result<()> {
     let mut cell: CellWords = [0; _];
     for family in Family::ALL {

@@ -1,4 +1,4 @@
-//! What receives, and what that takes.
+//! Receiving interface, with its thread and the CPU time that the thread uses.
 
 use std::{fs, time::Duration};
 
@@ -10,16 +10,16 @@ use nix::{
 
 use crate::measure::pin;
 
-/// One end of the veth pair.
+/// End of the veth pair.
 pub(super) struct Interface {
     name: String,
-    /// The thread in which it receives.
+    /// Thread that receives.
     thread: Pid,
     clock: ClockId,
 }
 
 impl Interface {
-    /// Has `name`, which has an XDP program, receive in a thread of its own on `cpu`.
+    /// Makes `name`, which must have an XDP program, receive in a thread on `cpu`.
     pub(super) fn new(name: &str, cpu: usize) -> Result<Self> {
         let path = format!("/sys/class/net/{name}/threaded");
         fs::write(&path, "1")
@@ -38,7 +38,7 @@ impl Interface {
         Ok(Self { name: name.to_owned(), thread, clock: clock_getcpuclockid(thread)? })
     }
 
-    /// How many packets it has received, and how many the other end could not give it.
+    /// Returns the number of received packets, and of those that the other end dropped because the queue was full.
     pub(super) fn packets(&self) -> Result<(u64, u64)> {
         let read = |name| {
             let path = format!("/sys/class/net/{}/statistics/{name}", self.name);
@@ -48,7 +48,7 @@ impl Interface {
         Ok((read("rx_packets")?, read("rx_dropped")?))
     }
 
-    /// What its thread has used.
+    /// Returns the CPU time that the thread has used.
     pub(super) fn cpu_time(&self) -> Result<Duration> {
         Ok(clock_gettime(self.clock)?.into())
     }

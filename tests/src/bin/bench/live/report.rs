@@ -1,4 +1,4 @@
-//! What was measured, as a table and as JSON.
+//! Results of `--live`, as a table and as JSON.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     report::{cpu_model, kernel_release, median, sorted},
 };
 
-/// A whole run.
+/// Results of a run.
 #[derive(Serialize)]
 pub(crate) struct Report {
     kernel: String,
@@ -23,22 +23,22 @@ pub(crate) struct Report {
     rows: Vec<Row>,
 }
 
-/// A flood on a route. What is no sum is the median of all rounds.
+/// Results of a flood on a route. Values that are no sums are medians over all rounds.
 #[derive(Serialize)]
 struct Row {
     flood: &'static str,
     route: &'static str,
-    /// Million SYNs a second that were sent, and of those the ones that were received, by the clock.
+    /// Millions of SYNs per second that were sent, and that were received.
     sent_mpps: f64,
     received_mpps: f64,
-    /// CPU time for a SYN that was received, in nanoseconds, and the least of all rounds.
+    /// CPU time per received SYN, in nanoseconds: the median and the least of all rounds.
     cpu_ns: f64,
     cpu_ns_min: f64,
-    /// Million SYNs a second for which the time of one CPU is enough.
+    /// Millions of SYNs per second that one CPU can process.
     mpps: f64,
-    /// What of the CPU time is beyond that on the same route without tfo, on which there is a program that does nothing.
+    /// CPU time beyond that of the same route with a program that only passes, in nanoseconds.
     tfo_ns: Option<f64>,
-    /// SYNs, in all rounds: received, and of those the listener's, by the counter of TcpExt that they have moved.
+    /// SYNs over all rounds: all that were received, and those that the listener counted, by their TcpExt counter.
     received: u64,
     stack: BTreeMap<&'static str, u64>,
 }

@@ -1,6 +1,5 @@
-//! The case table against the kernel itself: every frame is received by a real interface with the program on it and a
-//! real Fast Open listener behind it. What the program counts is what the table says, and what the listener's kernel
-//! counts is what the class predicts.
+//! Case table against the kernel: a real interface with the program receives every frame, with a real Fast Open
+//! listener behind it. The program must count as the table says, and the kernel as the class predicts.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
@@ -42,7 +41,7 @@ fn check(link: LinkLayer, attach: &str) {
         ip("link set lo up");
         ip(&format!("addr add {SERVER_V4}/24 dev {NAME}"));
         ip(&format!("addr add {SERVER_V6}/64 dev {NAME} nodad"));
-        // The clients' networks: answers have to go somewhere.
+        // Answers need a route to the clients' networks.
         ip(&format!("route add 192.0.2.0/24 dev {NAME}"));
         ip(&format!("route add default dev {NAME}"));
         ip(&format!("-6 route add default dev {NAME}"));
@@ -80,7 +79,7 @@ fn check(link: LinkLayer, attach: &str) {
             }
             let (ours, kernels) = (pinned.counters().unwrap(), TcpExt::read().unwrap());
             if frame.is_empty() || nic.receive(&frame).is_err() {
-                // tun takes only what begins like IP, tap only what is as long as an Ethernet header.
+                // tun accepts only frames that begin like IP, tap only those as long as an Ethernet header.
                 refused += 1;
                 continue;
             }
@@ -110,12 +109,12 @@ fn check(link: LinkLayer, attach: &str) {
     });
 }
 
-/// Whether the kernel's keys can be those of the case: that which comes next is known to a schedule only.
+/// Returns whether the kernel can have the case's keys. Only a schedule knows the next key.
 fn can_be_had(case: &Case) -> bool {
     case.keys == Keys::Known && case.expected.counters().hits[NEXT] == 0
 }
 
-/// The same with all hits of keys in one sum: which key has which counter is the controller's choice here.
+/// Returns the counters with the hits of all keys in one sum, since the controller chooses the counter of each key.
 fn without_tracks(counters: Counters) -> Counters {
     let mut sum = counters;
     sum.hits = Default::default();
@@ -123,16 +122,16 @@ fn without_tracks(counters: Counters) -> Counters {
     sum
 }
 
-/// What the kernel must count. `None` where the frame never gets as far as a listener, for a reason that is not the
-/// parser's, or where we say ourselves that we don't know.
+/// Returns the expected counts of the kernel. `None` if the frame does not reach a listener for reasons beyond the
+/// parser, or if tfo itself does not know.
 fn predict(case: &Case, tcp: Option<&Tcp>) -> Option<TcpExt> {
     let mut prediction = TcpExt::default();
     match case.expected {
-        // More than we follow: the kernel may.
+        // The kernel may follow more headers than tfo.
         Expected::Unsupported(Unsupported::ExtensionChain) => return None,
         Expected::NotSyn | Expected::Malformed(_) | Expected::Unsupported(_) => {}
         Expected::Syn { class, .. } => {
-            // The listener has no key for TCP-MD5 and drops what is signed with it (tcp_inbound_hash).
+            // The listener has no key for TCP-MD5, and drops a SYN with a signature (tcp_inbound_hash).
             let tcp = tcp.filter(|_| !case.name.contains("TCP-MD5"))?;
             if !tcp.reaches_a_listener {
                 return None;
@@ -152,14 +151,14 @@ fn predict(case: &Case, tcp: Option<&Tcp>) -> Option<TcpExt> {
     Some(prediction)
 }
 
-/// The TCP header in a frame, as etherparse finds it.
+/// TCP header in a frame, as etherparse finds it.
 struct Tcp {
     offset: usize,
     server_port: u16,
-    /// Not where it is tagged for a VLAN that is not there, one of several fragments, of a security association that is
-    /// not there, behind more options than the kernel takes (`max_hbh_opts_number`), or for another host.
+    /// False for a frame with a tag for an absent VLAN, a fragment, a packet of an absent security association, more
+    /// options than the kernel accepts (`max_hbh_opts_number`), or another destination host.
     reaches_a_listener: bool,
-    /// The parser leaves that to the kernel, which drops what is wrong.
+    /// Whether the checksum is right. The parser leaves a wrong one to the kernel, which drops the packet.
     checksum_is_right: bool,
 }
 
@@ -205,7 +204,7 @@ fn locate(case: &Case) -> Option<Tcp> {
     })
 }
 
-/// The one's complement sum of a segment and its pseudo header: all ones where the checksum is right (RFC 1071).
+/// Returns the one's complement sum of a segment and its pseudo header: all ones if the checksum is right (RFC 1071).
 fn sum(source: IpAddr, destination: IpAddr, segment: &[u8]) -> u16 {
     let mut bytes = Vec::new();
     for address in [source, destination] {
@@ -233,8 +232,8 @@ fn fold(mut sum: u32) -> u16 {
 }
 
 impl Tcp {
-    /// Lets the frame come from another port, so that no two cases are one connection, with the checksum as right or
-    /// as wrong as it was (RFC 1624, equation 3).
+    /// Changes the source port, so that no two cases share a connection. The checksum stays as right or as wrong as it
+    /// was (RFC 1624, equation 3).
     fn set_source_port(&self, frame: &mut [u8], port: u16) {
         let word = |frame: &[u8], at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
         let (source, checksum) = (self.offset, self.offset + 16);

@@ -1,4 +1,4 @@
-//! What protections did is told: by counters, events, metrics and the screen, in the same numbers.
+//! Effects of protections in all outputs: counters, events, metrics and the screen show the same numbers.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
@@ -18,7 +18,7 @@ use tfo_userspace::{
     model::keys::addresses,
 };
 
-/// Each with its port.
+/// Configuration of three services, each with its port.
 const SERVICES: &str = r#"
 metrics = "127.0.0.1:9434"
 
@@ -55,7 +55,7 @@ fn cookie_of(n: u32, source: IpAddr, server: IpAddr) -> [u8; 8] {
     cookie::make(&key(n), &addresses(source, server).unwrap()).to_le_bytes()
 }
 
-/// To each service: three good cookies, three forged ones, and a request. Slowly enough for each to be an event.
+/// Sends each service three good cookies, three forged ones and a request, slowly enough for each to be an event.
 fn send_all(client: &Namespace) {
     let (source, server) = (source(Family::Ipv4, 1), server(Family::Ipv4).ip());
     let (good, forged) = (cookie_of(1, source, server), cookie_of(9, source, server));
@@ -73,7 +73,7 @@ fn send_all(client: &Namespace) {
 }
 
 #[test]
-fn what_protections_did_is_told() {
+fn every_output_shows_what_protections_did() {
     server_and_client(|client| {
         ip("link set lo up");
         let dir = tempfile::tempdir().unwrap();
@@ -92,7 +92,7 @@ fn what_protections_did_is_told() {
         };
         let row =
             |guard: &str, acted: u64, would: u64| json!({"guard": guard, "acted": acted, "would": would});
-        // The window of the one good cookie that is served is cut; the other two are ordinary SYNs by then.
+        // The window of the only good cookie that passes is cut. The other two have been hidden.
         assert_eq!(guards("guarded"), json!([row("fair", 2, 0), row("clamp", 1, 0), row("shed", 2, 0)]));
         let dry = [row("hide", 0, 7), row("fair", 0, 2), row("clamp", 0, 3), row("shed", 0, 2)];
         assert_eq!(guards("dry"), json!(dry));
@@ -102,7 +102,7 @@ fn what_protections_did_is_told() {
         assert_eq!(counts.verdict(Class::CookieUnknown, Verdict::Drop), 2);
         assert_eq!(counts.verdict(Class::CookieUnknown, Verdict::Pass), 7);
         assert_eq!(counts.verdict(Class::CookieRequest, Verdict::Pass), 3);
-        // To the kernel, those that were hidden or dropped have no cookie.
+        // The kernel sees no cookie in SYNs that were hidden or dropped.
         let kernel = counts.as_kernel();
         assert_eq!((kernel.cookie_reqd, kernel.passive, kernel.passive_fail), (3, 7, 7));
         for args in [["counters", "-i", IFACE], ["top", "-i", IFACE]] {
@@ -144,22 +144,22 @@ fn what_protections_did_is_told() {
     });
 }
 
-/// Every SYN on which a protection acted, or would have, is an event, and says which; others are none.
+/// Panics unless exactly the SYNs with an effect of a guard, and forged ones, are events, with the guard's name.
 fn assert_events() {
-    let mut told = BTreeMap::<Told, u32>::new();
+    let mut reported = BTreeMap::<EventLabels, u32>::new();
     for line in text(&["events", "--json"]).lines() {
         let event: Value = serde_json::from_str(line).unwrap();
         let field = |name: &str| event[name].as_str().unwrap_or("-").to_owned();
         let is_dry = event["dry_run"].as_bool().unwrap();
         let key = (field("service"), field("guard"), is_dry, field("verdict"), field("why"));
-        *told.entry(key).or_default() += 1;
+        *reported.entry(key).or_default() += 1;
     }
     let expected = [
         ("guarded", "clamp", false, "pass", "good_cookie", 1),
         ("guarded", "fair", false, "hide", "good_cookie", 2),
         ("guarded", "-", false, "pass", "forged", 1),
         ("guarded", "shed", false, "drop", "forged", 2),
-        // Of several, the first.
+        // If several guards would have acted, the event names the first.
         ("dry", "hide", true, "pass", "good_cookie", 3),
         ("dry", "hide", true, "pass", "forged", 3),
         ("dry", "hide", true, "pass", "request", 1),
@@ -169,7 +169,7 @@ fn assert_events() {
         let [service, guard, verdict, why] = [service, guard, verdict, why].map(str::to_owned);
         ((service, guard, is_dry, verdict, why), count)
     });
-    assert_eq!(told, BTreeMap::from(expected));
+    assert_eq!(reported, BTreeMap::from(expected));
 
     let text = text(&["events"]);
     for said in [
@@ -182,5 +182,5 @@ fn assert_events() {
     }
 }
 
-/// Service, guard, whether that is only counted, verdict, why.
-type Told = (String, String, bool, String, String);
+/// Service, guard, whether it is a dry run, verdict and reason of an event.
+type EventLabels = (String, String, bool, String, String);

@@ -1,4 +1,5 @@
-//! Two kernels with a wire between them that the test holds, by which segments come again, get lost, or come twice.
+//! Client and server in two namespaces, joined by a wire that the test controls. It can lose, repeat and replay
+//! segments.
 
 use std::{
     net::SocketAddr,
@@ -14,7 +15,7 @@ use tfo_userspace::{
 };
 
 use crate::{
-    netns::{StopOnDrop, eventually, ip, is_idle, key},
+    netns::{StopOnDrop, eventually, has_no_connections, ip, key},
     tap::Tap,
     wire::Seen,
 };
@@ -22,18 +23,18 @@ use crate::{
 /// The server's port.
 pub const PORT: u16 = 7413;
 
-/// Two kernels, and between them a wire that is the test.
-pub struct Between {
+/// Two hosts and the wire between them.
+pub struct TwoHosts {
     near: Tap,
     far: Tap,
     client: Namespace,
 }
 
 /// The server's address.
-pub const NEAR: &str = "10.9.0.1:7413";
+pub const SERVER: &str = "10.9.0.1:7413";
 
-impl Between {
-    /// Both, with Fast Open on, and [`key`]`(1)`.
+impl TwoHosts {
+    /// Makes both hosts, with Fast Open on, and [`key`]`(1)` as the server's.
     pub fn start() -> Self {
         write_mode(3).expect("Fast Open for clients and servers");
         KeySysctl::open().and_then(|sysctl| sysctl.write(key(1), None)).expect("the sysctl takes keys");
@@ -52,12 +53,12 @@ impl Between {
         Self { near, far, client }
     }
 
-    /// A client in the far namespace connects, says `data` and is answered, while the wire delivers each segment as many times
-    /// as `copies` says.
+    /// Connects from the client's namespace, sends `data` and waits for the answer. The wire delivers each segment as
+    /// many times as `copies` says.
     pub fn connect(&mut self, data: &[u8], mut copies: impl FnMut(&Seen, &[u8]) -> usize) {
         let done = AtomicBool::new(false);
         let Self { near, far, client } = self;
-        let to: SocketAddr = NEAR.parse().expect("an address");
+        let to: SocketAddr = SERVER.parse().expect("an address");
         thread::scope(|scope| {
             let connection = scope.spawn(|| {
                 let _done = StopOnDrop(&done);
@@ -85,12 +86,12 @@ impl Between {
             connection.join().expect("no panic").expect("a connection");
             eventually("the server has closed, too", || {
                 carry();
-                is_idle()
+                has_no_connections()
             });
         });
     }
 
-    /// The same for `data` that goes with the SYN: that, and its frame.
+    /// Connects once with `data` in the SYN. Returns that SYN and its frame.
     pub fn capture(&mut self, data: &[u8]) -> (Seen, Vec<u8>) {
         let mut syn = None;
         self.connect(data, |seen, frame| {
@@ -107,7 +108,7 @@ impl Between {
         self.near.receive(frame).expect("the wire takes it");
     }
 
-    /// Sends `frame` to the server, and sees how it answers; which nobody else does.
+    /// Sends `frame` to the server, and returns the SYN-ACK that answers it. The client gets none.
     pub fn replay(&mut self, frame: &[u8]) -> Seen {
         while self.near.sent().is_some() {}
         self.near.receive(frame).expect("the wire takes it");

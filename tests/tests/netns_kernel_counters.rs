@@ -1,4 +1,4 @@
-//! Scripted mixes, after which our counters equal the kernel's, to the packet.
+//! Scripted traffic, after which tfo's counters equal the kernel's exactly.
 
 use tfo_common::{class::Class, cookie, segment::Family};
 use tfo_tests::netns::{Counts, IFACE, Running, eventually, key, server_and_client, set_keys};
@@ -14,7 +14,7 @@ use tfo_userspace::{
 
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 
-/// Real clients through two key changes, every connection of a known class, both families.
+/// Real clients through two key changes, over both families. The class of every connection is known.
 #[test]
 fn real_clients_before_and_after_key_changes() {
     server_and_client(|client| {
@@ -50,19 +50,19 @@ fn real_clients_before_and_after_key_changes() {
         };
 
         let n = u64::from(CLIENTS);
-        connect_all(CLIENTS); // each asks for a cookie
+        connect_all(CLIENTS); // each client requests a cookie
         expect(&[(Class::CookieRequest, n)]);
-        connect_all(CLIENTS); // and uses it
+        connect_all(CLIENTS); // each client uses its cookie
         expect(&[(Class::CookieRequest, n), (Class::CookieCurrent, n)]);
 
         set_keys(IFACE, key(2), Some(key(1)));
-        connect_all(CLIENTS / 2); // half come while their key is the backup key, and get a fresh cookie
+        connect_all(CLIENTS / 2); // half use it under the backup key, and get a fresh cookie
         connect_all(CLIENTS / 2);
         expect(&[(Class::CookieRequest, n), (Class::CookieCurrent, n + n / 2), (Class::CookieBackup, n / 2)]);
 
         set_keys(IFACE, key(3), None);
         connect_all(CLIENTS); // all cookies are of keys that the kernel no longer holds
-        connect_all(CLIENTS); // and were replaced
+        connect_all(CLIENTS); // the clients have fresh cookies
         expect(&[
             (Class::CookieRequest, n),
             (Class::CookieCurrent, 2 * n + n / 2),
@@ -70,7 +70,7 @@ fn real_clients_before_and_after_key_changes() {
             (Class::CookieRetired, n),
         ]);
 
-        // Data: cookies come with the whole request in the SYN, requests without.
+        // A cookie comes with the whole request as data, a request for a cookie comes without data.
         for family in Family::ALL {
             let counts = Counts::of(IFACE);
             assert_eq!(counts.syn(*family, Class::CookieRequest).with_data, 0);
@@ -81,7 +81,7 @@ fn real_clients_before_and_after_key_changes() {
     });
 }
 
-/// SYNs that no honest kernel sends, one by one: what the kernel's counters do is what the class says.
+/// SYNs that no honest kernel sends, one by one: the kernel's counters change as the class predicts.
 #[test]
 fn crafted_syns_move_the_kernels_counters_as_their_class_says() {
     server_and_client(|client| {
@@ -117,7 +117,7 @@ fn crafted_syns_move_the_kernels_counters_as_their_class_says() {
                 (Class::OptionIgnored, &|syn| syn.fast_open(&current[..7]).data(DATA)),
                 (Class::OptionIgnored, &|syn| syn.fast_open(&current[..2])),
                 (Class::OptionIgnored, &|syn| syn.fast_open(&long)),
-                // The last one counts; an odd one does not, one of a bad length makes an earlier one forgotten.
+                // The last option counts. An odd one is ignored. One of a bad length discards an earlier one.
                 (Class::CookieCurrent, &|syn| syn.fast_open(&unknown).fast_open(&current)),
                 (Class::CookieUnknown, &|syn| syn.fast_open(&current).fast_open(&unknown)),
                 (Class::CookieCurrent, &|syn| syn.fast_open(&current).fast_open(&[1; 3])),
@@ -133,14 +133,15 @@ fn crafted_syns_move_the_kernels_counters_as_their_class_says() {
                 let counted: Vec<_> =
                     Class::ALL.iter().filter(|class| now.class(**class) != seen.class(**class)).collect();
                 assert_eq!(counted, [class], "{family} {syn:?}");
-                // The handshake is over in the stack before the next SYN: the kernel has counted, too.
+                // The stack has processed a SYN before the next one comes, so the kernel has counted it, too.
                 eventually("the kernel agrees", || TcpExt::read().unwrap() - before == now.as_kernel());
             }
         }
     });
 }
 
-/// A SYN that needs two packets: the kernel reassembles and serves it, we count the first part and the rest.
+/// A fragmented SYN: the kernel reassembles and serves it. tfo counts the first fragment as a SYN, the rest as
+/// fragments.
 #[test]
 fn a_fragmented_syn_is_served_and_counted_once() {
     server_and_client(|client| {
@@ -166,7 +167,7 @@ fn a_fragmented_syn_is_served_and_counted_once() {
     });
 }
 
-/// Plain connections are counted and nothing else: nobody's Fast Open counter moves.
+/// Ordinary connections are counted as plain SYNs. No counter of Fast Open changes.
 #[test]
 fn ordinary_connections_leave_no_trace_of_fast_open() {
     server_and_client(|client| {
