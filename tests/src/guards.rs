@@ -59,7 +59,12 @@ impl ServiceSettings {
 
     /// Returns the expected decision for a SYN of `class`. `has_translation` says whether the kernel holds a key to
     /// translate into, `triggers` which guards have a reason to act.
-    pub fn expected(&self, class: Class, has_translation: bool, triggers: impl Fn(Guard) -> bool) -> Expected {
+    pub fn expected(
+        &self,
+        class: Class,
+        has_translation: bool,
+        triggers: impl Fn(Guard) -> bool,
+    ) -> Expected {
         let translated = class == Class::CookieRetired && self.translates && has_translation;
         let concerned: &[Guard] = match class {
             Class::PlainSyn | Class::OptionIgnored => &[],

@@ -1,8 +1,9 @@
-//! Orders for a running controller: `tfo keys rotate`, `tfo reload`, `tfo hide`, `tfo events` and so on.
+//! Requests to a running controller: `tfo keys rotate`, `tfo reload`, `tfo hide`, `tfo events` and so on.
 //!
-//! Each attachment has a Unix socket of its own below [`FOLDER`], which only root can enter, so nobody else can take its name or
-//! give orders: not even root of a container, unless it is given the folder. The socket is named by the pin folder that is
-//! commanded: an order reaches whoever controls that folder now, in whichever network namespace and BPF file system.
+//! Each interface has a Unix socket below [`FOLDER`]. Only root can enter that folder, so nobody else can take the
+//! socket's name or send requests. Root of a container can't either, unless the folder is mounted there. The socket's
+//! name is made from the identity of the pin folder, so a request reaches the controller of that folder in any network
+//! namespace and BPF file system.
 
 pub mod client;
 pub mod protocol;
@@ -16,14 +17,14 @@ use std::{
 use anyhow::Result;
 pub use client::give;
 pub use protocol::Order;
-pub use server::{Given, Reply, Server};
+pub use server::{PendingRequest, Reply, Server};
 
 use crate::dataplane::pins::Pins;
 
-/// Where the sockets are. The usual folder of a service called tfo (`RuntimeDirectory=`, systemd.exec(5)).
+/// Folder of the sockets, which is the usual one of a service called tfo (`RuntimeDirectory=`, systemd.exec(5)).
 pub const FOLDER: &str = "/run/tfo";
 
-/// Nothing runs that the command could speak of.
+/// Error of a command for which no program or controller runs. It holds the message.
 #[derive(Debug)]
 pub struct NotRunning(pub String);
 
@@ -35,7 +36,7 @@ impl fmt::Display for NotRunning {
 
 impl std::error::Error for NotRunning {}
 
-/// The socket of whoever controls `pins`.
+/// Returns the path of the socket of the controller of `pins`.
 pub fn socket(pins: &Pins) -> Result<PathBuf> {
     let (file_system, inode) = pins.identity()?;
     Ok(Path::new(FOLDER).join(format!("{file_system:x}-{inode:x}.sock")))

@@ -1,4 +1,4 @@
-//! The controller: what is desired on which interface, and how it gets there. See [`reconcile`] for what is to be done when.
+//! Controller of `tfo run`. It brings each interface to its desired state: see [`reconcile`].
 
 pub mod controller;
 mod events;

@@ -1,7 +1,7 @@
-//! The controller: loads and attaches the XDP program, keeps its keys in step with the kernel, and shows what it
-//! counts. The binary is `tfo`; the modules are public so that the tests drive the same code.
+//! Library of the `tfo` command. It loads and attaches the XDP program, keeps the program's keys in step with the
+//! kernel, and shows the counters. Modules are public for the tests, which use the same code.
 //!
-//! The modules are layers, in this order: each knows only those below it. `cargo xtask lint` sees to it.
+//! The modules are layers, from the top down: each knows only those below it. `cargo xtask lint` checks that.
 
 // A function fits on a screen: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::too_many_lines))]

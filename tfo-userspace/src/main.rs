@@ -1,4 +1,4 @@
-//! The `tfo` command.
+//! Binary of the `tfo` command.
 
 use std::{process::ExitCode, time::Duration};
 

@@ -1,4 +1,4 @@
-//! The protections of a service in the configuration file.
+//! Protections of a service in the configuration file.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     util::time::parse_duration,
 };
 
-/// Those that stand in the table of a service.
+/// Reads the protections from the table of a service.
 pub(super) fn guards(table: &mut Table) -> Guards {
     Guards {
         hide: table.switch("hide", |table| Some(Hide { dry_run: dry_run(table) })),
@@ -56,7 +56,7 @@ fn shed(table: &mut Table) -> Option<Shed> {
     })
 }
 
-/// The limit that stands in `limit`, with the burst in `burst`.
+/// Reads the rate limit from the key `limit`, and its burst from the key `burst`.
 fn limit(table: &mut Table, limit: &'static str, burst: &'static str) -> Option<Limit> {
     if !table.has(limit) && table.has(burst) {
         let what = format!("{burst} needs {limit}: add {limit}, or remove {burst}");
@@ -65,24 +65,24 @@ fn limit(table: &mut Table, limit: &'static str, burst: &'static str) -> Option<
     let (count_per, key) = (table.get(limit, text(rate)), burst);
     let burst = table.get(key, |value| {
         let burst = number(1..=u32::MAX)(value)?;
-        count_per.map_or(Ok(()), |(count, per)| fits_the_clock(count, per, burst))?;
+        count_per.map_or(Ok(()), |(count, per)| check_burst(count, per, burst))?;
         Ok(burst)
     });
     let (count, per) = count_per?;
     Some(Limit { count, per, burst: burst.unwrap_or(count) })
 }
 
-/// Whether `count` in `per` can be had with `burst`, by the clock of the kernel that runs.
-fn fits_the_clock(count: u32, per: Duration, burst: u32) -> Result<(), String> {
-    // A kernel that does not say it fails a start, with its reason.
+/// Checks that `burst` allows the rate of `count` in `per`. Each tick of the kernel's clock grants at most the burst.
+fn check_burst(count: u32, per: Duration, burst: u32) -> Result<(), String> {
+    // If the frequency can't be read, `tfo run` fails at its start and gives the reason.
     let Ok(hz) = jiffies_per_second() else { return Ok(()) };
     let least = policy::Limit::least_burst(count.into(), per.as_secs() * hz);
     if u64::from(burst) >= least {
         return Ok(());
     }
     Err(format!(
-        "{burst} is too small for {count} in {} s: no more than the burst is granted in each tick of the kernel's clock, of \
-         which there are {hz} in a second; it takes at least {least}",
+        "{burst} is too small for {count} in {} s: each of the {hz} ticks per second of the kernel's clock grants at \
+         most the burst; it takes at least {least}",
         per.as_secs()
     ))
 }
@@ -102,7 +102,7 @@ fn remember(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text} is out of range; it takes 1s to 1h"))
 }
 
-/// How many, and in what time.
+/// Parses a rate: a number of SYNs, and the time for them.
 fn rate(text: &str) -> Result<(u32, Duration), String> {
     let form = || format!("`{text}` is not a limit; write a number per s, min or h: 10/s, 600/min, 36000/h");
     let (count, unit) = text.split_once('/').ok_or_else(form)?;

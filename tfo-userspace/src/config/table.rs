@@ -1,4 +1,4 @@
-//! Tables of a TOML file, from which values are taken key by key. What is wrong is noted, with its place, and reading goes on.
+//! Tables of a TOML file. Values are taken key by key. A fault is noted with its offset, and reading goes on.
 
 use std::{
     cell::RefCell,
@@ -13,29 +13,30 @@ use toml::{
 
 use super::Fault;
 
-/// What is wrong in a file, each with its offset.
+/// Faults found in a file, each with its offset.
 pub(super) struct Faults<'a> {
     content: &'a [u8],
     found: RefCell<Vec<(usize, String)>>,
 }
 
 impl<'a> Faults<'a> {
+    /// Makes an empty list of faults in `content`.
     pub(super) fn of(content: &'a [u8]) -> Self {
         Self { content, found: RefCell::default() }
     }
 
-    /// Notes that `what` is wrong at an offset.
+    /// Notes the fault `what` at the offset `at`.
     pub(super) fn add(&self, at: usize, what: String) {
         self.found.borrow_mut().push((at, what));
     }
 
-    /// The line of an offset, from 1 on.
+    /// Returns the line of an offset, from 1.
     pub(super) fn line(&self, at: usize) -> usize {
         let before = &self.content[..at.min(self.content.len())];
         before.iter().filter(|byte| **byte == b'\n').count() + 1
     }
 
-    /// All, in the order of the file; nothing twice for the same line.
+    /// Returns all faults in the order of the file, without duplicates in a line.
     pub(super) fn all(&self) -> Vec<Fault> {
         let mut found = self.found.borrow().clone();
         found.sort();
@@ -46,20 +47,21 @@ impl<'a> Faults<'a> {
     }
 }
 
-/// A table whose keys are taken one by one; what is left in the end is unknown.
+/// Table from which keys are taken one by one. Keys that are left in the end are faults.
 pub(super) struct Table<'a, 't> {
     entries: DeTable<'t>,
-    /// Where what is wrong is noted.
+    /// Faults of the file.
     pub(super) faults: &'a Faults<'a>,
-    /// Where it begins.
+    /// Offset at which the table begins.
     pub(super) at: usize,
-    /// What stands before its keys in messages, with a dot.
+    /// Prefix of its keys in messages, with a dot at the end.
     path: String,
+    /// Keys that have been asked for.
     known: Vec<&'static str>,
 }
 
 impl<'a, 't> Table<'a, 't> {
-    /// Hands the whole file to `read`.
+    /// Reads the whole file with `read`.
     pub(super) fn root<T>(
         root: Spanned<DeTable<'t>>,
         faults: &'a Faults<'a>,
@@ -85,17 +87,17 @@ impl<'a, 't> Table<'a, 't> {
         outcome
     }
 
-    /// Where the value of `key` stands, or else the table.
+    /// Returns the offset of the value of `key`, or of the table if the key is missing.
     pub(super) fn place(&self, key: &str) -> usize {
         self.entries.get(key).map_or(self.at, |value| value.span().start)
     }
 
-    /// Whether `key` is there, and not taken yet.
+    /// Whether the table has `key`, and it was not taken yet.
     pub(super) fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
 
-    /// Notes it where `key` is missing, or an empty list.
+    /// Notes a fault if `key` is missing, or is an empty list.
     pub(super) fn need(&self, key: &str, example: &str) {
         let value = self.entries.get(key).map(Spanned::get_ref);
         if value.is_none_or(|value| value.as_array().is_some_and(|list| list.is_empty())) {
@@ -104,7 +106,7 @@ impl<'a, 't> Table<'a, 't> {
         }
     }
 
-    /// What `read` makes of the value of `key`; `None` where there is none, or it is wrong.
+    /// Reads the value of `key` with `read`. Returns `None` if it is missing or wrong.
     pub(super) fn get<T>(
         &mut self,
         key: &'static str,
@@ -114,7 +116,7 @@ impl<'a, 't> Table<'a, 't> {
         self.noted(key, span, read(&value))
     }
 
-    /// What `read` makes of each value in the list that is the value of `key`, and where it stands.
+    /// Reads each value of the list at `key` with `read`. Returns the right ones with their offsets.
     pub(super) fn list<T>(
         &mut self,
         key: &'static str,
@@ -131,7 +133,7 @@ impl<'a, 't> Table<'a, 't> {
         list.into_iter().filter_map(read).collect()
     }
 
-    /// What `read` makes of the table that is the value of `key`.
+    /// Reads the table at `key` with `read`.
     pub(super) fn table<T>(
         &mut self,
         key: &'static str,
@@ -141,7 +143,7 @@ impl<'a, 't> Table<'a, 't> {
         self.inner(key, span, value, "a table", read)
     }
 
-    /// The same for all tables in a list, `[[key]]`.
+    /// Reads each table of the list `[[key]]` with `read`.
     pub(super) fn tables<T>(&mut self, key: &'static str, read: impl Fn(&mut Table<'a, 't>) -> T) -> Vec<T> {
         let Some((span, value)) = self.take(key) else { return Vec::new() };
         let DeValue::Array(list) = value else {
@@ -153,7 +155,7 @@ impl<'a, 't> Table<'a, 't> {
         list.into_iter().filter_map(read).collect()
     }
 
-    /// The same for something that is off (`false`), on with all defaults (`true`), or a table. `None` where it is off.
+    /// Reads the table at `key` with `read`. `true` stands for an empty table; `false` yields `None`.
     pub(super) fn switch<T>(
         &mut self,
         key: &'static str,
@@ -197,12 +199,12 @@ impl<'a, 't> Table<'a, 't> {
     }
 }
 
-/// A string, and what `parse` makes of it.
+/// Reads a string, and parses it with `parse`.
 pub(super) fn text<T>(parse: impl Fn(&str) -> Result<T, String>) -> impl Fn(&DeValue) -> Result<T, String> {
     move |value| parse(value.as_str().ok_or_else(|| wrong_type(value, "a string"))?)
 }
 
-/// A whole number in a range.
+/// Reads a whole number in a range.
 pub(super) fn number<T: TryFrom<u64> + PartialOrd + Display>(
     range: RangeInclusive<T>,
 ) -> impl Fn(&DeValue) -> Result<T, String> {
@@ -216,12 +218,12 @@ pub(super) fn number<T: TryFrom<u64> + PartialOrd + Display>(
     }
 }
 
-/// `true` or `false`.
+/// Reads `true` or `false`.
 pub(super) fn flag(value: &DeValue) -> Result<bool, String> {
     value.as_bool().ok_or_else(|| wrong_type(value, "true or false"))
 }
 
-/// Message for a value of the wrong type.
+/// Returns the message for a value of the wrong type.
 pub(super) fn wrong_type(value: &DeValue, wanted: &str) -> String {
     format!("this is of type {}; it takes {wanted}", value.type_str())
 }

@@ -1,4 +1,4 @@
-//! Giving an order. Nothing here waits for ever, whatever the controller does.
+//! Client that sends a request to the controller. Each wait has a limit, even if the controller hangs.
 
 use std::{
     io,
@@ -17,12 +17,13 @@ use super::{
 };
 use crate::{control::NotRunning, dataplane::pins::Pins};
 
-/// How long an order may wait to be taken up: after that, a controller that was stopped does not carry it out any more.
+/// Time within which the controller must take up a request. Later it does not carry the request out, even if it was
+/// stopped meanwhile and goes on.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// How long the answer may take besides, on its way.
+/// Additional time for the transfer of the answer.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// Gives `order` to the controller of `pins` and waits for the answer.
+/// Sends the request `order` to the controller of `pins`, and returns the answer.
 pub async fn give(pins: &Pins, order: &Order) -> Result<String> {
     let interface = pins.interface();
     let mut stream = connect(pins)?;
@@ -38,8 +39,8 @@ pub async fn give(pins: &Pins, order: &Order) -> Result<String> {
     let patience = DEADLINE + order.patience() + MARGIN;
     let answer = timeout(patience, exchange).await.map_err(|_| {
         anyhow!(
-            "no answer from the tfo that runs on {interface}: is it stopped? What it had not taken up after {} s it does not \
-             carry out any more",
+            "no answer from the tfo that runs on {interface}: is it stopped? A request that it has not \
+             taken up after {} s is not carried out",
             DEADLINE.as_secs()
         )
     })??;
@@ -47,7 +48,7 @@ pub async fn give(pins: &Pins, order: &Order) -> Result<String> {
         bail!("the tfo that ran on {interface} ended without an answer");
     }
     let answer: Answer = serde_json::from_slice(&answer).with_context(|| {
-        format!("the tfo that runs on {interface} gives no answer that this one understands")
+        format!("the tfo that runs on {interface} sent an answer that this one does not understand")
     })?;
     match answer.outcome {
         Outcome::Done(done) => Ok(done),
@@ -55,7 +56,8 @@ pub async fn give(pins: &Pins, order: &Order) -> Result<String> {
     }
 }
 
-/// The process that takes orders for `pins`; `None` where there is none. A controller that is stopped is found, too.
+/// Returns the process id of the controller of `pins`, or `None` if no controller runs. A stopped process is found,
+/// too.
 pub fn process(pins: &Pins) -> Option<u32> {
     let peer = connect(pins).ok()?.peer_cred().ok()?;
     peer.pid().and_then(|pid| u32::try_from(pid).ok())
@@ -66,11 +68,11 @@ fn connect(pins: &Pins) -> Result<UnixStream> {
     let nobody = || NotRunning(format!("no controller runs on {interface}"));
     let path = socket(pins).map_err(|_| nobody())?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).context("cannot make a socket")?;
-    // Where more wait than the kernel keeps, it says so.
+    // If the backlog of the socket is full, `connect` returns at once with an error.
     socket.set_nonblocking(true).context("cannot make a socket")?;
     match socket.connect(&SockAddr::unix(path).context("cannot name the socket")?) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            bail!("the tfo that runs on {interface} takes no orders: is it stopped?")
+            bail!("the tfo that runs on {interface} takes no requests: is it stopped?")
         }
         Err(_) => return Err(nobody().into()),
         Ok(()) => {}

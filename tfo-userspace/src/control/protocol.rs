@@ -1,4 +1,4 @@
-//! What goes over the socket: one request and one answer, each a JSON object up to the end of what its side says.
+//! Protocol of the socket: one request and one answer. Each is a JSON object that ends with the end of the stream.
 
 use std::time::Duration;
 
@@ -13,67 +13,68 @@ use zeroize::Zeroizing;
 
 use crate::model::guards::Hidden;
 
-/// The version of requests and answers. Whoever speaks another one is told so.
+/// Version of requests and answers. A request of another version is answered with an error.
 pub const VERSION: u32 = 1;
 
-/// The longest request and, where it has to do with keys, the longest answer, in bytes.
+/// Maximum length of a request, and of an answer about keys, in bytes.
 pub(super) const LONGEST: usize = 4096;
-/// The longest answer to an order that has nothing to do with keys, in bytes.
+/// Maximum length of an answer that is not about keys, in bytes.
 pub const LONGEST_ACCOUNT: usize = 2 << 20;
 
-/// An order. It has no Debug: it may hold a key.
+/// Request of a client to a controller. The type has no `Debug`, since it may hold a key.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Make a new key and use it.
+    /// Makes a new key and uses it.
     Rotate {
-        /// And let nothing that was made with an earlier one be accepted.
+        /// Whether cookies of earlier keys are refused from now on.
         emergency: bool,
     },
-    /// Let go of all keys but those that the kernel is to hold: another controller has changed them, since they leaked.
+    /// Makes the maps forget all keys but the kernel's and the next one. The client sends it to the other controllers
+    /// after an emergency rotation by one of them.
     Forget,
-    /// Use this key, in the sysctl's form.
+    /// Makes a given key the current one.
     Import {
-        /// The key.
+        /// The key, in the sysctl's form.
         key: Zeroizing<String>,
     },
-    /// Hand out events: see [`EventLog::json`](crate::view::events::EventLog::json).
+    /// Returns events: see [`EventLog::json`](crate::view::events::EventLog::json).
     Events {
-        /// Of this interface.
+        /// Name of the interface.
         interface: String,
-        /// Those behind this number.
+        /// Sequence number after which events are returned.
         after: u64,
-        /// And no more than so many, the newest.
+        /// Maximum number of events. The newest are returned.
         most: usize,
     },
-    /// Hand out what is remembered: see [`History::json`](crate::view::history::History::json).
+    /// Returns the samples of the last hour: see [`History::json`](crate::view::history::History::json).
     History {
-        /// Of this interface.
+        /// Name of the interface.
         interface: String,
     },
-    /// Read the configuration file again.
+    /// Reads the configuration file again.
     Reload,
-    /// Hide Fast Open from the stack, or hide it no longer.
+    /// Gives an order of `tfo hide`, or takes it back.
     Hide {
-        /// On this interface.
+        /// Name of the interface.
         interface: String,
-        /// Whose.
+        /// Target of the order.
         what: Hidden,
-        /// Whether to hide it.
+        /// Whether the order is given: false takes it back.
         on: bool,
     },
-    /// Hand out what [`Order::Hide`] has hidden, as a list of [`Hidden`] in JSON.
+    /// Returns the orders of `tfo hide` as a list of [`Hidden`] in JSON.
     HideList {
-        /// On this interface.
+        /// Name of the interface.
         interface: String,
     },
 }
 
-/// The names of all orders, for whoever gives one that is none.
-pub(super) const ORDERS: &str = "rotate, forget, import, events, history, reload, hide, hide_list";
+/// Names of all requests, for the answer to an unknown one.
+pub(super) const NAMES: &str = "rotate, forget, import, events, history, reload, hide, hide_list";
 
 impl Order {
-    /// How long its answer may get, in bytes.
+    /// Returns the maximum length of the answer, in bytes.
     pub(super) fn longest_answer(&self) -> usize {
         match self {
             Self::Rotate { .. } | Self::Forget | Self::Import { .. } => LONGEST,
@@ -85,10 +86,10 @@ impl Order {
         }
     }
 
-    /// How long its answer may take once it is taken up.
+    /// Returns the time that the answer may take after the controller has taken the request up.
     pub(super) fn patience(&self) -> Duration {
         match self {
-            // Programs are loaded for it.
+            // A reload loads and verifies programs.
             Self::Reload => Duration::from_secs(120),
             Self::Rotate { .. }
             | Self::Forget
@@ -101,23 +102,23 @@ impl Order {
     }
 }
 
-/// A request. It has no Debug: see [`Order`].
+/// Request with its version and deadline. The type has no `Debug`: see [`Order`].
 #[derive(Deserialize, Serialize)]
 pub(super) struct Request<O> {
     pub(super) version: u32,
-    /// The order is not to be taken up later than this, in nanoseconds of CLOCK_MONOTONIC: whoever gave it is told by then that it
-    /// was not.
+    /// Deadline for taking the request up, in nanoseconds of CLOCK_MONOTONIC. A later request is refused, since
+    /// its client may have given up.
     pub(super) deadline_ns: u64,
     pub(super) order: O,
 }
 
-/// What every version of a request has.
+/// Common part of all versions of a request.
 #[derive(Deserialize)]
 pub(super) struct Header {
     pub(super) version: u32,
 }
 
-/// What has come of an order.
+/// Answer to a request.
 #[derive(Deserialize, Serialize)]
 pub(super) struct Answer {
     pub(super) version: u32,
@@ -125,7 +126,7 @@ pub(super) struct Answer {
     pub(super) outcome: Outcome,
 }
 
-/// Its outcome, in words.
+/// Outcome of a request, as text.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Outcome {
@@ -133,23 +134,24 @@ pub(super) enum Outcome {
     Failed(String),
 }
 
-/// Nanoseconds of CLOCK_MONOTONIC, which all processes of a host have in common.
+/// Returns the time of CLOCK_MONOTONIC in nanoseconds. All processes of a host share this clock.
 pub(super) fn monotonic_ns() -> Result<u64> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?;
     Ok(u64::try_from(Duration::from(now).as_nanos())?)
 }
 
-/// All that the other side says. It is read into its final place, which does not grow: it may hold a key.
+/// Reads a message of at most `longest` bytes, up to the end of the stream. The message may hold a key, so its buffer
+/// does not grow: growing would leave a copy behind.
 pub(super) async fn read(stream: &mut UnixStream, longest: usize) -> Result<Zeroizing<Vec<u8>>> {
     let mut text = Zeroizing::new(Vec::with_capacity(longest));
     stream.take(longest as u64).read_to_end(&mut text).await?;
     Ok(text)
 }
 
-/// Says `what`, and nothing more. What holds a key does not grow.
-pub(super) async fn write(stream: &mut UnixStream, what: &impl Serialize) -> Result<()> {
+/// Writes `message` and shuts down our side of the stream. The buffer of a message with a key does not grow.
+pub(super) async fn write(stream: &mut UnixStream, message: &impl Serialize) -> Result<()> {
     let mut text = Zeroizing::new(Vec::with_capacity(LONGEST));
-    serde_json::to_writer(&mut *text, what)?;
+    serde_json::to_writer(&mut *text, message)?;
     stream.write_all(&text).await?;
     Ok(stream.shutdown().await?)
 }

@@ -1,4 +1,4 @@
-//! Taking orders, for as long as the attachment is ours.
+//! Server of the control sockets of our interfaces.
 
 use std::{
     fs::{self, DirBuilder, Permissions},
@@ -20,54 +20,52 @@ use tracing::{debug, warn};
 
 use super::{
     FOLDER,
-    protocol::{
-        Answer, Header, LONGEST, ORDERS, Order, Outcome, Request, VERSION, monotonic_ns, read, write,
-    },
+    protocol::{Answer, Header, LONGEST, NAMES, Order, Outcome, Request, VERSION, monotonic_ns, read, write},
     socket,
 };
 use crate::dataplane::pins::Pins;
 
-/// How long the other side may take to say what it wants, and to take the answer.
+/// Time that a client may take to send its request, and again to read the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// An order, and where its outcome goes.
-pub struct Given {
+/// Received request, with the way back to its client.
+pub struct PendingRequest {
     order: Order,
     deadline_ns: u64,
     reply: Reply,
 }
 
-impl Given {
-    /// The order, unless it comes too late: whoever gave it has been told that it was not carried out.
+impl PendingRequest {
+    /// Takes the request up. After its deadline it is refused instead, since its client may have given up.
     pub fn take(self) -> Option<(Order, Reply)> {
         let Self { order, deadline_ns, reply } = self;
         match monotonic_ns() {
             Ok(now) if now <= deadline_ns => Some((order, reply)),
             _ => {
-                reply.send(Err(anyhow!("the order came too late and was not carried out: give it again")));
+                reply.send(Err(anyhow!("the request came too late and was not carried out: give it again")));
                 None
             }
         }
     }
 }
 
-/// The way back to whoever gave an order.
+/// Way back to the client of a request.
 pub struct Reply(oneshot::Sender<Result<String>>);
 
 impl Reply {
-    /// Tells what has come of it. Whoever does not wait for that does without.
+    /// Sends the outcome to the client. It is lost if the client does not wait any more.
     pub fn send(self, outcome: Result<String>) {
         let _: Result<(), _> = self.0.send(outcome);
     }
 }
 
-/// The sockets of all attachments that are ours.
+/// Sockets of all interfaces that are ours.
 pub struct Server {
     sockets: Vec<Socket>,
-    orders: mpsc::Sender<Given>,
+    requests: mpsc::Sender<PendingRequest>,
 }
 
-/// A socket, which is removed on drop.
+/// Socket of one interface. Dropping it removes its file.
 struct Socket {
     interface: String,
     path: PathBuf,
@@ -75,10 +73,11 @@ struct Socket {
 }
 
 impl Server {
-    /// Listens for orders that concern `all`, from now on. Where that can't be, it is said, and there are none.
-    pub fn listen<'a>(all: impl Iterator<Item = &'a Pins>) -> (Self, mpsc::Receiver<Given>) {
-        let (orders, receiver) = mpsc::channel(1);
-        let mut server = Self { sockets: Vec::new(), orders };
+    /// Listens for requests to the controller of `all` pins, and returns the channel of the requests. A socket that
+    /// can't be opened is logged and left out.
+    pub fn listen<'a>(all: impl Iterator<Item = &'a Pins>) -> (Self, mpsc::Receiver<PendingRequest>) {
+        let (requests, receiver) = mpsc::channel(1);
+        let mut server = Self { sockets: Vec::new(), requests };
         for pins in all {
             if let Err(error) = server.add(pins) {
                 warn!(
@@ -91,7 +90,7 @@ impl Server {
         (server, receiver)
     }
 
-    /// Whoever holds the lock on the pins has their socket: what another has left there is removed.
+    /// Opens the socket for `pins`, whose lock we hold. A file that an earlier controller has left there is removed.
     fn add(&mut self, pins: &Pins) -> Result<()> {
         make_folder()?;
         let path = socket(pins)?;
@@ -105,12 +104,12 @@ impl Server {
             UnixListener::bind(&path).with_context(|| format!("cannot listen at {}", path.display()))?;
         fs::set_permissions(&path, Permissions::from_mode(0o600))
             .with_context(|| format!("cannot protect {}", path.display()))?;
-        let task = tokio::spawn(serve(listener, self.orders.clone()));
+        let task = tokio::spawn(serve(listener, self.requests.clone()));
         self.sockets.push(Socket { interface: pins.interface().to_owned(), path, task });
         Ok(())
     }
 
-    /// Takes no more orders for interfaces that are not `ours` any more.
+    /// Closes the sockets of interfaces that are not `ours` any more.
     pub fn retain(&mut self, ours: impl Fn(&str) -> bool) {
         self.sockets.retain(|socket| ours(&socket.interface));
     }
@@ -125,7 +124,7 @@ impl Drop for Socket {
     }
 }
 
-/// Makes [`FOLDER`], if need be, and makes sure that nobody else can put a socket there.
+/// Makes [`FOLDER`] if it is missing. Fails if another user could put a socket there.
 fn make_folder() -> Result<()> {
     let folder = Path::new(FOLDER);
     DirBuilder::new()
@@ -144,37 +143,38 @@ fn make_folder() -> Result<()> {
     Ok(())
 }
 
-async fn serve(listener: UnixListener, orders: mpsc::Sender<Given>) {
+/// Accepts clients of our own user, each on a task of its own, so that a slow client delays no other.
+async fn serve(listener: UnixListener, requests: mpsc::Sender<PendingRequest>) {
     loop {
         match listener.accept().await {
-            // Nobody keeps others waiting.
             Ok((stream, _)) if stream.peer_cred().is_ok_and(|peer| peer.uid() == geteuid().as_raw()) => {
-                let orders = orders.clone();
+                let requests = requests.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = converse(stream, orders).await {
-                        debug!("an order was not answered: {error:#}");
+                    if let Err(error) = converse(stream, requests).await {
+                        debug!("a request was not answered: {error:#}");
                     }
                 });
             }
             Ok(_) => {}
-            // Out of descriptors, say: not for ever, it is hoped.
+            // For example, no descriptor is free.
             Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
         }
     }
 }
 
-async fn converse(mut stream: UnixStream, orders: mpsc::Sender<Given>) -> Result<()> {
+/// Receives a request, passes it on, and sends the answer.
+async fn converse(mut stream: UnixStream, requests: mpsc::Sender<PendingRequest>) -> Result<()> {
     let request = timeout(PATIENCE, read(&mut stream, LONGEST)).await??;
     if request.is_empty() {
-        // Whoever only wanted to know who listens.
+        // The client only wanted the id of our process: see `client::process`.
         return Ok(());
     }
-    let outcome = match understand(&request) {
+    let outcome = match parse(&request) {
         Ok(Request { deadline_ns, order, .. }) => {
             let (reply, outcome) = oneshot::channel();
             let patience = order.patience();
-            let given = Given { order, deadline_ns, reply: Reply(reply) };
-            orders.send(given).await.ok().context("the controller is ending")?;
+            let pending = PendingRequest { order, deadline_ns, reply: Reply(reply) };
+            requests.send(pending).await.ok().context("the controller is ending")?;
             timeout(patience, outcome)
                 .await
                 .context("it took too long")?
@@ -190,21 +190,22 @@ async fn converse(mut stream: UnixStream, orders: mpsc::Sender<Given>) -> Result
     timeout(PATIENCE, write(&mut stream, &Answer { version: VERSION, outcome })).await?
 }
 
-/// What `request` says. Errors show nothing of it: it may hold a key.
-fn understand(request: &[u8]) -> Result<Request<Order>> {
+/// Parses a request. Errors do not quote it, since it may hold a key.
+fn parse(request: &[u8]) -> Result<Request<Order>> {
     let header: Header = serde_json::from_slice(request).map_err(|_| {
         anyhow!("this is no request: it takes a JSON object with version, deadline_ns and order")
     })?;
     if header.version != VERSION {
         bail!(
-            "this tfo ({}) understands version {VERSION} of orders, and this one has version {}: use the tfo that runs",
+            "this tfo ({}) understands version {VERSION} of requests, and this request has version {}: use the same \
+             version of tfo",
             env!("CARGO_PKG_VERSION"),
             header.version
         );
     }
     serde_json::from_slice(request).map_err(|_| {
         anyhow!(
-            "this tfo ({}) does not understand that order; it knows {ORDERS}: use the tfo that runs",
+            "this tfo ({}) does not understand that request; it knows {NAMES}: use the same version of tfo",
             env!("CARGO_PKG_VERSION")
         )
     })
@@ -215,12 +216,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_understood_is_said() {
-        let why = |request: &str| understand(request.as_bytes()).err().map(|error| error.to_string());
+    fn errors_say_why_a_request_is_not_understood() {
+        let why = |request: &str| parse(request.as_bytes()).err().map(|error| error.to_string());
         assert_eq!(why(r#"{"version":1,"deadline_ns":1,"order":"reload"}"#), None);
         assert_eq!(why(r#"{"version":1,"deadline_ns":1,"order":{"rotate":{"emergency":true}}}"#), None);
         let other = why(r#"{"version":2,"new":"thing"}"#).expect("another version");
-        assert!(other.contains("version 1 of orders") && other.contains("has version 2"), "{other}");
+        assert!(other.contains("version 1 of requests") && other.contains("has version 2"), "{other}");
         for unknown in
             [r#"{"version":1,"deadline_ns":1,"order":"dance"}"#, r#"{"version":1,"order":"reload"}"#]
         {

@@ -1,4 +1,4 @@
-//! Takes the program's events and has them explained.
+//! Reader of the program's events.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -11,7 +11,7 @@ use crate::{
     view::events::{AT_ONCE, EventLog, Explainer},
 };
 
-/// Takes the events that have come to `datapath`, and adds each with its explanation to `log`.
+/// Takes the new events of `datapath`, and adds them to `log` with their explanations.
 pub(super) fn take(datapath: &mut Datapath, log: &mut EventLog) {
     let (mut events, mut of_kind) = (Vec::new(), HashMap::<_, usize>::new());
     while let Some(event) = datapath.next_event() {
@@ -41,7 +41,7 @@ pub(super) fn take(datapath: &mut Datapath, log: &mut EventLog) {
     });
 }
 
-/// The IP address in `address`, if it is one.
+/// Returns the IP address in `address`, if it has one.
 fn ip(address: SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
     v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))

@@ -1,8 +1,8 @@
-//! `tfo run --metrics ADDR`: metrics for Prometheus, and whether all is well, over HTTP.
+//! HTTP server of `tfo run --metrics ADDR`, with metrics for Prometheus and the state of health.
 //!
-//! A client gets what it asks for from the controller, which answers between two steps, with plain values; they are written
-//! as text on another thread. So nobody makes the controller wait. A client that says nothing, says half of it, or does not
-//! read the answer is cut off after two seconds, and sooner where its place is needed.
+//! The controller answers a client's question between two steps, with plain values. Another thread writes them as text.
+//! So no client delays the controller. A client that sends no complete request, or does not read the answer, is cut off
+//! after two seconds, or sooner if its place is needed.
 
 mod clients;
 mod snapshot;
@@ -39,30 +39,31 @@ use crate::{
     view::metrics::{Format, Snapshot},
 };
 
-/// How long a client may take to say what it wants.
-const TO_ASK: Duration = Duration::from_secs(2);
-/// How long a connection may last. Prometheus itself waits no longer (`scrape_timeout`).
+/// Time that a client may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum time of a connection. Prometheus itself waits no longer (`scrape_timeout`).
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long to wait for room, or for a free descriptor.
+/// Pause between tries if there is no room, or no free descriptor.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Takes the address, from now on.
+/// Listens at the address.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| {
         format!("cannot serve metrics on {address} (give --metrics a local address that is free)")
     })
 }
 
-/// What a client wants to know of the controller, and where the answer goes.
+/// Question of a client to the controller, with the way back for the answer.
 pub enum Question {
-    /// All there is to show.
+    /// Metrics of a scrape.
     Metrics(oneshot::Sender<Result<Snapshot>>),
-    /// Whether all is well, or why not.
+    /// Health. The error has the reasons if something is wrong.
     Health(oneshot::Sender<Result<(), String>>),
 }
 
 impl Question {
-    /// Answers it for `controller`, which is to be attached to `interfaces`. Whoever does not wait for that does without.
+    /// Answers the question for `controller`, which should be attached to `interfaces`. The answer is lost if the
+    /// client does not wait any more.
     pub fn answer(self, controller: &Controller, interfaces: &[String]) {
         match self {
             Self::Metrics(reply) => drop(reply.send(snapshot::take(controller, interfaces))),
@@ -71,7 +72,7 @@ impl Question {
     }
 }
 
-/// Serves whoever connects to `listener`, from now on. Where there is none, there are no questions.
+/// Serves clients of `listener`, if there is one, and returns the channel of their questions.
 pub fn serve(listener: Option<TcpListener>) -> mpsc::Receiver<Question> {
     let (questions, receiver) = mpsc::channel(1);
     if let Some(listener) = listener {
@@ -88,7 +89,7 @@ async fn accept(listener: TcpListener, questions: mpsc::Sender<Question>) {
     loop {
         let (stream, address) = match listener.accept().await {
             Ok(accepted) => accepted,
-            // Out of descriptors, say.
+            // For example, no descriptor is free.
             Err(_) => {
                 clients.cut_slowest(|_| true);
                 sleep(PAUSE).await;
@@ -101,13 +102,13 @@ async fn accept(listener: TcpListener, questions: mpsc::Sender<Question>) {
                 None => sleep(PAUSE).await,
             }
         };
-        let asker = Asker { questions: questions.clone(), clients: Arc::clone(&clients), client };
+        let connection = Connection { questions: questions.clone(), clients: Arc::clone(&clients), client };
         tokio::spawn(async move {
-            let (clients, client) = (Arc::clone(&asker.clients), Arc::clone(&asker.client));
+            let (clients, client) = (Arc::clone(&connection.clients), Arc::clone(&connection.client));
             let stream = Stream::new(stream, Arc::clone(&client));
-            // A client that goes away, or is too slow, is no failure of ours.
+            // A client that goes away or is too slow needs no log line.
             tokio::select! {
-                _ = timeout(PATIENCE, converse(stream, asker)) => {}
+                _ = timeout(PATIENCE, converse(stream, connection)) => {}
                 () = client.cut() => {}
             }
             clients.remove(&client);
@@ -115,29 +116,29 @@ async fn accept(listener: TcpListener, questions: mpsc::Sender<Question>) {
     }
 }
 
-/// One request and one answer. A body is not read.
-async fn converse(stream: Stream, asker: Asker) -> hyper::Result<()> {
+/// Serves one request. Its body is not read.
+async fn converse(stream: Stream, connection: Connection) -> hyper::Result<()> {
     let router =
-        Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(asker);
+        Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(connection);
     http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(TO_ASK)
+        .header_read_timeout(REQUEST_TIMEOUT)
         .keep_alive(false)
         .max_buf_size(16 * 1024)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .await
 }
 
-/// A client, and the way to the controller.
+/// Connection of a client, with the channel to the controller.
 #[derive(Clone)]
-struct Asker {
+struct Connection {
     questions: mpsc::Sender<Question>,
     clients: Arc<Clients>,
     client: Arc<Client>,
 }
 
-impl Asker {
-    /// `None` where the controller is ending.
+impl Connection {
+    /// Asks the controller. Returns `None` if the controller is ending.
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         self.questions.send(question(reply)).await.ok()?;
@@ -147,12 +148,12 @@ impl Asker {
 
 const ENDING: (StatusCode, &str) = (StatusCode::SERVICE_UNAVAILABLE, "tfo is ending\n");
 
-async fn metrics(State(asker): State<Asker>, headers: HeaderMap) -> Response {
-    asker.client.has_asked();
-    asker.clients.place(&asker.client).await;
+async fn metrics(State(connection): State<Connection>, headers: HeaderMap) -> Response {
+    connection.client.request_received();
+    connection.clients.place(&connection.client).await;
     let format = Format::accepted(headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()));
-    let Some(snapshot) = asker.ask(Question::Metrics).await else { return ENDING.into_response() };
-    // Of a thousand services it takes longer than the controller should be kept from its keys.
+    let Some(snapshot) = connection.ask(Question::Metrics).await else { return ENDING.into_response() };
+    // With a thousand services, writing the text takes too long for the controller's thread.
     let text = match snapshot {
         Ok(snapshot) => {
             spawn_blocking(move || snapshot.text(format)).await.context("cannot write the metrics")
@@ -165,9 +166,9 @@ async fn metrics(State(asker): State<Asker>, headers: HeaderMap) -> Response {
     }
 }
 
-async fn healthz(State(asker): State<Asker>) -> Response {
-    asker.client.has_asked();
-    match asker.ask(Question::Health).await {
+async fn healthz(State(connection): State<Connection>) -> Response {
+    connection.client.request_received();
+    match connection.ask(Question::Health).await {
         Some(Ok(())) => "ok\n".into_response(),
         Some(Err(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
         None => ENDING.into_response(),

@@ -1,4 +1,4 @@
-//! What is hidden by order on an interface, and the file in which that outlives the controller, its maps, and a reboot.
+//! Orders of `tfo hide` on an interface, in a file that outlives the controller, its maps and a reboot.
 
 use std::{
     collections::BTreeSet,
@@ -19,19 +19,19 @@ use crate::{
     util::files::replace,
 };
 
-/// The version of the file's form that this program writes, and the only one that it reads.
+/// Version of the file format. Other versions are refused.
 const VERSION: u64 = 1;
-/// More than any such file has, in bytes: 4,096 prefixes and 4,095 names.
+/// Limit on the bytes that are read. A file has at most 4,096 prefixes and 4,095 names, which take less.
 const TOO_LONG: u64 = 1 << 20;
 
-/// What is hidden by order on one interface: until `tfo show`.
+/// Orders of `tfo hide` on one interface. They last until `tfo show`.
 #[derive(Debug)]
 pub struct OrderFile {
     path: PathBuf,
     hidden: BTreeSet<Hidden>,
 }
 
-/// The file, as JSON.
+/// Content of the file, as JSON.
 #[derive(Deserialize, Serialize)]
 struct Document {
     version: u64,
@@ -52,24 +52,24 @@ impl OrderFile {
         Ok(file)
     }
 
-    /// What is hidden.
+    /// Returns the orders.
     pub fn hidden(&self) -> &BTreeSet<Hidden> {
         &self.hidden
     }
 
-    /// Makes `hidden` what is hidden, and returns what was before; [`store`](Self::store) has that outlive us.
+    /// Replaces the orders by `hidden`, and returns the earlier ones. [`store`](Self::store) writes them to the file.
     pub fn set(&mut self, hidden: BTreeSet<Hidden>) -> BTreeSet<Hidden> {
         std::mem::replace(&mut self.hidden, hidden)
     }
 
-    /// Writes the file, or removes it where nothing is hidden. Where that fails, the old one stays.
+    /// Writes the file, or removes it if there are no orders. On failure, the old file stays.
     pub fn store(&self) -> Result<()> {
         if self.hidden.is_empty() {
             return self.remove();
         }
         if let Some(dir) = self.path.parent() {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-            made.with_context(|| format!("cannot make {}, where orders are to be kept", dir.display()))?;
+            made.with_context(|| format!("cannot make {}, in which orders are kept", dir.display()))?;
         }
         let text = serde_json::to_vec(&Document { version: VERSION, hidden: self.hidden.clone() })?;
         replace(&self.path, 0o600, |file| file.write_all(&text))
@@ -86,8 +86,9 @@ pub fn forget(state: &Path, bpffs: &Bpffs, interface: &str) -> Result<()> {
     remove_if_there(&path_of(state, bpffs, interface)?)
 }
 
-/// The file of `interface`. Its name also tells the network namespace, unless that is the host's, and the BPF file system, unless
-/// that is the usual one: with another of either, another interface may have the same name.
+/// Returns the path of the file of `interface`. Interfaces of different network namespaces or BPF file systems may have
+/// the same name. So the file's name includes the namespace unless it is the host's, and the file system unless it is
+/// the usual one.
 fn path_of(state: &Path, bpffs: &Bpffs, interface: &str) -> Result<PathBuf> {
     let mut name = interface.replace('%', "%25").replace('/', "%2f");
     let here = netns::netns()?;
@@ -101,11 +102,11 @@ fn path_of(state: &Path, bpffs: &Bpffs, interface: &str) -> Result<PathBuf> {
     Ok(state.join("orders").join(format!("{name}.json")))
 }
 
-/// What the file at `path` says; nothing where there is none.
+/// Reads the orders from the file at `path`. A missing file has none.
 fn read(path: &Path) -> Result<BTreeSet<Hidden>> {
     let shown = path.display();
     let advice = "move it away to begin without orders";
-    // O_NONBLOCK: opening a named pipe does not wait for somebody to write to it.
+    // O_NONBLOCK: opening a named pipe does not wait for a writer.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -141,7 +142,7 @@ mod tests {
         let state = tempfile::tempdir().expect("a temporary folder");
         let bpffs = Bpffs::new(Path::new(DEFAULT_BPFFS));
         let open = |in_maps| OrderFile::open(state.path(), &bpffs, "eth0.1", in_maps);
-        let mut file = open(Vec::new()).expect("there is none");
+        let mut file = open(Vec::new()).expect("no file yet");
         assert!(file.hidden().is_empty());
         let source = Hidden::Source("192.0.2.0/24".parse().expect("a prefix"));
         let hidden = BTreeSet::from([Hidden::All, Hidden::Service("web".to_owned()), source.clone()]);
@@ -153,13 +154,13 @@ mod tests {
         file.set(BTreeSet::new());
         file.store().expect("the folder is ours");
         assert!(!file.path.exists(), "nothing is hidden");
-        // What maps of an earlier tfo say is kept, too.
+        // Orders in the maps of an earlier tfo are kept, too.
         assert_eq!(open(vec![source.clone()]).expect("none").hidden(), &BTreeSet::from([source]));
         assert_eq!(open(Vec::new()).expect("it is there").hidden().len(), 1);
     }
 
     #[test]
-    fn what_others_could_have_written_is_refused() {
+    fn files_that_others_could_have_written_are_refused() {
         use std::os::unix::fs::PermissionsExt as _;
 
         let state = tempfile::tempdir().expect("a temporary folder");

@@ -1,65 +1,65 @@
-//! What is to be done next for an interface: a function of what is desired and what is there.
+//! Choice of the next step for an interface, from its desired and its actual state.
 //!
-//! Start, reload, take-over, upgrade, an interface that comes back, and orders are all this: what is desired changes, or what
-//! is there does, and steps are made until both are alike. See [`Site`](super::site::Site) for who carries them out.
+//! Start, reload, take-over, upgrade, orders and an interface that comes back all go the same way: the desired state or
+//! the actual state changes, and steps are made until both are alike. [`Site`](super::site::Site) carries them out.
 
 use std::collections::BTreeSet;
 
 use crate::{dataplane::Program, model::guards::Hidden};
 
-/// What an interface is to have.
+/// Desired state of an interface.
 #[derive(Clone, Copy, Debug)]
 pub struct Desired<'a> {
     /// The program, with its constants and its services.
     pub program: &'a Program,
-    /// All that is hidden by order.
+    /// Orders of `tfo hide`.
     pub hidden: &'a BTreeSet<Hidden>,
 }
 
-/// What is on the interface.
+/// Interface, and the XDP program on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// The interface is not there.
+    /// The interface is gone.
     Absent,
-    /// It has no XDP program.
+    /// The interface has no XDP program.
     Bare,
-    /// It has the program that our pinned link attaches.
+    /// The interface has the program that our pinned link attaches.
     Ours,
-    /// It has somebody else's program, or can't take one.
+    /// The interface has somebody else's program, or [`on_device`](crate::dataplane::on_device) fails otherwise.
     Refused,
 }
 
-/// What is there.
+/// Actual state of an interface.
 #[derive(Clone, Copy, Debug)]
 pub struct Actual<'a> {
-    /// What is on the interface.
+    /// The interface, and the XDP program on it.
     pub device: Device,
-    /// The program that this controller has put in force, and whose maps it has. It stays in force for an interface that is gone.
+    /// Program that this controller has put in force, and whose maps it has. It is kept while the interface is gone.
     pub in_force: Option<&'a Program>,
-    /// What is hidden by order in those maps.
+    /// Orders of `tfo hide` in those maps.
     pub hidden: &'a BTreeSet<Hidden>,
-    /// The program that is loaded and waits to be put in force.
+    /// Program that is loaded and ready to be put in force.
     pub built: Option<&'a Program>,
-    /// Whether one is being loaded.
+    /// Whether a program is being loaded.
     pub is_building: bool,
 }
 
-/// A step from what is there to what is desired.
+/// Step from the actual state to the desired one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Write what is hidden by order into the maps in force.
+    /// Writes the orders of `tfo hide` into the maps in force.
     Hide,
-    /// Load the program, on a thread of its own.
+    /// Loads the program, on a thread of its own.
     Build,
-    /// Put the program that is loaded in force.
+    /// Puts the loaded program in force.
     Enforce,
-    /// Attach the program in force to the interface once more: it has been made anew.
+    /// Attaches the program in force to the interface, which has come back.
     Attach,
 }
 
-/// The next step; `None` where there is nothing to be done, or something to be waited for.
+/// Returns the next step, or `None` if there is nothing to do or the interface has to wait.
 pub fn next_step(desired: Desired<'_>, actual: Actual<'_>) -> Option<Step> {
-    // An order waits for nothing.
+    // An order comes first, since it must not wait for a program.
     if actual.in_force.is_some() && actual.hidden != desired.hidden {
         return Some(Step::Hide);
     }
@@ -69,7 +69,7 @@ pub fn next_step(desired: Desired<'_>, actual: Actual<'_>) -> Option<Step> {
     if actual.built == Some(desired.program) {
         return matches!(actual.device, Device::Bare | Device::Ours).then_some(Step::Enforce);
     }
-    // Whatever is on the interface: once that is right, nobody waits for the verifier.
+    // A program is loaded in any state of the interface, so that the verifier causes no delay later.
     (!actual.is_building).then_some(Step::Build)
 }
 
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn from_nothing_to_what_is_desired() {
+    fn a_start_builds_and_enforces() {
         let (wanted, none) = (program(Mode::Shield), BTreeSet::new());
         let desired = Desired { program: &wanted, hidden: &none };
         let nothing =
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_that_comes_back_waits_for_nothing() {
+    fn an_interface_that_comes_back_needs_no_new_program() {
         let (wanted, none) = (program(Mode::Observe), BTreeSet::new());
         let desired = Desired { program: &wanted, hidden: &none };
         let of = |device| {
@@ -153,7 +153,7 @@ mod tests {
             };
             assert_eq!(next_step(desired, actual), Some(Step::Hide));
         }
-        // Where there are no maps yet, it is in force with the first of them.
+        // Without maps in force, the order comes into force with the program.
         let actual = Actual {
             device: Device::Bare,
             in_force: None,

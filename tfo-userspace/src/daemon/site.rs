@@ -1,4 +1,4 @@
-//! One interface: what is there, and the steps to what is desired.
+//! Site: the state of one interface, and the steps to the desired state.
 
 use std::{
     collections::BTreeSet,
@@ -27,31 +27,36 @@ use crate::{
     view::events::EventLog,
 };
 
-/// An interface, whose controller we are.
+/// Interface whose controller we are.
 pub struct Site {
     name: String,
     pins: Locked,
-    /// What is in force, whether the interface is there or not.
+    /// Program in force. It is kept while the interface is gone.
     pub(super) datapath: Option<Datapath>,
     /// The last events.
     events: EventLog,
-    /// What is to be hidden by order.
+    /// Orders of `tfo hide` that are desired.
     pub(super) orders: OrderFile,
-    /// What is hidden in the maps in force.
+    /// Orders of `tfo hide` in the maps in force.
     hidden: BTreeSet<Hidden>,
     device: Device,
+    /// The interface, unless it is gone.
     interface: Option<Interface>,
+    /// Program that is loaded and not in force.
     built: Option<Built>,
+    /// Channel of the thread that loads a program.
     building: Option<Receiver<Result<Built>>>,
-    /// Why the last step failed, so that it is said once.
+    /// Reason why the last step failed. The same reason is logged once.
     failure: Option<String>,
     retry: Retry,
 }
 
-/// When a step that has failed is tried again.
+/// Retry state of the steps, with growing pauses between failed ones.
 #[derive(Clone, Copy, Debug)]
 struct Retry {
+    /// Time of the next try; `None` means now.
     at: Option<Instant>,
+    /// Pause after the next failure.
     pause: Duration,
 }
 
@@ -64,23 +69,23 @@ impl Retry {
         self.at.is_none_or(|at| Instant::now() >= at)
     }
 
-    /// Later, and the next time later still.
+    /// Returns the state after a failure: the next pause is twice as long.
     fn later(self) -> Self {
         Self { at: Some(Instant::now() + self.pause), pause: (self.pause * 2).min(Self::LONGEST) }
     }
 }
 
-/// What has become of a site.
+/// Result of looking at a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It goes on.
+    /// The site stays ours.
     Stays,
-    /// Somebody has removed its pins: it is nobody's any more.
+    /// Somebody has removed its pins, so it is not ours any more.
     Unloaded,
 }
 
 impl Site {
-    /// The site of `interface`, whose pins are locked.
+    /// Makes the site of `interface`, whose pins are locked.
     pub fn new(interface: Interface, pins: Locked, orders: OrderFile) -> Self {
         Self {
             name: interface.name.clone(),
@@ -98,12 +103,12 @@ impl Site {
         }
     }
 
-    /// The interface's name.
+    /// Returns the name of the interface.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where its state lies.
+    /// Returns the pins of the interface.
     pub fn pins(&self) -> &Locked {
         &self.pins
     }
@@ -113,35 +118,30 @@ impl Site {
         self.datapath.is_some() && self.device == Device::Ours
     }
 
-    /// Whether the interface is not there.
+    /// Whether the interface is gone.
     pub fn is_absent(&self) -> bool {
         self.device == Device::Absent
     }
 
-    /// Why the last step failed, if it did.
-    pub fn take_failure(&self) -> Option<anyhow::Error> {
+    /// Returns the reason if the last step failed.
+    pub fn failure(&self) -> Option<anyhow::Error> {
         self.failure.as_ref().map(|failure| anyhow!("{failure}"))
     }
 
-    /// Tries at once again what has failed.
+    /// Ends the pause after a failed step, so that it is tried again at once.
     pub fn retry_now(&mut self) {
         self.failure = None;
         self.retry = Retry::NOW;
     }
 
-    /// Why the last step failed, if it did.
-    pub fn failure(&self) -> Option<&str> {
-        self.failure.as_deref()
-    }
-
-    /// Program that this interface is to have: `program`, made for the interface's link layer.
+    /// Returns the desired program, which `program` makes for the link layer of the interface.
     pub fn desired(&self, program: impl FnOnce(tfo_common::parse::LinkLayer) -> Program) -> Program {
         let link = self.interface.as_ref().map(|interface| interface.link_layer);
         let link = link.or(self.datapath.as_ref().map(|datapath| datapath.program().options.link));
         program(link.unwrap_or(tfo_common::parse::LinkLayer::Ethernet))
     }
 
-    /// Looks at what is there.
+    /// Reads the actual state of the interface.
     pub async fn observe(&mut self) -> Fate {
         let before = self.device;
         if let Some(datapath) = &self.datapath {
@@ -176,7 +176,7 @@ impl Site {
         }
         if before == Device::Ours && self.device != Device::Ours && self.datapath.is_some() {
             warn!(
-                "{}: the interface is gone, or was detached by force; it is attached again when it is there",
+                "{}: the interface is gone, or was detached by force; it is attached again when it is back",
                 self.name
             );
         }
@@ -186,7 +186,7 @@ impl Site {
         Fate::Stays
     }
 
-    /// Takes what has been loaded.
+    /// Takes the program that the thread has loaded, if it is ready.
     pub fn take_built(&mut self) {
         let Some(building) = &self.building else { return };
         let outcome = match building.try_recv() {
@@ -201,7 +201,7 @@ impl Site {
         }
     }
 
-    /// The next step towards `program`; `None` where there is nothing to be done now.
+    /// Returns the next step towards `program`, or `None` if there is nothing to do now.
     pub fn next_step(&self, program: &Program) -> Option<Step> {
         let desired = Desired { program, hidden: self.orders.hidden() };
         let actual = Actual {
@@ -214,19 +214,19 @@ impl Site {
         next_step(desired, actual).filter(|step| *step == Step::Hide || self.retry.is_due())
     }
 
-    /// Whether `program` waits for nothing but to be put in force, or is in force.
+    /// Whether `program` is in force, or loaded and ready to be put in force.
     pub fn is_ready(&self, program: &Program) -> bool {
         let in_force = self.datapath.as_ref().map(Datapath::program);
         in_force == Some(program) || self.built.as_ref().is_some_and(|built| built.program == *program)
     }
 
-    /// Begins to load `program`. `wake` is woken when that is done.
+    /// Begins to load `program` on a thread, which signals `wake` in the end.
     pub fn build(&mut self, program: Program, wake: &Wake) {
         let begin = || {
             let (name, generations, wake) = (self.name.clone(), self.pins.generations()?, wake.clone());
             let (sender, receiver) = channel();
             let work = move || {
-                // Whoever does not wait for it any more does without.
+                // The result is dropped if the site does not wait for it any more.
                 drop(sender.send(Built::new(&name, program, &generations)));
                 wake.up();
             };
@@ -240,36 +240,36 @@ impl Site {
         }
     }
 
-    /// Takes the program's events, and explains them.
+    /// Takes and explains the program's events.
     pub fn take_events(&mut self) {
         if let Some(datapath) = &mut self.datapath {
             events::take(datapath, &mut self.events);
         }
     }
 
-    /// The events behind number `after`, or the newest `most` of them, as JSON: see [`EventLog::json`].
+    /// Returns the events after number `after` as JSON, at most the newest `most` of them: see [`EventLog::json`].
     pub fn events(&self, after: u64, most: usize) -> Result<String> {
         let lost =
             self.datapath.as_ref().map_or(Ok(0), |datapath| anyhow::Ok(datapath.watch()?.events_lost))?;
         self.events.json(after, most, lost)
     }
 
-    /// Number of packets with an event that could not be kept.
+    /// Returns the number of packets whose event could not be kept.
     pub fn dropped_events(&self) -> u64 {
         self.events.lost()
     }
 
-    /// The program in force, where it is attached.
+    /// Returns the program in force if it is attached.
     pub fn attached(&self) -> Option<&Datapath> {
         self.datapath.as_ref().filter(|_| self.is_attached())
     }
 
-    /// Gives up what is loaded and not in force.
-    pub fn drop_built(&mut self) {
+    /// Discards the program that is loaded and not in force.
+    pub fn discard_built(&mut self) {
         self.built = None;
     }
 
-    /// Puts what is loaded in force, with the kernel's keys and `earlier` ones. It can still be taken back.
+    /// Puts the loaded program in force, with the kernel's keys and the `earlier` keys. The result can undo that.
     pub fn enforce(&mut self, attach: AttachMode, earlier: &[Made]) -> Result<Enforced> {
         let interface =
             self.interface.as_ref().or(self.datapath.as_ref().map(|datapath| &datapath.interface));
@@ -288,8 +288,8 @@ impl Site {
             if let Some(ring) = built.key_ring_before()? {
                 built.object().publish(&ring)?;
             }
-            // Where they can't be read, the controller's next step says so. Confirmed at once: no SYN is to see a policy in
-            // force of which a part does nothing yet.
+            // If the kernel's keys can't be read, the controller's next step logs that. They are confirmed at once,
+            // since `shed` and the translation of cookies do nothing without a confirmation.
             if let Ok(kernel) = KernelKeys::read() {
                 built.object().hold(&self.name, Publish::Held(kernel.into()))?;
                 built.object().confirm()?;
@@ -299,7 +299,7 @@ impl Site {
         built.enforce(&self.pins, interface, live, attach, self.orders.hidden())
     }
 
-    /// Makes it so: what was enforced stays.
+    /// Completes a change after [`enforce`](Self::enforce).
     pub fn settle(&mut self, enforced: Enforced, attach: AttachMode) {
         let interface = match (&self.interface, self.datapath.as_ref()) {
             (Some(interface), _) => interface.clone(),
@@ -334,7 +334,7 @@ impl Site {
         self.succeed();
     }
 
-    /// Attaches what is in force once more, to the interface that is there now.
+    /// Attaches the program in force to an interface that has come back.
     pub fn attach(&mut self, attach: AttachMode) {
         let (Some(datapath), Some(interface)) = (&mut self.datapath, self.interface.take()) else { return };
         match datapath.attach_again(interface, attach) {
@@ -347,7 +347,7 @@ impl Site {
         }
     }
 
-    /// Writes what is hidden by order into the maps in force.
+    /// Writes the orders of `tfo hide` into the maps in force.
     pub fn hide(&mut self) -> Result<()> {
         let hidden = self.orders.hidden().clone();
         if let Some(datapath) = &mut self.datapath {
@@ -357,7 +357,7 @@ impl Site {
         Ok(())
     }
 
-    /// Notes that a step has failed, and when it is tried again.
+    /// Notes that a step has failed, and sets the time of its next try.
     pub fn fail(&mut self, error: &anyhow::Error) {
         let failure = format!("{error:#}");
         if self.failure.as_ref() != Some(&failure) && self.datapath.is_some() {
@@ -367,12 +367,13 @@ impl Site {
         self.retry = self.retry.later();
     }
 
+    /// Notes that a step has succeeded.
     fn succeed(&mut self) {
         self.failure = None;
         self.retry = Retry::NOW;
     }
 
-    /// Detaches the programs and removes all state, what is hidden by order with it.
+    /// Detaches the programs and removes all state, including the orders of `tfo hide`.
     pub async fn unload(mut self) -> Result<()> {
         if let Some(datapath) = &mut self.datapath {
             datapath.flush_log();

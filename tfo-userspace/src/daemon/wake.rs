@@ -1,4 +1,4 @@
-//! What wakes the controller between two of its rounds: a program that is loaded, or an interface that comes or goes.
+//! Wake-up of the controller between two regular steps, when a program is loaded or an interface comes or goes.
 
 use std::sync::Arc;
 
@@ -8,22 +8,23 @@ use rtnetlink::{MulticastGroup, new_multicast_connection};
 use tokio::sync::Notify;
 use tracing::debug;
 
-/// Wakes the controller. What happened it finds out by itself, so that nothing is missed.
+/// Handle that wakes the controller. It carries no message: the controller looks at everything anew and so misses
+/// nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Wake(Arc<Notify>);
 
 impl Wake {
-    /// Wakes it, from whichever thread.
+    /// Wakes the controller, from any thread.
     pub fn up(&self) {
         self.0.notify_one();
     }
 
-    /// Waits until somebody does.
+    /// Waits for a wake-up.
     pub async fn wait(&self) {
         self.0.notified().await;
     }
 
-    /// Wakes it at each change of an interface of the calling thread's network namespace (RTNLGRP_LINK).
+    /// Wakes the controller at each change of an interface of the calling thread's network namespace (RTNLGRP_LINK).
     pub fn at_link_changes(&self) -> Result<()> {
         let connection = new_multicast_connection(&[MulticastGroup::Link]);
         let (connection, _, mut messages) =
@@ -34,7 +35,7 @@ impl Wake {
             while messages.next().await.is_some() {
                 wake.up();
             }
-            debug!("interfaces that come and go are found by looking for them");
+            debug!("interfaces that come and go are found by polling");
         });
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Connections of clients. Where there are too many, slow clients make room for others.
+//! Connections of clients. If there are too many, slow clients are cut off to make room.
 
 use std::{
     cmp::Reverse,
@@ -19,32 +19,33 @@ use tokio::{
 };
 use tracing::debug;
 
-/// Connections that there are at once: one more cuts off the slowest.
+/// Maximum number of connections at once. One more cuts off the slowest.
 pub(crate) const CONNECTIONS: usize = 128;
-/// Answers with all metrics that are in memory at once. Each has megabytes with a thousand services.
+/// Maximum number of answers with metrics in memory at once. Each has megabytes with a thousand services.
 const ANSWERS: usize = 16;
-/// How long a client may take nothing of its answer.
+/// Time for which a client may read nothing of its answer.
 const STALL: Duration = Duration::from_secs(2);
-/// How long it may where others wait to be answered.
+/// The same time while other clients wait for their answers.
 const STALL_AMONG_OTHERS: Duration = Duration::from_millis(100);
 
-/// All connections.
+/// Connections of all clients.
 pub(super) struct Clients {
     all: Mutex<Vec<Arc<Client>>>,
     answers: Arc<Semaphore>,
 }
 
-/// A connection.
+/// Connection of one client.
 pub(super) struct Client {
     address: IpAddr,
     state: Mutex<State>,
     cut: Notify,
 }
 
-/// Who waits for whom.
+/// State of a connection.
 pub(super) struct State {
-    /// Since when we wait for the client; `None` while it waits for us.
+    /// Time since which we wait for the client; `None` while the client waits for us.
     waits_since: Option<Instant>,
+    /// Place among the answers in memory.
     answer: Option<OwnedSemaphorePermit>,
 }
 
@@ -53,7 +54,8 @@ impl Clients {
         Self { all: Mutex::default(), answers: Arc::new(Semaphore::new(ANSWERS)) }
     }
 
-    /// Adds a connection from `address`. Where there is no room, the slowest is cut off for it; `None` where all wait for us.
+    /// Adds a connection from `address`. If there is no room, the slowest client is cut off for it. Returns `None` if
+    /// all clients wait for us.
     pub(super) fn admit(&self, address: IpAddr) -> Option<Arc<Client>> {
         let is_full = locked(&self.all).len() >= CONNECTIONS;
         if is_full && !self.cut_slowest(|_| true) {
@@ -72,13 +74,13 @@ impl Clients {
         client.state().answer = None;
     }
 
-    /// Waits for a place among the answers, which `client` has until it ends.
+    /// Waits for a place among the answers in memory. `client` keeps it until its connection ends.
     pub(super) async fn place(&self, client: &Client) {
         let mut place = pin!(Arc::clone(&self.answers).acquire_owned());
         loop {
             tokio::select! {
                 place = &mut place => {
-                    // It is never closed.
+                    // The semaphore is never closed, so there is a place.
                     client.state().answer = place.ok();
                     return;
                 }
@@ -93,8 +95,8 @@ impl Clients {
         }
     }
 
-    /// Cuts off the client that has stalled for longest, of the host with the most stalled ones; false where none
-    /// stalls.
+    /// Cuts off the slowest of the clients that we wait for and whose state fits `among`: the one that makes us wait
+    /// longest, of the host with most such clients. Returns false if there is none.
     pub(super) fn cut_slowest(&self, among: impl Fn(&State) -> bool) -> bool {
         let mut all = locked(&self.all);
         let waited_for = |(place, client): (usize, &Arc<Client>)| {
@@ -114,12 +116,12 @@ impl Clients {
 }
 
 impl Client {
-    /// Notes that it has said what it wants.
-    pub(super) fn has_asked(&self) {
+    /// Notes that the client has sent its request.
+    pub(super) fn request_received(&self) {
         self.state().waits_since = None;
     }
 
-    /// Waits until it is cut off.
+    /// Waits until the client is cut off.
     pub(super) async fn cut(&self) {
         self.cut.notified().await;
     }
@@ -129,7 +131,7 @@ impl Client {
     }
 }
 
-/// What stands for a host: an IPv6 host has a /64 to itself.
+/// Returns the address that stands for the host of `address`. An IPv6 host has a /64 to itself.
 fn host(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & u128::MAX << 64).into(),
@@ -141,7 +143,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A client's stream. Writing fails once the client has taken nothing for [`STALL`].
+/// Stream of a client. Writing fails after the client has read nothing for [`STALL`].
 pub(super) struct Stream {
     stream: TcpStream,
     client: Arc<Client>,
@@ -153,6 +155,7 @@ impl Stream {
         Self { stream, client, stalls: None }
     }
 
+    /// Writes with `write`, and measures how long the client stalls.
     fn timed<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -214,7 +217,7 @@ mod tests {
         [192, 0, 2, n].into()
     }
 
-    /// Of the host with most connections the oldest is cut off, and nobody who waits for us.
+    /// The oldest connection of the host with most connections is cut off, and no client that waits for us.
     #[test]
     fn the_slowest_of_the_busiest_host_makes_room() {
         let clients = Clients::new();
@@ -222,13 +225,13 @@ mod tests {
         let others: Vec<_> = (1..CONNECTIONS).filter_map(|_| clients.admit(address(2))).collect();
         assert_eq!(others.len(), CONNECTIONS - 1);
         let is_there = |client| locked(&clients.all).iter().any(|other| Arc::ptr_eq(other, client));
-        others[0].has_asked();
+        others[0].request_received();
         let new = clients.admit(address(3)).expect("room is made");
         let gone: Vec<_> = (0..others.len()).filter(|n| !is_there(&others[*n])).collect();
         assert_eq!(gone, [1], "{}", is_there(&first));
         assert!(is_there(&first) && is_there(&new));
 
-        locked(&clients.all).iter().for_each(|client| client.has_asked());
+        locked(&clients.all).iter().for_each(|client| client.request_received());
         assert!(clients.admit(address(4)).is_none(), "all wait for us");
         clients.remove(&first);
         assert!(clients.admit(address(4)).is_some());

@@ -1,4 +1,4 @@
-//! What is shown over HTTP, read from the maps and the kernel at that moment.
+//! Values for answers over HTTP, read from the maps and the kernel at that moment.
 
 use anyhow::Result;
 use tfo_common::keyring::{KeyRing, Role, SLOTS};
@@ -15,10 +15,10 @@ use crate::{
     },
 };
 
-/// What a scrape shows of `controller`, which is to be attached to `interfaces`.
+/// Reads the metrics of `controller`, which should be attached to `interfaces`.
 pub(super) fn take(controller: &Controller, interfaces: &[String]) -> Result<Snapshot> {
     let rotation_interval = controller.keeper().rotate_seconds();
-    // One that can't be read is missing, and keeps no other from being shown.
+    // A program that can't be read is left out, and the others are shown.
     let on_interface = |(name, site): (&str, Option<&Site>)| {
         let program = site.and_then(program).transpose();
         let is_unreadable = program.is_err();
@@ -34,7 +34,7 @@ pub(super) fn take(controller: &Controller, interfaces: &[String]) -> Result<Sna
     })
 }
 
-/// The program at `site`, where one is attached.
+/// Reads the values of the program at `site`, if one is attached.
 fn program(site: &Site) -> Option<Result<Program>> {
     site.attached().map(|datapath| read(datapath, site.dropped_events()))
 }
@@ -57,14 +57,15 @@ fn read(datapath: &Datapath, dropped_events: u64) -> Result<Program> {
     })
 }
 
-/// The keys of the map, and whether they are where they should be. To be called where keys may be handled.
+/// Reads the keys of the map, and compares them with the kernel's and the schedule's. Call it only below
+/// [`leaving_no_trace`].
 fn attest(datapath: &Datapath) -> Result<(KeyRing, Attestation)> {
     let ring = datapath.key_ring()?;
     let attestation = Attestation::of(datapath.pins(), &ring, datapath.info())?;
     Ok((ring, attestation))
 }
 
-/// The keys of `ring` at `now`, seconds since 1970.
+/// Counts the keys of `ring` by role. `now` is in seconds since 1970.
 fn roles(ring: &KeyRing, now: u64) -> Vec<RoleKeys> {
     let of_role = |role| {
         let slots = (0..SLOTS).filter(|slot| ring.holds(*slot) && Role::of_slot(*slot) == role);
@@ -74,7 +75,7 @@ fn roles(ring: &KeyRing, now: u64) -> Vec<RoleKeys> {
     [Role::Current, Role::Backup, Role::Next, Role::Retired].map(of_role).into()
 }
 
-/// Each of `interfaces` once, in their order, with the site that it is.
+/// Returns `interfaces` in their order and without duplicates, each with its site.
 fn each<'a>(
     controller: &'a Controller,
     interfaces: &'a [String],
@@ -87,7 +88,7 @@ fn each<'a>(
         .map(|(_, name)| (name.as_str(), controller.sites().iter().find(|site| site.name() == name)))
 }
 
-/// Whether `controller` is attached to all of `interfaces` with keys in step, or why that isn't so.
+/// Checks that `controller` is attached to all of `interfaces`, with keys in step. The error has all reasons.
 pub(super) fn health(controller: &Controller, interfaces: &[String]) -> Result<(), String> {
     let mut reasons: Vec<String> = each(controller, interfaces)
         .filter_map(|(name, site)| {

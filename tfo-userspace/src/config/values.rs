@@ -1,0 +1,148 @@
+//! Values of the configuration, from the tables of the file.
+//!
+//! A wrong value is noted and replaced by a default, so that the rest of the file is checked, too.
+
+use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+
+use clap::ValueEnum;
+use tfo_common::verdict::Mode;
+use toml::de::DeValue;
+
+use super::{
+    Config, Keys,
+    protections::guards,
+    table::{Table, number, text, wrong_type},
+};
+use crate::{
+    kernel::interface,
+    keys::schedule::Schedule,
+    model::{
+        services::{Conflict, Conflicts, Named, Place, Services, parse_name, parse_ports, parse_prefix},
+        settings::{KeysFrom, ProgramMode, Sizes, parse_share},
+    },
+    util::time::parse_duration,
+};
+
+/// Range of each of the [`Sizes`].
+const SIZES: RangeInclusive<u32> = 1024..=16 << 20;
+
+/// Reads the whole file.
+pub(super) fn config(root: &mut Table) -> Config {
+    root.need("interfaces", "[\"eth0\"]");
+    Config {
+        interfaces: root
+            .list("interfaces", text(interface::parse_name))
+            .into_iter()
+            .map(|(_, name)| name)
+            .collect(),
+        attach: root.get("attach", choice).unwrap_or_default(),
+        metrics: root.get("metrics", text(parse_address)),
+        keys: root.table("keys", keys).unwrap_or_default(),
+        maps: root.table("maps", sizes).unwrap_or_default(),
+        services: services(root),
+    }
+}
+
+fn keys(table: &mut Table) -> Keys {
+    let default = Keys::default();
+    Keys {
+        source: table.get("source", text(KeysFrom::parse)).unwrap_or(default.source),
+        rotate: table.get("rotate", text(interval)).unwrap_or(default.rotate),
+        state: table.get("state", text(not_empty)).map_or(default.state, PathBuf::from),
+        retire_below: table.get("retire_below", text(parse_share)),
+        max_age: table.get("max_age", text(age)),
+    }
+}
+
+fn sizes(table: &mut Table) -> Sizes {
+    let default = Sizes::default();
+    Sizes {
+        sources: table.get("sources", number(SIZES)).unwrap_or(default.sources),
+        replays: table.get("replays", number(SIZES)).unwrap_or(default.replays),
+    }
+}
+
+/// Offsets in the file: of the name of a service, and of each of its ports.
+type Offsets = (usize, Vec<usize>);
+
+fn services(root: &mut Table) -> Services {
+    let (named, offsets): (Vec<_>, Vec<Offsets>) = root.tables("service", service).into_iter().unzip();
+    // Packets that belong to no service are only observed.
+    let services = Services::new(named, Mode::Observe);
+    services.unwrap_or_else(|Conflicts(conflicts)| {
+        let offset = |(service, ports): Place| match ports {
+            Some(ports) => offsets[service].1[ports],
+            None => offsets[service].0,
+        };
+        for Conflict { at, earlier, what, advice } in conflicts {
+            let earlier = earlier.map(|earlier| format!(" (line {})", root.faults.line(offset(earlier))));
+            root.faults.add(offset(at), format!("{what}{}; {advice}", earlier.unwrap_or_default()));
+        }
+        Services::default()
+    })
+}
+
+fn service(table: &mut Table) -> (Named, Offsets) {
+    table.need("name", "\"web\"");
+    table.need("ports", "[80, 443, \"8000-8010\"]");
+    let offset = table.place("name");
+    // The substitute for a missing or wrong name is not a valid name, so it equals no other.
+    let line = table.faults.line(table.at);
+    let name = table.get("name", text(parse_name)).unwrap_or_else(|| format!("on line {line}"));
+    let (offsets, ports) = table.list("ports", ports).into_iter().unzip();
+    let named = Named {
+        name,
+        ports,
+        addresses: table
+            .list("addresses", text(parse_prefix))
+            .into_iter()
+            .map(|(_, prefix)| prefix)
+            .collect(),
+        mode: table.get("mode", choice::<ProgramMode>).unwrap_or_default().into(),
+        guards: guards(table),
+    };
+    (named, (offset, offsets))
+}
+
+fn ports(value: &DeValue) -> Result<RangeInclusive<u16>, String> {
+    match value {
+        DeValue::Integer(_) => number(1..=u16::MAX)(value).map(|port| port..=port),
+        DeValue::String(range) => parse_ports(range),
+        other => Err(wrong_type(other, "ports such as 80 and \"8000-8010\"")),
+    }
+}
+
+fn choice<T: ValueEnum>(value: &DeValue) -> Result<T, String> {
+    let names = || T::value_variants().iter().filter_map(T::to_possible_value);
+    let names = || names().map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(", ");
+    text(|name| T::from_str(name, false).map_err(|_| format!("`{name}` is unknown; use one of {}", names())))(
+        value,
+    )
+}
+
+fn not_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        Err("this is empty; leave it out, or fill it".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// Parses the address for metrics. Port 0 is refused, since it would be a different port at each start.
+pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    const EXAMPLE: &str = "write, for example, 127.0.0.1:9434";
+    let address: SocketAddr =
+        text.parse().map_err(|_| format!("`{text}` is not an address with a port; {EXAMPLE}"))?;
+    if address.port() == 0 { Err(format!("{text} has port 0; {EXAMPLE}")) } else { Ok(address) }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    Schedule::new(parse_duration(text)?)
+        .map(|schedule| schedule.interval())
+        .map_err(|error| error.to_string())
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .and_then(|age| if age.is_zero() { Err("it takes at least 1s".to_owned()) } else { Ok(age) })
+}
