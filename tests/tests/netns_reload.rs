@@ -4,6 +4,8 @@
 
 use std::{
     collections::BTreeMap,
+    fs::read_dir,
+    path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::Instant,
@@ -13,7 +15,9 @@ use nix::sys::signal::Signal;
 use tfo_common::{class::Class, cookie, segment::Family, verdict::Verdict};
 use tfo_tests::{
     config::Config,
-    netns::{Counts, IFACE, Running, StopOnDrop, eventually, failure, key, server_and_client, set_keys, tfo},
+    netns::{
+        BPFFS, Counts, IFACE, Running, StopOnDrop, eventually, failure, key, server_and_client, set_keys, tfo,
+    },
     wire::{Seen, Wire},
 };
 use tfo_userspace::{
@@ -202,4 +206,28 @@ fn outcomes_program() -> u32 {
     let pins = tfo_userspace::dataplane::pins::Bpffs::new(tfo_tests::netns::BPFFS.as_ref()).pins(IFACE);
     let link = PinnedLink::from_pin(pins.current().unwrap().outcomes_link()).unwrap();
     FdLink::from(link).info().unwrap().program_id()
+}
+
+/// A SIGHUP while an earlier reload is in progress is not lost: the file is read once more when that has ended.
+#[test]
+fn a_sighup_during_a_reload_is_not_lost() {
+    server_and_client(|_client| {
+        let config = Config::new(IFACE, &configuration("web", 0));
+        let running = config.run();
+        let generations = || read_dir(Path::new(BPFFS).join("tfo").join(IFACE)).unwrap().count();
+        let (before, names) = (generations(), ["first", "second"]);
+        config.write(&configuration(names[0], 7));
+        running.signal(Signal::SIGHUP);
+        // The maps of the next generation are made: the reload is in progress.
+        eventually("the reload begins", || generations() > before);
+        config.write(&configuration(names[1], 14));
+        running.signal(Signal::SIGHUP);
+        let has = |name: &str| {
+            let counters = Counts::of(IFACE);
+            let services = counters.field("services").as_array().unwrap();
+            services.iter().any(|service| service["name"] == name)
+        };
+        eventually("the second file is in force", || has(names[1]));
+        running.end(Signal::SIGINT);
+    });
 }

@@ -15,8 +15,8 @@ use std::{
 };
 
 use anyhow::Result;
-pub use client::give;
-pub use protocol::Order;
+pub use client::send;
+pub use protocol::Request;
 pub use server::{PendingRequest, Reply, Server};
 
 use crate::dataplane::pins::Pins;

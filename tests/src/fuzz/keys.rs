@@ -9,7 +9,7 @@ use std::{
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tfo_common::keyring::Key;
 use tfo_userspace::{
-    control::Order,
+    control::Request,
     kernel::{sysctl::KernelKeys, tcp_ext::TcpExt},
     keys::secret::Secret,
     model::keys::{key_text, parse_key},
@@ -83,12 +83,12 @@ fn sysctl(text: &str) {
 
 /// Checks that a request survives being sent and parsed again.
 fn order(text: &str) {
-    let Ok(order) = serde_json::from_str::<Order>(text) else { return };
+    let Ok(order) = serde_json::from_str::<Request>(text) else { return };
     let sent = serde_json::to_string(&order).expect("an order can be sent");
-    let heard: Order = serde_json::from_str(&sent).expect("an order can be heard");
+    let heard: Request = serde_json::from_str(&sent).expect("an order can be heard");
     assert_eq!(sent, serde_json::to_string(&heard).expect("it can be sent again"));
-    if let Order::Import { key } = order {
-        assert!(matches!(heard, Order::Import { key: heard } if heard == key));
+    if let Request::Import { key } = order {
+        assert!(matches!(heard, Request::Import { key: heard } if heard == key));
     }
 }
 

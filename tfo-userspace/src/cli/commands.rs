@@ -22,7 +22,7 @@ use crate::{
         args::{Cli, Command, Keys},
         exit::die_quietly_on_broken_pipe,
     },
-    control::{self, NotRunning, Order},
+    control::{self, NotRunning, Request},
     dataplane::pins::{Bpffs, Pins},
     lab,
     util::{runtime::block_on, secrecy::protect_process},
@@ -73,13 +73,13 @@ fn attached(interface: Option<&str>, bpffs: &Bpffs) -> Result<Vec<Pins>> {
 async fn send(
     interface: Option<&str>,
     bpffs: &Bpffs,
-    request: impl Fn(String) -> Order,
+    request: impl Fn(String) -> Request,
     show: impl Fn(&str, &str) -> Result<()>,
 ) -> Result<()> {
     let mut outcome = Ok(());
     for pins in attached(interface, bpffs)? {
         let name = pins.interface();
-        let answer = control::give(&pins, &request(name.to_owned())).await;
+        let answer = control::send(&pins, &request(name.to_owned())).await;
         match answer.and_then(|answer| show(name, &answer)) {
             Err(error) if outcome.is_err() => eprintln!("error: {error:#}"),
             shown => outcome = outcome.and(shown),

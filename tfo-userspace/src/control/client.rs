@@ -12,7 +12,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::{
-    protocol::{Answer, Order, Outcome, Request, VERSION, monotonic_ns, read, write},
+    protocol::{Answer, Envelope, Outcome, Request, VERSION, monotonic_ns, read, write},
     socket,
 };
 use crate::{control::NotRunning, dataplane::pins::Pins};
@@ -24,10 +24,10 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const MARGIN: Duration = Duration::from_secs(1);
 
 /// Sends the request `order` to the controller of `pins`, and returns the answer.
-pub async fn give(pins: &Pins, order: &Order) -> Result<String> {
+pub async fn send(pins: &Pins, order: &Request) -> Result<String> {
     let interface = pins.interface();
     let mut stream = connect(pins)?;
-    let request = Request {
+    let request = Envelope {
         version: VERSION,
         deadline_ns: monotonic_ns()?.saturating_add(u64::try_from(DEADLINE.as_nanos())?),
         order,

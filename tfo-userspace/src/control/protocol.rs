@@ -19,12 +19,12 @@ pub const VERSION: u32 = 1;
 /// Maximum length of a request, and of an answer about keys, in bytes.
 pub(super) const LONGEST: usize = 4096;
 /// Maximum length of an answer that is not about keys, in bytes.
-pub const LONGEST_ACCOUNT: usize = 2 << 20;
+pub const MAX_ANSWER_BYTES: usize = 2 << 20;
 
 /// Request of a client to a controller. The type has no `Debug`, since it may hold a key.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Order {
+pub enum Request {
     /// Makes a new key and uses it.
     Rotate {
         /// Whether cookies of earlier keys are refused from now on.
@@ -73,7 +73,7 @@ pub enum Order {
 /// Names of all requests, for the answer to an unknown one.
 pub(super) const NAMES: &str = "rotate, forget, import, events, history, reload, hide, hide_list";
 
-impl Order {
+impl Request {
     /// Returns the maximum length of the answer, in bytes.
     pub(super) fn longest_answer(&self) -> usize {
         match self {
@@ -82,7 +82,7 @@ impl Order {
             | Self::History { .. }
             | Self::Reload
             | Self::Hide { .. }
-            | Self::HideList { .. } => LONGEST_ACCOUNT,
+            | Self::HideList { .. } => MAX_ANSWER_BYTES,
         }
     }
 
@@ -102,9 +102,9 @@ impl Order {
     }
 }
 
-/// Request with its version and deadline. The type has no `Debug`: see [`Order`].
+/// Request with its version and deadline. The type has no `Debug`: see [`Request`].
 #[derive(Deserialize, Serialize)]
-pub(super) struct Request<O> {
+pub(super) struct Envelope<O> {
     pub(super) version: u32,
     /// Deadline for taking the request up, in nanoseconds of CLOCK_MONOTONIC. A later request is refused, since
     /// its client may have given up.

@@ -20,7 +20,9 @@ use tracing::{debug, warn};
 
 use super::{
     FOLDER,
-    protocol::{Answer, Header, LONGEST, NAMES, Order, Outcome, Request, VERSION, monotonic_ns, read, write},
+    protocol::{
+        Answer, Envelope, Header, LONGEST, NAMES, Outcome, Request, VERSION, monotonic_ns, read, write,
+    },
     socket,
 };
 use crate::dataplane::pins::Pins;
@@ -30,14 +32,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Received request, with the way back to its client.
 pub struct PendingRequest {
-    order: Order,
+    order: Request,
     deadline_ns: u64,
     reply: Reply,
 }
 
 impl PendingRequest {
     /// Takes the request up. After its deadline it is refused instead, since its client may have given up.
-    pub fn take(self) -> Option<(Order, Reply)> {
+    pub fn take(self) -> Option<(Request, Reply)> {
         let Self { order, deadline_ns, reply } = self;
         match monotonic_ns() {
             Ok(now) if now <= deadline_ns => Some((order, reply)),
@@ -170,7 +172,7 @@ async fn converse(mut stream: UnixStream, requests: mpsc::Sender<PendingRequest>
         return Ok(());
     }
     let outcome = match parse(&request) {
-        Ok(Request { deadline_ns, order, .. }) => {
+        Ok(Envelope { deadline_ns, order, .. }) => {
             let (reply, outcome) = oneshot::channel();
             let patience = order.patience();
             let pending = PendingRequest { order, deadline_ns, reply: Reply(reply) };
@@ -191,7 +193,7 @@ async fn converse(mut stream: UnixStream, requests: mpsc::Sender<PendingRequest>
 }
 
 /// Parses a request. Errors do not quote it, since it may hold a key.
-fn parse(request: &[u8]) -> Result<Request<Order>> {
+fn parse(request: &[u8]) -> Result<Envelope<Request>> {
     let header: Header = serde_json::from_slice(request).map_err(|_| {
         anyhow!("this is no request: it takes a JSON object with version, deadline_ns and order")
     })?;

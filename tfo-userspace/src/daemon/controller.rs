@@ -47,8 +47,8 @@ pub struct Controller {
     desired: Desired,
     /// Change of the desired state in progress.
     change: Option<Change>,
-    /// Clients that have asked for a reload during the change.
-    waiting: Vec<Reply>,
+    /// Clients of a reload that was asked for during the change; none for one asked for by SIGHUP.
+    waiting: Option<Vec<Reply>>,
     keeper: Keeper,
     retire: Retire,
     file: Option<FromFile>,
@@ -126,7 +126,7 @@ impl Controller {
                 netns_cookie,
             },
             change: Some(Change { former: None, file: file.clone(), replies: Vec::new(), outcome: None }),
-            waiting: Vec::new(),
+            waiting: None,
             keeper: Keeper::new(source),
             retire,
             file,
@@ -249,7 +249,7 @@ impl Controller {
         self.datapaths().map(Report::of).collect()
     }
 
-    /// Adds a sample of the counters to the history. Call it every [`history::EVERY`](crate::view::history::EVERY). An
+    /// Adds a sample of the counters to the history. Call it every [`history::SAMPLE_INTERVAL`](crate::view::history::SAMPLE_INTERVAL). An
     /// interface whose counters can't be read gets no sample.
     pub fn sample(&mut self) {
         let (now, kernel) = (Instant::now(), TcpExt::read().ok());

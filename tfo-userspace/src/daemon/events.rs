@@ -8,7 +8,7 @@ use tracing::warn;
 use crate::{
     dataplane::Datapath,
     util::secrecy::leaving_no_trace,
-    view::events::{AT_ONCE, EventLog, Explainer},
+    view::events::{EXPLAINED_PER_KIND, EventLog, Explainer},
 };
 
 /// Takes the new events of `datapath`, and adds them to `log` with their explanations.
@@ -17,7 +17,7 @@ pub(super) fn take(datapath: &mut Datapath, log: &mut EventLog) {
     while let Some(event) = datapath.next_event() {
         let count = of_kind.entry((event.subject.kind, event.subject.detail)).or_default();
         *count += 1;
-        if *count <= AT_ONCE { events.push(event) } else { log.lose(event.weight) }
+        if *count <= EXPLAINED_PER_KIND { events.push(event) } else { log.count_lost(event.weight) }
     }
     if events.is_empty() {
         return;

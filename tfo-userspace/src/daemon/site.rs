@@ -22,7 +22,7 @@ use crate::{
         self, Built, Datapath, Enforced, OnDevice, Presence, Program, Publish, on_device, pins::Locked,
     },
     kernel::{interface::Interface, sysctl::KernelKeys},
-    model::{guards::Hidden, keys::Made, settings::AttachMode},
+    model::{guards::Hidden, keys::DatedKey, settings::AttachMode},
     util::secrecy::leaving_no_trace,
     view::events::EventLog,
 };
@@ -270,7 +270,7 @@ impl Site {
     }
 
     /// Puts the loaded program in force, with the kernel's keys and the `earlier` keys. The result can undo that.
-    pub fn enforce(&mut self, attach: AttachMode, earlier: &[Made]) -> Result<Enforced> {
+    pub fn enforce(&mut self, attach: AttachMode, earlier: &[DatedKey]) -> Result<Enforced> {
         let interface =
             self.interface.as_ref().or(self.datapath.as_ref().map(|datapath| &datapath.interface));
         let (Some(interface), Some(mut built)) = (interface, self.built.take()) else {

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{Pod, maps::Map, util::nr_cpus};
 
 /// Number of entries that are read at once. They stay in a CPU's cache.
-const AT_ONCE: usize = 16;
+const EXPLAINED_PER_KIND: usize = 16;
 /// `BPF_MAP_LOOKUP_ELEM` and `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd` (linux/bpf.h).
 const LOOKUP_ELEM: libc::c_int = 1;
 const LOOKUP_BATCH: libc::c_int = 24;
@@ -74,7 +74,7 @@ impl<V: Pod> BatchReader<V> {
 
     /// Passes each entry to `see`, in the order of the indices.
     pub(super) fn each(&self, mut see: impl FnMut(u32, &[V])) -> io::Result<()> {
-        let mut values = vec![self.empty; AT_ONCE * self.width];
+        let mut values = vec![self.empty; EXPLAINED_PER_KIND * self.width];
         let mut seen = 0;
         while seen < self.entries {
             match self.batch(seen, &mut values) {
@@ -112,7 +112,7 @@ impl<V: Pod> BatchReader<V> {
 
     /// Reads entries from index `first` on into `values`, and returns their number.
     fn batch(&self, first: u32, values: &mut [V]) -> io::Result<usize> {
-        let (mut keys, mut last) = ([0_u32; AT_ONCE], 0_u32);
+        let (mut keys, mut last) = ([0_u32; EXPLAINED_PER_KIND], 0_u32);
         assert!(values.len() >= keys.len() * self.width);
         // The kernel begins behind the key at `in_batch`.
         let before = first.checked_sub(1);
@@ -121,13 +121,13 @@ impl<V: Pod> BatchReader<V> {
             out_batch: &raw mut last,
             keys: keys.as_mut_ptr(),
             values: values.as_mut_ptr().cast(),
-            count: AT_ONCE as u32,
+            count: EXPLAINED_PER_KIND as u32,
             map_fd: self.map.as_raw_fd() as u32,
             elem_flags: 0,
             flags: 0,
         };
-        // SAFETY: the kernel writes one key to `last`, at most AT_ONCE keys to `keys` (in arrays, keys are u32), and at
-        // most AT_ONCE entries to `values`, for which there is room: see `elem`.
+        // SAFETY: the kernel writes one key to `last`, at most EXPLAINED_PER_KIND keys to `keys` (in arrays, keys are u32), and at
+        // most EXPLAINED_PER_KIND entries to `values`, for which there is room: see `elem`.
         let done = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut batch, size_of::<Batch>()) };
         let error = io::Error::last_os_error();
         match (done, error.raw_os_error()) {

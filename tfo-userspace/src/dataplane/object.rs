@@ -33,7 +33,7 @@ use crate::{
     dataplane::{Publish, pins::Generation},
     model::{
         guards::Hidden,
-        keys::{Made, describe},
+        keys::{DatedKey, describe},
     },
     util::secrecy::leaving_no_trace,
 };
@@ -339,10 +339,10 @@ impl Object {
 
     /// Adds the `earlier` keys, newest first, as retired keys with the times at which they were made, while there is
     /// room.
-    pub(crate) fn remember(&mut self, interface: &str, earlier: &[Made]) -> Result<()> {
+    pub(crate) fn remember(&mut self, interface: &str, earlier: &[DatedKey]) -> Result<()> {
         let ring = self.key_ring()?;
         let hits = self.counters()?.hits;
-        let next = earlier.iter().fold(ring, |ring, Made { key, made }| {
+        let next = earlier.iter().fold(ring, |ring, DatedKey { key, made }| {
             ring.with_oldest(*key, Moment { seconds: *made, hits: &hits })
         });
         self.replace(interface, &ring, next)

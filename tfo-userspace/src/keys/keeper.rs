@@ -27,7 +27,7 @@ use super::{schedule::Schedule, secret::Secret, state::State};
 use crate::{
     dataplane::Publish,
     kernel::sysctl::{KernelKeys, KeySysctl},
-    model::keys::{Made, fingerprint},
+    model::keys::{DatedKey, fingerprint},
     util::files::folder,
 };
 
@@ -180,7 +180,7 @@ impl Keeper {
 
     /// Returns the source's earlier keys that are no older than `max_age`, newest first. Clients may still have cookies
     /// of them.
-    pub fn earlier(&self, now: u64, max_age: Option<Duration>) -> Zeroizing<Vec<Made>> {
+    pub fn earlier(&self, now: u64, max_age: Option<Duration>) -> Zeroizing<Vec<DatedKey>> {
         // The buffer must not grow: growing would leave a copy of the keys behind.
         let mut earlier = Zeroizing::new(Vec::with_capacity(RETIRED));
         match &self.source {

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use tfo_common::keyring::Held;
 
 use super::secret::Secret;
-use crate::model::keys::Made;
+use crate::model::keys::DatedKey;
 
 /// Shortest interval, the same as tofurkey's.
 pub const SHORTEST: Duration = Duration::from_secs(10);
@@ -75,8 +75,8 @@ impl Schedule {
 
     /// Returns the keys before the current one, newest first. Clients may have their cookies from hosts of the fleet.
     /// In the first half of an interval, the first of them is the backup key.
-    pub fn earlier(&self, secret: &Secret, unix_seconds: u64) -> impl Iterator<Item = Made> {
-        let made = |number| Made { key: secret.key(number), made: number * self.interval.as_secs() };
+    pub fn earlier(&self, secret: &Secret, unix_seconds: u64) -> impl Iterator<Item = DatedKey> {
+        let made = |number| DatedKey { key: secret.key(number), made: number * self.interval.as_secs() };
         (0..self.number(unix_seconds)).rev().map(made)
     }
 
@@ -190,7 +190,7 @@ mod tests {
         let (secret, schedule) = (secret(), every(10));
         for now in [1_000_000, 1_000_009] {
             let earlier: Vec<_> = schedule.earlier(&secret, now).take(3).collect();
-            let made = |number| Made { key: secret.key(number), made: number * 10 };
+            let made = |number| DatedKey { key: secret.key(number), made: number * 10 };
             assert!(earlier == [99_999, 99_998, 99_997].map(made));
         }
     }

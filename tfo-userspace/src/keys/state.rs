@@ -15,7 +15,7 @@ use tfo_common::keyring::{Held, Key, RETIRED};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
-    model::keys::{Made, key_text, parse_key},
+    model::keys::{DatedKey, key_text, parse_key},
     util::files::{END, beginning, folder, replace},
 };
 
@@ -37,7 +37,7 @@ const MOVE_AWAY: &str = "move it away to begin with new keys";
 /// The type has no `Debug`, and is zeroed on drop.
 pub struct State {
     /// Keys, newest first. The vector never grows beyond its capacity: growing would leave a copy of the keys behind.
-    keys: Vec<Made>,
+    keys: Vec<DatedKey>,
     /// Whether an emergency is in progress: earlier keys have leaked, and may still be in the kernel or a map.
     purge: bool,
 }
@@ -111,7 +111,7 @@ impl State {
         for (at, entry) in document.keys.iter().enumerate() {
             let key = parse_key(entry.key).filter(|key| !key.is_zero());
             let key = key.with_context(|| format!("key {} in {path_} is not valid: {MOVE_AWAY}", at + 1))?;
-            state.keys.push(Made { key, made: entry.made });
+            state.keys.push(DatedKey { key, made: entry.made });
         }
         Ok(state)
     }
@@ -154,7 +154,7 @@ impl State {
     }
 
     /// Returns the keys, newest first.
-    pub fn keys(&self) -> &[Made] {
+    pub fn keys(&self) -> &[DatedKey] {
         &self.keys
     }
 
@@ -168,7 +168,7 @@ impl State {
     pub fn import(&mut self, key: Key, now: u64) {
         self.keys.retain(|made| made.key != key);
         self.forget_beyond(REMEMBERED - 1);
-        self.keys.insert(0, Made { key, made: now });
+        self.keys.insert(0, DatedKey { key, made: now });
     }
 
     /// Makes a new key and forgets all others. An error changes nothing.
@@ -202,7 +202,7 @@ impl State {
     }
 
     /// Returns the keys that the kernel no longer holds, newest first.
-    pub fn retired(&self) -> impl Iterator<Item = Made> + '_ {
+    pub fn retired(&self) -> impl Iterator<Item = DatedKey> + '_ {
         self.keys.iter().skip(2).copied()
     }
 

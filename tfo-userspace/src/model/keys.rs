@@ -14,14 +14,14 @@ use zeroize::{Zeroize, Zeroizing};
 ///
 /// The type has no `Debug`, because keys are never printed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Made {
+pub struct DatedKey {
     /// The key.
     pub key: Key,
     /// Time at which it was made, in seconds since 1970 (UTC).
     pub made: u64,
 }
 
-impl Zeroize for Made {
+impl Zeroize for DatedKey {
     fn zeroize(&mut self) {
         self.key.k0.zeroize();
         self.key.k1.zeroize();

@@ -23,7 +23,7 @@ use crate::util::background::Background;
 /// Number of log writes that may wait for the reader of standard error.
 const QUEUE: usize = 1024;
 /// Number of records that a screen shows.
-const SHOWN: usize = 5;
+const MAX_ANSWERED: usize = 5;
 /// Number of records that are held while a screen is drawn. Older records are left out.
 const HELD: usize = 1000;
 
@@ -33,7 +33,7 @@ static LOG: Mutex<Log> =
 struct Log {
     /// Writer of standard error; `None` before [`init`].
     out: Option<Background>,
-    /// The last [`SHOWN`] records.
+    /// The last [`MAX_ANSWERED`] records.
     last: VecDeque<String>,
     /// Records that wait for the end of the screen; `None` if each record is written at once.
     held: Option<VecDeque<String>>,
@@ -163,7 +163,7 @@ fn log() -> MutexGuard<'static, Log> {
 
 impl Log {
     fn add(&mut self, record: &str) {
-        push(&mut self.last, record, SHOWN);
+        push(&mut self.last, record, MAX_ANSWERED);
         match &mut self.held {
             Some(held) => self.left_out += u64::from(push(held, record, HELD)),
             None => self.write(record),

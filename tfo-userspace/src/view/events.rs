@@ -20,10 +20,10 @@ use tfo_common::{policy::Guard, verdict::Verdict};
 /// Maximum number of events kept for each class or reason. A flood of one does not evict the others.
 const KEPT_PER_KIND: usize = 500;
 /// Maximum number of events in one answer to `tfo events`.
-pub const SHOWN: usize = 1000;
+pub const MAX_ANSWERED: usize = 1000;
 /// Maximum number of events of one kind that are explained at a time. Thousands of cookies are computed before a cookie
 /// is called forged.
-pub const AT_ONCE: usize = 100;
+pub const EXPLAINED_PER_KIND: usize = 100;
 
 /// Event with its explanation; see `tfo events --json`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -241,7 +241,7 @@ impl EventLog {
     }
 
     /// Counts packets whose event was not kept.
-    pub fn lose(&mut self, packets: u64) {
+    pub fn count_lost(&mut self, packets: u64) {
         self.lost += packets;
     }
 

@@ -12,11 +12,11 @@ use tfo_common::{class::Class, segment::Family, verdict::Verdict};
 use crate::{kernel::tcp_ext::TcpExt, view::counters::Report};
 
 /// Interval between samples.
-pub const EVERY: Duration = Duration::from_secs(5);
+pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 /// Time for which samples are kept.
 pub const SPAN: Duration = Duration::from_secs(60 * 60);
 /// Maximum number of samples of an interface: both ends of the span have one.
-const SAMPLES: usize = (SPAN.as_secs() / EVERY.as_secs()) as usize + 1;
+const SAMPLES: usize = (SPAN.as_secs() / SAMPLE_INTERVAL.as_secs()) as usize + 1;
 
 /// Counters of an interface at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -147,7 +147,7 @@ impl History {
     pub fn add(&mut self, at: Instant, report: &Report, kernel: Option<TcpExt>) {
         let samples = self.0.entry(report.interface.clone()).or_default();
         if let [.., before, last] = samples.make_contiguous()
-            && last.at.saturating_duration_since(before.at) < EVERY / 2
+            && last.at.saturating_duration_since(before.at) < SAMPLE_INTERVAL / 2
         {
             samples.pop_back();
         }
@@ -179,7 +179,7 @@ pub fn parse(json: &str) -> Result<Vec<Sample>> {
 mod tests {
     use super::*;
     use crate::{
-        control::protocol::LONGEST_ACCOUNT,
+        control::protocol::MAX_ANSWER_BYTES,
         view::{
             counters::{GuardRow, ServiceReport, SynRow},
             rtt_saved::RttSaved,
@@ -204,9 +204,9 @@ mod tests {
     fn the_last_hour_is_remembered_and_nothing_before_it() {
         let (mut history, start) = (History::default(), Instant::now());
         for n in 0..2 * SAMPLES as u32 {
-            history.add(start + EVERY * n, &report(u64::from(n)), None);
+            history.add(start + SAMPLE_INTERVAL * n, &report(u64::from(n)), None);
         }
-        let now = start + EVERY * (2 * SAMPLES as u32 - 1);
+        let now = start + SAMPLE_INTERVAL * (2 * SAMPLES as u32 - 1);
         let samples = parse(&history.json("v0", now).unwrap()).unwrap();
         assert_eq!(samples.len(), SAMPLES);
         assert_eq!(Duration::from_millis(samples[0].age_ms), SPAN);
@@ -254,7 +254,7 @@ mod tests {
         let history = History([("v0".to_owned(), vec![sample; SAMPLES].into())].into());
         let json = history.json("v0", Instant::now()).unwrap();
         // The answer contains it as a string, with escaped quotation marks.
-        assert!(serde_json::to_string(&json).unwrap().len() < LONGEST_ACCOUNT / 2);
+        assert!(serde_json::to_string(&json).unwrap().len() < MAX_ANSWER_BYTES / 2);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::view::{
     counters::Report,
-    history::{EVERY, Sample, rate},
+    history::{SAMPLE_INTERVAL, Sample, rate},
     key_listing::Listing,
 };
 
@@ -33,7 +33,7 @@ impl Hour {
     pub fn new(mut samples: Vec<Sample>) -> Self {
         // The last sample was taken for this request. Right after another, it gives a rate over almost no time.
         if let [_, .., before, last] = &samples[..]
-            && elapsed(before, last) < EVERY / 2
+            && elapsed(before, last) < SAMPLE_INTERVAL / 2
         {
             samples.remove(samples.len() - 2);
         }

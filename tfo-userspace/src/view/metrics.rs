@@ -16,7 +16,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Interfaces of `tfo run`, without duplicates.
-    pub interfaces: Vec<OnInterface>,
+    pub interfaces: Vec<InterfaceSnapshot>,
     /// Kernel's counters of the network namespace.
     pub kernel: TcpExt,
     /// Number of times the kernel's keys could not be read or written, or were changed by somebody else.
@@ -29,7 +29,7 @@ pub struct Snapshot {
 
 /// Values of one interface.
 #[derive(Clone, Debug)]
-pub struct OnInterface {
+pub struct InterfaceSnapshot {
     /// Name of the interface.
     pub name: String,
     /// Values of the attached program; `None` if no program is attached, or it can't be read.
@@ -46,7 +46,7 @@ pub struct Program {
     /// Counters and outcomes of each service.
     pub services: Vec<ServiceCounters>,
     /// Whether outcomes of connections are reported.
-    pub knows_outcomes: bool,
+    pub has_outcomes: bool,
     /// Counters of sampling, events, sources and unconfirmed keys.
     pub watch: Watch,
     /// Number of packets whose event the controller could not keep.

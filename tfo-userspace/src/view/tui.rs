@@ -35,7 +35,7 @@ use tokio::{
 };
 
 use crate::{
-    control::{Order, give},
+    control::{Request, send},
     dataplane::{
         Pinned,
         pins::{Bpffs, Pins},
@@ -140,8 +140,8 @@ pub async fn run(interface: &str, bpffs: &Bpffs) -> Result<()> {
 
 /// Requests the latest events, newest first; `None` if no controller answers.
 async fn events(pins: &Pins) -> Option<Vec<String>> {
-    let order = Order::Events { interface: pins.interface().to_owned(), after: 0, most: MAX_EVENTS };
-    let answer = timeout(ANSWER_TIMEOUT, give(pins, &order)).await.ok()?.ok()?;
+    let request = Request::Events { interface: pins.interface().to_owned(), after: 0, most: MAX_EVENTS };
+    let answer = timeout(ANSWER_TIMEOUT, send(pins, &request)).await.ok()?.ok()?;
     let recent: Recent = serde_json::from_str(&answer).ok()?;
     Some(recent.events.iter().rev().map(Event::text).collect())
 }

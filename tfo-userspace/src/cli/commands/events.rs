@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     cli::args::Events,
-    control::{Order, give},
+    control::{Request, send},
     dataplane::pins::Bpffs,
     util::output::print,
-    view::events::{Event, Host, Recent, SHOWN, Why},
+    view::events::{Event, Host, MAX_ANSWERED, Recent, Why},
 };
 
 /// Time between requests with `--follow`.
@@ -23,9 +23,10 @@ pub(super) async fn run(args: &Events, bpffs: &Bpffs) -> Result<()> {
     }
     loop {
         for (interface, (pins, seen)) in &mut interfaces {
-            let request = Order::Events { interface: interface.clone(), after: seen.last, most: SHOWN };
+            let request =
+                Request::Events { interface: interface.clone(), after: seen.last, most: MAX_ANSWERED };
             let recent: Recent =
-                serde_json::from_str(&give(pins, &request).await?).context("the answer is not valid")?;
+                serde_json::from_str(&send(pins, &request).await?).context("the answer is not valid")?;
             // This reads every process, so it is done only if an event needs it.
             let has_refused = recent.events.iter().any(|event| event.why == Why::Refused);
             let host = has_refused.then(Host::ask).flatten();

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     cli::args::{Hide, Show, Target},
-    control::Order,
+    control::Request,
     dataplane::pins::Bpffs,
     model::guards::Hidden,
     util::output::print,
@@ -25,7 +25,7 @@ pub(super) async fn hide(args: &Hide, bpffs: &Bpffs) -> Result<()> {
         let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
         print(&format!("{interface}: hidden: {names}"))
     };
-    super::send(interface, bpffs, |interface| Order::HideList { interface }, show).await
+    super::send(interface, bpffs, |interface| Request::HideList { interface }, show).await
 }
 
 /// Takes back an order of `tfo hide`.
@@ -35,6 +35,6 @@ pub(super) async fn show(args: &Show, bpffs: &Bpffs) -> Result<()> {
 
 async fn order(interface: Option<&str>, bpffs: &Bpffs, target: &Target, on: bool) -> Result<()> {
     let what = target.hidden().context("give --all, --service or --source")?;
-    let request = |interface| Order::Hide { interface, what: what.clone(), on };
+    let request = |interface| Request::Hide { interface, what: what.clone(), on };
     super::send(interface, bpffs, request, |interface, answer| print(&format!("{interface}: {answer}"))).await
 }

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     cli::args::{Cookie, Derive, Import, KeysStatus, Rotate},
-    control::{self, Order},
+    control::{self, Request},
     dataplane::{
         Pinned, forget_keys,
         pins::{Bpffs, Pins},
@@ -95,7 +95,7 @@ pub(super) fn derive(args: &Derive) -> Result<()> {
 pub(super) async fn rotate(args: &Rotate, bpffs: &Bpffs) -> Result<()> {
     let to = recipient(args.interface.as_deref(), bpffs)?;
     let here = if args.emergency { attached_here(bpffs)? } else { Vec::new() };
-    let rotated = control::give(&to, &Order::Rotate { emergency: args.emergency }).await;
+    let rotated = control::send(&to, &Request::Rotate { emergency: args.emergency }).await;
     let mut outcome = rotated.and_then(|done| print(&done));
     for pins in here {
         let name = pins.interface();
@@ -121,7 +121,7 @@ pub(super) async fn rotate(args: &Rotate, bpffs: &Bpffs) -> Result<()> {
 /// maps.
 async fn forget(pins: &Pins) -> Result<()> {
     if pins.has_controller()? {
-        return control::give(pins, &Order::Forget).await.map(drop);
+        return control::send(pins, &Request::Forget).await.map(drop);
     }
     let locked = pins.lock(Duration::from_millis(500))?;
     leaving_no_trace(|| forget_keys(&locked, KernelKeys::read()?.into()))
@@ -163,7 +163,7 @@ fn recipient(interface: Option<&str>, bpffs: &Bpffs) -> Result<Pins> {
 pub(super) async fn import(args: &Import, bpffs: &Bpffs) -> Result<()> {
     let key = if args.file == "-" { key_text("-") } else { key_text(&format!("@{}", args.file)) }?;
     let to = recipient(args.interface.as_deref(), bpffs)?;
-    print(&control::give(&to, &Order::Import { key }).await?)
+    print(&control::send(&to, &Request::Import { key }).await?)
 }
 
 /// Prints the keys of each interface.

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::{
     cli::args,
-    control::{self, NotRunning, Order},
+    control::{self, NotRunning, Request},
     dataplane::{
         Pinned,
         pins::{Bpffs, Pins},
@@ -41,7 +41,7 @@ pub(super) async fn run(args: &args::Report, bpffs: &Bpffs) -> Result<()> {
 
 async fn section(pins: &Pins) -> Result<Section> {
     let interface = pins.interface().to_owned();
-    let samples = control::give(pins, &Order::History { interface: interface.clone() }).await?;
+    let samples = control::send(pins, &Request::History { interface: interface.clone() }).await?;
     let hour = Hour::new(history::parse(&samples)?);
     let pinned = Pinned::open(pins)?;
     let report =

@@ -75,7 +75,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
     let mut screen = Screen::open();
     let mut unread = BTreeMap::new();
     let mut follow = every(FOLLOW_EVERY);
-    let mut sample = every(history::EVERY);
+    let mut sample = every(history::SAMPLE_INTERVAL);
     let mut show = every(if screen.is_some() { DRAW_EVERY } else { LOG_EVERY });
     while !controller.is_idle() {
         tokio::select! {
@@ -91,7 +91,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
             () = wake.wait() => controller.step().await,
             _ = sample.tick() => controller.sample(),
             Some(waiting) = requests.recv() => if let Some((request, reply)) = waiting.take() {
-                controller.obey(request, reply);
+                controller.handle(request, reply);
             },
             Some(question) = questions.recv() => question.answer(&controller, &interfaces),
             _ = show.tick() => display(&reports(&controller, &mut unread), screen.as_mut()),

@@ -84,7 +84,7 @@ impl Controller {
     /// outcome is sent to `replies`.
     pub fn reload(&mut self, replies: Vec<Reply>) {
         if self.change.is_some() {
-            return self.waiting.extend(replies);
+            return self.waiting.get_or_insert_default().extend(replies);
         }
         match self.reread() {
             Ok((services, file)) => {
@@ -202,8 +202,7 @@ impl Controller {
             let outcome = outcome.as_ref().map(|()| summary.clone()).map_err(|error| anyhow!("{error:#}"));
             reply.send(outcome);
         }
-        let waiting = std::mem::take(&mut self.waiting);
-        if !waiting.is_empty() {
+        if let Some(waiting) = self.waiting.take() {
             self.reload(waiting);
         }
     }

@@ -7,7 +7,7 @@ use tfo_common::{policy::HIDDEN, verdict::Mode};
 
 use super::{AllMaps, Controller};
 use crate::{
-    control::{Order, Reply},
+    control::{Reply, Request},
     daemon::site::Site,
     kernel::sysctl::KernelKeys,
     keys::keeper::Keeper,
@@ -21,29 +21,29 @@ use crate::{
 
 impl Controller {
     /// Carries out a request. The outcome is sent to `reply`, for a reload when the change is complete.
-    pub fn obey(&mut self, request: Order, reply: Reply) {
+    pub fn handle(&mut self, request: Request, reply: Reply) {
         let outcome = match request {
-            Order::Reload => return self.reload(vec![reply]),
-            Order::Rotate { emergency } => {
+            Request::Reload => return self.reload(vec![reply]),
+            Request::Rotate { emergency } => {
                 self.with_keeper(|keeper, now, maps| keeper.rotate(emergency, now, maps))
             }
-            Order::Forget => self.with_keeper(|keeper, now, maps| keeper.forget(now, maps)),
-            Order::Import { key } => self.with_keeper(|keeper, now, maps| {
+            Request::Forget => self.with_keeper(|keeper, now, maps| keeper.forget(now, maps)),
+            Request::Import { key } => self.with_keeper(|keeper, now, maps| {
                 let Some(key) = parse_key(key.trim_end()).filter(|key| !key.is_zero()) else {
                     bail!("this is no key: it takes xxxxxxxx-xxxxxxxx-xxxxxxxx-xxxxxxxx, not all zeros");
                 };
                 keeper.import(key, now, maps)
             }),
-            Order::Events { interface, after, most } => self.site(&interface).and_then(|site| {
+            Request::Events { interface, after, most } => self.site(&interface).and_then(|site| {
                 site.take_events();
                 site.events(after, most)
             }),
-            Order::History { interface } => {
+            Request::History { interface } => {
                 self.sample();
                 self.history.json(&interface, Instant::now())
             }
-            Order::Hide { interface, what, on } => self.hide(&interface, what, on),
-            Order::HideList { interface } => {
+            Request::Hide { interface, what, on } => self.hide(&interface, what, on),
+            Request::HideList { interface } => {
                 self.site(&interface).and_then(|site| Ok(serde_json::to_string(site.orders.hidden())?))
             }
         };

@@ -11,7 +11,7 @@ use crate::{
     util::{logging, secrecy::leaving_no_trace, time::unix_seconds},
     view::{
         attestation::Attestation,
-        metrics::{OnInterface, Program, RoleKeys, Snapshot},
+        metrics::{InterfaceSnapshot, Program, RoleKeys, Snapshot},
     },
 };
 
@@ -23,7 +23,11 @@ pub(super) fn take(controller: &Controller, interfaces: &[String]) -> Result<Sna
         let program = site.and_then(program).transpose();
         let is_unreadable = program.is_err();
         let failed = |error| debug!("{name}: cannot read the program for a scrape: {error:#}");
-        OnInterface { name: name.to_owned(), program: program.map_err(failed).ok().flatten(), is_unreadable }
+        InterfaceSnapshot {
+            name: name.to_owned(),
+            program: program.map_err(failed).ok().flatten(),
+            is_unreadable,
+        }
     };
     Ok(Snapshot {
         interfaces: each(controller, interfaces).map(on_interface).collect(),
@@ -48,7 +52,7 @@ fn read(datapath: &Datapath, dropped_events: u64) -> Result<Program> {
     Ok(Program {
         info: *datapath.info(),
         services: datapath.by_service()?,
-        knows_outcomes: pins.has_outcomes()?,
+        has_outcomes: pins.has_outcomes()?,
         watch: datapath.watch()?,
         dropped_events,
         keys,

@@ -128,7 +128,7 @@ impl Snapshot {
     /// the first interface, and are absent while it is gone. Refused SYNs have rows for each interface, since they are
     /// counted where they arrived.
     fn encode_outcomes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let knows = |program: &&Program| program.knows_outcomes;
+        let knows = |program: &&Program| program.has_outcomes;
         let first = self.interfaces.first().and_then(|on| on.program.as_ref()).filter(knows);
         let services = || first.iter().flat_map(|program| &program.services);
 
@@ -430,12 +430,15 @@ fn buckets(saved: &[RttBucket; RTT_BUCKETS]) -> [(f64, u64); BUCKETS] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{kernel::tcp_ext::TcpExt, view::metrics::OnInterface};
+    use crate::{kernel::tcp_ext::TcpExt, view::metrics::InterfaceSnapshot};
 
     #[test]
     fn an_interface_that_cannot_be_read_has_no_rows_but_one() {
-        let on =
-            |name: &str, is_unreadable| OnInterface { name: name.to_owned(), program: None, is_unreadable };
+        let on = |name: &str, is_unreadable| InterfaceSnapshot {
+            name: name.to_owned(),
+            program: None,
+            is_unreadable,
+        };
         let snapshot = Snapshot {
             interfaces: vec![on("v0", true), on("w0", false)],
             kernel: TcpExt::default(),
