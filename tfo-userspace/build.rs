@@ -1,6 +1,6 @@
-//! Compiles the XDP program and leaves its object at `$OUT_DIR/tfo-ebpf`, for `datapath.rs` to include.
+//! Compiles the eBPF programs. `dataplane/object.rs` includes the object at `$OUT_DIR/tfo-ebpf`.
 //!
-//! A cargo of its own does that, in the workspace's root, where `.cargo/config.toml` holds the flags and the linker.
+//! A second cargo compiles them in the workspace's root, where `.cargo/config.toml` has the flags and the linker.
 
 use std::{
     env,
@@ -10,8 +10,8 @@ use std::{
     process::{Command, ExitCode},
 };
 
-/// What this build says about its own compiler, target and flags, none of which holds for the XDP program. Which
-/// toolchain to use is not among it: rustup says that in `RUSTUP_TOOLCHAIN`.
+/// Environment variables with the compiler, target and flags of this build, which do not apply to the eBPF programs.
+/// `RUSTUP_TOOLCHAIN` is not among them: it names the toolchain of both.
 const FOREIGN: [&str; 7] = [
     "CARGO_BUILD_TARGET",
     "CARGO_ENCODED_RUSTFLAGS",
@@ -98,11 +98,11 @@ fn build() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Where the sources of `core` are; `cargo xtask setup` brings them.
+/// Place of the sources of `core`, which `cargo xtask setup` provides.
 enum RustSrc {
-    /// In the toolchain, where cargo looks.
+    /// Folder of the toolchain, where cargo looks for them.
     InToolchain,
-    /// From Debian's package, under `target/tools`.
+    /// Folder under `target/tools`, with the content of Debian's package.
     Unpacked(PathBuf),
 }
 

@@ -4,8 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::read_dir,
-    path::Path,
+    fs::{read_dir, read_to_string},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::Instant,
@@ -214,12 +213,15 @@ fn a_sighup_during_a_reload_is_not_lost() {
     server_and_client(|_client| {
         let config = Config::new(IFACE, &configuration("web", 0));
         let running = config.run();
-        let generations = || read_dir(Path::new(BPFFS).join("tfo").join(IFACE)).unwrap().count();
-        let (before, names) = (generations(), ["first", "second"]);
+        let is_loading = || {
+            let tasks = read_dir(format!("/proc/{}/task", running.id())).unwrap();
+            let mut names = tasks.filter_map(|task| read_to_string(task.ok()?.path().join("comm")).ok());
+            names.any(|name| name.trim() == "loader")
+        };
+        let names = ["first", "second"];
         config.write(&configuration(names[0], 7));
         running.signal(Signal::SIGHUP);
-        // The maps of the next generation are made: the reload is in progress.
-        eventually("the reload begins", || generations() > before);
+        eventually("the reload begins", is_loading);
         config.write(&configuration(names[1], 14));
         running.signal(Signal::SIGHUP);
         let has = |name: &str| {

@@ -126,7 +126,7 @@ impl Description {
         }
     }
 
-    /// Returns the SYN as it was parsed. It must have a cookie.
+    /// Returns the SYN as it was parsed. If it has no cookie, `fast_open` is left over from an earlier packet.
     #[inline(always)]
     pub fn segment(&self) -> Segment {
         Segment {

@@ -79,7 +79,8 @@ const _: () = {
     assert!(Family::COUNT.is_power_of_two());
     assert!(Class::COUNT.is_power_of_two());
     assert!(VERDICT_SLOTS.is_power_of_two() && Verdict::COUNT <= VERDICT_SLOTS);
-    assert!(Verdict::COUNT <= 4 && Class::COUNT <= 32 && Guard::COUNT <= GUARD_SLOTS);
+    // `EventGuard` has three bits for a guard, counted from one.
+    assert!(Verdict::COUNT <= 4 && Class::COUNT <= 32 && Guard::COUNT < GUARD_SLOTS);
     assert!(MALFORMED_SLOTS.is_power_of_two() && Malformed::COUNT <= MALFORMED_SLOTS);
     assert!(UNSUPPORTED_SLOTS.is_power_of_two() && Unsupported::COUNT <= UNSUPPORTED_SLOTS);
 };

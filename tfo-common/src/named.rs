@@ -2,8 +2,8 @@
 
 /// Declares an enum of consecutive `u8` discriminants with `ALL`, `COUNT`, `name`, `index` and `from_index`.
 ///
-/// Indices are part of the maps' layout. A new variant goes to the end. A new `Class` or `Family` always needs another
-/// `LAYOUT_VERSION`, since their number is a dimension of arrays.
+/// Indices are part of the maps' layout. A new variant goes to the end. A new `Class` or `Family` needs another
+/// `LAYOUT_VERSION` than that of the last release, since their number is a dimension of arrays.
 macro_rules! named {
     ($(#[$meta:meta])* $vis:vis enum $enum:ident { $($(#[$doc:meta])* $variant:ident = $name:literal,)+ }) => {
         $(#[$meta])*

@@ -63,8 +63,8 @@ impl Guard {
     }
 }
 
-/// Policy of a service. Every field is a word that is read alone: while user space writes a policy, a packet may be
-/// judged by some fields of the old one and some of the new one.
+/// Policy of a service. In maps that a program uses, only [`flags`](Self::flags) changes: one word, for orders of `tfo
+/// hide`. Any other change goes into new maps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Policy {

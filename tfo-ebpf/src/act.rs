@@ -38,5 +38,6 @@ pub(crate) fn clamp(mut frame: Frame, tcp: usize, most: u16) {
 /// It is not inlined: it walks through all options, and hidden SYNs need no speed.
 #[inline(never)]
 fn hide(ctx: *mut xdp_md, tcp: u32) {
+    // The mask tells the verifier how large the offset can be.
     rewrite::hide(&mut Frame::anew(ctx), (tcp & 0xffff) as usize);
 }

@@ -27,9 +27,9 @@ pub(crate) fn unguarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> S
     let found = classify(segment, ring);
     Served::Done(found.class.constant(|class| {
         let policy = &Policy::of_mode(maps::mode());
-        // This policy has no guards.
+        // This policy has no guards, so `decide` does not ask for the service. `OTHER` stands in for it.
         let decision = decide(policy, class, syn(frame, segment, policy, OTHER));
-        // One copy with a constant service: with a variable, each key that is tried takes a nanosecond longer.
+        // Without services, `count` gets a constant. With a variable, each key that is tried takes a nanosecond longer.
         let count = |service| count(ctx, segment, ring, Classified { class, ..found }, decision, service);
         if maps::has_services() {
             count(maps::service(frame, segment))
@@ -47,7 +47,8 @@ pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Ser
     let ring = maps::key_ring_for(segment);
     let found = classify(segment, ring);
     let is_served = match segment.fast_open {
-        // No guard concerns a SYN without the option.
+        // No guard concerns a SYN without the option, nor one with an option that is ignored. The latter is rare, and
+        // takes the slow path.
         FastOpen::Absent => {
             count(ctx, segment, ring, found, Decision::PASS, maps::service(frame, segment));
             true

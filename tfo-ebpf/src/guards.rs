@@ -19,6 +19,7 @@ pub(crate) struct Syn<'a> {
     pub(crate) service: u32,
 }
 
+/// Asking [`Guard::Fair`] or [`Guard::Shed`] spends a token. [`Guard::Hide`] is asked for orders on sources only.
 impl Facts for Syn<'_> {
     #[inline(always)]
     fn has_translation(&self) -> bool {

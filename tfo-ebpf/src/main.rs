@@ -1,6 +1,7 @@
-//! Entry points of the eBPF programs. [`fast`] and [`slow`] are the two ways of a SYN, [`frame`] reads and writes the
+//! Entry points of the eBPF programs. [`fast`] and [`slow`] are the two paths of a SYN, [`frame`] reads and writes the
 //! packet, and [`maps`] has the maps. Parsing, classes and policies are in `tfo_common`.
-// A match without `_` makes the compiler point to every place that a new class, verdict or reason concerns.
+// A match without `_` makes the compiler point to the places that a new class, verdict or reason concerns. It does not
+// point to a `matches!`.
 #![warn(clippy::wildcard_enum_match_arm)]
 #![no_std]
 #![no_main]
@@ -46,7 +47,7 @@ pub fn tfo_shield(ctx: XdpContext) -> u32 {
     serve(&ctx, |frame, segment| fast::guarded(&ctx, frame, segment))
 }
 
-/// Serves a frame and returns its XDP action. `fast` gets the SYN of a usual frame. The slow path gets the SYNs that
+/// Serves a frame and returns its XDP action. `fast` gets the SYN of a usual frame (see [`usual`]). The slow path gets the SYNs that
 /// `fast` leaves to it, and the frames that need a walk.
 #[inline(always)]
 fn serve(ctx: &XdpContext, fast: impl Fn(&Frame, &Segment) -> Served) -> u32 {

@@ -50,6 +50,7 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     let frame = &Frame::anew(ctx);
     let service = maps::service_at(frame, tcp, addresses);
     let facts = |policy| Syn { frame, addresses, tcp, data_len: syn.data_len, policy, service };
+    // `tfo_shield` takes the policy from its map. `tfo_ingress` has one that is made of constants.
     let decision = if maps::mode() == Mode::Shield {
         let policy = maps::policy(service)?;
         decide(policy, class, facts(policy))
@@ -73,6 +74,7 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
         let policy = maps::policy(syn.service)?;
         act::clamp(Frame::anew(ctx), syn.tcp as usize, policy.max_window(syn.data_len));
     }
+    // Without a cookie, `segment` has the one of an earlier packet. Only a rewrite reads it, and it is of a cookie.
     Some(act::act(&XdpContext::new(ctx), decision.verdict, &syn.segment(), maps::key_ring()))
 }
 
