@@ -1,7 +1,5 @@
 //! HTTP server of the metrics: its paths and address, `/healthz`, and clients that are many, slow or stuck.
 
-#![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
-
 use std::{
     fs,
     io::{Read as _, Write as _},

@@ -1,5 +1,4 @@
 //! Sources of keys: the state file, secrets, imported keys, and a sysctl that others write.
-#![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
 use std::{fs, os::unix::fs::PermissionsExt as _, thread, time::Duration};
 

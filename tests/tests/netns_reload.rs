@@ -14,9 +14,7 @@ use nix::sys::signal::Signal;
 use tfo_common::{class::Class, cookie, segment::Family, verdict::Verdict};
 use tfo_tests::{
     config::Config,
-    netns::{
-        BPFFS, Counts, IFACE, Running, StopOnDrop, eventually, failure, key, server_and_client, set_keys, tfo,
-    },
+    netns::{Counts, IFACE, Running, StopOnDrop, eventually, failure, key, server_and_client, set_keys, tfo},
     wire::{Seen, Wire},
 };
 use tfo_userspace::{

@@ -7,7 +7,7 @@ use crate::{
 
 /// Counts from earlier maps for one service. Only user space writes them; the program leaves them alone.
 ///
-/// Fields that are not counts, such as [`Sampled::due`](crate::counters::Sampled::due), [`Outcomes::told`] and
+/// Fields that are not counts, such as [`Sampled::due`](crate::counters::Sampled::due), [`Outcomes::event_budget`] and
 /// [`Watch::budget`], are never added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

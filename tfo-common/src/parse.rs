@@ -30,7 +30,7 @@ pub fn parse<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Seg
     }
 }
 
-/// Result of [`usual`].
+/// Result of [`usual()`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Usual<T> {
     /// Result of `then` for the SYN.

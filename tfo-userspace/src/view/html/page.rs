@@ -75,20 +75,7 @@ fn section(section: &Section) -> Result<Markup> {
     let kernel =
         KERNEL_COUNTERS.map(|(name, color, of)| line(section, name, color, |s| s.kernel.as_ref().map(of)));
     let span = hour.span().as_secs_f64();
-    let plot = |title: &str, lines: &[Line], if_empty: &str| -> Result<Markup> {
-        let is_empty = lines.iter().all(|line| line.runs.is_empty());
-        let drawn = if is_empty { String::new() } else { svg(lines, span)? };
-        Ok(html! {
-            figure.card {
-                figcaption { h3 { (title) } }
-                @if is_empty { p.quiet { (if_empty) } }
-                @else {
-                    (PreEscaped(drawn))
-                    ul.legend { @for line in lines { li { i style=(background(line.color)) {} (line.name) } } }
-                }
-            }
-        })
-    };
+    let plot = |title, lines: &[Line], if_empty| plot(title, lines, if_empty, span);
     let latest = hour.latest();
     Ok(html! {
         h2 { (report.interface) }
@@ -116,6 +103,22 @@ fn section(section: &Section) -> Result<Markup> {
             @if let Some(kernel) = latest.and_then(|sample| sample.kernel) {
                 div.card { h3 { "The kernel's totals" } (table(&["counter", "packets"],
                     KERNEL_COUNTERS.map(|(name, _, of)| vec![name.to_owned(), number(of(&kernel))]).into())) }
+            }
+        }
+    })
+}
+
+/// Draws `lines` over the last `span` seconds, with a title and a legend. Without lines, it says `if_empty`.
+fn plot(title: &str, lines: &[Line], if_empty: &str, span: f64) -> Result<Markup> {
+    let is_empty = lines.iter().all(|line| line.runs.is_empty());
+    let drawn = if is_empty { String::new() } else { svg(lines, span)? };
+    Ok(html! {
+        figure.card {
+            figcaption { h3 { (title) } }
+            @if is_empty { p.quiet { (if_empty) } }
+            @else {
+                (PreEscaped(drawn))
+                ul.legend { @for line in lines { li { i style=(background(line.color)) {} (line.name) } } }
             }
         }
     })
