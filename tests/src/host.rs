@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use tfo_common::{
-    class::{Class, classify},
+    class::{Class, Unlimited, classify},
     counters::{Cell, Counters},
     keyring::KeyRing,
     parse::{LinkLayer, parse},
@@ -27,7 +27,7 @@ pub fn count(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) -> 
 pub fn count_in(cell: &mut Cell, frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) {
     match parse(frame, link) {
         Ok(Some(segment)) => {
-            let found = classify(&segment, ring);
+            let found = classify(&segment, ring, Unlimited);
             let decision = decide(policy, found.class, Syn { frame, segment, policy, ring });
             cell.count_syn(&segment, found, decision.verdict, ring);
             for (place, guard) in Guard::ALL.iter().enumerate() {
@@ -72,7 +72,7 @@ impl Facts for Syn<'_> {
 pub fn carry_out(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) -> Vec<u8> {
     let mut out = frame.to_vec();
     let Ok(Some(segment)) = parse(frame, link) else { return out };
-    let class = classify(&segment, ring).class;
+    let class = classify(&segment, ring, Unlimited).class;
     let decision = decide(policy, class, Syn { frame, segment, policy, ring });
     let tcp = segment.tcp as usize;
     if decision.clamps {
@@ -106,7 +106,7 @@ pub fn check(
     let unchanged =
         |verdict| if out == frame { Ok(verdict) } else { Err("the frame was changed".to_owned()) };
     let Ok(Some(segment)) = parse(frame, link) else { return unchanged(Verdict::Pass) };
-    let class = classify(&segment, ring).class;
+    let class = classify(&segment, ring, Unlimited).class;
     let acts = |guard| policy.with(guard, true) == *policy;
     let translates = class == Class::CookieRetired && policy.has(Policy::TRANSLATES);
     let key = ring.translation().filter(|_| translates);

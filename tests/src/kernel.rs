@@ -29,9 +29,11 @@ pub fn fits(frame: &[u8]) -> bool {
 pub struct Kernel(Object);
 
 impl Kernel {
-    /// Loads a program with maps of its own, and publishes `ring`, confirmed for good.
+    /// Loads a program with maps of its own, and publishes `ring`, confirmed for good. All keys are tried for every
+    /// cookie.
     pub fn load(link: LinkLayer, mode: Mode, ring: &KeyRing) -> Self {
-        let mut kernel = Self::with(&LoadOptions::new(link, mode), None);
+        let options = LoadOptions { searches: u32::MAX, ..LoadOptions::new(link, mode) };
+        let mut kernel = Self::with(&options, None);
         kernel.publish(ring);
         kernel
     }

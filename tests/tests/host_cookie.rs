@@ -5,7 +5,7 @@ use std::{hash::Hasher, net::IpAddr};
 use proptest::prelude::*;
 use siphasher::sip::SipHasher24;
 use tfo_common::{
-    class::{Class, Classified, classify},
+    class::{Class, Classified, Unlimited, classify},
     cookie,
     keyring::{Key, KeyRing, SLOTS},
     segment::{Addresses, Cookie, FastOpen, Segment},
@@ -118,7 +118,7 @@ proptest! {
         let cookie = TestKey(keys[slot]).cookie(source, destination);
         let addresses = addresses(source, destination);
         let fast_open = FastOpen::Cookie(Cookie { value: u64::from_le_bytes(cookie), offset: 22 });
-        let found = classify(&Segment { addresses, fast_open, tcp: 34, data_len: 0 }, &ring);
+        let found = classify(&Segment { addresses, fast_open, tcp: 34, data_len: 0 }, &ring, Unlimited);
         let class = match slot {
             _ if !held[slot] => Class::CookieUnknown,
             0 => Class::CookieCurrent,

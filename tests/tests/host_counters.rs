@@ -7,7 +7,7 @@ use tfo_common::{
     class::Class,
     counters::{Cell, Counters, Sampled, Tally},
     info::Attach,
-    keyring::{SLOTS, TRACKS},
+    keyring::{SLOTS, Searches, TRACKS},
     observed::{Outcomes, RttBucket, Watch},
     parse::{LinkLayer, Malformed, Unsupported},
     policy::{Guard, Policy},
@@ -95,6 +95,11 @@ fn data_len(expected: Expected, class: Class) -> Option<u64> {
 /// Carried counts are added field by field. Words that are not counts stay.
 #[test]
 fn carried_counts_add_up() {
+    let searches = |skipped| {
+        let mut searches = Searches::NEW;
+        searches.skipped = skipped;
+        searches
+    };
     let watch = |n| Watch {
         events: n,
         events_lost: 2 * n,
@@ -102,6 +107,7 @@ fn carried_counts_add_up() {
         prefixes: 4 * n,
         sources_forgotten: 5 * n,
         unconfirmed: 6 * n,
+        searches: searches(7 * n),
         ..Watch::EMPTY
     };
     let mut one = Carried { watch: watch(1), ..Carried::EMPTY };

@@ -2,7 +2,7 @@
 
 use proptest::{collection::vec, prelude::*};
 use tfo_common::keyring::{
-    CONFIRMED_FOR_NS, Confirmed, Held, Key, KeyRing, KeyStore, Moment, RETIRED, Role, SLOTS, TRACKS,
+    CONFIRMED_FOR_NS, Confirmed, Held, Key, KeyRing, KeyStore, Moment, RETIRED, Role, SLOTS, Searches, TRACKS,
 };
 use tfo_tests::keys::{self, STRANGER, ZERO};
 
@@ -374,4 +374,21 @@ fn any_held() -> impl Strategy<Value = [Option<u32>; 3]> {
 /// Generates a key of a few, zero among them, or none.
 fn any_key() -> impl Strategy<Value = Option<u32>> {
     prop::option::weighted(0.8, 0..14_u32)
+}
+
+#[test]
+fn the_budget_for_searches_is_renewed_each_jiffy() {
+    let mut searches = Searches::NEW;
+    for jiffy in [5, 6, 9] {
+        for _ in 0..3 {
+            assert!(searches.may_search(jiffy, 3));
+            // A cookie that is found spends nothing.
+            assert!(searches.may_search(jiffy, 3));
+            searches.spend();
+        }
+        let skipped = searches.skipped;
+        assert!(!searches.may_search(jiffy, 3));
+        assert_eq!(searches.skipped, skipped + 1);
+    }
+    assert!(!searches.may_search(1, 0));
 }

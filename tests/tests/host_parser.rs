@@ -9,7 +9,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 use tfo_common::{
-    class::{Class, Classified, classify},
+    class::{Class, Classified, Unlimited, classify},
     parse::{LinkLayer, Malformed, Unsupported, parse},
     segment::Segment,
 };
@@ -84,7 +84,8 @@ fn random_frames_are_of_every_kind() {
         for frame in [good, spoilt] {
             match ours(&frame) {
                 Ok(Some(segment)) => {
-                    _ = classes.insert((segment.addresses.family, classify(&segment, &ring()).class))
+                    _ = classes
+                        .insert((segment.addresses.family, classify(&segment, &ring(), Unlimited).class))
                 }
                 Ok(None) => {}
                 Err(fault) => _ = faults.insert(fault.name()),
@@ -103,5 +104,5 @@ fn follows_the_longest_extension_headers() {
     let syn = chain.syn().cookie_of(CURRENT).data(b"hello");
     let segment = ours(&syn.build()).expect("followed").expect("a SYN");
     let current = Classified { class: Class::CookieCurrent, slot: Some(0) };
-    assert_eq!((classify(&segment, &ring()), segment.data_len), (current, 5));
+    assert_eq!((classify(&segment, &ring(), Unlimited), segment.data_len), (current, 5));
 }

@@ -8,7 +8,7 @@ use std::{
 
 use proptest::{collection::vec, prelude::*};
 use tfo_common::{
-    class::{Class, Classified, classify},
+    class::{Class, Classified, Unlimited, classify},
     counters::{self, Counters, GuardCounts},
     description::Description,
     keyring::KeyRing,
@@ -206,7 +206,7 @@ fn descriptions() {
                 continue;
             }
         };
-        let found = classify(&segment, &ring);
+        let found = classify(&segment, &ring, Unlimited);
         let described = describe(&segment, found, &ring);
         assert_eq!(described.class(), Some(found.class), "{}", case.name);
         assert_eq!(described.addresses(), segment.addresses, "{}", case.name);

@@ -16,7 +16,7 @@ use proptest::{
     test_runner::{TestCaseError, TestError},
 };
 use tfo_common::{
-    class::{Class, classify},
+    class::{Class, Unlimited, classify},
     keyring::KeyRing,
     parse::{LinkLayer, parse},
     policy::{Guard, Policy, WithoutGuards, decide},
@@ -240,7 +240,7 @@ impl Bench {
             Err(fault) => return (fault.name(), Outcome::silence()),
             Ok(None) => panic!("no SYN was generated"),
         };
-        let class = classify(&segment, &self.ring).class;
+        let class = classify(&segment, &self.ring, Unlimited).class;
         let verdict = decide(&self.policy, class, WithoutGuards(self.ring.translation().is_some())).verdict;
         let none = TcpExt::default();
         let (takes_data, gives_cookie, counted) = match (class, verdict) {

@@ -1,7 +1,7 @@
 //! Classes of SYNs, and the classification of a segment.
 
 use crate::{
-    keyring::{BACKUP, CURRENT, KeyRing, Role, SLOTS},
+    keyring::{BACKUP, CURRENT, KeyRing, NEXT, Role, SLOTS},
     segment::{FastOpen, Segment},
 };
 
@@ -45,19 +45,43 @@ pub struct Classified {
     pub slot: Option<usize>,
 }
 
-/// Returns the class of `segment` under `ring`.
+/// Budget for comparing cookies with the keys that the kernel does not hold: up to nine hashes for a forged cookie.
+pub trait SearchBudget {
+    /// Checks whether these keys may be tried for one more cookie. If not, counts the cookie as not tried.
+    fn may_search(&self) -> bool;
+
+    /// Spends from the budget, for a cookie that none of these keys made.
+    fn spend(&self);
+}
+
+/// Budget without a limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Unlimited;
+
+impl SearchBudget for Unlimited {
+    #[inline(always)]
+    fn may_search(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn spend(&self) {}
+}
+
+/// Returns the class of `segment` under `ring`. The keys that the kernel does not hold are tried within `budget`. Beyond
+/// it, a cookie of such a key is [`Class::CookieUnknown`]. The kernel refuses it in any case.
 ///
 /// Mirrors `tcp_try_fastopen` and `tcp_fastopen_cookie_gen_check` (net/ipv4/tcp_fastopen.c): the kernel compares all
 /// eight bytes with the primary key's cookie, then with the backup key's.
 #[inline(always)]
-pub fn classify(segment: &Segment, ring: &KeyRing) -> Classified {
+pub fn classify(segment: &Segment, ring: &KeyRing, budget: impl SearchBudget) -> Classified {
     let without_key = |class| Classified { class, slot: None };
     match segment.fast_open {
         FastOpen::Absent => without_key(Class::PlainSyn),
         FastOpen::Ignored => without_key(Class::OptionIgnored),
         FastOpen::Request => without_key(Class::CookieRequest),
         FastOpen::BadLength => without_key(Class::CookieBadLength),
-        FastOpen::Cookie(cookie) => match matching_slot(segment, cookie.value, ring) {
+        FastOpen::Cookie(cookie) => match matching_slot(segment, cookie.value, ring, budget) {
             None => without_key(Class::CookieUnknown),
             Some(slot) => {
                 let class = match Role::of_slot(slot) {
@@ -73,13 +97,23 @@ pub fn classify(segment: &Segment, ring: &KeyRing) -> Classified {
 
 /// Returns the slot of the key that made `cookie` for the segment's addresses. The likeliest are tried first.
 #[inline(always)]
-fn matching_slot(segment: &Segment, cookie: u64, ring: &KeyRing) -> Option<usize> {
-    // Nearly all cookies are of the first key. Its slot is a constant here.
+fn matching_slot(segment: &Segment, cookie: u64, ring: &KeyRing, budget: impl SearchBudget) -> Option<usize> {
+    // Nearly all cookies are of the kernel's keys. Their slots are constants here.
     if is_made_by(CURRENT, segment, cookie, ring) {
         return Some(CURRENT);
     }
-    let mut others = (BACKUP..SLOTS).take_while(|slot| ring.holds_from(*slot));
-    others.find(|slot| is_made_by(*slot, segment, cookie, ring))
+    if is_made_by(BACKUP, segment, cookie, ring) {
+        return Some(BACKUP);
+    }
+    if !ring.holds_from(NEXT) || !budget.may_search() {
+        return None;
+    }
+    let mut others = (NEXT..SLOTS).take_while(|slot| ring.holds_from(*slot));
+    let found = others.find(|slot| is_made_by(*slot, segment, cookie, ring));
+    if found.is_none() {
+        budget.spend();
+    }
+    found
 }
 
 #[inline(always)]

@@ -304,6 +304,46 @@ impl Confirmed {
     }
 }
 
+/// Number of cookies in a jiffy that each CPU may compare in vain with the keys that the kernel does not hold. A flood of
+/// forged cookies then costs two hashes for a SYN instead of up to eleven. A cookie that is found spends nothing, so a
+/// rush of clients with retired cookies is served as long as nobody forges.
+pub const SEARCHES_PER_JIFFY: u32 = 64;
+
+/// State of one CPU's budget for such searches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Searches {
+    /// The jiffy of the last search.
+    jiffy: u64,
+    /// Number of searches in vain in that jiffy.
+    in_vain: u64,
+    /// Number of cookies for which there was no search, because the budget was spent.
+    pub skipped: u64,
+}
+
+impl Searches {
+    /// State before the first search.
+    pub const NEW: Self = Self { jiffy: 0, in_vain: 0, skipped: 0 };
+
+    /// Checks whether there may be one more search at `jiffy`, of which `limit` may be in vain. If not, counts the
+    /// cookie as skipped.
+    #[inline(always)]
+    pub fn may_search(&mut self, jiffy: u64, limit: u32) -> bool {
+        if self.jiffy != jiffy {
+            (self.jiffy, self.in_vain) = (jiffy, 0);
+        }
+        let is_left = self.in_vain < u64::from(limit);
+        self.skipped += u64::from(!is_left);
+        is_left
+    }
+
+    /// Counts a search in vain.
+    #[inline(always)]
+    pub fn spend(&mut self) {
+        self.in_vain += 1;
+    }
+}
+
 /// The only entry of the key map: two rings, and the index of the one in force.
 ///
 /// A writer fills the ring that is not in force, then flips [`active`](Self::active), one aligned word, and waits

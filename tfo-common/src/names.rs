@@ -50,6 +50,8 @@ pub const REPLAYS: &str = "TFO_REPLAYS";
 pub const LAST_SOURCE_ROW: &str = "TFO_LAST_SOURCE_ROW";
 /// Global with the index of the last row of [`REPLAYS`].
 pub const LAST_REPLAY_ROW: &str = "TFO_LAST_REPLAY_ROW";
+/// Global with the number of searches in vain that [`Searches`](crate::keyring::Searches) allows in a jiffy.
+pub const SEARCHES_PER_JIFFY: &str = "TFO_SEARCHES_PER_JIFFY";
 /// Global with the seed of [`Tag`](crate::policy::Tag)s.
 pub const SEED: &str = "TFO_SEED";
 /// Global that tells whether any port has a service.

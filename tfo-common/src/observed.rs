@@ -2,7 +2,7 @@
 
 use crate::{
     class::Class,
-    keyring::Confirmed,
+    keyring::{Confirmed, Searches},
     policy::Guard,
     sample::{Budget, EVENT_BUDGET},
     segment::{Addresses, Family},
@@ -233,6 +233,8 @@ pub struct Watch {
     pub confirmed: Confirmed,
     /// Number of SYNs that were not shed, and of retired cookies that were not translated, because of unconfirmed keys.
     pub unconfirmed: u64,
+    /// Budget for trying keys that the kernel does not hold.
+    pub searches: Searches,
 }
 
 impl Watch {
@@ -246,6 +248,7 @@ impl Watch {
         sources_forgotten: 0,
         confirmed: Confirmed::NEVER,
         unconfirmed: 0,
+        searches: Searches::NEW,
     };
 
     /// Adds the counts of `other`.
@@ -259,6 +262,7 @@ impl Watch {
             sources_forgotten,
             confirmed: _,
             unconfirmed,
+            searches,
         } = other;
         self.events += events;
         self.events_lost += events_lost;
@@ -266,6 +270,7 @@ impl Watch {
         self.prefixes += prefixes;
         self.sources_forgotten += sources_forgotten;
         self.unconfirmed += unconfirmed;
+        self.searches.skipped += searches.skipped;
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) enum Served {
 #[inline(always)]
 pub(crate) fn unguarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Served {
     let ring = maps::key_ring_for(segment);
-    let found = classify(segment, ring);
+    let found = classify(segment, ring, maps::Budget);
     Served::Done(found.class.constant(|class| {
         let policy = &Policy::of_mode(maps::mode());
         // This policy has no guards, so `decide` does not ask for the service. `OTHER` stands in for it.
@@ -45,7 +45,7 @@ pub(crate) fn unguarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> S
 #[inline(always)]
 pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Served {
     let ring = maps::key_ring_for(segment);
-    let found = classify(segment, ring);
+    let found = classify(segment, ring, maps::Budget);
     let is_served = match segment.fast_open {
         // No guard concerns a SYN without the option, nor one with an option that is ignored. The latter is rare, and
         // takes the slow path.

@@ -12,6 +12,7 @@ use aya_ebpf::{
 use tfo_common::{
     bytes::Bytes as _,
     carried::Carried,
+    class::SearchBudget,
     counters::Cell,
     description::Description,
     info::Info,
@@ -114,6 +115,10 @@ static TFO_LAST_REPLAY_ROW: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TFO_SEED: Global<u64> = Global::new(0);
 
+/// [`tfo_common::names::SEARCHES_PER_JIFFY`].
+#[unsafe(no_mangle)]
+static TFO_SEARCHES_PER_JIFFY: Global<u32> = Global::new(0);
+
 /// [`tfo_common::names::KEYS`].
 #[btf_map]
 static TFO_KEYS: Array<KeyStore, 1> = Array::new();
@@ -197,6 +202,24 @@ fn in_force(store: *const KeyStore) -> &'static KeyRing {
 #[inline(always)]
 pub(crate) fn has_services() -> bool {
     TFO_HAS_SERVICES.load() != 0
+}
+
+/// Budget of this CPU for trying keys that the kernel does not hold.
+#[derive(Clone, Copy)]
+pub(crate) struct Budget;
+
+impl SearchBudget for Budget {
+    #[inline(always)]
+    fn may_search(&self) -> bool {
+        let mut may_search = false;
+        watch(|watch| may_search = watch.searches.may_search(jiffies(), TFO_SEARCHES_PER_JIFFY.load()));
+        may_search
+    }
+
+    #[inline(always)]
+    fn spend(&self) {
+        watch(|watch| watch.searches.spend());
+    }
 }
 
 /// Service that a SYN is for.

@@ -24,7 +24,7 @@ pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
     match walk(&Frame::anew(ctx), maps::link_layer()) {
         Ok(Some(segment)) => {
             let ring = maps::key_ring_for(&segment);
-            describe(&segment, classify(&segment, ring), ring);
+            describe(&segment, classify(&segment, ring, maps::Budget), ring);
             return 1;
         }
         Ok(None) => {}

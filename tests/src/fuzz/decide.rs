@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use arbitrary::{Arbitrary, Unstructured};
 use tfo_common::{
-    class::{Class, classify},
+    class::{Class, Unlimited, classify},
     counters::{Cell, GuardCounts},
     description::Description,
     keyring::{KeyRing, SLOTS},
@@ -123,7 +123,7 @@ pub fn check(data: &[u8]) {
         }
     };
     let segment = Segment { addresses, fast_open, tcp: input.tcp.into(), data_len: input.data_len };
-    let found = classify(&segment, &ring);
+    let found = classify(&segment, &ring, Unlimited);
     assert_eq!((found.class, found.slot), (class, slot));
 
     let kernels = held[1].or(held[0]);
@@ -173,7 +173,7 @@ pub fn check(data: &[u8]) {
     assert_eq!(made, kernels.map(cookie_of));
     if let Some(value) = made {
         let translated = FastOpen::Cookie(Cookie { value, offset: 0 });
-        let class = classify(&Segment { fast_open: translated, ..segment }, &ring).class;
+        let class = classify(&Segment { fast_open: translated, ..segment }, &ring, Unlimited).class;
         assert!(matches!(class, Class::CookieCurrent | Class::CookieBackup), "{class}");
     }
 }

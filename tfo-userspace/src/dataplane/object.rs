@@ -93,6 +93,7 @@ impl Object {
             .override_global(names::HAS_SERVICES, &has_services, true)
             .override_global(names::NETNS, &options.netns_cookie, true)
             .override_global(names::SEED, &options.seed, true)
+            .override_global(names::SEARCHES_PER_JIFFY, &options.searches, true)
             .override_global(names::LAST_SOURCE_ROW, &last_source_row, true)
             .override_global(names::LAST_REPLAY_ROW, &last_replay_row, true)
             .override_global(names::LOG_LEVEL, &options.log_level, true)

@@ -1,6 +1,6 @@
 //! Options that are fixed when the program is loaded.
 
-use tfo_common::{parse::LinkLayer, verdict::Mode};
+use tfo_common::{keyring::SEARCHES_PER_JIFFY, parse::LinkLayer, verdict::Mode};
 
 use crate::model::settings::Sizes;
 
@@ -19,6 +19,8 @@ pub struct LoadOptions {
     pub netns_cookie: u64,
     /// Sizes of the guards' tables.
     pub sizes: Sizes,
+    /// Number of cookies in a jiffy that a CPU may compare in vain with the keys that the kernel does not hold.
+    pub searches: u32,
     /// Hash seed of the tags of remembered sources and SYNs. With another seed, they are not found again.
     pub seed: u64,
 }
@@ -31,6 +33,7 @@ impl LoadOptions {
         services: 0,
         netns_cookie: 0,
         sizes: Sizes::DEFAULT,
+        searches: SEARCHES_PER_JIFFY,
         seed: 0,
     };
 

@@ -54,13 +54,11 @@ impl Desired {
         let mode = if hides { Mode::Shield } else { self.services.program() };
         site.desired(|link| Program {
             options: LoadOptions {
-                link,
-                mode,
                 log_level: self.log_level,
                 services: self.services.len(),
                 netns_cookie: self.netns_cookie,
                 sizes: self.sizes,
-                seed: 0,
+                ..LoadOptions::new(link, mode)
             },
             services: self.services.clone(),
         })

@@ -255,6 +255,12 @@ impl Snapshot {
             add(&mut unconfirmed, &[("interface", name)], program.watch.unconfirmed)?;
         }
         let help =
+            "Cookies not compared with keys that the kernel does not hold, because of a flood of forged ones";
+        let mut skipped = counter(encoder, "tfo_key_searches_skipped", help, None)?;
+        for (name, program) in self.programs() {
+            add(&mut skipped, &[("interface", name)], program.watch.searches.skipped)?;
+        }
+        let help =
             "Times that the kernel's keys could not be read or written, or were changed by somebody else";
         let mut failures = counter(encoder, "tfo_key_failures", help, None)?;
         failures.encode_counter::<NoLabelSet, _, u64>(&self.key_failures, None)?;
