@@ -15,8 +15,8 @@ use tfo_common::{
     observed::EventGuard,
     parse::parse,
     policy::{
-        Decision, Facts, Guard, Limit, Policy, Remembered, Row, SEATS, SourceMask, Spent, TICKS, Tag, decide,
-        decide_good, syn_tag,
+        Decision, Facts, Guard, Limit, Policy, Remembered, Row, SEATS, Seed, SourceMask, Spent, TICKS, Tag,
+        decide, decide_good, syn_tag,
     },
     segment::{Addresses, Family, FastOpen, Segment},
     verdict::Verdict,
@@ -398,6 +398,8 @@ proptest! {
         who in vec(0..4_u64, 300),
         crowd in 1..=4_u64,
     ) {
+        let seed = Seed::new(77);
+        let tag_of = |who| Tag::of(|at| seed.word(at), [who]);
         let row = Row::default();
         let mut now = 4_294_900_000 * TICKS;
         let mut seats: [Option<(u64, Bucket)>; SEATS] = [None; SEATS];
@@ -407,7 +409,7 @@ proptest! {
         for (gap, who) in gaps.into_iter().zip(who) {
             now += gap * TICKS;
             let who = who % crowd;
-            let tag = Tag::of(77, [who]);
+            let tag = tag_of(who);
             let known = seats.iter_mut().flatten().find(|(tenant, _)| *tenant == who);
             prop_assert_eq!(row.find(tag).is_some(), known.is_some());
             let spent = row.spend(tag, &limit, now);
@@ -429,7 +431,7 @@ proptest! {
                 }
             };
             prop_assert_eq!(spent, expected);
-            let has_all = seats.iter().flatten().all(|(who, _)| row.find(Tag::of(77, [*who])).is_some());
+            let has_all = seats.iter().flatten().all(|(who, _)| row.find(tag_of(*who)).is_some());
             prop_assert!(has_all, "who has a seat is found");
         }
     }
@@ -443,6 +445,7 @@ proptest! {
         (v4, v6) in (0..=32_u8, 0..=128_u8),
         seed: u64,
     ) {
+        let (seed, other_seed) = (Seed::new(seed), Seed::new(!seed));
         let first = |address: u128, len: u32| if len == 0 { 0 } else { address >> (128 - len) };
         // The two addresses share a prefix of random length.
         let keep = if same == 0 { 0 } else { u128::MAX << (128 - same) };
@@ -450,27 +453,28 @@ proptest! {
         let mask = SourceMask::new(v4, v6);
 
         let tags = [one, other].map(|source| {
-            to.map(|to| mask.tag(&of_v6(source.into(), to.into()), 5, seed))
+            to.map(|to| mask.tag(&of_v6(source.into(), to.into()), 5, |at| seed.word(at)))
         });
         prop_assert_eq!(tags[0][0], tags[0][1], "the destination does not matter");
         let is_same = first(one, v6.into()) == first(other, v6.into());
         prop_assert_eq!(tags[0][0] == tags[1][0], is_same, "/{}", v6);
-        prop_assert_ne!(tags[0][0], mask.tag(&of_v6(one.into(), to[0].into()), 6, seed));
-        prop_assert_ne!(tags[0][0], mask.tag(&of_v6(one.into(), to[0].into()), 5, !seed));
+        prop_assert_ne!(tags[0][0], mask.tag(&of_v6(one.into(), to[0].into()), 6, |at| seed.word(at)));
+        prop_assert_ne!(tags[0][0], mask.tag(&of_v6(one.into(), to[0].into()), 5, |at| other_seed.word(at)));
 
         let [one4, other4] = [one, other].map(|address| Ipv4Addr::from((address >> 96) as u32));
         let tags = [one4, other4].map(|source| {
-            to.map(|to| mask.tag(&of_v4(source, (to as u32).into()), 5, seed))
+            to.map(|to| mask.tag(&of_v4(source, (to as u32).into()), 5, |at| seed.word(at)))
         });
         prop_assert_eq!(tags[0][0], tags[0][1], "the destination does not matter");
         let is_same = first(one, v4.into()) == first(other, v4.into());
         prop_assert_eq!(tags[0][0] == tags[1][0], is_same, "/{}", v4);
-        prop_assert_ne!(tags[0][0], mask.tag(&of_v4(one4, (to[0] as u32).into()), 6, seed));
+        prop_assert_ne!(tags[0][0], mask.tag(&of_v4(one4, (to[0] as u32).into()), 6, |at| seed.word(at)));
     }
 
     /// A changed port, sequence number or address changes the tag of a SYN.
     #[test]
     fn syns_are_told_apart(addresses: [u8; 32], tcp: [u8; 8], seed: u64, byte in 0..40_usize, bit in 0..8_u32) {
+        let seed = Seed::new(seed);
         let change = |bytes: &mut [u8]| {
             if let Some(byte) = bytes.get_mut(byte) {
                 *byte ^= 1 << bit;
@@ -484,13 +488,40 @@ proptest! {
             let (addresses, rest) = bytes.split_first_chunk::<32>().expect("there are 40");
             let tcp = rest.try_into().expect("there are eight");
             let (v4, _) = addresses.split_first_chunk::<8>().expect("there are 32");
-            [Addresses::from_ipv4(*v4), Addresses::from_ipv6(*addresses)].map(|addresses| syn_tag(&addresses, tcp, seed))
+            [Addresses::from_ipv4(*v4), Addresses::from_ipv6(*addresses)].map(|addresses| syn_tag(&addresses, tcp, |at| seed.word(at)))
         };
         let (was, is) = (tag(false), tag(true));
         // IPv4 does not use the last bytes of the addresses.
         prop_assert_eq!(was[0] == is[0], (8..32).contains(&byte));
         prop_assert_ne!(was[1], is[1]);
         prop_assert_ne!(was[0], was[1]);
+    }
+
+    /// No difference between two inputs gives them the same tag whatever the seed.
+    #[test]
+    fn differences_cannot_be_chosen(seed: u64, words: [u64; 3]) {
+        let seed = Seed::new(seed);
+        let top = 1_u64 << 63;
+        for change in [
+            // Flips the highest bit of a product, which a shift by half a word takes to the middle.
+            [top, top | top >> 32, 0],
+            [top, top, 0],
+            [top, top >> 32, 0],
+            [top | top >> 32, top | top >> 32, 0],
+            [0, top, top | top >> 32],
+            [top >> 32, top, top],
+            [1, 1, 0],
+            [u64::MAX, u64::MAX, u64::MAX],
+        ] {
+            let other: [u64; 3] = std::array::from_fn(|at| words[at] ^ change[at]);
+            let [tag, changed] = [words, other].map(|words| Tag::of(|at| seed.word(at), words));
+            prop_assert_ne!(tag, changed, "{:x?}", change);
+        }
+        let [one, two, three] = words;
+        if one != two {
+            let [tag, swapped] = [words, [two, one, three]].map(|words| Tag::of(|at| seed.word(at), words));
+            prop_assert_ne!(tag, swapped);
+        }
     }
 
     /// A replay is the SYN of a connection that is over, for as long as the connection is remembered.
@@ -521,17 +552,23 @@ fn of_v6(source: Ipv6Addr, destination: Ipv6Addr) -> Addresses {
 fn rows_are_used_evenly() {
     const ROWS: u32 = 1 << 10;
     let mask = SourceMask::new(32, 64);
-    for family in Family::ALL {
+    for (family, seed) in
+        Family::ALL.iter().flat_map(|family| (0..20).map(move |seed| (family, Seed::new(seed))))
+    {
         let mut used = vec![0; ROWS as usize];
         for n in 0..ROWS * 32 {
             let addresses = match family {
                 Family::Ipv4 => of_v4((0x0a00_0000 + n).into(), [192, 0, 2, 1].into()),
                 Family::Ipv6 => of_v6((u128::from(n) << 64 | 0x2001_0db8 << 96).into(), 1.into()),
             };
-            used[mask.tag(&addresses, 1, 0x1234_5678).row(ROWS - 1) as usize] += 1;
+            used[mask.tag(&addresses, 1, |at| seed.word(at)).row(ROWS - 1) as usize] += 1;
         }
         // With random places, one in a billion rows would have more, or less.
-        assert!(used.iter().all(|used| (5..80).contains(used)), "{family}: {:?}", used.iter().max());
+        assert!(
+            used.iter().all(|used| (5..80).contains(used)),
+            "{family}: {:?}",
+            (used.iter().min(), used.iter().max())
+        );
     }
 }
 

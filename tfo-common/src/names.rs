@@ -52,7 +52,7 @@ pub const LAST_SOURCE_ROW: &str = "TFO_LAST_SOURCE_ROW";
 pub const LAST_REPLAY_ROW: &str = "TFO_LAST_REPLAY_ROW";
 /// Global with the number of searches in vain that [`Searches`](crate::keyring::Searches) allows in a jiffy.
 pub const SEARCHES_PER_JIFFY: &str = "TFO_SEARCHES_PER_JIFFY";
-/// Global with the seed of [`Tag`](crate::policy::Tag)s.
+/// Global with the [`Seed`](crate::policy::Seed) of tags.
 pub const SEED: &str = "TFO_SEED";
 /// Global that tells whether any port has a service.
 pub const HAS_SERVICES: &str = "TFO_HAS_SERVICES";

@@ -394,9 +394,9 @@ impl SourceMask {
         }
     }
 
-    /// Returns the tag of the source of `addresses` at `service`, in a table with a secret `seed`.
+    /// Returns the tag of the source of `addresses` at `service`, in a table with a secret seed: see [`Tag::of`].
     #[inline(always)]
-    pub const fn tag(&self, addresses: &Addresses, service: u32, seed: u64) -> Tag {
+    pub fn tag(&self, addresses: &Addresses, service: u32, seed: impl Fn(usize) -> u64) -> Tag {
         let ([first, second, ..], service) = (addresses.words, service as u64);
         match addresses.family {
             Family::Ipv4 => Tag::of(seed, [first & self.v4 | service << 32]),
@@ -405,24 +405,55 @@ impl SourceMask {
     }
 }
 
+/// Number of words of a [`Seed`]: one for each word that a [`Tag`] is made of.
+pub const SEED_WORDS: usize = 5;
+
+/// Secret words of the [`Tag`]s in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed(pub [u64; SEED_WORDS]);
+
+impl Seed {
+    /// Expands a random number (SplitMix64).
+    pub const fn new(seed: u64) -> Self {
+        let (mut words, mut state, mut at) = ([0; SEED_WORDS], seed, 0);
+        while at < SEED_WORDS {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut word = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            words[at] = word ^ word >> 31;
+            at += 1;
+        }
+        Self(words)
+    }
+
+    /// Returns a word. The index is below [`SEED_WORDS`].
+    pub fn word(&self, at: usize) -> u64 {
+        self.0[at]
+    }
+}
+
 /// Hash that identifies an entry in a table of [`Row`]s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag(u64);
 
 impl Tag {
-    /// Returns the tag of `words`, in a table with a secret `seed`. If just one word differs, the tag differs.
-    /// Otherwise two tags may collide, once in 2^64.
+    /// Returns the tag of `words`, in a table with a secret seed: `seed` returns its word of an index below `N`.
+    ///
+    /// Any two different inputs have the same tag for one seed in 2^32, whatever their difference: the sum is NH, the hash
+    /// of UMAC (RFC 4418, 5.2.2), which adds a secret to each half of a word and multiplies the halves. So nobody who does
+    /// not know the seed can choose addresses that share an entry.
     #[inline(always)]
-    pub const fn of<const N: usize>(seed: u64, words: [u64; N]) -> Self {
-        // SplitMix64's finalizer up to its second multiplication. Its first half takes in a word at each turn. The
-        // upper half of the result is mixed well, and selects the row.
-        let (mut tag, mut at) = (seed, 0);
+    pub fn of<const N: usize>(seed: impl Fn(usize) -> u64, words: [u64; N]) -> Self {
+        let (mut sum, mut at) = (0_u64, 0);
         while at < N {
-            tag = (tag ^ words[at]).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            tag ^= tag >> 32;
+            let [low, high] = [words[at], words[at] >> 32].map(|half| half as u32);
+            let [add_low, add_high] = [seed(at), seed(at) >> 32].map(|half| half as u32);
+            let factors = [low.wrapping_add(add_low), high.wrapping_add(add_high)].map(u64::from);
+            sum = sum.wrapping_add(factors[0] * factors[1]);
             at += 1;
         }
-        Self(tag.wrapping_mul(0x94d0_49bb_1331_11eb))
+        // Reversible, so it adds no collision. It mixes the upper half, which selects the row.
+        Self((sum ^ sum >> 32).wrapping_mul(0x94d0_49bb_1331_11eb))
     }
 
     /// Returns the row of the tag. `last` is the index of the last row, one less than a power of two.
@@ -544,7 +575,7 @@ impl Remembered {
 /// Returns the tag of a SYN, made from its addresses and the first eight bytes of its TCP header: its ports and its
 /// sequence number. The cookie is left out, since it follows from the addresses and the key.
 #[inline(always)]
-pub const fn syn_tag(addresses: &Addresses, tcp: [u8; 8], seed: u64) -> Tag {
+pub fn syn_tag(addresses: &Addresses, tcp: [u8; 8], seed: impl Fn(usize) -> u64) -> Tag {
     let ([w0, w1, w2, w3], tcp) = (addresses.words, u64::from_le_bytes(tcp));
     match addresses.family {
         Family::Ipv4 => Tag::of(seed, [tcp, w0]),

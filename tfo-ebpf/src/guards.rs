@@ -46,7 +46,7 @@ impl Syn<'_> {
     #[inline(always)]
     fn is_replay(&self) -> bool {
         let Some(first) = self.frame.read(self.tcp) else { return false };
-        let tag = syn_tag(self.addresses, first, maps::seed());
+        let tag = syn_tag(self.addresses, first, maps::seed);
         let Some(seat) = maps::replay_row(tag).and_then(|row| row.find(tag)) else { return false };
         Remembered::from_word(seat.value.get()).is_replay(maps::jiffies(), self.policy.once)
     }
@@ -59,7 +59,7 @@ impl Syn<'_> {
         limit: &Limit,
         row: impl FnOnce(Tag) -> Option<&'static Row>,
     ) -> bool {
-        let tag = source.tag(self.addresses, self.service, maps::seed());
+        let tag = source.tag(self.addresses, self.service, maps::seed);
         let Some(row) = row(tag) else { return true };
         let spent = row.spend(tag, limit, now());
         if spent == Spent::GrantedEvicting {

@@ -21,7 +21,7 @@ use tfo_common::{
         Connection, EVENT_BYTES, Event, Outcomes, PENDING, PREFIXES, Pending, Prefix, PrefixTally, Watch,
     },
     parse::LinkLayer,
-    policy::{HIDDEN, Policy, Row, Tag, hidden_key},
+    policy::{HIDDEN, Policy, Row, SEED_WORDS, Tag, hidden_key},
     sample::Samplers,
     segment::{Addresses, FastOpen, Segment},
     service::{ADDRESSES, BY_ADDRESS, OTHER, PORTS, Service, address_scope},
@@ -113,7 +113,7 @@ static TFO_LAST_REPLAY_ROW: Global<u32> = Global::new(0);
 
 /// [`tfo_common::names::SEED`].
 #[unsafe(no_mangle)]
-static TFO_SEED: Global<u64> = Global::new(0);
+static TFO_SEED: [Global<u64>; SEED_WORDS] = [const { Global::new(0) }; SEED_WORDS];
 
 /// [`tfo_common::names::SEARCHES_PER_JIFFY`].
 #[unsafe(no_mangle)]
@@ -320,10 +320,10 @@ pub(crate) fn replay_row(tag: Tag) -> Option<&'static Row> {
     TFO_REPLAYS.get(tag.row(TFO_LAST_REPLAY_ROW.load()))
 }
 
-/// Random seed of [`Tag`]s.
+/// Word `at` of the secret seed of [`Tag`]s.
 #[inline(always)]
-pub(crate) fn seed() -> u64 {
-    TFO_SEED.load()
+pub(crate) fn seed(at: usize) -> u64 {
+    TFO_SEED[at].load()
 }
 
 /// Description of the current packet.

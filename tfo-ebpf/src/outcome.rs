@@ -101,7 +101,7 @@ fn child_tag(ctx: &SockOpsContext, connection: &Connection, fins: u32) -> Tag {
     // tcp_rcv_nxt_update counts every byte of data; SYN and FIN take a number each (RFC 9293, 3.4).
     let isn = field!(ctx, rcv_nxt).wrapping_sub(field!(ctx, bytes_received) as u32).wrapping_sub(1 + fins);
     let tcp = u64::from(connection.ports.to_le()) | u64::from(isn.swap_bytes()) << 32;
-    syn_tag(&connection.addresses(), tcp.to_le_bytes(), maps::seed())
+    syn_tag(&connection.addresses(), tcp.to_le_bytes(), maps::seed)
 }
 
 /// Number of jiffies for which the SYNs of `service` are remembered after their connection, or `None` if they are not.

@@ -18,6 +18,7 @@ use tfo_common::{
     keyring::{Held, Key, KeyRing, KeyStore, Moment},
     names,
     observed::{Event, Prefix, Watch},
+    policy::Seed,
     verdict::Mode,
 };
 use tracing::{info, trace};
@@ -86,13 +87,14 @@ impl Object {
             (options.link as u8, options.mode as u8, u8::from(options.services > 0));
         let [source_rows, replay_rows] = options.sizes.rows();
         let [last_source_row, last_replay_row] = [source_rows, replay_rows].map(|rows| rows - 1);
+        let Seed(seed) = Seed::new(options.seed);
         let mut loader = EbpfLoader::new();
         loader
             .override_global(names::LINK_LAYER, &link, true)
             .override_global(names::MODE, &mode, true)
             .override_global(names::HAS_SERVICES, &has_services, true)
             .override_global(names::NETNS, &options.netns_cookie, true)
-            .override_global(names::SEED, &options.seed, true)
+            .override_global(names::SEED, &seed, true)
             .override_global(names::SEARCHES_PER_JIFFY, &options.searches, true)
             .override_global(names::LAST_SOURCE_ROW, &last_source_row, true)
             .override_global(names::LAST_REPLAY_ROW, &last_replay_row, true)
