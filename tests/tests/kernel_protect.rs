@@ -1,7 +1,12 @@
 //! Mode `shield` in the kernel: the real program, run by BPF_PROG_TEST_RUN, does exactly what the guards of a policy
 //! say. Needs root.
 
-use std::{thread, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, Ipv6Addr, TcpListener},
+    thread,
+    time::Duration,
+};
 
 use tfo_common::{
     class::Class,
@@ -18,6 +23,7 @@ use tfo_tests::{
     host,
     kernel::{Kernel, fits, sum},
     keys::{self, BACKUP, CURRENT, RETIRED, STRANGER},
+    netns::{ip, sandbox},
     packet::{Carry as _, Ip, Tcp, eth},
 };
 use tfo_userspace::{
@@ -94,11 +100,17 @@ fn sources_of_one_family_are_hidden() {
     }
 }
 
+/// Destinations that [`only_syns_to_listeners_of_this_host_are_shed`] routes to another host.
+const FORWARDED_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+const FORWARDED_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, 9);
+
 /// More jiffies than any of these tests takes.
 const FOREVER: u64 = 1 << 30;
 
+/// Returns a policy without guards. A test run has no listener, so `shed` judges any destination.
 fn shield() -> Policy {
-    Policy::of_mode(Mode::Shield)
+    let policy = Policy::of_mode(Mode::Shield);
+    Policy { flags: policy.flags | Policy::SHEDS_OTHERS, ..policy }
 }
 
 /// Program in mode `shield`, with one policy for all services.
@@ -439,6 +451,65 @@ fn unknown_cookies_are_shed() {
         sheds(&policy, false);
         sheds(&policy, true);
     }
+}
+
+/// `shed` judges SYNs to listeners of this host only: not those to closed ports, and not those that it would forward, even
+/// if a listener on all addresses has that port.
+#[test]
+fn only_syns_to_listeners_of_this_host_are_shed() {
+    sandbox(|| {
+        ip("link set lo up");
+        ip("link add far type veth peer name other");
+        ip("link set other up");
+        ip("link set far up");
+        for family in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            fs::write(format!("/proc/sys/net/{family}"), "1").expect("a namespace of our own");
+        }
+        for (command, address) in [
+            ("address add", format!("{SERVER_V4}/32 dev lo")),
+            ("address add", format!("{SERVER_V6}/128 dev lo nodad")),
+            ("route add", format!("{FORWARDED_V4}/32 dev far")),
+            ("-6 route add", format!("{FORWARDED_V6}/128 dev far")),
+        ] {
+            ip(&format!("{command} {address}"));
+        }
+        for drops in [false, true] {
+            let flags = Policy::of_mode(Mode::Shield).flags | Policy::SHEDS_ALL;
+            let flags = flags | if drops { Policy::DROPS } else { 0 };
+            let none = Policy { flags, shed: Limit { interval: FOREVER << 20, tolerance: 0 }, ..shield() };
+            let mut shield = Shield::with(LinkLayer::Ethernet, &none.with(Guard::Shed, true));
+            // The first one is within the limit.
+            let first = Syn::new(&v4(1), 1, Option_::Of(STRANGER));
+            shield.expect("first", &first, Verdict::Pass, None, Some(&first.frame));
+            let to =
+                |v4, v6| -> [Ip; 2] { [eth().ipv4(CLIENT_V4, v4).into(), eth().ipv6(CLIENT_V6, v6).into()] };
+            let mut check = |name: &str, ips: [Ip; 2], is_shed: [bool; 2]| {
+                // An answer is kept for a jiffy.
+                thread::sleep(Duration::from_millis(30));
+                for (ip, is_shed) in ips.iter().zip(is_shed) {
+                    for _ in 0..2 {
+                        let syn = Syn::new(ip, 1, Option_::Of(STRANGER));
+                        let (verdict, out) = match (is_shed, drops) {
+                            (false, _) => (Verdict::Pass, Some(&syn.frame[..])),
+                            (true, false) => (Verdict::Hide, Some(&syn.hidden[..])),
+                            (true, true) => (Verdict::Drop, None),
+                        };
+                        shield.expect(name, &syn, verdict, is_shed.then_some(Guard::Shed), out);
+                    }
+                }
+            };
+            check("a closed port", to(SERVER_V4, SERVER_V6), [false; 2]);
+            let v4 = TcpListener::bind((SERVER_V4, 80)).expect("a free port");
+            check("a listener on IPv4", to(SERVER_V4, SERVER_V6), [true, false]);
+            drop(v4);
+            let v6 = TcpListener::bind((SERVER_V6, 80)).expect("a free port");
+            check("a listener on IPv6", to(SERVER_V4, SERVER_V6), [false, true]);
+            drop(v6);
+            let _all = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).expect("a free port");
+            check("a listener on all addresses", to(SERVER_V4, SERVER_V6), [true; 2]);
+            check("a destination behind this host", to(FORWARDED_V4, FORWARDED_V6), [false; 2]);
+        }
+    });
 }
 
 /// Unknown cookies are shed only while the keys are confirmed. Publishing keys neither confirms them nor ends a

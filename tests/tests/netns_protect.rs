@@ -478,14 +478,13 @@ const DRY: &str = "{ dry_run = true }";
 
 #[test]
 fn dry_runs_are_only_counted() {
-    let limits =
-        "fair = { limit = \"1/h\", dry_run = true }\nshed = { limit = \"1/h\", drop = true, dry_run = true }";
+    let limits = "fair = { limit = \"1/h\", dry_run = true }\nshed = { limit = \"1/h\", drop = true, others = true, dry_run = true }";
     assert_only_counted(&format!("mode = \"shield\"\nhide = {DRY}\nonce = {DRY}\nclamp = {DRY}\n{limits}"));
 }
 
 /// Protections are dry runs in the other modes.
 #[test]
 fn observers_only_count() {
-    let limits = "fair = { limit = \"1/h\" }\nshed = { limit = \"1/h\", drop = true }";
+    let limits = "fair = { limit = \"1/h\" }\nshed = { limit = \"1/h\", drop = true, others = true }";
     assert_only_counted(&format!("mode = \"observe\"\nhide = true\nonce = true\nclamp = true\n{limits}"));
 }

@@ -28,7 +28,7 @@ ports = [81]
 mode = "shield"
 fair = { limit = "1/h", burst = 1 }
 clamp = { factor = 3 }
-shed = { limit = "1/h", burst = 1, drop = true }
+shed = { limit = "1/h", burst = 1, drop = true, others = true }
 
 [[service]]
 name = "dry"
@@ -37,7 +37,7 @@ mode = "shield"
 hide = { dry_run = true }
 fair = { limit = "1/h", burst = 1, dry_run = true }
 clamp = { factor = 3, dry_run = true }
-shed = { limit = "1/h", burst = 1, drop = true, dry_run = true }
+shed = { limit = "1/h", burst = 1, drop = true, others = true, dry_run = true }
 
 [[service]]
 name = "open"

@@ -213,6 +213,56 @@ impl PrefixTally {
     }
 }
 
+/// Destination of a SYN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Destination {
+    /// Last two of [`Addresses::words`] for IPv6; the first one and 0 for IPv4, without the source.
+    address: [u64; 2],
+    /// Port in the byte order of the packet, and the [`Family`] index in the upper half.
+    port: u64,
+}
+
+impl Destination {
+    /// Returns the destination of `addresses` and of `ports`, the first four bytes of a TCP header.
+    #[inline(always)]
+    pub const fn new(addresses: &Addresses, ports: [u8; 4]) -> Self {
+        let ([first, _, third, fourth], [.., high, low]) = (addresses.words, ports);
+        let address = match addresses.family {
+            Family::Ipv4 => [first >> 32, 0],
+            Family::Ipv6 => [third, fourth],
+        };
+        Self { address, port: (addresses.family as u64) << 32 | (high as u64) << 8 | low as u64 }
+    }
+}
+
+/// Cached answer of a CPU to the question whether a destination is a listener of this host. It is kept for a jiffy: most
+/// SYNs of a flood have the same destination, and the look-ups cost more than all other work for a forged cookie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Local {
+    to: Destination,
+    jiffy: u64,
+    is_local: u64,
+}
+
+impl Local {
+    /// State before the first answer. No CPU's clock shows jiffy 0 (`INITIAL_JIFFIES`, linux/jiffies.h).
+    pub const NEVER: Self = Self { to: Destination { address: [0; 2], port: 0 }, jiffy: 0, is_local: 0 };
+
+    /// Returns the answer for `to` at `jiffy`.
+    #[inline(always)]
+    pub const fn new(to: Destination, jiffy: u64, is_local: bool) -> Self {
+        Self { to, jiffy, is_local: is_local as u64 }
+    }
+
+    /// Returns the answer, if it is that for `to` in this jiffy.
+    #[inline(always)]
+    pub fn get(&self, to: Destination, jiffy: u64) -> Option<bool> {
+        (self.jiffy == jiffy && self.to == to).then_some(self.is_local != 0)
+    }
+}
+
 /// Budget of one CPU's observing, and its counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -235,6 +285,8 @@ pub struct Watch {
     pub unconfirmed: u64,
     /// Budget for trying keys that the kernel does not hold.
     pub searches: Searches,
+    /// Cached answer of this CPU to the question whether a destination is a listener of this host.
+    pub local: Local,
 }
 
 impl Watch {
@@ -249,6 +301,7 @@ impl Watch {
         confirmed: Confirmed::NEVER,
         unconfirmed: 0,
         searches: Searches::NEW,
+        local: Local::NEVER,
     };
 
     /// Adds the counts of `other`.
@@ -263,6 +316,7 @@ impl Watch {
             confirmed: _,
             unconfirmed,
             searches,
+            local: _,
         } = other;
         self.events += events;
         self.events_lost += events_lost;

@@ -107,6 +107,9 @@ impl Policy {
     /// Flag that [`shed_per_source`](Self::shed_per_source) is in force.
     pub const SHEDS_SOURCES: u64 = 1 << 21;
 
+    /// Flag that [`Guard::Shed`] also judges SYNs that are not for a listener of this host.
+    pub const SHEDS_OTHERS: u64 = 1 << 23;
+
     /// Returns the policy of `mode`, without protections.
     #[inline(always)]
     pub const fn of_mode(mode: Mode) -> Self {
@@ -214,7 +217,7 @@ pub trait Facts {
     /// Checks whether `guard` has a reason to act. [`Guard::Fair`] and [`Guard::Shed`] count the SYN in their limits.
     ///
     /// For [`Guard::Hide`], the reason is an order that hides the source. [`Guard::Shed`] has no reason while the keys
-    /// are not confirmed, since it can't tell then which cookies are unknown.
+    /// are not confirmed, since it can't tell then which cookies are unknown, and none for a SYN to another host.
     fn triggers(&mut self, guard: Guard) -> bool;
 }
 

@@ -17,6 +17,7 @@ mod act;
 mod fast;
 mod frame;
 mod guards;
+mod local;
 mod maps;
 mod outcome;
 mod slow;

@@ -49,7 +49,7 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     let (class, addresses, tcp) = (syn.class()?, &syn.addresses(), syn.tcp as usize);
     let frame = &Frame::anew(ctx);
     let service = maps::service_at(frame, tcp, addresses);
-    let facts = |policy| Syn { frame, addresses, tcp, data_len: syn.data_len, policy, service };
+    let facts = |policy| Syn { ctx, frame, addresses, tcp, data_len: syn.data_len, policy, service };
     // `tfo_shield` takes the policy from its map. `tfo_ingress` has one that is made of constants.
     let decision = if maps::mode() == Mode::Shield {
         let policy = maps::policy(service)?;

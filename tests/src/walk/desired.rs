@@ -77,7 +77,7 @@ impl Service {
                 Guard::Fair => format!("limit = \"1/h\", burst = {BURST}, {each}, "),
                 Guard::Clamp => "factor = 3, ".to_owned(),
                 Guard::Shed => format!(
-                    "{all}per_source = \"1/h\", per_source_burst = {BURST}, {each}, drop = {}, ",
+                    "{all}per_source = \"1/h\", per_source_burst = {BURST}, {each}, drop = {}, others = true, ",
                     self.drops
                 ),
             };

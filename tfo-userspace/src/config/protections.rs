@@ -52,6 +52,7 @@ fn shed(table: &mut Table) -> Option<Shed> {
         per_source: limit(table, "per_source", "per_source_burst"),
         source: source(table),
         drop: table.get("drop", flag).unwrap_or(false),
+        others: table.get("others", flag).unwrap_or(false),
         dry_run: dry_run(table),
     })
 }

@@ -33,6 +33,7 @@ limit = "1000/s"
 per_source = "36000/h"
 per_source_burst = 1
 drop = true
+others = true
 [[service]]
 name = "dns"
 ports = [53]
@@ -84,6 +85,7 @@ fn every_key_is_read() {
                             per_source: Some(limit(36000, 3600, 1)),
                             source: SourceLen::default(),
                             drop: true,
+                            others: true,
                             dry_run: false,
                         }),
                     },

@@ -171,6 +171,9 @@ fn policy(named: &Named, hz: u64) -> Policy {
         if shed.drop {
             policy.flags |= Policy::DROPS;
         }
+        if shed.others {
+            policy.flags |= Policy::SHEDS_OTHERS;
+        }
     }
     policy
 }

@@ -92,6 +92,8 @@ pub struct Shed {
     pub source: SourceLen,
     /// Whether excess SYNs are dropped, instead of having their Fast Open option hidden.
     pub drop: bool,
+    /// Whether it also acts on SYNs that are not for a listener of this host.
+    pub others: bool,
     /// Whether the protection only counts.
     pub dry_run: bool,
 }

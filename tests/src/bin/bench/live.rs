@@ -259,7 +259,8 @@ impl Wire {
         let floods = floods.collect::<Result<_>>()?;
         let tfo = |mode| Setup { mode, ..ALL_KEYS }.load();
         let (observe, accelerate) = (tfo(Mode::Observe), tfo(Mode::Accelerate));
-        let flags = Policy::DROPS | Policy::SHEDS_ALL;
+        // The receiver has no listener.
+        let flags = Policy::DROPS | Policy::SHEDS_ALL | Policy::SHEDS_OTHERS;
         let none = Policy { flags, shed: Limit::new(1, 1 << 40, 1), ..Policy::of_mode(Mode::Observe) };
         let shed = Setup { mode: Mode::Shield, policy: none.with(Guard::Shed, true), ..ALL_KEYS }.load();
         Ok(Self { yardsticks, observe, accelerate, shed, floods, receiver, link, _interfaces: interfaces })

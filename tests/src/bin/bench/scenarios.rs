@@ -240,7 +240,11 @@ impl Table {
                 ip(eth().vlan(5), family).syn().linux_options().cookie_of(CURRENT).nops(2).data(DATA);
             self.tfo(format!("{family}: current, VLAN, shield, all protections"), setup, tagged.build());
             // The guard is a dry run. Otherwise the few SYNs that pass would be counted apart from the dropped ones.
-            let sheds = Policy { flags: all.flags | Policy::SHEDS_ALL, shed: Limit::new(1, 1000, 1), ..all };
+            let sheds = Policy {
+                flags: all.flags | Policy::SHEDS_ALL | Policy::SHEDS_OTHERS,
+                shed: Limit::new(1, 1000, 1),
+                ..all
+            };
             let sheds = Setup { keys: 2, policy: sheds.with(Guard::Shed, false), ..setup };
             let forged = linux(syn(family), STRANGER);
             self.tfo(format!("{family}: unknown, two keys, shield, shed in a dry run"), sheds, forged);

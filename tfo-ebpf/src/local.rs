@@ -1,0 +1,85 @@
+//! Look-ups in the kernel that tell whether a SYN is for a listener of this host. Others are not for this host to judge: a
+//! router forwards them, and their cookies are of another host's keys.
+
+use core::hint::black_box;
+
+use aya_ebpf::{
+    bindings::{bpf_fib_lookup, bpf_sock_tuple, xdp_md},
+    helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_sk_release, bpf_skc_lookup_tcp},
+};
+use tfo_common::{bytes::Bytes as _, segment::Family};
+
+use crate::{frame::Frame, maps};
+
+/// Network namespace of the interface, for `bpf_skc_lookup_tcp`.
+const BPF_F_CURRENT_NETNS: u64 = u64::MAX;
+/// Address families of the kernel, from linux/socket.h.
+const AF_INET: u64 = 2;
+/// See [`AF_INET`].
+const AF_INET6: u64 = 10;
+const TCP: u64 = 6;
+/// Result of `bpf_fib_lookup` for a destination that the host does not forward to: above all, one of its own.
+const BPF_FIB_LKUP_RET_NOT_FWDED: i64 = 4;
+/// Result of `bpf_fib_lookup` on a host, or an interface, that forwards nothing.
+const BPF_FIB_LKUP_RET_FWD_DISABLED: i64 = 5;
+
+/// Returns 1 if the described SYN is for an address of this host, and the kernel has a socket for it, else 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tfo_is_local(ctx: *mut xdp_md) -> u32 {
+    (has_socket(ctx) && !is_forwarded(ctx)).into()
+}
+
+/// Whether the kernel's TCP has a socket for the described SYN (`__inet_lookup_skb`). A listener on all addresses also has
+/// those of other hosts.
+#[inline(always)]
+fn has_socket(ctx: *mut xdp_md) -> bool {
+    let Some(syn) = maps::packet() else { return false };
+    let Some(ports) = Frame::anew(ctx).read::<4>(syn.tcp as usize) else { return false };
+    let ports = u64::from(u32::from_le_bytes(ports));
+    let [first, second, third, fourth] = syn.words;
+    // As `struct bpf_sock_tuple`: both addresses, then both ports, as in the packet.
+    let (mut tuple, size) = match syn.family == Family::Ipv4 as u32 {
+        true => ([first, ports, 0, 0, 0], 12),
+        false => ([first, second, third, fourth, ports], 36),
+    };
+    // SAFETY: the tuple is longer than `size`. The helper returns null or a socket, which is released.
+    unsafe {
+        let tuple = tuple.as_mut_ptr().cast::<bpf_sock_tuple>();
+        let socket = bpf_skc_lookup_tcp(ctx.cast(), tuple, size, BPF_F_CURRENT_NETNS, 0);
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket.cast());
+    }
+    true
+}
+
+/// Whether the host would forward the described SYN (`bpf_ipv4_fib_lookup`, `bpf_ipv6_fib_lookup`).
+#[inline(always)]
+fn is_forwarded(ctx: *mut xdp_md) -> bool {
+    let Some(syn) = maps::packet() else { return true };
+    let Some(ports) = Frame::anew(ctx).read::<4>(syn.tcp as usize) else { return true };
+    let [first, second, third, fourth] = syn.words;
+    let (family, source, destination) = match syn.family == Family::Ipv4 as u32 {
+        true => (AF_INET, [first & 0xffff_ffff, black_box(0)], [first >> 32, black_box(0)]),
+        false => (AF_INET6, [first, second], [third, fourth]),
+    };
+    // SAFETY: the kernel gives a valid context.
+    let interface = u64::from(unsafe { (*ctx).ingress_ifindex });
+    // As `struct bpf_fib_lookup`: family, protocol, ports and length; interface; addresses; the rest is for the answer.
+    let mut fib = [
+        family | TCP << 8 | u64::from(u32::from_le_bytes(ports)) << 16,
+        interface,
+        source[0],
+        source[1],
+        destination[0],
+        destination[1],
+        black_box(0),
+        black_box(0),
+    ];
+    const { assert!(size_of::<bpf_fib_lookup>() == 64) };
+    // SAFETY: `fib` has the size of the structure, and is initialised.
+    let result = unsafe { fib_lookup(ctx.cast(), fib.as_mut_ptr().cast::<bpf_fib_lookup>(), 64, 0) };
+    result != BPF_FIB_LKUP_RET_NOT_FWDED && result != BPF_FIB_LKUP_RET_FWD_DISABLED
+}
