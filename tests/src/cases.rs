@@ -8,6 +8,7 @@ mod ipv4;
 mod ipv6;
 mod link;
 mod options;
+mod signed;
 mod tcp;
 mod truncated;
 
@@ -15,6 +16,8 @@ use std::{
     fmt::Display,
     net::{Ipv4Addr, Ipv6Addr},
 };
+
+pub use self::signed::signed;
 
 use tfo_common::{
     class::Class,
@@ -28,6 +31,7 @@ use tfo_common::{
 
 use crate::{
     keys,
+    oracle::reference,
     packet::{ETHERNET, Ip, Ipv4, Ipv6, eth, ether_type},
 };
 
@@ -53,6 +57,13 @@ pub struct Case {
     pub frame: Vec<u8>,
     /// Expected outcome.
     pub expected: Expected,
+}
+
+impl Case {
+    /// Whether the frame is a signed SYN, which must stay as it is.
+    pub fn is_signed(&self) -> bool {
+        matches!(reference(&self.frame, self.link), Ok(Some(segment)) if segment.is_signed)
+    }
 }
 
 /// The keys in force.
@@ -181,6 +192,8 @@ pub fn all() -> Vec<Case> {
     for (subject, add) in [
         ("cookie", cookies::add as fn(&mut Table)),
         ("options", options::add),
+        ("signed", signed::add),
+        ("nearly signed", signed::add_nearly),
         ("tcp", tcp::add),
         ("ipv4", ipv4::add),
         ("ipv6", ipv6::add),

@@ -108,6 +108,15 @@ impl ServiceSettings {
     }
 }
 
+impl Expected {
+    /// Returns the decision on the same SYN if it is signed, and whether it would have been changed or dropped otherwise.
+    /// Guards are asked all the same.
+    pub fn signed(self) -> (Self, bool) {
+        let acts = self.clamps || self.verdict != Verdict::Pass;
+        (Self { verdict: Verdict::Pass, clamps: false, guard: None, would: 0, asked: self.asked }, acts)
+    }
+}
+
 /// Expected decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {

@@ -38,6 +38,7 @@ pub fn reference(frame: &[u8], link: LinkLayer) -> Parsed {
     Ok(Some(Segment {
         addresses: inner.addresses,
         fast_open: kernel_walk(&header[fixed.len()..]),
+        is_signed: inner.is_authenticated || has_signature(&header[fixed.len()..]),
         tcp: offset_in(frame, inner.tcp),
         data_len: data.len() as u32,
     }))
@@ -70,6 +71,7 @@ struct Inner<'a> {
     addresses: Addresses,
     tcp: &'a [u8],
     is_first_fragment: bool,
+    is_authenticated: bool,
 }
 
 fn ipv4(packet: &[u8]) -> Found<Inner<'_>> {
@@ -91,7 +93,8 @@ fn ipv4(packet: &[u8]) -> Found<Inner<'_>> {
         return Err(Unsupported::LaterFragment.into());
     }
     let addresses = Addresses::from_ipv4(header[12..].try_into().expect("eight bytes"));
-    Ok(Some(Inner { addresses, tcp, is_first_fragment: fragment & 0x2000 != 0 }))
+    let is_first_fragment = fragment & 0x2000 != 0;
+    Ok(Some(Inner { addresses, tcp, is_first_fragment, is_authenticated: false }))
 }
 
 fn ipv6(packet: &[u8]) -> Found<Inner<'_>> {
@@ -109,10 +112,11 @@ fn ipv6(packet: &[u8]) -> Found<Inner<'_>> {
     }
     let mut is_fragment = false;
     let mut is_first_fragment = false;
+    let mut is_authenticated = false;
     for place in 0.. {
         if next == protocol::TCP {
             let addresses = Addresses::from_ipv6(header[8..].try_into().expect("32 bytes"));
-            return Ok(Some(Inner { addresses, tcp: rest, is_first_fragment }));
+            return Ok(Some(Inner { addresses, tcp: rest, is_first_fragment, is_authenticated }));
         }
         if !may_lead_to_tcp(next) {
             return Ok(None);
@@ -140,7 +144,10 @@ fn ipv6(packet: &[u8]) -> Found<Inner<'_>> {
             protocol::ROUTING if extension[3] > 0 || matches!(extension[2], 3 | 4) => {
                 return Err(Unsupported::SourceRoute.into());
             }
-            protocol::AUTHENTICATION => 4 * words + 8,
+            protocol::AUTHENTICATION => {
+                is_authenticated = true;
+                4 * words + 8
+            }
             _ => 8 * words + 8,
         };
         rest = rest.get(length..).ok_or(cut)?;
@@ -180,6 +187,7 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
             _ => return Some(Ok(None)),
         }
     }
+    let mut is_authenticated = false;
     let (ip, addresses) = match packet.net.as_ref() {
         None | Some(NetSlice::Arp(_)) => return Some(Ok(None)),
         Some(NetSlice::Ipv4(ip)) => {
@@ -201,6 +209,8 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
             if let Some(parsed) = not_followed(ip.extensions().clone()) {
                 return Some(parsed);
             }
+            let mut extensions = ip.extensions().clone().into_iter();
+            is_authenticated = extensions.any(|it| matches!(it, Ipv6ExtensionSlice::Authentication(_)));
             (ip.payload(), Addresses::from_ipv6(concat(header.source(), header.destination())))
         }
     };
@@ -215,6 +225,7 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
         (true, false) => Ok(Some(Segment {
             addresses,
             fast_open: kernel_walk(tcp.options()),
+            is_signed: is_authenticated || has_signature(tcp.options()),
             tcp: offset_in(frame, tcp.slice()),
             data_len: tcp.payload().len() as u32,
         })),
@@ -291,5 +302,19 @@ pub fn kernel_walk(area: &[u8]) -> FastOpen {
             }),
             Err(_) => FastOpen::BadLength,
         },
+    }
+}
+
+/// Returns whether the options up to the end of the list or to a broken option have a signature: TCP-MD5 of its one length
+/// (RFC 2385, 3.0), or TCP-AO of at least four bytes (RFC 5925, 2.2).
+pub fn has_signature(options: &[u8]) -> bool {
+    match options {
+        [1, rest @ ..] => has_signature(rest),
+        [0, ..] | [] | [_] => false,
+        [kind, len, ..] => {
+            let behind = options.get(usize::from(*len)..).filter(|_| *len >= 2);
+            let is_signature = matches!((kind, len), (19, 18) | (29, 4..));
+            behind.is_some_and(|rest| is_signature || has_signature(rest))
+        }
     }
 }

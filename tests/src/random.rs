@@ -281,6 +281,8 @@ fn tcp_option() -> impl Strategy<Value = TcpOption> {
         2 => experimental,
         2 => with_value(254),
         2 => any::<u8>().prop_flat_map(with_value),
+        1 => Just([&[19, 18], &[0x5a; 16][..]].concat()),
+        1 => select(vec![19, 29]).prop_flat_map(with_value),
         // These end the walk: the end of the list, an invalid length, random bytes.
         1 => Just(vec![0]),
         1 => (select(vec![34, 254, 2, 99]), any::<u8>()).prop_map(|(kind, len)| vec![kind, len]),

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use tfo_common::{policy::Policy, verdict::Mode};
+use tfo_common::{parse::parse, policy::Policy, verdict::Mode};
 use tfo_tests::{
     cases::{all, rows, uncovered},
     host,
@@ -20,6 +20,21 @@ fn every_case_is_counted_as_expected() {
         }
     }
     assert!(wrong.is_empty(), "{} cases are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Both parsers find the signatures that the names of the cases tell.
+#[test]
+fn signatures_are_found() {
+    let mut found = 0;
+    for case in all() {
+        let parsed = matches!(parse(&case.frame[..], case.link), Ok(Some(segment)) if segment.is_signed);
+        assert_eq!(parsed, case.is_signed(), "{}", case.name);
+        if case.name.starts_with("signed: ") || case.name.starts_with("nearly signed: ") {
+            assert_eq!(parsed, case.name.starts_with("signed: "), "{}", case.name);
+        }
+        found += u64::from(parsed);
+    }
+    assert!(found > 100, "{found} signed SYNs");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use tfo_common::{
 use tfo_tests::{
     fuzz::options::{BEHIND, both},
     keys::CURRENT,
-    oracle::kernel_walk,
+    oracle::{has_signature, kernel_walk},
     packet::{Carry, Ip, Tcp},
 };
 
@@ -28,13 +28,13 @@ impl Syns {
         Self { options: frames[0].len() - BEHIND.len(), frames }
     }
 
-    /// Returns the Fast Open option that our parser finds in `area`.
-    fn fast_open(&mut self, area: &[u8]) -> FastOpen {
+    /// Returns the Fast Open option that our parser finds in `area`, and whether it finds a signature.
+    fn parse(&mut self, area: &[u8]) -> (FastOpen, bool) {
         let frame = &mut self.frames[area.len() / 4];
         frame[self.options..self.options + area.len()].copy_from_slice(area);
         let segment =
             parse(frame.as_slice(), LinkLayer::Ethernet).expect("it is whole").expect("it is a SYN");
-        segment.fast_open
+        (segment.fast_open, segment.is_signed)
     }
 }
 
@@ -51,16 +51,16 @@ impl Comparison {
 
     fn area(&mut self, area: &[u8]) {
         self.areas += 1;
-        let expected = kernel_walk(area);
+        let expected = (kernel_walk(area), has_signature(area));
         for syns in &mut self.families {
-            let found = syns.fast_open(area);
+            let found = syns.parse(area);
             assert!(found == expected, "{area:02x?}: found {found:?}, expected {expected:?}");
         }
     }
 
-    /// Checks all areas with the first `at` bytes of `area` and up to `more` options behind. Zeros follow the last
-    /// option.
-    fn options(&mut self, area: &mut [u8], at: usize, more: usize) {
+    /// Checks all areas with the first `at` bytes of `area` and up to `more` options of `kinds` behind. Zeros follow the
+    /// last option.
+    fn options(&mut self, kinds: &[(u8, &[u8])], area: &mut [u8], at: usize, more: usize) {
         area[at..].fill(0);
         self.area(area);
         if more == 0 || at == area.len() {
@@ -69,8 +69,8 @@ impl Comparison {
         fill(&mut area[at + 1..], &[]);
         self.area(area);
         area[at] = 1;
-        self.options(area, at + 1, more - 1);
-        for (kind, value) in KINDS {
+        self.options(kinds, area, at + 1, more - 1);
+        for (kind, value) in kinds.iter().copied() {
             if at + 1 == area.len() {
                 // There is no room for a length, either.
                 area[at] = kind;
@@ -86,7 +86,7 @@ impl Comparison {
                     self.area(area);
                 } else {
                     fill(&mut area[at + 2..end], value);
-                    self.options(area, end, more - 1);
+                    self.options(kinds, area, end, more - 1);
                 }
             }
         }
@@ -107,10 +107,22 @@ const KINDS: [(u8, &[u8]); 5] = [(34, &[]), (254, &[0xf9, 0x89]), (254, &[0xf9, 
 fn every_area_of_up_to_three_options() {
     let mut comparison = Comparison::new();
     for size in SIZES {
-        comparison.options(&mut vec![0; size], 0, 3);
+        comparison.options(&KINDS, &mut vec![0; size], 0, 3);
     }
     println!("{} areas", comparison.areas);
     assert_eq!(comparison.areas, 73_786_021);
+}
+
+/// Signatures of every length, before and behind Fast Open, and behind each other.
+#[test]
+fn every_area_of_up_to_three_options_with_signatures() {
+    const KINDS: [(u8, &[u8]); 3] = [(34, &[]), (19, &[]), (29, &[])];
+    let mut comparison = Comparison::new();
+    for size in SIZES {
+        comparison.options(&KINDS, &mut vec![0; size], 0, 3);
+    }
+    println!("{} areas", comparison.areas);
+    assert_eq!(comparison.areas, 16_478_861);
 }
 
 /// Returns the options of common systems: without Fast Open, with a request and with cookies, in either form.
@@ -170,8 +182,8 @@ fn every_area_that_is_nearly_a_typical_one() {
         }
     }
     println!("{} areas", comparison.areas);
-    assert_eq!(comparison.areas, 1_301_840);
+    assert_eq!(comparison.areas, 1_934_936);
 }
 
 /// Bytes that have a meaning as a kind or as a length.
-const TELLING: [u8; 12] = [0, 1, 2, 3, 4, 8, 10, 12, 34, 40, 254, 255];
+const TELLING: [u8; 15] = [0, 1, 2, 3, 4, 8, 10, 12, 18, 19, 29, 34, 40, 254, 255];

@@ -136,6 +136,7 @@ fn check_description(decision: Decision) {
     let segment = Segment {
         addresses: Addresses::from_ipv6([7; 32]),
         fast_open: FastOpen::Request,
+        is_signed: false,
         tcp: 54,
         data_len: 9,
     };
@@ -150,6 +151,7 @@ fn check_description(decision: Decision) {
     let number = EventGuard::new(described.guard, described.would).number();
     assert_eq!(EventGuard::from_number(number), named, "{decision:?}");
 
+    check_signed(&segment, found, &ring, decision);
     // Counting by parts and counting by description are equal.
     let mut cells = [counters::Cell::EMPTY; 2];
     cells[0].count_syn(&segment, found, decision.verdict, &ring);
@@ -161,6 +163,18 @@ fn check_description(decision: Decision) {
         let acted = u64::from(decision.guard == Some(*guard));
         let would = u64::from(decision.would >> guard.index() & 1);
         assert_eq!(counted.guards[guard.index()], GuardCounts { acted, would }, "{decision:?}, {guard}");
+    }
+}
+
+/// Checks that the decision is taken back exactly if the SYN is signed. Then no guard is counted.
+fn check_signed(segment: &Segment, found: Classified, ring: &KeyRing, decision: Decision) {
+    for is_signed in [false, true] {
+        let mut described = describe(&Segment { is_signed, ..*segment }, found, ring);
+        described.set_decision(decision, 7);
+        let acts = decision.verdict != Verdict::Pass || decision.clamps;
+        assert_eq!(described.spare_signed(), is_signed && acts, "{decision:?}");
+        assert_eq!(described.decision(), if is_signed { Decision::PASS } else { decision });
+        assert_eq!((described.service, described.segment().is_signed), (7, is_signed));
     }
 }
 
@@ -230,6 +244,7 @@ fn describe(segment: &Segment, found: Classified, ring: &KeyRing) -> Description
         tcp: any,
         kind: any,
         data_len: any,
+        signed: any,
         family: any,
         detail: any,
         track: any,

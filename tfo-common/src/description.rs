@@ -48,6 +48,8 @@ pub struct Description {
     pub kind: u32,
     /// [`Segment::data_len`].
     pub data_len: u32,
+    /// 1 if the SYN is signed ([`Segment::is_signed`]), else 0.
+    pub signed: u32,
     /// [`Family`] index.
     pub family: u32,
     /// Index of the class, or of the reason for which the frame can't be parsed.
@@ -83,6 +85,7 @@ impl Description {
     pub fn set_syn(&mut self, segment: &Segment, class: Class) {
         (self.kind, self.detail) = (Kind::Syn as u32, class as u32);
         (self.tcp, self.data_len) = (segment.tcp, segment.data_len);
+        self.signed = segment.is_signed.into();
         let Addresses { family, words } = segment.addresses;
         self.family = family as u32;
         match family {
@@ -110,6 +113,19 @@ impl Description {
         self.would = decision.would.into();
     }
 
+    /// Takes a decision on a signed SYN back: it passes as it came, and no guard is counted, not even in a dry run. Returns
+    /// whether it would have been changed or dropped if it were not signed.
+    #[inline(always)]
+    pub fn spare_signed(&mut self) -> bool {
+        if self.signed == 0 {
+            return false;
+        }
+        let would_change = self.verdict != Verdict::Pass as u32 || self.clamps != 0;
+        let service = self.service;
+        self.set_decision(Decision::PASS, service);
+        would_change
+    }
+
     /// Returns the class of a SYN, or `None` for another packet.
     #[inline(always)]
     pub fn class(&self) -> Option<Class> {
@@ -132,6 +148,7 @@ impl Description {
         Segment {
             addresses: self.addresses(),
             fast_open: FastOpen::Cookie(Cookie { value: self.cookie, offset: self.cookie_offset }),
+            is_signed: self.signed != 0,
             tcp: self.tcp,
             data_len: self.data_len,
         }

@@ -80,9 +80,11 @@ pub fn walk<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Segm
     let Some(syn) = tcp::parse(frame, &packet)? else {
         return Ok(None);
     };
+    let options = options::walk(frame, syn.options, syn.data);
     Ok(Some(Segment {
         addresses: packet.addresses,
-        fast_open: options::fast_open(frame, syn.options, syn.data),
+        fast_open: options.fast_open,
+        is_signed: packet.is_authenticated || options.is_signed,
         tcp: packet.transport as u32,
         data_len: (packet.end - syn.data) as u32,
     }))

@@ -21,7 +21,7 @@ const LONGEST: usize = 5000;
 const MEANINGFUL: [u8; 24] =
     [0, 1, 2, 3, 4, 5, 6, 8, 10, 17, 18, 34, 43, 44, 51, 58, 60, 0x40, 0x45, 0x50, 0x60, 0xf0, 254, 255];
 /// Options that are written over others.
-const OPTIONS: [&[u8]; 8] = [
+const OPTIONS: [&[u8]; 10] = [
     &[1],
     &[0],
     &[34, 2],
@@ -30,6 +30,8 @@ const OPTIONS: [&[u8]; 8] = [
     &[254, 12, 0xf9, 0x89],
     &[254, 4, 0xf9, 0x89],
     &[2, 4, 5, 0xb4],
+    &[19, 18],
+    &[29, 4],
 ];
 
 /// Endless sequence of frames for one link layer, determined by a seed.

@@ -184,7 +184,4 @@ fn stacks(table: &mut Table) {
     case(table, "Windows, plain", Tcp::windows_options, PlainSyn);
     case(table, "Windows, request", |tcp| tcp.windows_options().request().nops(2), CookieRequest);
     case(table, "Windows, cookie", |tcp| tcp.windows_options().cookie_of(CURRENT).nops(2), CookieCurrent);
-
-    let signed = |tcp: Tcp| tcp.option(19, &[0x5a; 16]).mss(1460).cookie_of(CURRENT);
-    case(table, "TCP-MD5 and cookie", signed, CookieCurrent);
 }

@@ -38,6 +38,7 @@ struct Input {
     hides_sources: bool,
     drops: bool,
     all_hidden: bool,
+    is_signed: bool,
 }
 
 /// Facts of an input that guards read.
@@ -122,7 +123,8 @@ pub fn check(data: &[u8]) {
             (FastOpen::Cookie(Cookie { value, offset: offset.into() }), class, slot)
         }
     };
-    let segment = Segment { addresses, fast_open, tcp: input.tcp.into(), data_len: input.data_len };
+    let (tcp, data_len, is_signed) = (input.tcp.into(), input.data_len, input.is_signed);
+    let segment = Segment { addresses, fast_open, is_signed, tcp, data_len };
     let found = classify(&segment, &ring, Unlimited);
     assert_eq!((found.class, found.slot), (class, slot));
 
@@ -147,6 +149,16 @@ pub fn check(data: &[u8]) {
     assert_eq!((verdict, decision.clamps), (expected.verdict, expected.clamps));
     assert_eq!((decision.guard, decision.would), (expected.guard, expected.would));
 
+    let mut described = Description::default();
+    described.set_syn(&segment, found.class);
+    described.set_cookie(&segment, found, &ring);
+    described.set_decision(decision, 1);
+    let (expected, is_spared) = if is_signed { expected.signed() } else { (expected, false) };
+    assert_eq!(described.spare_signed(), is_spared);
+    let (verdict, clamps, service) = (expected.verdict, expected.clamps, 1);
+    assert_eq!((described.decision().verdict, described.decision().clamps), (verdict, clamps));
+    assert_eq!(described.service, service);
+
     // The description is counted like the segment itself.
     let mut cell = Cell::EMPTY;
     cell.count_syn(&segment, found, verdict, &ring);
@@ -155,10 +167,6 @@ pub fn check(data: &[u8]) {
     let mut counted = counted.counted(verdict, &ring);
     assert_eq!(cell.counters(), counted);
     let mut cell = Cell::EMPTY;
-    let mut described = Description::default();
-    described.set_syn(&segment, found.class);
-    described.set_cookie(&segment, found, &ring);
-    described.set_decision(decision, 1);
     cell.count_described(&described);
     for guard in Guard::ALL {
         counted.guards[guard.index()] = GuardCounts {

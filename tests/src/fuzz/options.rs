@@ -9,7 +9,7 @@ use tfo_common::{
 use crate::{
     cases::{self, CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6},
     host,
-    oracle::kernel_walk,
+    oracle::{has_signature, kernel_walk},
     packet::{Carry, Ip, eth},
 };
 
@@ -27,6 +27,7 @@ pub fn check(data: &[u8]) {
         let segment =
             parse(frame.as_slice(), LinkLayer::Ethernet).expect("it is whole").expect("it is a SYN");
         assert_eq!(segment.fast_open, kernel_walk(&area));
+        assert_eq!(segment.is_signed, has_signature(&area));
         assert_eq!(segment.data_len as usize, BEHIND.len());
 
         // The result is the packet of a client that sent no-operations instead of the options.

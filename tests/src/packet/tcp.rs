@@ -33,6 +33,8 @@ mod kind {
     pub(super) const WINDOW_SCALE: u8 = 3;
     pub(super) const SACK_PERMITTED: u8 = 4;
     pub(super) const TIMESTAMPS: u8 = 8;
+    pub(super) const MD5: u8 = 19;
+    pub(super) const AO: u8 = 29;
     pub(super) const FAST_OPEN: u8 = 34;
     pub(super) const EXPERIMENTAL: u8 = 254;
 }
@@ -155,6 +157,16 @@ impl Tcp {
     pub fn cookie(&self, key: TestKey) -> [u8; 8] {
         let (source, destination) = self.ip.addresses();
         key.cookie(source, destination)
+    }
+
+    /// Adds a TCP-MD5 signature (RFC 2385).
+    pub fn md5(self) -> Self {
+        self.option(kind::MD5, &[0x5a; 16])
+    }
+
+    /// Adds a TCP-AO signature with a code of `len` bytes (RFC 5925).
+    pub fn ao(self, len: usize) -> Self {
+        self.option(kind::AO, &vec![0x5a; len + 2])
     }
 
     /// Adds an experimental option (RFC 6994) with this magic number.

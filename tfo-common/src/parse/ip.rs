@@ -43,6 +43,8 @@ pub(super) struct Packet {
     pub(super) end: usize,
     /// Whether it is the first of several fragments.
     pub(super) fragment: bool,
+    /// Whether it has an authentication header.
+    pub(super) is_authenticated: bool,
 }
 
 #[inline(always)]
@@ -83,6 +85,8 @@ fn ipv4<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
         transport: start + header_len,
         end: start + total,
         fragment: fragment & IPV4_MORE != 0,
+        // Behind an authentication header, the protocol of the IPv4 header is not TCP.
+        is_authenticated: false,
     }))
 }
 
@@ -117,6 +121,7 @@ fn ipv6<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
         transport: chain.transport,
         end,
         fragment: chain.fragment,
+        is_authenticated: chain.is_authenticated,
     }))
 }
 
@@ -124,6 +129,7 @@ fn ipv6<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
 struct Chain {
     transport: usize,
     fragment: bool,
+    is_authenticated: bool,
 }
 
 /// State of fragmentation, as the fragment header tells it.
@@ -147,12 +153,13 @@ fn extensions<B: Bytes + ?Sized>(
     offset: usize,
     end: usize,
 ) -> Result<Option<Chain>, Fault> {
-    let mut state = pack(offset, next, Fragment::No);
+    let mut state = pack(offset, next, Fragment::No, false);
     for turn in 0..=EXTENSION_HEADERS {
         state = frame.opaque(state.into()) as u32;
-        let (offset, next, fragment) = unpack(state);
+        let (offset, next, fragment, is_authenticated) = unpack(state);
         if next == TCP {
-            return Ok(Some(Chain { transport: offset, fragment: fragment == Fragment::First }));
+            let fragment = fragment == Fragment::First;
+            return Ok(Some(Chain { transport: offset, fragment, is_authenticated }));
         }
         if !is_followed(next) {
             return Ok(None);
@@ -189,7 +196,7 @@ fn extensions<B: Bytes + ?Sized>(
         if offset + len > end {
             return Err(truncated(fragment));
         }
-        state = pack(offset + len, header[0], fragment);
+        state = pack(offset + len, header[0], fragment, is_authenticated || next == AUTHENTICATION);
     }
     Ok(None)
 }
@@ -212,19 +219,21 @@ const fn is_source_route(kind: u8, segments_left: u8) -> bool {
 /// | 0..14 | offset of the next header |
 /// | 16..24 | its kind |
 /// | 24..26 | [`Fragment`] |
+/// | 26 | an authentication header was seen |
 #[inline(always)]
-const fn pack(offset: usize, next: u8, fragment: Fragment) -> u32 {
-    (offset as u32 & OFFSET_MASK) | (next as u32) << 16 | (fragment as u32) << 24
+const fn pack(offset: usize, next: u8, fragment: Fragment, is_authenticated: bool) -> u32 {
+    let flags = fragment as u32 | (is_authenticated as u32) << 2;
+    (offset as u32 & OFFSET_MASK) | (next as u32) << 16 | flags << 24
 }
 
 #[inline(always)]
-const fn unpack(state: u32) -> (usize, u8, Fragment) {
+const fn unpack(state: u32) -> (usize, u8, Fragment, bool) {
     let fragment = match state >> 24 & 3 {
         0 => Fragment::No,
         1 => Fragment::Atomic,
         _ => Fragment::First,
     };
-    ((state & OFFSET_MASK) as usize, (state >> 16) as u8, fragment)
+    ((state & OFFSET_MASK) as usize, (state >> 16) as u8, fragment, state >> 26 & 1 != 0)
 }
 
 /// Returns the fault of a header that its packet's end cuts short: broken, unless the rest follows in the next

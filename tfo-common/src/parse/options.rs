@@ -17,13 +17,27 @@ const FAST_OPEN: u8 = 34;
 /// Kind of an experimental option (RFC 6994). Fast Open's experiment identifier follows the length.
 const EXPERIMENTAL: u8 = 254;
 const EXPERIMENT_FAST_OPEN: [u8; 2] = 0xf989_u16.to_be_bytes();
+/// Kind and length of a TCP-MD5 signature (RFC 2385, 3.0).
+const MD5: u8 = 19;
+const MD5_LEN: usize = 18;
+/// Kind and least length of a TCP-AO signature (RFC 5925, 2.2).
+const AO: u8 = 29;
+const AO_MIN_LEN: usize = 4;
 
-/// Returns the Fast Open option among those from `start` to `end`, as the kernel understands it.
+/// Result of [`walk`].
+pub(super) struct Options {
+    /// Fast Open option, as the kernel understands it.
+    pub(super) fast_open: FastOpen,
+    /// Whether there is a signature, before or behind the Fast Open option.
+    pub(super) is_signed: bool,
+}
+
+/// Walks through the options from `start` to `end`.
 ///
 /// `tcp_parse_options` (net/ipv4/tcp_input.c) stops without complaint at an end-of-list, at a length below two and at a
 /// length past the end. It keeps what it has found by then. The last Fast Open option counts.
 #[inline(always)]
-pub(super) fn fast_open<B: Bytes + ?Sized>(frame: &B, start: usize, end: usize) -> FastOpen {
+pub(super) fn walk<B: Bytes + ?Sized>(frame: &B, start: usize, end: usize) -> Options {
     let area = end - start;
     let mut walk = Walk::START;
     for _ in 0..MAX {
@@ -34,12 +48,13 @@ pub(super) fn fast_open<B: Bytes + ?Sized>(frame: &B, start: usize, end: usize) 
             // Nearly all turns of a long walk come here, so this path is the shortest.
             Item::NoOperation => walk = walk.advance(1),
             Item::Other { len } => walk = walk.advance(len),
+            Item::Signature { len } => walk = walk.signed().advance(len),
             Item::FastOpen { len, header } => {
                 walk = walk.found(position + header, len - header).advance(len);
             }
         }
     }
-    walk.fast_open(frame, start)
+    Options { fast_open: walk.fast_open(frame, start), is_signed: walk.is_signed() }
 }
 
 /// Item at a position in the option area.
@@ -50,6 +65,8 @@ enum Item {
     NoOperation,
     /// An option of `len` bytes.
     Other { len: usize },
+    /// A signature of `len` bytes.
+    Signature { len: usize },
     /// A Fast Open option of `len` bytes, of which `header` bytes precede the cookie.
     FastOpen { len: usize, header: usize },
 }
@@ -79,6 +96,9 @@ fn option<B: Bytes + ?Sized>(frame: &B, start: usize, area: usize, position: usi
     if kind == EXPERIMENTAL && len >= 4 && frame.read(start + position + 2) == Some(EXPERIMENT_FAST_OPEN) {
         return Item::FastOpen { len, header: 4 };
     }
+    if kind == MD5 && len == MD5_LEN || kind == AO && len >= AO_MIN_LEN {
+        return Item::Signature { len };
+    }
     Item::Other { len }
 }
 
@@ -104,7 +124,7 @@ pub fn fast_open_places<B: Bytes + ?Sized>(frame: &B, start: usize, area: usize)
         let len = match option(frame, start, area, position) {
             Item::End => break,
             Item::NoOperation => 1,
-            Item::Other { len } => len,
+            Item::Other { len } | Item::Signature { len } => len,
             Item::FastOpen { len, .. } => {
                 walk |= ((1_u64 << (len & 0x3f)) - 1) << position & PLACES;
                 len
@@ -115,8 +135,8 @@ pub fn fast_open_places<B: Bytes + ?Sized>(frame: &B, start: usize, area: usize)
     walk & PLACES
 }
 
-/// Returns what [`fast_open`] finds in the `AREA` bytes from `start` on, if they are laid out as a real system does, or
-/// `None`. It compares a few words and walks nothing.
+/// Returns the Fast Open option that [`walk`] finds in the `AREA` bytes from `start` on, if they are laid out as a real system does, or
+/// `None`. No such layout has a signature. It compares a few words and walks nothing.
 #[inline(always)]
 pub(super) fn usual<const AREA: usize, B: Bytes + ?Sized>(frame: &B, start: usize) -> Option<FastOpen> {
     const MSS: [u8; 2] = [2, 4];
@@ -210,6 +230,7 @@ const fn pair([a, b]: [u8; 2], [c, d]: [u8; 2]) -> [u8; 4] {
 /// | 16..24 | length of the cookie |
 /// | 24 | a Fast Open option was seen |
 /// | 25 | the last Fast Open option of even length is a request, or has a cookie of a legal length |
+/// | 26 | a signature was seen |
 #[derive(Clone, Copy)]
 struct Walk(u32);
 
@@ -217,6 +238,7 @@ impl Walk {
     const START: Self = Self(0);
     const SEEN: u32 = 1 << 24;
     const VALID: u32 = 1 << 25;
+    const SIGNED: u32 = 1 << 26;
     const POSITION: u32 = 0xff;
 
     #[inline(always)]
@@ -235,6 +257,17 @@ impl Walk {
         Self(self.0 + len as u32)
     }
 
+    /// Notes a signature.
+    #[inline(always)]
+    const fn signed(self) -> Self {
+        Self(self.0 | Self::SIGNED)
+    }
+
+    #[inline(always)]
+    const fn is_signed(self) -> bool {
+        self.0 & Self::SIGNED != 0
+    }
+
     /// Notes a Fast Open option with a cookie of `len` bytes at `cookie`, as `tcp_parse_fastopen_option` does.
     #[inline(always)]
     const fn found(self, cookie: usize, len: usize) -> Self {
@@ -242,13 +275,13 @@ impl Walk {
         if len & 1 == 1 {
             return Self(self.0 | Self::SEEN);
         }
-        let position = self.0 & Self::POSITION;
+        let rest = self.0 & (Self::POSITION | Self::SIGNED);
         // Any other length that cannot be a cookie (RFC 7413 allows 4 to 16 bytes) makes the kernel forget an earlier
         // option.
         if len != 0 && (len < 4 || len > 16) {
-            return Self(position | Self::SEEN);
+            return Self(rest | Self::SEEN);
         }
-        Self(position | (cookie as u32) << 8 | (len as u32) << 16 | Self::SEEN | Self::VALID)
+        Self(rest | (cookie as u32) << 8 | (len as u32) << 16 | Self::SEEN | Self::VALID)
     }
 
     #[inline(always)]
