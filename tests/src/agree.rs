@@ -70,6 +70,8 @@ pub struct Seen {
     pub refused: u64,
     /// Frames whose bytes were compared as well.
     pub compared: u64,
+    /// Signed SYNs that would have been changed if they were not signed.
+    pub spared: u64,
     /// Counters of the kernel, over all frames.
     pub counters: Counters,
 }
@@ -79,6 +81,7 @@ impl Seen {
         self.frames += other.frames;
         self.refused += other.refused;
         self.compared += other.compared;
+        self.spared += other.spared;
         self.counters.add(&other.counters);
     }
 
@@ -110,6 +113,7 @@ impl Seen {
             need(count.acted, format!("{guard}, acting"));
             need(count.would, format!("{guard}, as a dry run"));
         }
+        need(self.spared, "signed, and spared".to_owned());
         for reason in Malformed::ALL {
             need(self.counters.malformed[reason.index()], format!("malformed: {reason}"));
         }
@@ -319,7 +323,7 @@ impl Lane {
         let mut more = Cell::EMPTY;
         for frame in batch {
             if self.receive(frame)? {
-                self.count_on_host(&mut more, frame);
+                self.seen.spared += u64::from(self.count_on_host(&mut more, frame));
             }
         }
         let more = more.counters();
@@ -328,12 +332,18 @@ impl Lane {
         if self.counters != expected {
             return Err(self.find(batch));
         }
+        let spared = self.kernel.watch().signed_spared;
+        if spared != self.seen.spared {
+            let what = format!("the kernel has spared {spared} signed SYNs, the host {}", self.seen.spared);
+            return Err(self.disagreement(&[], what));
+        }
         self.seen.counters.add(&more);
         Ok(())
     }
 
-    fn count_on_host(&self, cell: &mut Cell, frame: &[u8]) {
-        host::count_in(cell, frame, self.link, &self.policy, &self.rings[self.ring]);
+    /// Counts `frame` as the host does. Returns whether it is a signed SYN that is spared.
+    fn count_on_host(&self, cell: &mut Cell, frame: &[u8]) -> bool {
+        host::count_in(cell, frame, self.link, &self.policy, &self.rings[self.ring])
     }
 
     /// Writes `frame` to the interface, and checks what the program passes. Returns false if the interface refuses the
@@ -382,7 +392,7 @@ impl Lane {
         for frame in batch {
             let mut more = Cell::EMPTY;
             match self.receive(frame) {
-                Ok(true) => self.count_on_host(&mut more, frame),
+                Ok(true) => _ = self.count_on_host(&mut more, frame),
                 Ok(false) => continue,
                 Err(disagreement) => return disagreement,
             }

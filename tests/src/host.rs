@@ -5,15 +5,17 @@ use std::net::IpAddr;
 use tfo_common::{
     class::{Class, Unlimited, classify},
     counters::{Cell, Counters},
+    description::Description,
     keyring::KeyRing,
     parse::{LinkLayer, parse},
-    policy::{Facts, Guard, Policy, decide},
+    policy::{Decision, Facts, Guard, Policy, decide},
     rewrite,
     segment::{Addresses, Family, FastOpen, Segment},
+    service::OTHER,
     verdict::Verdict,
 };
 
-use crate::{keys::TestKey, packet::checksum};
+use crate::{keys::TestKey, oracle, packet::checksum};
 
 /// Returns what the program counts for `frame` under `policy`, without the program. The guards of the policy must be
 /// those that keep no state.
@@ -23,23 +25,41 @@ pub fn count(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) -> 
     cell.counters()
 }
 
-/// Counts `frame` in `cell`, as [`count`] does.
-pub fn count_in(cell: &mut Cell, frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) {
+/// Counts `frame` in `cell`, as [`count`] does. Returns whether it is a signed SYN that would have been changed if it were
+/// not signed.
+pub fn count_in(cell: &mut Cell, frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) -> bool {
     match parse(frame, link) {
         Ok(Some(segment)) => {
             let found = classify(&segment, ring, Unlimited);
-            let decision = decide(policy, found.class, Syn { frame, segment, policy, ring });
+            let (decision, is_spared) = decision(frame, &segment, policy, ring, found.class);
             cell.count_syn(&segment, found, decision.verdict, ring);
             for (place, guard) in Guard::ALL.iter().enumerate() {
                 cell.guards[place].acted += u64::from(decision.guard == Some(*guard));
                 cell.guards[place].would += u64::from(decision.would >> place & 1);
             }
+            is_spared
         }
-        Ok(None) => {}
+        Ok(None) => false,
         Err(fault) => {
             cell.count_fault(fault);
+            false
         }
     }
+}
+
+/// Returns the decision on a SYN, and whether it has been taken back since the SYN is signed.
+fn decision(
+    frame: &[u8],
+    segment: &Segment,
+    policy: &Policy,
+    ring: &KeyRing,
+    class: Class,
+) -> (Decision, bool) {
+    let mut described = Description::default();
+    described.set_syn(segment, class);
+    described.set_decision(decide(policy, class, Syn { frame, segment: *segment, policy, ring }), OTHER);
+    let is_spared = described.spare_signed();
+    (described.decision(), is_spared)
 }
 
 /// Facts for the guards that keep no state.
@@ -73,7 +93,7 @@ pub fn carry_out(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing)
     let mut out = frame.to_vec();
     let Ok(Some(segment)) = parse(frame, link) else { return out };
     let class = classify(&segment, ring, Unlimited).class;
-    let decision = decide(policy, class, Syn { frame, segment, policy, ring });
+    let (decision, _) = decision(frame, &segment, policy, ring, class);
     let tcp = segment.tcp as usize;
     if decision.clamps {
         rewrite::clamp(&mut out[..], tcp, policy.max_window(segment.data_len));
@@ -95,7 +115,7 @@ fn window(tcp: &[u8]) -> u16 {
 
 /// Checks that `out` is what the program must make of `frame` under `policy`, whose guards keep no state. Cookie,
 /// options and window are compared with those that the harness makes. The checksum must be as right or as wrong as
-/// before, and all other bytes unchanged. Returns the verdict, or the difference as text.
+/// before, and all other bytes unchanged. A signed SYN must not be changed at all. Returns the verdict, or the difference as text.
 pub fn check(
     frame: &[u8],
     out: &[u8],
@@ -106,6 +126,9 @@ pub fn check(
     let unchanged =
         |verdict| if out == frame { Ok(verdict) } else { Err("the frame was changed".to_owned()) };
     let Ok(Some(segment)) = parse(frame, link) else { return unchanged(Verdict::Pass) };
+    if matches!(oracle::reference(frame, link), Ok(Some(segment)) if segment.is_signed) {
+        return unchanged(Verdict::Pass);
+    }
     let class = classify(&segment, ring, Unlimited).class;
     let acts = |guard| policy.with(guard, true) == *policy;
     let translates = class == Class::CookieRetired && policy.has(Policy::TRANSLATES);

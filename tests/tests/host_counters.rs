@@ -107,7 +107,8 @@ fn carried_counts_add_up() {
         prefixes: 4 * n,
         sources_forgotten: 5 * n,
         unconfirmed: 6 * n,
-        searches: searches(7 * n),
+        signed_spared: 7 * n,
+        searches: searches(8 * n),
         ..Watch::EMPTY
     };
     let mut one = Carried { watch: watch(1), ..Carried::EMPTY };

@@ -8,26 +8,31 @@ use std::{
     time::Duration,
 };
 
+use aya::maps::{Array, Map, MapData};
 use tfo_common::{
     class::Class,
     counters::Counters,
     keyring::KeyRing,
-    parse::LinkLayer,
-    policy::{Guard, Limit, Policy, SourceMask},
-    segment::Family,
+    names,
+    parse::{LinkLayer, parse},
+    policy::{Guard, Limit, Policy, Remembered, SEATS, SourceMask},
+    segment::{Addresses, Family},
     service::OTHER,
     verdict::{Mode, Verdict},
 };
 use tfo_tests::{
-    cases::{CLIENT_V4, CLIENT_V6, Expected, Keys, SERVER_V4, SERVER_V6, all, rows},
+    cases::{CLIENT_V4, CLIENT_V6, Expected, Keys, SERVER_V4, SERVER_V6, all, rows, signed},
     host,
     kernel::{Kernel, fits, sum},
     keys::{self, BACKUP, CURRENT, RETIRED, STRANGER},
-    netns::{ip, sandbox},
+    netns::{BPFFS, ip, sandbox},
     packet::{Carry as _, Ip, Tcp, eth},
 };
 use tfo_userspace::{
-    dataplane::LoadOptions,
+    dataplane::{
+        LoadOptions, SharedMaps,
+        pins::{Bpffs, MAPS},
+    },
     model::{
         guards::Hidden,
         services::{Named, Services, parse_prefix},
@@ -602,4 +607,142 @@ fn a_dry_run_changes_nothing() {
             counted.assert("a dry run", &more);
         }
     }
+}
+
+/// Data of the signed SYNs.
+const DATA: &[u8] = b"some data";
+
+/// Sends each SYN of `fast_open` signed in every way. It must come out as it came, without a guard in the counts. `spares`
+/// says whether it counts as spared.
+fn expect_untouched(shield: &mut Shield, name: &str, fast_open: &dyn Fn(Tcp) -> Tcp, spares: bool) {
+    for (way, tcp) in signed(fast_open) {
+        let (name, frame) = (format!("{name}: {way}"), tcp.data(DATA).build());
+        let before = shield.kernel.watch().signed_spared;
+        let (out, counted) = shield.run(&name, &frame);
+        assert_eq!(out, Some(frame.clone()), "{name}");
+        let accepts = Policy::default();
+        counted.assert(&name, &host::count(&frame, LinkLayer::Ethernet, &accepts, &keys::ring()));
+        assert_eq!(shield.kernel.watch().signed_spared - before, u64::from(spares), "{name}");
+    }
+}
+
+/// Returns the same SYNs, with no-operations in place of the signature or of the header. They use up the limits, too.
+fn unsigned(fast_open: &dyn Fn(Tcp) -> Tcp) -> [Vec<u8>; 2] {
+    let (v4, v6) = (eth().ipv4(CLIENT_V4, SERVER_V4), eth().ipv6(CLIENT_V6, SERVER_V6));
+    [Ip::from(v4), v6.into()].map(|ip| fast_open(ip.syn().nops(18)).data(DATA).build())
+}
+
+/// No guard and no order changes or drops a signed SYN, although each acts on the same SYN without a signature.
+#[test]
+fn signed_syns_pass_by_every_guard() {
+    const ONE: Limit = Limit::new(1, FOREVER, 1);
+    let with = |flags| Policy { flags: shield().flags | flags, ..shield() };
+    let fair = Policy { fair: ONE, fair_source: SourceMask::new(32, 64), ..shield() };
+    let shed = Policy { shed: ONE, ..with(Policy::SHEDS_ALL) };
+    let drops = Policy { flags: shed.flags | Policy::DROPS, ..shed };
+    let per_source = Policy {
+        shed_per_source: ONE,
+        shed_source: SourceMask::new(32, 64),
+        ..with(Policy::SHEDS_SOURCES | Policy::DROPS)
+    };
+    let good: &[keys::TestKey] = &[CURRENT, BACKUP, RETIRED[0]];
+    for (name, policy, keys) in [
+        ("hide", shield().with(Guard::Hide, true), &[CURRENT, RETIRED[0], STRANGER][..]),
+        ("hidden service", with(Policy::HIDDEN_SERVICE), &[CURRENT, RETIRED[0], STRANGER]),
+        ("all hidden", with(Policy::HIDDEN_ALL), &[CURRENT, RETIRED[0], STRANGER]),
+        ("fair", fair.with(Guard::Fair, true), good),
+        ("clamp", Policy { clamp: 3, ..shield() }.with(Guard::Clamp, true), good),
+        ("shed", shed.with(Guard::Shed, true), &[STRANGER]),
+        ("shed, drop", drops.with(Guard::Shed, true), &[STRANGER]),
+        ("shed, each source", per_source.with(Guard::Shed, true), &[STRANGER]),
+    ] {
+        let mut shield = Shield::with(LinkLayer::Ethernet, &policy);
+        for key in keys {
+            let fast_open = |tcp: Tcp| tcp.cookie_of(*key);
+            for frame in unsigned(&fast_open) {
+                shield.run("the one that there may be", &frame);
+                let (out, _) = shield.run("one too many", &frame);
+                assert_ne!(out, Some(frame), "{name} acts on {key:?}");
+            }
+            expect_untouched(&mut shield, name, &fast_open, true);
+        }
+    }
+}
+
+/// An order that hides sources spares signed SYNs, too.
+#[test]
+fn signed_syns_of_hidden_sources_pass() {
+    let mut shield = Shield::with(LinkLayer::Ethernet, &shield());
+    let order = |prefix| Hidden::Source(parse_prefix(prefix).expect("a prefix"));
+    shield.kernel.set_hidden(&[order("0.0.0.0/0"), order("::/0")]);
+    for fast_open in [|tcp: Tcp| tcp.cookie_of(CURRENT), Tcp::request, |tcp: Tcp| tcp.cookie_of(STRANGER)] {
+        for frame in unsigned(&fast_open) {
+            assert_ne!(shield.run("hidden", &frame).0, Some(frame));
+        }
+        expect_untouched(&mut shield, "a hidden source", &fast_open, true);
+    }
+    // No guard concerns these.
+    expect_untouched(&mut shield, "no option", &|tcp| tcp, false);
+    expect_untouched(&mut shield, "odd", &|tcp| tcp.fast_open(&[7; 3]), false);
+}
+
+/// Without a reason to act, and in a dry run, signed SYNs are counted by their class alone.
+#[test]
+fn signed_syns_are_not_spared_from_nothing() {
+    let policy = Policy { clamp: 0, ..shield() };
+    let dry = Guard::ALL.iter().fold(policy, |policy, guard| policy.with(*guard, false));
+    for policy in [shield(), dry] {
+        let mut shield = Shield::with(LinkLayer::Ethernet, &policy);
+        for key in [CURRENT, BACKUP, STRANGER] {
+            expect_untouched(&mut shield, "nothing to do", &|tcp| tcp.cookie_of(key), false);
+        }
+    }
+}
+
+/// A signed replay passes `once`. The same SYN without a signature is hidden.
+#[test]
+fn signed_replays_pass() {
+    sandbox(|| {
+        let pins = Bpffs::new(BPFFS.as_ref()).pins("replays");
+        let lock = pins.lock(Duration::ZERO).expect("nobody else is here");
+        let generation = lock.next_generation().expect("a folder");
+        let options = LoadOptions::new(LinkLayer::Ethernet, Mode::Shield);
+        let mut kernel = Kernel::with(&options, Some(SharedMaps { generation: &generation, maps: &MAPS }));
+        kernel.publish(&keys::ring());
+        kernel.set_policy(OTHER, &Policy { once: u64::MAX, ..shield() }.with(Guard::Once, true));
+        let mut shield = Shield { kernel, counters: Counters::default() };
+
+        let map = MapData::from_pin(generation.map(names::REPLAYS)).expect("the map is pinned");
+        let mut rows: Array<_, [u64; 2 * SEATS]> = Map::Array(map).try_into().expect("an array");
+        let last = rows.len() - 1;
+        let mut remember = |frame: &[u8]| {
+            let segment = parse(frame, LinkLayer::Ethernet).expect("it is whole").expect("it is a SYN");
+            let first = frame[segment.tcp as usize..].first_chunk().expect("it has a header");
+            let tag = replay_tag(&segment.addresses, u64::from_le_bytes(*first));
+            let row = (tag >> 32) as u32 & last;
+            rows.set(row, [tag, Remembered::new(0, true).word(), 0, 0], 0).expect("the map can be written");
+        };
+        let fast_open = |tcp: Tcp| tcp.cookie_of(CURRENT);
+        for frame in unsigned(&fast_open) {
+            assert_eq!(shield.run("the first", &frame).0, Some(frame.clone()));
+            remember(&frame);
+            let (out, counted) = shield.run("a replay", &frame);
+            assert_ne!(out, Some(frame));
+            let acted = |counters: &Counters| counters.guards[Guard::Once.index()].acted;
+            assert_eq!(acted(&counted.after) - acted(&counted.before), 1);
+        }
+        // Ports and sequence number are the same, so these are replays of the same two SYNs.
+        expect_untouched(&mut shield, "a replay", &fast_open, true);
+    });
+}
+
+/// Returns the tag of a SYN as `Tag::of` makes it, with the seed 0.
+fn replay_tag(addresses: &Addresses, first: u64) -> u64 {
+    let used = if addresses.family == Family::Ipv4 { 1 } else { 4 };
+    let words = [first].into_iter().chain(addresses.words.into_iter().take(used));
+    let mixed = words.fold(0_u64, |tag, word| {
+        let tag = (tag ^ word).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        tag ^ tag >> 32
+    });
+    mixed.wrapping_mul(0x94d0_49bb_1331_11eb)
 }

@@ -283,6 +283,8 @@ pub struct Watch {
     pub confirmed: Confirmed,
     /// Number of SYNs that were not shed, and of retired cookies that were not translated, because of unconfirmed keys.
     pub unconfirmed: u64,
+    /// Number of signed SYNs that passed as they came although a guard, an order or a translation had a reason to act.
+    pub signed_spared: u64,
     /// Budget for trying keys that the kernel does not hold.
     pub searches: Searches,
     /// Cached answer of this CPU to the question whether a destination is a listener of this host.
@@ -300,6 +302,7 @@ impl Watch {
         sources_forgotten: 0,
         confirmed: Confirmed::NEVER,
         unconfirmed: 0,
+        signed_spared: 0,
         searches: Searches::NEW,
         local: Local::NEVER,
     };
@@ -315,6 +318,7 @@ impl Watch {
             sources_forgotten,
             confirmed: _,
             unconfirmed,
+            signed_spared,
             searches,
             local: _,
         } = other;
@@ -324,6 +328,7 @@ impl Watch {
         self.prefixes += prefixes;
         self.sources_forgotten += sources_forgotten;
         self.unconfirmed += unconfirmed;
+        self.signed_spared += signed_spared;
         self.searches.skipped += searches.skipped;
     }
 }

@@ -61,7 +61,11 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     syn.set_decision(decision, service);
 
     // From here on, the verifier does not know which decision was made.
-    let syn = black_box(syn);
+    let mut syn = black_box(syn);
+    if maps::mode() != Mode::Observe && syn.spare_signed() {
+        maps::watch(|watch| watch.signed_spared += 1);
+    }
+    syn = black_box(syn);
     let decision = syn.decision();
     if maps::cell(syn.service)?.count_described(syn) && class.is_fast_open() {
         watch::tfo_look(ctx);

@@ -261,6 +261,12 @@ impl Snapshot {
             add(&mut skipped, &[("interface", name)], program.watch.searches.skipped)?;
         }
         let help =
+            "Signed SYNs that passed as they came, and would have been changed or dropped if not signed";
+        let mut spared = counter(encoder, "tfo_signed_spared", help, None)?;
+        for (name, program) in self.programs() {
+            add(&mut spared, &[("interface", name)], program.watch.signed_spared)?;
+        }
+        let help =
             "Times that the kernel's keys could not be read or written, or were changed by somebody else";
         let mut failures = counter(encoder, "tfo_key_failures", help, None)?;
         failures.encode_counter::<NoLabelSet, _, u64>(&self.key_failures, None)?;
