@@ -75,6 +75,10 @@ impl Facts for Syn<'_> {
         self.ring.translation().is_some()
     }
 
+    fn may_be_hidden(&self) -> bool {
+        false
+    }
+
     fn triggers(&mut self, guard: Guard) -> bool {
         match guard {
             Guard::Hide => false,

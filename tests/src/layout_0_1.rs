@@ -37,7 +37,7 @@ type Words<const N: usize> = [u64; N];
 /// Converts the pins of `interface` into those that tfo 0.1 would have left. There must be no controller. The counts,
 /// the keys, the state of guards and the hidden services and sources are preserved.
 ///
-/// tfo 0.1 had no generations and no map of carried counts. So those counts are added to the counters. Its state of
+/// tfo 0.1 had no generations, no map of carried counts and no filter for hidden sources. So those counts are added to the counters. Its state of
 /// observing had no confirmations. Hidden sources had no family. Orders were in the maps only, so orders for services
 /// that do not exist are lost. No counted frame may arrive during the conversion, since counters are read and written
 /// back.
@@ -87,6 +87,7 @@ pub fn downgrade_pins(interface: &str) {
         add(&mut watched, &carried[offset_of!(Carried, watch) / 8..]);
     }
     replace(names::CARRIED);
+    replace(names::HIDE_FILTER);
 
     let watch: PerCpuArray<_, Words<WATCH>> = open(names::WATCH).try_into().expect("an array");
     let mut cpus = watch.get(&0, 0).expect("its only entry").to_vec();

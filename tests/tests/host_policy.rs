@@ -11,6 +11,7 @@ use tfo_common::{
     class::{Class, Classified, Unlimited, classify},
     counters::{self, Counters, GuardCounts},
     description::Description,
+    filter::SourceFilter,
     keyring::KeyRing,
     observed::EventGuard,
     parse::parse,
@@ -37,6 +38,10 @@ struct RecordedFacts<'a> {
 impl Facts for RecordedFacts<'_> {
     fn has_translation(&self) -> bool {
         self.has_translation
+    }
+
+    fn may_be_hidden(&self) -> bool {
+        panic!("only the quick decision asks")
     }
 
     fn triggers(&mut self, guard: Guard) -> bool {
@@ -83,7 +88,10 @@ fn every_decision() {
                     let expected = wanted.expected(class, known, |guard| trips >> guard.index() & 1 == 1);
                     assert_eq!(got, expected, "{wanted:?}, {class}, translation: {known}, trips {trips:05b}");
                     if let Class::CookieCurrent | Class::CookieBackup = class {
-                        check_quick(&policy, trips, decision);
+                        // A filter may err, but only for sources that no order hides.
+                        let is_hidden = trips >> Guard::Hide.index() & 1 == 1;
+                        check_quick(&policy, trips, is_hidden, decision);
+                        check_quick(&policy, trips, true, decision);
                     }
                     outcomes.insert(decision);
                 }
@@ -97,15 +105,20 @@ fn every_decision() {
 }
 
 /// Checks that the quick decision on a good cookie is made exactly if no guard but the clamp concerns it, and equals
-/// `decision`. Only then may a source's rate limit be used.
-fn check_quick(policy: &Policy, trips: u8, decision: Decision) {
+/// `decision`. Only then may a source's rate limit be used. `may_be_hidden` is the answer of the filter.
+fn check_quick(policy: &Policy, trips: u8, may_be_hidden: bool, decision: Decision) {
     struct Quick<'a> {
         trips: u8,
+        may_be_hidden: bool,
         spent: &'a Cell<bool>,
     }
     impl Facts for Quick<'_> {
         fn has_translation(&self) -> bool {
             panic!("a good cookie is not translated")
+        }
+
+        fn may_be_hidden(&self) -> bool {
+            self.may_be_hidden
         }
 
         fn triggers(&mut self, guard: Guard) -> bool {
@@ -117,13 +130,14 @@ fn check_quick(policy: &Policy, trips: u8, decision: Decision) {
         }
     }
     let (spent, quick) = (Cell::new(false), Cell::new(None));
-    let is_decided = decide_good(policy, Quick { trips, spent: &spent }, |decision| {
+    let is_decided = decide_good(policy, Quick { trips, may_be_hidden, spent: &spent }, |decision| {
         assert_eq!(quick.replace(Some(decision)), None, "decided twice");
     });
     assert_eq!(is_decided, quick.get().is_some());
     let only_clamps = [Some(Guard::Clamp), None].contains(&decision.guard)
         && decision.would & !(1 << Guard::Clamp.index()) == 0;
-    let asks_hide = policy.has(Policy::HIDDEN_SERVICE | Policy::HIDDEN_ALL | Policy::HIDES_SOURCES)
+    let asks_hide = policy.has(Policy::HIDDEN_SERVICE | Policy::HIDDEN_ALL)
+        || policy.has(Policy::HIDES_SOURCES) && may_be_hidden
         || [true, false].iter().any(|acts| policy.with(Guard::Hide, *acts) == *policy);
     match quick.get() {
         Some(quick) => assert_eq!(quick, decision, "{policy:?}, trips {trips:05b}"),
@@ -291,6 +305,94 @@ fn counts_of_guards_add_up() {
     for (place, (once, twice)) in (1..).zip(counters.guards.iter().zip(twice.guards)) {
         assert_eq!((once.acted, once.would), (3 * place, 300 * place));
         assert_eq!((twice.acted, twice.would), (6 * place, 600 * place));
+    }
+}
+
+/// Bits of an address that select a bit of [`SourceFilter`], counted as in [`Addresses::source_v6`].
+fn filtered(family: Family) -> std::ops::Range<usize> {
+    match family {
+        Family::Ipv4 => 100..112,
+        Family::Ipv6 => 20..32,
+    }
+}
+
+/// A source as 128 bits, the first bit first. An IPv4 source is mapped.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    family: Family,
+    bits: u128,
+}
+
+impl Source {
+    fn v4(bits: u32) -> Self {
+        Self { family: Family::Ipv4, bits: 0xffff << 32 | u128::from(bits) }
+    }
+
+    fn v6(bits: u128) -> Self {
+        Self { family: Family::Ipv6, bits }
+    }
+
+    fn addresses(self) -> Addresses {
+        let octets = self.bits.to_be_bytes();
+        match self.family {
+            Family::Ipv4 => {
+                let source: [u8; 4] = octets[12..].try_into().expect("four bytes");
+                Addresses::from_ipv4([source, [7; 4]].concat().try_into().expect("eight bytes"))
+            }
+            Family::Ipv6 => Addresses::from_ipv6([octets, [7; 16]].concat().try_into().expect("32 bytes")),
+        }
+    }
+
+    /// Whether both are equal in these bits.
+    fn agrees(self, other: Self, bits: std::ops::Range<usize>) -> bool {
+        let differ = self.bits ^ other.bits;
+        bits.into_iter().all(|bit| differ >> (127 - bit) & 1 == 0)
+    }
+
+    /// Number of bits in front of the address.
+    fn fixed(self) -> usize {
+        if self.family == Family::Ipv4 { 96 } else { 0 }
+    }
+}
+
+/// Generates sources, many of which differ in few bits only.
+fn any_source() -> impl Strategy<Value = Source> {
+    let near = |bit: usize, flip: bool| u128::from(flip) << (127 - bit);
+    prop_oneof![
+        any::<u32>().prop_map(Source::v4),
+        (0..32_usize, any::<bool>())
+            .prop_map(move |(bit, flip)| { Source::v4(0xc633_6407 ^ near(96 + bit, flip) as u32) }),
+        any::<u128>().prop_map(Source::v6),
+        (0..128_usize, any::<bool>()).prop_map(move |(bit, flip)| Source::v6(
+            0x2001_0db8_0000_0007_0000_0000_0000_0001 ^ near(bit, flip)
+        )),
+    ]
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// The filter has every source of every prefix in it, and no source that differs from all prefixes in the bits
+    /// that it looks at.
+    #[test]
+    fn the_filter_misses_no_hidden_source(
+        prefixes in vec((any_source(), 0..=128_usize), 0..40),
+        sources in vec(any_source(), 1..60),
+    ) {
+        let mut filter = SourceFilter::EMPTY;
+        for (prefix, len) in &prefixes {
+            filter.add(prefix.family, (*len).max(prefix.fixed()) as u32, prefix.addresses().source_v6());
+        }
+        for source in sources {
+            let bits = filtered(source.family);
+            let mine = prefixes.iter().filter(|(prefix, _)| prefix.family == source.family);
+            let may_have = mine.clone().any(|(prefix, len)| {
+                prefix.agrees(source, bits.start..bits.end.min(*len).max(bits.start))
+            });
+            prop_assert_eq!(filter.may_have(&source.addresses()), may_have, "{:?}", source);
+            let is_hidden = mine.clone().any(|(prefix, len)| prefix.agrees(source, 0..*len));
+            prop_assert!(may_have || !is_hidden, "{:?}", source);
+        }
     }
 }
 

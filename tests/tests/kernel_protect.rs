@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, Ipv6Addr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener},
     thread,
     time::Duration,
 };
@@ -108,6 +108,72 @@ fn sources_of_one_family_are_hidden() {
 /// Destinations that [`only_syns_to_listeners_of_this_host_are_shed`] routes to another host.
 const FORWARDED_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 const FORWARDED_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, 9);
+
+/// A prefix of any length hides its sources and no other, also beside another order that has the same bit in the filter
+/// of sources.
+#[test]
+fn prefixes_of_every_length_are_hidden() {
+    let mut shield = Shield::with(LinkLayer::Ethernet, &shield());
+    for (source, neighbour) in [("198.51.100.7", "182.51.1.1"), ("2001:db8:0:7::1", "2a0f:fdb8::9")] {
+        let [source, neighbour]: [IpAddr; 2] =
+            [source, neighbour].map(|text| text.parse().expect("an address"));
+        let bits = if source.is_ipv4() { 32 } else { 128 };
+        for len in 0..=bits {
+            let [prefix, other] = [prefix_of(source, len), prefix_of(neighbour, bits)];
+            let mut expect = |orders: &[Hidden], source: IpAddr, is_hidden| {
+                shield.kernel.set_hidden(orders);
+                let syn = Syn::new(&from(source), 1, Option_::Of(CURRENT));
+                let name = format!("{source} under {orders:?}");
+                if is_hidden {
+                    shield.expect(&name, &syn, Verdict::Hide, Some(Guard::Hide), Some(&syn.hidden));
+                } else {
+                    shield.expect(&name, &syn, Verdict::Pass, None, Some(&syn.frame));
+                }
+            };
+            let (one, both) = ([prefix.clone()], [prefix, other.clone()]);
+            expect(&one, source, true);
+            if len > 0 {
+                expect(&one, without_last_bit_of(source, len), false);
+            }
+            expect(&both, neighbour, true);
+            expect(&both, source, true);
+            expect(&[other.clone()], source, false);
+            expect(&[other], neighbour, true);
+            expect(&[], neighbour, false);
+        }
+    }
+}
+
+/// Returns an order for the sources with the first `len` bits of `address`.
+fn prefix_of(address: IpAddr, len: u8) -> Hidden {
+    let first: IpAddr = match address {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
+            Ipv4Addr::from_bits(address.to_bits() & mask).into()
+        }
+        IpAddr::V6(address) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
+            Ipv6Addr::from_bits(address.to_bits() & mask).into()
+        }
+    };
+    Hidden::Source(parse_prefix(&format!("{first}/{len}")).expect("a prefix"))
+}
+
+/// Returns `address` with another bit at the end of its first `len` bits.
+fn without_last_bit_of(address: IpAddr, len: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() ^ 1 << (32 - len)).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() ^ 1 << (128 - len)).into(),
+    }
+}
+
+/// Returns an IP header with this source.
+fn from(source: IpAddr) -> Ip {
+    match source {
+        IpAddr::V4(source) => eth().ipv4(source, SERVER_V4).into(),
+        IpAddr::V6(source) => eth().ipv6(source, SERVER_V6).into(),
+    }
+}
 
 /// More jiffies than any of these tests takes.
 const FOREVER: u64 = 1 << 30;

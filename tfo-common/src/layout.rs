@@ -10,6 +10,7 @@ use crate::{
     class::Class,
     cookie::ExpandedKey,
     counters::{Cell, MALFORMED_SLOTS, Sampled, Tally, UNSUPPORTED_SLOTS, VERDICT_SLOTS},
+    filter::SourceFilter,
     info::{Info, LAYOUT_VERSION},
     keyring::{KeyRing, KeyStore, SLOTS, TRACKS},
     observed::{Connection, Event, Outcomes, Pending, Prefix, PrefixTally, Subject, Watch},
@@ -40,6 +41,7 @@ const _: () = {
     assert!(offset_of!(Policy, shed) == 24 + 16 + 24);
     assert!(size_of::<Policy>() == 24 + 16 + 24 + 2 * 16 + 24);
     assert!(size_of::<Row>() == 16 * SEATS);
+    assert!(size_of::<SourceFilter>() == 2 * (1 << 12) / 8);
 
     // Two of them fill a cache line, and none crosses into the next, if the kernel aligns its per-CPU memory so.
     assert!(size_of::<Sampled<Tally>>() == 32);

@@ -30,6 +30,7 @@ pub mod class;
 pub mod cookie;
 pub mod counters;
 pub mod description;
+pub mod filter;
 pub mod info;
 pub mod keyring;
 mod layout;

@@ -38,6 +38,8 @@ pub const POLICIES: &str = "TFO_POLICIES";
 pub const ADDRESSES: &str = "TFO_ADDRESSES";
 /// Map of the source prefixes that are hidden by order, by [`hidden_key`](crate::policy::hidden_key).
 pub const HIDDEN: &str = "TFO_HIDDEN";
+/// Map of the [`SourceFilter`](crate::filter::SourceFilter) in front of [`HIDDEN`].
+pub const HIDE_FILTER: &str = "TFO_HIDE_FILTER";
 /// Map of [`Row`](crate::policy::Row)s of sources, with their use of the rate limit for good cookies.
 pub const SOURCES: &str = "TFO_SOURCES";
 /// Map of [`Row`](crate::policy::Row)s of sources, with their use of the rate limit for unknown cookies.
@@ -85,6 +87,7 @@ const _: () = {
         POLICIES,
         ADDRESSES,
         HIDDEN,
+        HIDE_FILTER,
         SOURCES,
         FORGERS,
         UNKNOWN,

@@ -162,6 +162,12 @@ impl Policy {
         ordered || self.acts(guard) || self.counts(guard)
     }
 
+    /// Whether [`Guard::Hide`] acts on every source, or is counted for every source.
+    #[inline(always)]
+    const fn hides_all(&self) -> bool {
+        self.has(Self::HIDDEN) || self.acts(Guard::Hide) || self.counts(Guard::Hide)
+    }
+
     #[inline(always)]
     const fn acts(&self, guard: Guard) -> bool {
         self.flags >> Self::ACTS & guard.bit() != 0
@@ -214,6 +220,10 @@ pub trait Facts {
     /// cookie that may be translated, and for no other SYN.
     fn has_translation(&self) -> bool;
 
+    /// Whether an order may hide the source. If not, [`triggers`](Self::triggers) would find no order, either, and take
+    /// longer.
+    fn may_be_hidden(&self) -> bool;
+
     /// Checks whether `guard` has a reason to act. [`Guard::Fair`] and [`Guard::Shed`] count the SYN in their limits.
     ///
     /// For [`Guard::Hide`], the reason is an order that hides the source. [`Guard::Shed`] has no reason while the keys
@@ -229,6 +239,11 @@ impl Facts for WithoutGuards {
     #[inline(always)]
     fn has_translation(&self) -> bool {
         self.0
+    }
+
+    #[inline(always)]
+    fn may_be_hidden(&self) -> bool {
+        false
     }
 
     #[inline(always)]
@@ -265,8 +280,11 @@ pub fn decide(policy: &Policy, class: Class, mut facts: impl Facts) -> Decision 
 /// would stop the SYN: then no limit is touched, and the caller must call [`decide`].
 #[inline(always)]
 pub fn decide_good(policy: &Policy, mut facts: impl Facts, then: impl Fn(Decision)) -> bool {
+    if policy.is_on(Guard::Hide) && (policy.hides_all() || facts.may_be_hidden()) {
+        return false;
+    }
     let mut triggers = |guard| policy.is_on(guard) && facts.triggers(guard);
-    if policy.is_on(Guard::Hide) || triggers(Guard::Once) {
+    if triggers(Guard::Once) {
         return false;
     }
     let clamps = triggers(Guard::Clamp);

@@ -30,9 +30,14 @@ impl Facts for Syn<'_> {
     }
 
     #[inline(always)]
+    fn may_be_hidden(&self) -> bool {
+        maps::may_be_hidden(self.addresses)
+    }
+
+    #[inline(always)]
     fn triggers(&mut self, guard: Guard) -> bool {
         match guard {
-            Guard::Hide => maps::is_hidden(self.addresses),
+            Guard::Hide => self.may_be_hidden() && maps::is_hidden(self.addresses),
             Guard::Once => self.is_replay(),
             Guard::Fair => {
                 let Policy { fair, fair_source, .. } = self.policy;

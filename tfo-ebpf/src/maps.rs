@@ -15,6 +15,7 @@ use tfo_common::{
     class::SearchBudget,
     counters::Cell,
     description::Description,
+    filter::SourceFilter,
     info::Info,
     keyring::{KeyRing, KeyStore},
     observed::{
@@ -86,6 +87,10 @@ static TFO_ADDRESSES: LpmTrie<[u32; 5], u32, ADDRESSES> = LpmTrie::new();
 /// [`tfo_common::names::HIDDEN`].
 #[btf_map]
 static TFO_HIDDEN: LpmTrie<[u32; 5], u32, HIDDEN> = LpmTrie::new();
+
+/// [`tfo_common::names::HIDE_FILTER`].
+#[btf_map]
+static TFO_HIDE_FILTER: Array<SourceFilter, 1> = Array::new();
 
 /// [`tfo_common::names::SOURCES`]. The loader sets the number of rows, here and in the two other tables of rows.
 #[btf_map]
@@ -280,6 +285,12 @@ pub(crate) fn policy(service: u32) -> Option<&'static Policy> {
     // SAFETY: the entry of an array map lives as long as the program. User space may write it meanwhile, in whole
     // words, and any words are a valid policy.
     Some(unsafe { &*policy })
+}
+
+/// Whether the source may be hidden by an order, as far as the filter tells.
+#[inline(always)]
+pub(crate) fn may_be_hidden(addresses: &Addresses) -> bool {
+    TFO_HIDE_FILTER.get(0).is_none_or(|filter| filter.may_have(addresses))
 }
 
 /// Whether the source is hidden by an order.

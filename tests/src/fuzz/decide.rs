@@ -52,6 +52,10 @@ impl Facts for Guards {
         self.has_translation
     }
 
+    fn may_be_hidden(&self) -> bool {
+        panic!("only the quick decision asks")
+    }
+
     fn triggers(&mut self, guard: Guard) -> bool {
         self.triggers >> guard.index() & 1 == 1
     }

@@ -39,6 +39,9 @@ use crate::{
 /// Layout of the maps of tfo 0.1, which can be carried over, too.
 const LAYOUT_0_1: u32 = 6;
 
+/// Maps that tfo 0.1 did not have.
+const SINCE_0_2: [&str; 2] = [names::CARRIED, names::HIDE_FILTER];
+
 /// Maps that generations can share, so that their contents need not be carried over.
 const COMMON: [&str; 8] = [
     names::KEYS,
@@ -86,7 +89,7 @@ impl EarlierGeneration {
                 )));
             }
         };
-        let needed = MAPS.iter().filter(|name| has_carried || **name != names::CARRIED);
+        let needed = MAPS.iter().filter(|name| has_carried || !SINCE_0_2.contains(name));
         if !needed.into_iter().all(is_there) {
             return Ok(Err("some of them are missing".to_owned()));
         }

@@ -1,4 +1,5 @@
-//! Orders of `tfo hide` in the maps. They are kept in the policies of services and in the map of hidden sources.
+//! Orders of `tfo hide` in the maps. They are kept in the policies of services, in the map of hidden sources and in the
+//! filter in front of it.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -8,8 +9,10 @@ use aya::maps::{
     lpm_trie::{Key, LpmTrie},
 };
 use tfo_common::{
+    filter::SourceFilter,
     names,
     policy::{FAMILY_BITS, Policy, hidden_key},
+    segment::Family,
     service::OTHER,
 };
 
@@ -23,16 +26,21 @@ use crate::model::services::OTHER_NAME;
 /// Value of every entry in the map of hidden sources. Only the key matters.
 const PRESENT: u32 = 1;
 
-/// The maps of policies and of hidden sources.
+/// The maps of policies and of hidden sources, and the filter for the latter.
 pub(super) struct Orders {
     policies: Array<MapData, Shared<Policy>>,
     sources: LpmTrie<MapData, [u32; 5], u32>,
+    filter: Array<MapData, Shared<SourceFilter>>,
 }
 
 impl Orders {
     /// Takes the maps from `take`, which is given their names.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<Map>) -> Result<Self> {
-        Ok(Self { policies: take(names::POLICIES)?.try_into()?, sources: take(names::HIDDEN)?.try_into()? })
+        Ok(Self {
+            policies: take(names::POLICIES)?.try_into()?,
+            sources: take(names::HIDDEN)?.try_into()?,
+            filter: take(names::HIDE_FILTER)?.try_into()?,
+        })
     }
 
     /// Returns the policy of the service at `index`.
@@ -56,6 +64,9 @@ impl Orders {
     ) -> Result<()> {
         let sources: HashSet<_> = hidden.iter().filter_map(source).collect();
         let there = self.sources()?;
+        // At each moment the filter has all sources in the map. The kernel copies it byte by byte at worst, and each
+        // byte has the bits that stay both before and after.
+        self.set_filter(sources.union(&there))?;
         // New sources are written before a policy refers to them, so that an order is in force at once.
         for (len, address) in sources.difference(&there) {
             let inserted = self.sources.insert(&Key::new(*len, *address), PRESENT, 0);
@@ -84,7 +95,18 @@ impl Orders {
             let removed = self.sources.remove(&Key::new(*len, *address));
             removed.context("cannot write the map of hidden sources")?;
         }
-        Ok(())
+        self.set_filter(&sources)
+    }
+
+    /// Writes the filter for `sources`.
+    fn set_filter<'a>(&mut self, sources: impl IntoIterator<Item = &'a SourceKey>) -> Result<()> {
+        let mut filter = SourceFilter::EMPTY;
+        for (len, [family, address @ ..]) in sources {
+            if let Some(family) = Family::from_index(*family) {
+                filter.add(family, len - FAMILY_BITS, *address);
+            }
+        }
+        self.filter.set(0, Shared(filter), 0).context("cannot write the filter of hidden sources")
     }
 
     /// Returns the keys in the map of hidden sources.

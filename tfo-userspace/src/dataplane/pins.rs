@@ -36,7 +36,7 @@ const NEXT_LINK: &str = "link-next";
 /// File name of the link of the program that follows connections.
 const OUTCOMES_LINK: &str = "outcomes-link";
 /// Names of the maps that are pinned.
-pub const MAPS: [&str; 19] = [
+pub const MAPS: [&str; 20] = [
     names::COUNTERS,
     names::SAMPLERS,
     names::KEYS,
@@ -52,6 +52,7 @@ pub const MAPS: [&str; 19] = [
     names::POLICIES,
     names::ADDRESSES,
     names::HIDDEN,
+    names::HIDE_FILTER,
     names::SOURCES,
     names::FORGERS,
     names::UNKNOWN,

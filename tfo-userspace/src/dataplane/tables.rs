@@ -10,6 +10,7 @@ use aya::{
 use tfo_common::{
     carried::Carried,
     counters::{Cell, Counters},
+    filter::SourceFilter,
     info::Info,
     keyring::{KeyRing, KeyStore},
     names,
@@ -51,6 +52,7 @@ shared!(
     PrefixTally,
     Samplers,
     Service,
+    SourceFilter,
     Watch
 );
 

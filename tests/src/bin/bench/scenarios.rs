@@ -14,7 +14,13 @@ use tfo_tests::{
     keys::{BACKUP, CURRENT, RETIRED, STRANGER, TestKey},
     packet::{Carry as _, Eth, Ip, Tcp, eth, ether_type, flag, protocol},
 };
-use tfo_userspace::{dataplane::LoadOptions, model::services::Services};
+use tfo_userspace::{
+    dataplane::LoadOptions,
+    model::{
+        guards::Hidden,
+        services::{Services, parse_prefix},
+    },
+};
 
 /// Scenario: one line of the table.
 pub(crate) struct Scenario {
@@ -44,6 +50,8 @@ pub(crate) struct Setup {
     pub(crate) policy: Policy,
     /// Number of services among which all ports are divided.
     pub(crate) services: u16,
+    /// Prefixes of sources that are hidden by order.
+    pub(crate) hidden: &'static [&'static str],
 }
 
 impl Setup {
@@ -53,6 +61,10 @@ impl Setup {
         kernel.publish(&self.ring());
         kernel.serve(&self.services());
         kernel.set_policy(OTHER, &self.policy);
+        if !self.hidden.is_empty() {
+            let source = |text: &&str| Hidden::Source(parse_prefix(text).expect("a prefix"));
+            kernel.set_hidden(&self.hidden.iter().map(source).collect::<Vec<_>>());
+        }
         kernel
     }
 
@@ -80,7 +92,12 @@ impl Setup {
 
 /// Setup with the most keys that a ring can hold without a next key.
 pub(crate) const ALL_KEYS: Setup =
-    Setup { mode: Mode::Observe, keys: 10, policy: Policy::of_mode(Mode::Observe), services: 0 };
+    Setup { mode: Mode::Observe, keys: 10, policy: Policy::of_mode(Mode::Observe), services: 0, hidden: &[] };
+
+/// Prefixes that have nothing in common with the client's addresses.
+const OTHERS: &[&str] = &["198.51.100.0/24", "203.0.113.7/32", "2001:db8::/32", "2001:db8:7::1/128"];
+/// Prefixes that begin like the client's addresses.
+const NEIGHBOURS: &[&str] = &["1.0.255.0/24", "fd3d:fa7b:d17e::/48"];
 
 pub(crate) fn all() -> Vec<Scenario> {
     let mut table = Table::default();
@@ -205,17 +222,17 @@ impl Table {
             Policy { fair: plenty, fair_source: SourceMask::new(24, 64), ..none }.with(Guard::Fair, true);
         let clamp = Policy { clamp: 3, ..none }.with(Guard::Clamp, true);
         let all = Policy { clamp: 3, flags: once.flags | fair.flags | clamp.flags, once: once.once, ..fair };
-        let hides = Policy { flags: none.flags | Policy::HIDES_SOURCES, ..none };
         for &family in Family::ALL {
-            for (name, policy) in [
-                ("no protection", none),
-                ("once", once),
-                ("fair", fair),
-                ("clamp", clamp),
-                ("all protections", all),
-                ("other sources hidden", hides),
+            for (name, policy, hidden) in [
+                ("no protection", none, [].as_slice()),
+                ("once", once, &[]),
+                ("fair", fair, &[]),
+                ("clamp", clamp, &[]),
+                ("all protections", all, &[]),
+                ("other sources hidden", none, OTHERS),
+                ("neighbours hidden", none, NEIGHBOURS),
             ] {
-                let setup = Setup { mode: Mode::Shield, policy, ..ALL_KEYS };
+                let setup = Setup { mode: Mode::Shield, policy, hidden, ..ALL_KEYS };
                 let subject = Subject::Varied { setup, sources: 1, key: CURRENT };
                 self.add(format!("{family}: current, shield, {name}"), subject, linux(syn(family), CURRENT));
             }
