@@ -1,4 +1,5 @@
-//! Compiles the eBPF programs. `dataplane/object.rs` includes the object at `$OUT_DIR/tfo-ebpf`.
+//! Compiles the eBPF programs. `dataplane/object.rs` includes the object at `$OUT_DIR/tfo-ebpf`, and
+//! `kernel/listeners/walk.rs` that at `$OUT_DIR/listeners`.
 //!
 //! A second cargo compiles them in the workspace's root, where `.cargo/config.toml` has the flags and the linker.
 
@@ -21,6 +22,9 @@ const FOREIGN: [&str; 7] = [
     "RUSTDOCFLAGS",
     "RUSTFLAGS",
 ];
+
+/// Objects that tfo includes: binaries of tfo-ebpf.
+const OBJECTS: [&str; 2] = ["tfo-ebpf", "listeners"];
 
 /// The same for whole families of variables.
 const FOREIGN_PREFIXES: [&str; 3] = ["CARGO_CFG_", "CARGO_FEATURE_", "CARGO_PROFILE_"];
@@ -61,7 +65,9 @@ fn build() -> Result<(), Box<dyn Error>> {
             "--package",
             "tfo-ebpf",
             "--bin",
-            "tfo-ebpf",
+            OBJECTS[0],
+            "--bin",
+            OBJECTS[1],
             "--release",
             "--target",
             target,
@@ -92,9 +98,11 @@ fn build() -> Result<(), Box<dyn Error>> {
     if !status.success() {
         return Err(format!("tfo-ebpf did not build ({status}), see the messages below").into());
     }
-    let object = target_dir.join(target).join("release/tfo-ebpf");
-    fs::copy(&object, out_dir.join("tfo-ebpf"))
-        .map_err(|err| format!("cannot copy {}: {err}", object.display()))?;
+    for name in OBJECTS {
+        let object = target_dir.join(target).join("release").join(name);
+        fs::copy(&object, out_dir.join(name))
+            .map_err(|err| format!("cannot copy {}: {err}", object.display()))?;
+    }
     Ok(())
 }
 

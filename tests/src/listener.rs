@@ -38,10 +38,22 @@ impl Listener {
         Self::with(address, Some(Protocol::MPTCP))
     }
 
+    /// Binds a TCP socket with SO_REUSEPORT to `address`, without Fast Open.
+    pub fn shared(address: &str) -> Self {
+        let address: SocketAddr = address.parse().expect("an address and a port");
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
+        socket.set_reuse_port(true).expect("an option that every socket has");
+        Self::bind(socket, address)
+    }
+
     fn with(address: &str, protocol: Option<Protocol>) -> Self {
         let address: SocketAddr = address.parse().expect("an address and a port");
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, protocol).expect("a socket");
         socket.set_reuse_address(true).expect("an option that every socket has");
+        Self::bind(socket, address)
+    }
+
+    fn bind(socket: Socket, address: SocketAddr) -> Self {
         socket.bind(&address.into()).unwrap_or_else(|error| panic!("cannot bind to {address}: {error}"));
         Self { socket, backlog: 128 }
     }

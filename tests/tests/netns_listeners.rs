@@ -1,18 +1,32 @@
 //! `tfo listeners`: settings of sockets in other processes.
 
-use std::net::TcpStream;
+use std::{
+    net::{IpAddr, Ipv6Addr, TcpStream},
+    ops::Range,
+};
 
 use serde_json::{Value, json};
-use tfo_common::keyring::Key;
+use tfo_common::{
+    cookie,
+    keyring::Key,
+    listener::{NO_COOKIE, OWN_KEYS, REUSE_PORT, Record},
+    segment::Family,
+};
 use tfo_tests::{
-    fault::{self, Fault},
+    fault::{self, Bpf, Fault},
     listener::{Holder, Listener},
-    netns::{eventually, failure, ip, sandbox, tfo, tfo_as_nobody},
+    netns::{IFACE, eventually, failure, ip, key, sandbox, server_and_client, tfo, tfo_as_nobody},
 };
 use tfo_userspace::{
-    kernel::sysctl::{CLIENT, EVERY_LISTENER, SERVER, write_mode},
-    lab::net::Namespace,
-    model::keys::fingerprint,
+    kernel::{
+        listeners::Walk,
+        sysctl::{CLIENT, EVERY_LISTENER, KeySysctl, SERVER, write_mode},
+    },
+    lab::{
+        client::Syn,
+        net::{Namespace, server, source},
+    },
+    model::keys::{addresses, fingerprint},
 };
 
 /// Runs `test` in a sandbox with a loopback interface, and with these bits of net.ipv4.tcp_fastopen.
@@ -68,14 +82,17 @@ fn settings_of_another_process_are_shown() {
         let expected = json!({
             "address": "127.0.0.1:80", "ipv6_only": null, "processes": held_by(&plain),
             "backlog": {"waiting": 0, "limit": 3},
-            "fast_open": {"queue": 5, "own_keys": [], "no_cookie": false}, "unknown": null, "warning": null,
+            "queues": {"syn": 0, "fast_open": 0, "overflow_seconds": null, "reuse_port": false},
+            "fast_open": {"queue": 5, "has_own_keys": false, "own_keys": [], "no_cookie": false},
+            "unknown": null, "warning": null,
         });
         assert_eq!(listener("127.0.0.1:80"), expected);
 
         let shown = listener("[::]:81");
         let half = |at: usize| u64::from_le_bytes(own[at..at + 8].try_into().unwrap());
         let print = fingerprint(Key { k0: half(0), k1: half(8) });
-        assert_eq!(shown["fast_open"], json!({"queue": 7, "own_keys": [print], "no_cookie": true}));
+        let expected = json!({"queue": 7, "has_own_keys": true, "own_keys": [print], "no_cookie": true});
+        assert_eq!(shown["fast_open"], expected);
         assert_eq!(shown["ipv6_only"], false);
         assert!(warning("[::]:81").contains("its own key"), "{shown}");
         assert!(warning("[::]:81").contains("without a cookie"), "{shown}");
@@ -126,11 +143,9 @@ fn a_listener_for_multipath_tcp_is_asked_too() {
         let holder = Listener::multipath("127.0.0.1:80").backlog(4).held();
         wait_until_held_by(&holder, "127.0.0.1:80");
         let shown = listener("127.0.0.1:80");
-        // Before Linux 6.2 an MPTCP socket does not pass this option on.
-        let is_asked = shown["fast_open"] == json!({"queue": 0, "own_keys": [], "no_cookie": false});
-        let refuses = "cannot read the socket's TCP_FASTOPEN: Operation not supported";
-        let is_refused = shown["unknown"].as_str().is_some_and(|why| why.starts_with(refuses));
-        assert!(is_asked || is_refused, "{shown}");
+        // Before Linux 6.2 an MPTCP socket does not pass this option on, but its TCP socket can be read.
+        let expected = json!({"queue": 0, "has_own_keys": false, "own_keys": [], "no_cookie": false});
+        assert_eq!(shown["fast_open"], expected);
     });
 }
 
@@ -179,20 +194,241 @@ fn other_namespaces_are_not_ours() {
     });
 }
 
+/// Runs `work` as in a container without the right to trace: no socket of another process can be asked.
+fn without_the_right_to_trace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    fault::with_call(libc::SYS_pidfd_getfd, Fault::Fails(libc::EPERM), work)
+}
+
+/// Runs `work` where the kernel refuses every BPF program.
+fn without_bpf<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    fault::with(Bpf::ProgLoad, Fault::Fails(libc::EPERM), work)
+}
+
+#[test]
+fn what_no_socket_can_be_asked_the_kernel_says() {
+    host(CLIENT | SERVER, || {
+        let plain = Listener::on("127.0.0.1:80").fast_open(5).held();
+        let _odd = Listener::on("[::]:81").fast_open(7).own_key(*b"sixteen bytes!!!").no_cookie().held();
+        let _off = Listener::on("[::1]:82").held();
+        wait_until_held_by(&plain, "127.0.0.1:80");
+        without_the_right_to_trace(|| {
+            let shown = |address: &str| listener(address)["fast_open"].clone();
+            let row = |queue, keys, open| json!({"queue": queue, "has_own_keys": keys, "own_keys": [], "no_cookie": open});
+            assert_eq!(shown("127.0.0.1:80"), row(5, false, false));
+            assert_eq!(shown("[::]:81"), row(7, true, true));
+            assert_eq!(shown("[::1]:82"), row(0, false, false));
+            let unknown = |address| listener(address)["unknown"].clone();
+            assert_eq!([unknown("127.0.0.1:80"), unknown("[::1]:82")], [Value::Null, Value::Null]);
+            let why = unknown("[::]:81");
+            let expected = "fingerprints of its keys are unknown: cannot get the socket from sleep";
+            assert!(why.as_str().unwrap().starts_with(expected), "{why}");
+            let text = String::from_utf8(tfo(&["listeners"]).stdout).unwrap();
+            assert!(text.contains(" its own "), "{text}");
+        });
+    });
+}
+
+#[test]
+fn without_bpf_the_sockets_are_asked() {
+    host(CLIENT | SERVER, || {
+        let holder = Listener::on("127.0.0.1:80").fast_open(5).held();
+        wait_until_held_by(&holder, "127.0.0.1:80");
+        without_bpf(|| {
+            assert_eq!(listener("127.0.0.1:80")["fast_open"]["queue"], 5);
+            assert_eq!(listener("127.0.0.1:80")["queues"], Value::Null);
+            let expected = "cannot load the program that reads them (Linux 5.9, CAP_BPF, CAP_PERFMON)";
+            let all = listeners();
+            assert!(all["queues_unknown"].as_str().unwrap().starts_with(expected), "{all}");
+            let text = String::from_utf8(tfo(&["listeners"]).stdout).unwrap();
+            let said = format!("SYN queues, and Fast Open connections in use, are unknown: {expected}");
+            assert!(text.lines().last().unwrap().starts_with(&said), "{text}");
+        });
+        assert_eq!(listeners()["queues_unknown"], Value::Null);
+    });
+}
+
 #[test]
 fn a_socket_that_cannot_be_asked_says_why() {
     host(CLIENT | SERVER, || {
         let holder = Listener::on("127.0.0.1:80").fast_open(5).held();
         wait_until_held_by(&holder, "127.0.0.1:80");
-        // EPERM is the error in a container without the right to trace.
-        let refused = Fault::Fails(libc::EPERM);
-        let shown = fault::with_call(libc::SYS_pidfd_getfd, refused, || listener("127.0.0.1:80"));
+        let shown = without_bpf(|| without_the_right_to_trace(|| listener("127.0.0.1:80")));
         assert_eq!(shown["fast_open"], Value::Null);
         assert_eq!(shown["processes"], held_by(&holder));
         let expected = format!("cannot get the socket from sleep ({}): it takes CAP_SYS_PTRACE", holder.id());
         assert!(shown["unknown"].as_str().unwrap().starts_with(&expected), "{shown}");
         // This shows that the queue's length comes from the process, and is no guess.
-        assert_eq!(listener("127.0.0.1:80")["fast_open"]["queue"], 5);
+        assert_eq!(without_bpf(|| listener("127.0.0.1:80"))["fast_open"]["queue"], 5);
+    });
+}
+
+/// Address from which the client sends forged SYNs.
+fn forged(family: Family) -> IpAddr {
+    source(family, 0x707)
+}
+
+/// Runs `test` with a client that can send SYNs from [`forged`] addresses. Answers to them get lost.
+fn with_forger(test: impl FnOnce(Namespace) + Send) {
+    server_and_client(|client| {
+        for family in [Family::Ipv4, Family::Ipv6] {
+            // The client would reset the answers. Without the neighbour's entry, the kernel would find that nobody is
+            // there. Either would end the handshake.
+            let address = forged(family);
+            ip(&format!("route add {address} dev {IFACE}"));
+            ip(&format!("neigh add {address} lladdr 02:00:00:00:00:99 nud permanent dev {IFACE}"));
+        }
+        test(client);
+    });
+}
+
+/// Sends a SYN from a forged address and each of the ports `from`.
+fn forge(client: &Namespace, family: Family, from: Range<u16>, to: u16, make: impl Fn(Syn) -> Syn + Sync) {
+    let send = || {
+        from.clone()
+            .try_for_each(|port| make(Syn::new(port, to, 1)).send(forged(family), server(family).ip()))
+    };
+    client.run(send).unwrap();
+}
+
+fn queues(address: &str) -> Value {
+    listener(address)["queues"].clone()
+}
+
+#[test]
+fn a_syn_queue_is_as_long_as_what_was_sent() {
+    with_forger(|client| {
+        let _four = Listener::on("198.18.0.1:80").backlog(100).listen();
+        let _both = Listener::on("[::]:81").backlog(100).listen();
+        forge(&client, Family::Ipv4, 1000..1005, 80, |syn| syn);
+        forge(&client, Family::Ipv4, 1000..1007, 81, |syn| syn);
+        forge(&client, Family::Ipv6, 1000..1004, 81, |syn| syn);
+        let filled = |syn| json!({"syn": syn, "fast_open": 0, "overflow_seconds": null, "reuse_port": false});
+        eventually("the queue of IPv4", || queues("198.18.0.1:80") == filled(5));
+        eventually("the queue of both families", || queues("[::]:81") == filled(7 + 4));
+        assert_eq!(listener("[::]:81")["backlog"], json!({"waiting": 0, "limit": 100}));
+    });
+}
+
+#[test]
+fn an_overflow_of_the_syn_queue_is_seen() {
+    with_forger(|client| {
+        let _alone = Listener::on("198.18.0.1:80").backlog(4).listen();
+        let _idle = Listener::on("198.18.0.1:81").backlog(4).listen();
+        // Of a group, each SYN goes to one member. The time of an overflow is the group's.
+        let _group = [82, 82].map(|port| Listener::shared(&format!("198.18.0.1:{port}")).backlog(4).listen());
+        for port in [80, 82] {
+            forge(&client, Family::Ipv4, 1000..1060, port, |syn| syn);
+        }
+        let is_full = |record: &Record| record.overflow_age(u32::MAX / 120).is_some();
+        let on = |port| records().into_iter().filter(move |record| record.port == port);
+        eventually("the queue overflows", || on(80).all(|record| is_full(&record)));
+        eventually("the group's queues overflow", || on(82).all(|record| is_full(&record)));
+        let syn = on(80).next().unwrap().syn_queue;
+        assert!((4..=5).contains(&syn), "the kernel takes one more than the limit, or not: {syn}");
+        assert!(!is_full(&on(81).next().unwrap()));
+        assert_eq!(on(82).filter(|record| record.flags & REUSE_PORT != 0).count(), 2);
+        assert_eq!(on(80).filter(|record| record.flags & REUSE_PORT != 0).count(), 0);
+        let shown = queues("198.18.0.1:80");
+        assert!(shown["overflow_seconds"].as_u64().unwrap() < 60, "{shown}");
+        assert_eq!(queues("198.18.0.1:81")["overflow_seconds"], Value::Null);
+    });
+}
+
+#[test]
+fn the_fast_open_queue_in_use_is_seen() {
+    with_forger(|client| {
+        KeySysctl::open().unwrap().write(key(1), None).unwrap();
+        let _listener = Listener::on("[::]:80").fast_open(8).listen();
+        for (family, ports) in [(Family::Ipv4, 1000..1003), (Family::Ipv6, 1000..1002)] {
+            let addresses = addresses(forged(family), server(family).ip()).unwrap();
+            let cookie = cookie::make(&key(1), &addresses).to_le_bytes();
+            forge(&client, family, ports, 80, |syn| syn.fast_open(&cookie).data(b"data"));
+        }
+        // Without a good cookie, it is an ordinary handshake.
+        forge(&client, Family::Ipv4, 2000..2001, 80, |syn| syn.fast_open(&[7; 8]).data(b"data"));
+        let expected = json!({"syn": 1, "fast_open": 3 + 2, "overflow_seconds": null, "reuse_port": false});
+        eventually("five in use", || queues("[::]:80") == expected);
+        assert_eq!(listener("[::]:80")["fast_open"]["queue"], 8);
+        let text = String::from_utf8(tfo(&["listeners"]).stdout).unwrap();
+        let row: Vec<_> = text.lines().last().unwrap().split_whitespace().take(7).collect();
+        assert_eq!(row, ["[::]:80", "8", "5", "sysctl", "1", "5", "128"], "{text}");
+    });
+}
+
+/// Reads the records of the calling thread's namespace.
+fn records() -> Vec<Record> {
+    Walk::load().unwrap().read().unwrap()
+}
+
+#[test]
+fn a_thousand_listeners_are_all_shown() {
+    host(CLIENT | SERVER, || {
+        let ports = 2000..3000;
+        let all: Vec<_> = ports
+            .clone()
+            .map(|port| Listener::on(&format!("127.0.0.1:{port}")).fast_open(port.into()).backlog(9).listen())
+            .collect();
+        let mut found: Vec<_> = records()
+            .iter()
+            .map(|record| (record.port, record.fast_open_limit, record.accept_limit))
+            .collect();
+        found.sort_unstable();
+        assert_eq!(found, ports.map(|port| (port, port.into(), 9)).collect::<Vec<_>>());
+        let shown = listeners();
+        let rows = shown["listeners"].as_array().unwrap();
+        assert_eq!(rows.iter().filter(|row| row["queues"]["syn"] == 0).count(), all.len());
+    });
+}
+
+/// The walk ends at the first connection, but behind all listeners.
+#[test]
+fn a_walk_sees_the_listeners_of_its_namespace_and_no_connection() {
+    host(CLIENT | SERVER, || {
+        let mut walk = Walk::load().unwrap();
+        assert_eq!(walk.read().unwrap(), []);
+        let other = Namespace::new().unwrap();
+        let _there = other.run(|| Ok(Listener::on("0.0.0.0:90").listen())).unwrap();
+        let here = [80, 81, 82].map(|port| Listener::on(&format!("127.0.0.1:{port}")).listen());
+        let _connections: Vec<_> =
+            (0..100).map(|_| TcpStream::connect(here[0].local_addr().unwrap()).unwrap()).collect();
+        let ports = |records: Vec<Record>| {
+            let mut ports: Vec<_> = records.iter().map(|record| (record.port, record.accept_queue)).collect();
+            ports.sort_unstable();
+            ports
+        };
+        // The program is loaded once, and reads the namespace in which it is asked.
+        for _ in 0..2 {
+            assert_eq!(ports(walk.read().unwrap()), [(80, 100), (81, 0), (82, 0)]);
+            assert_eq!(ports(other.run(|| walk.read()).unwrap()), [(90, 0)]);
+        }
+        drop(here);
+        // Connections alone are no listener.
+        let _client = TcpStream::connect("127.0.0.1:80").unwrap_err();
+        assert_eq!(walk.read().unwrap(), []);
+    });
+}
+
+#[test]
+fn a_record_says_what_was_set() {
+    host(CLIENT | SERVER, || {
+        let _all = [
+            Listener::on("127.0.0.1:80").fast_open(3).listen(),
+            Listener::on("[::1]:81").fast_open(4).own_key(*b"sixteen bytes!!!").listen(),
+            Listener::on("[::]:82").fast_open(5).no_cookie().listen(),
+            Listener::shared("127.0.0.2:83").listen(),
+        ];
+        let mut records = records();
+        records.sort_by_key(|record| record.port);
+        let found =
+            records.iter().map(|record| (record.port, record.address, record.fast_open_limit, record.flags));
+        let four = |last| [127, 0, 0, last, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let expected = [
+            (80, four(1), 3, 0),
+            (81, Ipv6Addr::LOCALHOST.octets(), 4, OWN_KEYS),
+            (82, Ipv6Addr::UNSPECIFIED.octets(), 5, NO_COOKIE),
+            (83, four(2), 0, REUSE_PORT),
+        ];
+        assert_eq!(found.collect::<Vec<_>>(), expected);
     });
 }
 
@@ -206,5 +442,7 @@ fn without_root_every_listener_is_still_there() {
         let row = &shown["listeners"][0];
         assert_eq!((&row["address"], &row["fast_open"]), (&json!("127.0.0.1:80"), &Value::Null));
         assert_eq!(row["unknown"], "only root sees which process holds it: run it with sudo");
+        assert_eq!(row["queues"], Value::Null);
+        assert_eq!(shown["queues_unknown"], "only root can read them: run it with sudo");
     });
 }

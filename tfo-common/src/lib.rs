@@ -34,6 +34,7 @@ pub mod filter;
 pub mod info;
 pub mod keyring;
 mod layout;
+pub mod listener;
 pub mod names;
 pub mod observed;
 pub mod parse;

@@ -8,6 +8,10 @@ pub const PROGRAM: &str = "tfo_ingress";
 pub const SHIELD_PROGRAM: &str = "tfo_shield";
 /// The sock_ops program.
 pub const OUTCOMES_PROGRAM: &str = "tfo_outcomes";
+/// The program that walks the listening sockets, in an object of its own.
+pub const LISTENERS_PROGRAM: &str = "tfo_listeners";
+/// Global of [`LISTENERS_PROGRAM`] with the [`Places`](crate::listener::Places) of the fields that it reads.
+pub const PLACES: &str = "TFO_PLACES";
 /// Map of a [`Cell`](crate::counters::Cell) for each service and CPU.
 pub const COUNTERS: &str = "TFO_COUNTERS";
 /// Map of [`Samplers`](crate::sample::Samplers) for each service and CPU.
@@ -72,6 +76,7 @@ const _: () = {
         PROGRAM,
         SHIELD_PROGRAM,
         OUTCOMES_PROGRAM,
+        LISTENERS_PROGRAM,
         COUNTERS,
         SAMPLERS,
         KEYS,

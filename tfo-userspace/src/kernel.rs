@@ -1,10 +1,12 @@
 //! Access to the kernel besides BPF: sysctls, counters, interfaces and sockets of the calling thread's network
 //! namespace.
 
+pub mod btf;
 pub mod cgroup;
 pub mod clock;
 pub mod interface;
 pub mod listeners;
+pub mod locked_memory;
 pub mod netlink;
 pub mod netns;
 pub mod sysctl;

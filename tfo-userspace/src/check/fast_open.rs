@@ -43,9 +43,8 @@ pub(super) fn key(listeners: &Listeners) -> Result<Finding> {
         let KernelKeys { current, backup } = KernelKeys::read()?;
         anyhow::Ok([current, backup].map(|key| key.map(fingerprint)))
     })?;
-    let uses_sysctl = |listener: &Listener| {
-        listener.fast_open.as_ref().is_some_and(|it| it.queue > 0 && it.own_keys.is_empty())
-    };
+    let uses_sysctl =
+        |listener: &Listener| listener.fast_open.as_ref().is_some_and(|it| it.queue > 0 && !it.has_own_keys);
     Ok(match shown {
         [Some(current), Some(backup)] => Finding::ok(format!("current {current}, backup {backup}")),
         [Some(current), None] => Finding::ok(format!("current {current}, no backup")),

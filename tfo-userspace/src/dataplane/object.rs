@@ -8,10 +8,7 @@ use aya::{
     maps::{Array, MapData, RingBuf, lpm_trie::LpmTrie},
     programs::{SockOps, Xdp},
 };
-use nix::{
-    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
-    time::{ClockId, clock_gettime},
-};
+use nix::time::{ClockId, clock_gettime};
 use tfo_common::{
     counters::Counters,
     info::Info,
@@ -21,7 +18,7 @@ use tfo_common::{
     policy::Seed,
     verdict::Mode,
 };
-use tracing::{info, trace};
+use tracing::info;
 
 use super::{
     options::LoadOptions,
@@ -32,6 +29,7 @@ use super::{
 use crate::util::time::unix_seconds;
 use crate::{
     dataplane::{Publish, pins::Generation},
+    kernel::locked_memory,
     model::{
         guards::Hidden,
         keys::{DatedKey, describe},
@@ -79,10 +77,7 @@ impl Object {
 
     /// Creates the maps, as the first half of [`load`](Self::load). The verifier has not seen the program yet.
     pub fn prepare(options: &LoadOptions, shared: Option<SharedMaps<'_>>) -> Result<Self> {
-        // Before Linux 5.11 maps count as locked memory.
-        if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
-            trace!("cannot lift the limit of locked memory: {error}");
-        }
+        locked_memory::lift_limit();
         let (link, mode, has_services) =
             (options.link as u8, options.mode as u8, u8::from(options.services > 0));
         let [source_rows, replay_rows] = options.sizes.rows();

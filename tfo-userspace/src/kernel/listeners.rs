@@ -2,6 +2,7 @@
 
 mod diag;
 mod sockopt;
+mod walk;
 
 use std::{collections::HashMap, net::SocketAddr};
 
@@ -9,8 +10,13 @@ use anyhow::Result;
 use diag::{ListeningSocket, listening_sockets};
 use serde::Serialize;
 use sockopt::{Holder, fast_open, holders};
+use tfo_common::listener::{NO_COOKIE, OWN_KEYS, REUSE_PORT, Record};
+pub use walk::Walk;
 
-use crate::kernel::sysctl::{self, EVERY_LISTENER, SERVER};
+use crate::kernel::{
+    clock::jiffies_per_second,
+    sysctl::{self, EVERY_LISTENER, SERVER},
+};
 
 /// Listening TCP sockets of a network namespace, as `tfo listeners --json` shows them.
 #[derive(Clone, Debug, Serialize)]
@@ -21,6 +27,8 @@ pub struct Listeners {
     pub every_listener: bool,
     /// The sockets, by port.
     pub listeners: Vec<Listener>,
+    /// Reason why no socket has its [`Queues`]; `None` if they could be read.
+    pub queues_unknown: Option<String>,
 }
 
 /// A listening TCP socket.
@@ -34,9 +42,11 @@ pub struct Listener {
     pub processes: Vec<Process>,
     /// The accept queue.
     pub backlog: Backlog,
+    /// The queues of handshakes; `None` if they can't be read.
+    pub queues: Option<Queues>,
     /// Settings of Fast Open; `None` if they can't be read.
     pub fast_open: Option<FastOpen>,
-    /// Reason why they can't be read.
+    /// Reason why they can't be read, or not all of them.
     pub unknown: Option<String>,
     /// Problem with Fast Open on this listener.
     pub warning: Option<String>,
@@ -67,44 +77,112 @@ impl Backlog {
     }
 }
 
+/// A listener's queues of handshakes, and whether it shares its port. Only the walk over all sockets shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Queues {
+    /// Number of ordinary handshakes that have not ended. Their limit is that of the accept queue
+    /// (`inet_csk_reqsk_queue_is_full`).
+    pub syn: u32,
+    /// Number of Fast Open connections in their handshake, or reset in it less than 60 s ago.
+    pub fast_open: u32,
+    /// Seconds since the SYN queue last overflowed; `None` if it did not within two minutes, for which the kernel takes
+    /// SYN cookies. With SO_REUSEPORT, the time is that of the whole group.
+    pub overflow_seconds: Option<u32>,
+    /// Whether the listener has SO_REUSEPORT.
+    pub reuse_port: bool,
+}
+
+impl Queues {
+    fn of(record: &Record) -> Self {
+        let hz = jiffies_per_second().ok().and_then(|hz| u32::try_from(hz).ok());
+        Self {
+            syn: record.syn_queue,
+            fast_open: record.fast_open_queue,
+            overflow_seconds: hz.and_then(|hz| Some(record.overflow_age(hz)? / hz)),
+            reuse_port: record.flags & REUSE_PORT != 0,
+        }
+    }
+}
+
 /// Fast Open settings of a listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FastOpen {
     /// Limit on Fast Open connections in their handshake at once (TCP_FASTOPEN); 0 means off.
     pub queue: u32,
-    /// Fingerprints of its own current and backup key (TCP_FASTOPEN_KEY). Usually empty, since it uses the sysctl's
-    /// keys.
+    /// Whether it has keys of its own (TCP_FASTOPEN_KEY), and does not use the sysctl's.
+    pub has_own_keys: bool,
+    /// Fingerprints of its own current and backup key. They may be unknown although there are such keys.
     pub own_keys: Vec<String>,
     /// Whether the listener accepts data without a cookie (TCP_FASTOPEN_NO_COOKIE).
     pub no_cookie: bool,
 }
 
+impl FastOpen {
+    /// Returns what a record says. Fingerprints of keys are not in it.
+    fn of(record: &Record) -> Self {
+        Self {
+            queue: record.fast_open_limit,
+            has_own_keys: record.flags & OWN_KEYS != 0,
+            own_keys: Vec::new(),
+            no_cookie: record.flags & NO_COOKIE != 0,
+        }
+    }
+}
+
 impl Listeners {
-    /// Reads the listeners of the calling thread's network namespace. A listener whose settings can't be read says why.
+    /// Reads the listeners of the calling thread's network namespace, without their [`Queues`]. A listener whose
+    /// settings can't be read says why.
     pub fn read() -> Result<Self> {
-        let tcp_fastopen = sysctl::read_mode()?;
+        Self::new(listening_sockets()?, Ok(Vec::new()))
+    }
+
+    /// Reads them with their queues, as far as the kernel permits. It takes some 100 ms more.
+    pub fn read_with_queues() -> Result<Self> {
+        // The records are found by the cookies that sock_diag makes.
         let sockets = listening_sockets()?;
+        Self::new(sockets, Walk::load().and_then(|mut walk| walk.read()))
+    }
+
+    fn new(sockets: Vec<ListeningSocket>, records: Result<Vec<Record>>) -> Result<Self> {
+        let tcp_fastopen = sysctl::read_mode()?;
         let inodes = sockets.iter().map(|socket| socket.inode).filter(|inode| *inode != 0).collect();
         let holders = holders(&inodes);
-        let listeners = sockets.into_iter().map(|socket| listener(socket, &holders, tcp_fastopen));
+        let queues_unknown = records.as_ref().err().map(|error| format!("{error:#}"));
+        let records: HashMap<_, _> =
+            records.unwrap_or_default().into_iter().map(|record| (record.cookie, record)).collect();
+        let listeners = sockets
+            .into_iter()
+            .map(|socket| listener(socket, &holders, records.get(&socket.cookie), tcp_fastopen));
         Ok(Self {
             tcp_fastopen,
             every_listener: tcp_fastopen & EVERY_LISTENER != 0,
             listeners: listeners.collect(),
+            queues_unknown,
         })
     }
 }
 
-fn listener(socket: ListeningSocket, holders: &HashMap<u64, Vec<Holder>>, tcp_fastopen: u32) -> Listener {
-    let ListeningSocket { address, ipv6_only, backlog, inode } = socket;
+fn listener(
+    socket: ListeningSocket,
+    holders: &HashMap<u64, Vec<Holder>>,
+    record: Option<&Record>,
+    tcp_fastopen: u32,
+) -> Listener {
+    let ListeningSocket { address, ipv6_only, backlog, inode, cookie: _ } = socket;
     let holders = holders.get(&inode).map(Vec::as_slice).unwrap_or_default();
-    let (fast_open, unknown) = match fast_open(inode, holders) {
-        Ok(fast_open) => (Some(fast_open), None),
-        Err(error) => (None, Some(format!("{error:#}"))),
+    let (fast_open, unknown) = match (fast_open(inode, holders), record.map(FastOpen::of)) {
+        (Ok(fast_open), _) => (Some(fast_open), None),
+        (Err(error), Some(fast_open)) => {
+            let why = || format!("fingerprints of its keys are unknown: {error:#}");
+            let unknown = fast_open.has_own_keys.then(why);
+            (Some(fast_open), unknown)
+        }
+        (Err(error), None) => (None, Some(format!("{error:#}"))),
     };
     let processes = holders.iter().map(|holder| holder.process.clone()).collect();
     let warning = warning(fast_open.as_ref(), backlog, tcp_fastopen);
-    Listener { address, ipv6_only, processes, backlog, fast_open, unknown, warning }
+    let queues = record.map(Queues::of);
+    Listener { address, ipv6_only, processes, backlog, queues, fast_open, unknown, warning }
 }
 
 /// Returns the problems of a listener: Fast Open is off, its cookies are unknown to tfo, it takes data without a
@@ -124,8 +202,8 @@ fn warning(fast_open: Option<&FastOpen>, backlog: Backlog, tcp_fastopen: u32) ->
         }
         _ => {}
     }
-    if let Some(FastOpen { queue: 1.., own_keys, no_cookie }) = fast_open {
-        if !own_keys.is_empty() {
+    if let Some(FastOpen { queue: 1.., has_own_keys, own_keys: _, no_cookie }) = fast_open {
+        if *has_own_keys {
             warnings.push("its own key, not the sysctl's: tfo does not know its cookies");
         }
         if *no_cookie {
@@ -159,7 +237,7 @@ mod tests {
     const EMPTY: Backlog = Backlog { waiting: 0, limit: 128 };
 
     fn with_queue(queue: u32) -> FastOpen {
-        FastOpen { queue, own_keys: Vec::new(), no_cookie: false }
+        FastOpen { queue, has_own_keys: false, own_keys: Vec::new(), no_cookie: false }
     }
 
     #[test]
@@ -171,7 +249,7 @@ mod tests {
         assert!(said(&with_queue(0), SERVER | EVERY_LISTENER).starts_with("off: it listened before"));
         assert!(said(&with_queue(5), sysctl::CLIENT).starts_with("off: net.ipv4.tcp_fastopen lacks bit 0x2"));
 
-        let own = FastOpen { own_keys: vec!["1".to_owned()], ..with_queue(1) };
+        let own = FastOpen { has_own_keys: true, ..with_queue(1) };
         assert!(said(&own, SERVER).starts_with("its own key"));
         assert!(!said(&FastOpen { queue: 0, ..own }, SERVER).contains("key"), "an unused key");
         assert!(said(&FastOpen { no_cookie: true, ..with_queue(1) }, SERVER).contains("without a cookie"));

@@ -3,7 +3,7 @@
 use comfy_table::CellAlignment::{Left, Right};
 
 use super::table::table;
-use crate::kernel::listeners::{FastOpen, Listener, Listeners, bits};
+use crate::kernel::listeners::{FastOpen, Listener, Listeners, Queues, bits};
 
 /// Returns the listening sockets as text for a terminal.
 pub fn text(listeners: &Listeners) -> String {
@@ -15,24 +15,38 @@ pub fn text(listeners: &Listeners) -> String {
     let columns = [
         ("address", Left),
         ("fast open", Right),
+        ("in use", Right),
         ("keys", Left),
+        ("no cookie", Left),
+        ("syn queue", Right),
         ("waiting", Right),
         ("limit", Right),
         ("process", Left),
         ("remarks", Left),
     ];
     text += &table(&columns, listeners.listeners.iter().map(row));
+    if let Some(why) = &listeners.queues_unknown {
+        text += &format!("SYN queues, and Fast Open connections in use, are unknown: {why}\n");
+    }
     text
 }
 
-fn row(listener: &Listener) -> [String; 7] {
-    let (queue, keys) = match &listener.fast_open {
-        None => ("?".to_owned(), "?".to_owned()),
-        Some(FastOpen { queue: 0, .. }) => ("off".to_owned(), String::new()),
-        Some(FastOpen { queue, own_keys, .. }) => {
-            let keys = if own_keys.is_empty() { "sysctl".to_owned() } else { own_keys.join(" ") };
-            (queue.to_string(), keys)
+fn row(listener: &Listener) -> [String; 10] {
+    let (queue, keys, no_cookie) = match &listener.fast_open {
+        None => ("?".to_owned(), "?".to_owned(), "?"),
+        Some(FastOpen { queue: 0, .. }) => ("off".to_owned(), String::new(), ""),
+        Some(FastOpen { queue, has_own_keys, own_keys, no_cookie }) => {
+            let keys = match (has_own_keys, own_keys.as_slice()) {
+                (false, _) => "sysctl".to_owned(),
+                (true, []) => "its own".to_owned(),
+                (true, own_keys) => own_keys.join(" "),
+            };
+            (queue.to_string(), keys, if *no_cookie { "yes" } else { "" })
         }
+    };
+    let number = |of: fn(&Queues) -> u32| match &listener.queues {
+        Some(queues) => of(queues).to_string(),
+        None => "?".to_owned(),
     };
     let process = match listener.processes.as_slice() {
         [] => "?".to_owned(),
@@ -43,7 +57,10 @@ fn row(listener: &Listener) -> [String; 7] {
     [
         listener.address.to_string(),
         queue,
+        number(|queues| queues.fast_open),
         keys,
+        no_cookie.to_owned(),
+        number(|queues| queues.syn),
         listener.backlog.waiting.to_string(),
         listener.backlog.limit.to_string(),
         process,

@@ -24,6 +24,8 @@ pub(super) struct ListeningSocket {
     pub backlog: Backlog,
     /// Inode of the socket; 0 if it has no inode.
     pub inode: u64,
+    /// Cookie of the socket. The kernel makes one when sock_diag shows the socket (`sock_gen_cookie`).
+    pub cookie: u64,
 }
 
 /// Returns the listening TCP sockets of the calling thread's network namespace, sorted by port.
@@ -53,7 +55,9 @@ impl From<InetResponse> for ListeningSocket {
     /// Converts a response. For a listener, sock_diag shows the number of waiting connections as its receive queue, and
     /// their limit as its send queue (`tcp_diag_get_info`).
     fn from(InetResponse { header, nlas }: InetResponse) -> Self {
-        let SocketId { source_address, source_port, .. } = header.socket_id;
+        let SocketId { source_address, source_port, cookie: [a, b, c, d, e, f, g, h], .. } = header.socket_id;
+        // The lower half comes first (`sock_diag_save_cookie`).
+        let [low, high] = [[a, b, c, d], [e, f, g, h]].map(u32::from_ne_bytes);
         let ipv6_only = nlas.iter().find_map(|nla| match nla {
             Nla::SkV6Only(only) => Some(*only),
             _ => None,
@@ -63,6 +67,7 @@ impl From<InetResponse> for ListeningSocket {
             ipv6_only: ipv6_only.filter(|_| matches!(source_address, IpAddr::V6(_))),
             backlog: Backlog { waiting: header.recv_queue, limit: header.send_queue },
             inode: u64::from(header.inode),
+            cookie: u64::from(low) | u64::from(high) << 32,
         }
     }
 }

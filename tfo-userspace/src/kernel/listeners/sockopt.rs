@@ -99,10 +99,13 @@ fn read_options(socket: &OwnedFd) -> Result<FastOpen> {
         get(socket, option, &mut bytes).with_context(|| format!("cannot read the socket's {name}"))?;
         Ok(u32::from_ne_bytes(bytes))
     };
+    let queue = number(libc::TCP_FASTOPEN, "TCP_FASTOPEN")?;
+    let own_keys =
+        leaving_no_trace(|| own_keys(socket)).context("cannot read the socket's TCP_FASTOPEN_KEY")?;
     Ok(FastOpen {
-        queue: number(libc::TCP_FASTOPEN, "TCP_FASTOPEN")?,
-        own_keys: leaving_no_trace(|| own_keys(socket))
-            .context("cannot read the socket's TCP_FASTOPEN_KEY")?,
+        queue,
+        has_own_keys: !own_keys.is_empty(),
+        own_keys,
         no_cookie: number(libc::TCP_FASTOPEN_NO_COOKIE, "TCP_FASTOPEN_NO_COOKIE")? != 0,
     })
 }

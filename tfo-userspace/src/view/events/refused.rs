@@ -42,7 +42,7 @@ impl Host {
             .collect();
         if !candidates.is_empty() && candidates.iter().all(|fast_open| fast_open.queue == 0) {
             Some(Why::ListenerWithoutFastOpen)
-        } else if candidates.iter().any(|fast_open| !fast_open.own_keys.is_empty()) {
+        } else if candidates.iter().any(|fast_open| fast_open.has_own_keys) {
             Some(Why::OwnKey)
         } else {
             (self.kernel.listen_overflow > 0).then_some(Why::QueueFull)
