@@ -24,7 +24,8 @@ use tfo_common::{
     bytes::{Bytes as _, BytesMut as _},
     cookie,
     keyring::Key,
-    segment::Addresses,
+    parse::{LinkLayer, Usual, usual},
+    segment::{Addresses, FastOpen, Segment},
 };
 
 use crate::frame::Frame;
@@ -97,6 +98,31 @@ fn hash<const N: usize>(
 #[inline(always)]
 fn made_by(key: &Key, addresses: &Addresses) -> bool {
     cookie::make(key, addresses) == 0
+}
+
+/// Parses usual frames as the program does, and drops SYNs with a cookie. It reads the lines of memory that any filter of
+/// such SYNs has to read.
+#[xdp]
+pub fn parse_drop(ctx: XdpContext) -> u32 {
+    drop_cookies(&ctx, |_, _| true)
+}
+
+/// Parses like [`parse_drop`], and drops SYNs whose cookie neither of two keys has made.
+#[xdp]
+pub fn parse_hash_drop(ctx: XdpContext) -> u32 {
+    drop_cookies(&ctx, |segment, cookie| {
+        KEYS.get(0).is_some_and(|keys| keys.iter().all(|key| cookie::make(key, &segment.addresses) != cookie))
+    })
+}
+
+/// Drops usual SYNs with a cookie that `is_bad`.
+#[inline(always)]
+fn drop_cookies(ctx: &XdpContext, is_bad: impl Fn(&Segment, u64) -> bool) -> u32 {
+    let is_dropped = usual(&Frame::new(ctx), LinkLayer::Ethernet, |_, segment| match segment.fast_open {
+        FastOpen::Cookie(cookie) => is_bad(segment, cookie.value),
+        FastOpen::Absent | FastOpen::Ignored | FastOpen::Request | FastOpen::BadLength => false,
+    });
+    if is_dropped == Usual::Syn(true) { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
 }
 
 /// Variants of the frame, as little-endian words.

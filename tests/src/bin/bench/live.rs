@@ -100,6 +100,8 @@ enum Program {
 }
 
 const DROP: Program = Program::Yardstick("drop");
+const PARSE_DROP: Program = Program::Yardstick("parse_drop");
+const HASH_DROP: Program = Program::Yardstick("parse_hash_drop");
 const PASS: Program = Program::Yardstick("pass");
 const OBSERVE: Program = Program::Observe;
 const ACCELERATE: Program = Program::Accelerate;
@@ -107,8 +109,10 @@ const SHED: Program = Program::Shed;
 
 /// Routes that are measured. Those without tfo have a program, too: without one, a veth interface takes no redirected
 /// frames.
-const ROUTES: [Route; 9] = [
+const ROUTES: [Route; 11] = [
     Route { name: "XDP_DROP", program: DROP, behind: Behind::Nothing },
+    Route { name: "parsed, XDP_DROP", program: PARSE_DROP, behind: Behind::Nothing },
+    Route { name: "parsed, two hashes, XDP_DROP", program: HASH_DROP, behind: Behind::Nothing },
     Route { name: "XDP_PASS, then dropped", program: PASS, behind: Behind::Nothing },
     Route { name: "tfo observe, then dropped", program: OBSERVE, behind: Behind::Nothing },
     Route { name: "tfo accelerate, then dropped", program: ACCELERATE, behind: Behind::Nothing },
@@ -237,7 +241,7 @@ impl Wire {
         KeySysctl::open()?.write(CURRENT.key(), Some(BACKUP.key()))?;
 
         let mut yardsticks = Ebpf::load(object)?;
-        for name in ["drop", "pass"] {
+        for name in ["drop", "parse_drop", "parse_hash_drop", "pass"] {
             load(&mut yardsticks, name)?;
         }
         let drop = program(&mut yardsticks, "drop")?;
@@ -259,8 +263,7 @@ impl Wire {
         let floods = floods.collect::<Result<_>>()?;
         let tfo = |mode| Setup { mode, ..ALL_KEYS }.load();
         let (observe, accelerate) = (tfo(Mode::Observe), tfo(Mode::Accelerate));
-        // The receiver has no listener.
-        let flags = Policy::DROPS | Policy::SHEDS_ALL | Policy::SHEDS_OTHERS;
+        let flags = Policy::DROPS | Policy::SHEDS_ALL;
         let none = Policy { flags, shed: Limit::new(1, 1 << 40, 1), ..Policy::of_mode(Mode::Observe) };
         let shed = Setup { mode: Mode::Shield, policy: none.with(Guard::Shed, true), ..ALL_KEYS }.load();
         Ok(Self { yardsticks, observe, accelerate, shed, floods, receiver, link, _interfaces: interfaces })
