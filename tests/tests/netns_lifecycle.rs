@@ -10,12 +10,15 @@ use std::{
     time::Duration,
 };
 
-use aya::programs::XdpMode;
+use aya::{programs::XdpMode, util::nr_cpus};
 use nix::sys::signal::Signal;
 use tfo_common::{class::Class, parse::LinkLayer, segment::Family, verdict::Mode};
-use tfo_tests::netns::{
-    BPFFS, Counts, IFACE, Running, StopOnDrop, assert_clean, binary, eventually, failure, ip, key,
-    keys_status, mount_on, pins, sandbox, server_and_client, set_keys, status, tfo, xdp_on,
+use tfo_tests::{
+    config::Config,
+    netns::{
+        BPFFS, Counts, IFACE, Running, StopOnDrop, assert_clean, binary, eventually, failure, ip, key,
+        keys_status, mount_on, pins, sandbox, server_and_client, set_keys, status, tfo, xdp_on,
+    },
 };
 use tfo_userspace::{
     dataplane::{LoadOptions, Object},
@@ -58,6 +61,33 @@ fn falls_back_to_generic_where_the_driver_cannot() {
         assert_eq!(code, Some(1));
         assert!(error.contains("cannot attach to d0 in native mode"), "{error}");
         assert_clean("d0");
+    });
+}
+
+/// `tfo status` shows the memory of the maps: at most 32 MiB with default sizes, and more for larger tables.
+#[test]
+fn the_memory_of_the_maps_is_shown() {
+    const MIB: u64 = 1 << 20;
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        let config = Config::new("v0", "");
+        let tfo_run = config.run();
+        let memory = || status("v0")["map_bytes"].as_u64().unwrap();
+        let before = memory();
+        // Beyond two CPUs, each has its own counters and free entries of the hash maps.
+        let more_cpus = nr_cpus().unwrap().saturating_sub(2) as u64;
+        assert!(before <= (32 + more_cpus) * MIB, "{before} bytes");
+        let text = String::from_utf8(tfo(&["status"]).stdout).unwrap();
+        let shown = format!("  memory       {:.1} MiB in maps\n", before as f64 / MIB as f64);
+        assert!(text.contains(&shown), "{text}");
+        tfo_run.end(Signal::SIGTERM);
+        // An entry has 16 bytes. There are two tables of sources and one of replays.
+        for (sizes, more) in [("sources = 131072", 2), ("sources = 131072\nreplays = 262144", 5), ("", 0)] {
+            config.write(&format!("[maps]\n{sizes}\n"));
+            let tfo_run = config.run();
+            assert_eq!(memory() - before, more * MIB, "{sizes}");
+            tfo_run.end(Signal::SIGTERM);
+        }
     });
 }
 

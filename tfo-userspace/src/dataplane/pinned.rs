@@ -1,6 +1,10 @@
 //! Pinned maps of a program that another process attached.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt, fs,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::PathBuf,
+};
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, Map, MapData};
@@ -19,7 +23,7 @@ use super::{
     tables::{Entries, ServiceCounters, Tables, read_info},
 };
 use crate::{
-    dataplane::pins::{Generation, Pins},
+    dataplane::pins::{Generation, MAPS, Pins},
     model::guards::Hidden,
 };
 
@@ -51,30 +55,11 @@ pub struct Pinned {
 impl Pinned {
     /// Opens the maps in force under `pins`; fails with [`OtherVersion`] if they have another layout.
     pub fn open(pins: &Pins) -> Result<Self> {
-        /// Number of attempts, since a change in between removes the maps.
-        const TRIES: usize = 5;
-
-        let mut generation = pins.current()?;
-        for _ in 1..TRIES {
-            match Self::of(pins, &generation) {
-                Err(error) if !error.is::<OtherVersion>() => {
-                    let now = pins.current()?;
-                    if now == generation {
-                        return Err(error);
-                    }
-                    generation = now;
-                }
-                outcome => return outcome,
-            }
-        }
-        Self::of(pins, &generation)
+        in_force(pins, |generation| Self::of(pins, generation))
     }
 
     fn of(pins: &Pins, generation: &Generation) -> Result<Self> {
-        let open = |name| {
-            let path = generation.map(name);
-            MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))
-        };
+        let open = |name| open(generation, name);
         let other = || OtherVersion(pins.dir().to_owned());
         let info = read_info(&Array::try_from(Map::Array(open(names::INFO)?)).with_context(other)?)?;
         if info.layout_version != LAYOUT_VERSION {
@@ -96,6 +81,12 @@ impl Pinned {
         let path = pins.current()?.map(names::INFO);
         let map = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
         read_info(&Array::try_from(Map::Array(map))?)
+    }
+
+    /// Returns the memory that the kernel has set aside for all maps in force under `pins`, in bytes: `memlock` of
+    /// `bpf_map_show_fdinfo` (kernel/bpf/syscall.c). Before Linux 6.4 the kernel computes it from the maps' sizes.
+    pub fn memory(pins: &Pins) -> Result<u64> {
+        in_force(pins, |generation| MAPS.iter().map(|name| memory_of(&open(generation, name)?)).sum())
     }
 
     /// Returns the counters, summed over all services and CPUs.
@@ -165,4 +156,39 @@ impl Pinned {
     pub fn info(&self) -> &Info {
         &self.info
     }
+}
+
+/// Calls `read` with the generation in force under `pins`. If another one came into force meanwhile, calls it again: a
+/// change removes the maps before it.
+fn in_force<T>(pins: &Pins, read: impl Fn(&Generation) -> Result<T>) -> Result<T> {
+    const TRIES: usize = 5;
+
+    let mut generation = pins.current()?;
+    for _ in 1..TRIES {
+        match read(&generation) {
+            Err(error) if !error.is::<OtherVersion>() => {
+                let now = pins.current()?;
+                if now == generation {
+                    return Err(error);
+                }
+                generation = now;
+            }
+            outcome => return outcome,
+        }
+    }
+    read(&generation)
+}
+
+/// Opens the pinned map called `name`.
+fn open(generation: &Generation, name: &str) -> Result<MapData> {
+    let path = generation.map(name);
+    MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))
+}
+
+/// Returns the memory of `map`, in bytes.
+fn memory_of(map: &MapData) -> Result<u64> {
+    let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let memory = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
+    memory.with_context(|| format!("{path} has no memlock"))
 }

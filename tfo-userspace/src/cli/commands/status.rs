@@ -37,6 +37,8 @@ struct Report {
     /// Orders of `tfo hide` in force.
     hidden: Vec<Hidden>,
     since: Timestamp,
+    /// Memory of all maps in the kernel, in bytes.
+    map_bytes: u64,
     keys: Keys,
 }
 
@@ -103,6 +105,7 @@ async fn report(pins: &Pins) -> Result<Report> {
         mode: mode_name(pinned.info()),
         hidden: pinned.hidden()?,
         since: since(pinned.info()),
+        map_bytes: Pinned::memory(pins)?,
         keys: Keys {
             generation: ring.generation,
             current: ring.get(0).map(fingerprint),
@@ -114,7 +117,8 @@ async fn report(pins: &Pins) -> Result<Report> {
 }
 
 fn text(report: &Report) -> String {
-    let Report { interface, attached, controller, pid, attach, mode, hidden, since, keys } = report;
+    let Report { interface, attached, controller, pid, attach, mode, hidden, since, map_bytes, keys } =
+        report;
     let attached = if *attached { format!("attached, {attach} mode") } else { "not attached".to_owned() };
     let hidden: Vec<_> = hidden.iter().map(Hidden::to_string).collect();
     let hidden = match hidden.join(", ") {
@@ -130,7 +134,8 @@ fn text(report: &Report) -> String {
     let retired = if keys.retired.is_empty() { "none".to_owned() } else { keys.retired.join(", ") };
     format!(
         "{interface}: {attached}\n  mode         {mode}{hidden}\n  controller   {controller}\n  \
-         counting     since {since:.0}\n  retired keys {retired}\n{}",
+         counting     since {since:.0}\n  memory       {:.1} MiB in maps\n  retired keys {retired}\n{}",
+        *map_bytes as f64 / f64::from(1 << 20),
         keys.attestation.text()
     )
 }
