@@ -392,7 +392,7 @@ impl Model {
                 }
                 if has(Guard::Shed) {
                     (policy.shed_per_source, policy.shed_source) = (rate, source);
-                    policy.flags |= Policy::SHEDS_SOURCES;
+                    policy.flags |= Policy::SHEDS_SOURCES | Policy::SHEDS_OTHERS;
                     if service.is_some_and(|service| service.has_limit_for_all) {
                         policy.shed = Limit::new(1_000_000, hz, 1_000_000);
                         policy.flags |= Policy::SHEDS_ALL;
