@@ -23,6 +23,7 @@ pub enum Bpf {
     MapLookupBatch = 24,
     LinkCreate = 28,
     LinkUpdate = 29,
+    IterCreate = 33,
 }
 
 /// Effect on each matching system call.

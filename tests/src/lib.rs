@@ -36,6 +36,7 @@ pub mod agree;
 pub mod cases;
 pub mod config;
 pub mod fault;
+pub mod forger;
 pub mod fuzz;
 pub mod guards;
 pub mod host;

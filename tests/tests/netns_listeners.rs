@@ -1,9 +1,6 @@
 //! `tfo listeners`: settings of sockets in other processes.
 
-use std::{
-    net::{IpAddr, Ipv6Addr, TcpStream},
-    ops::Range,
-};
+use std::net::{Ipv6Addr, TcpStream};
 
 use serde_json::{Value, json};
 use tfo_common::{
@@ -14,18 +11,16 @@ use tfo_common::{
 };
 use tfo_tests::{
     fault::{self, Bpf, Fault},
+    forger::{forge, forged, with_forger},
     listener::{Holder, Listener},
-    netns::{IFACE, eventually, failure, ip, key, sandbox, server_and_client, tfo, tfo_as_nobody},
+    netns::{eventually, failure, ip, key, sandbox, tfo, tfo_as_nobody},
 };
 use tfo_userspace::{
     kernel::{
         listeners::Walk,
         sysctl::{CLIENT, EVERY_LISTENER, KeySysctl, SERVER, write_mode},
     },
-    lab::{
-        client::Syn,
-        net::{Namespace, server, source},
-    },
+    lab::net::{Namespace, server},
     model::keys::{addresses, fingerprint},
 };
 
@@ -262,34 +257,6 @@ fn a_socket_that_cannot_be_asked_says_why() {
     });
 }
 
-/// Address from which the client sends forged SYNs.
-fn forged(family: Family) -> IpAddr {
-    source(family, 0x707)
-}
-
-/// Runs `test` with a client that can send SYNs from [`forged`] addresses. Answers to them get lost.
-fn with_forger(test: impl FnOnce(Namespace) + Send) {
-    server_and_client(|client| {
-        for family in [Family::Ipv4, Family::Ipv6] {
-            // The client would reset the answers. Without the neighbour's entry, the kernel would find that nobody is
-            // there. Either would end the handshake.
-            let address = forged(family);
-            ip(&format!("route add {address} dev {IFACE}"));
-            ip(&format!("neigh add {address} lladdr 02:00:00:00:00:99 nud permanent dev {IFACE}"));
-        }
-        test(client);
-    });
-}
-
-/// Sends a SYN from a forged address and each of the ports `from`.
-fn forge(client: &Namespace, family: Family, from: Range<u16>, to: u16, make: impl Fn(Syn) -> Syn + Sync) {
-    let send = || {
-        from.clone()
-            .try_for_each(|port| make(Syn::new(port, to, 1)).send(forged(family), server(family).ip()))
-    };
-    client.run(send).unwrap();
-}
-
 fn queues(address: &str) -> Value {
     listener(address)["queues"].clone()
 }
@@ -357,7 +324,7 @@ fn the_fast_open_queue_in_use_is_seen() {
 
 /// Reads the records of the calling thread's namespace.
 fn records() -> Vec<Record> {
-    Walk::load().unwrap().read().unwrap()
+    Walk::load().and_then(|mut walk| walk.read()).expect("this kernel has iter/tcp")
 }
 
 #[test]

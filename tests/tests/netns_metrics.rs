@@ -17,6 +17,9 @@ use tfo_common::{
 };
 use tfo_tests::{
     cases::SERVER_V4,
+    fault::{self, Bpf, Fault},
+    forger::{forge, with_forger},
+    listener::Listener,
     netns::{BPFFS, Counts, IFACE, eventually, ip, key, sandbox, server_and_client, set_keys, tfo},
     packet::{Carry as _, eth},
     scrape::{self, Samples, get, run, with_interface},
@@ -143,6 +146,72 @@ fn a_scrape_says_what_tfo_and_the_kernel_have_counted() {
             assert_eq!(samples.get(&of_interface("tfo_prefixes_evicted_total", "")), "0");
         });
     }
+}
+
+/// Queues of the namespace's listeners, summed over the sockets of one address.
+#[test]
+fn a_scrape_has_the_queues_of_the_listeners() {
+    with_forger(|client| {
+        let _there = client.run(|| Ok(Listener::on("0.0.0.0:90").listen())).unwrap();
+        let _group =
+            [3, 4].map(|queue| Listener::shared("198.18.0.1:80").fast_open(queue).backlog(50).listen());
+        let _idle = Listener::on("[::1]:81").backlog(7).listen();
+        let _tfo = run(IFACE, &[]);
+        forge(&client, Family::Ipv4, 1000..1020, 80, |syn| syn);
+        let row = |name: &str, address: &str, port: u16| {
+            format!("tfo_listener_{name}{{address=\"{address}\",port=\"{port}\"}}")
+        };
+        let values = |address: &str, port| {
+            let samples = Samples::now();
+            let names = ["sockets", "syn_queue", "accept_queue", "accept_queue_limit"];
+            let fast_open = ["fastopen_queue", "fastopen_queue_limit"];
+            names
+                .iter()
+                .chain(&fast_open)
+                .map(|name| samples.number(&row(name, address, port)))
+                .collect::<Vec<_>>()
+        };
+        eventually("the program is loaded", || Samples::now().names().contains("tfo_listeners_omitted"));
+        eventually("the SYNs are seen", || values("198.18.0.1", 80) == [2, 20, 0, 100, 0, 3 + 4]);
+        assert_eq!(values("::1", 81), [1, 0, 0, 7, 0, 0]);
+        let samples = Samples::now();
+        // The third is tfo's own, for metrics.
+        assert_eq!(samples.rows_of("tfo_listener_sockets").count(), 3);
+        assert_eq!(samples.get("tfo_listeners_omitted"), "0");
+
+        let _many: Vec<_> =
+            (2000..2200).map(|port| Listener::on(&format!("127.0.0.1:{port}")).listen()).collect();
+        let samples = Samples::now();
+        assert_eq!(samples.rows_of("tfo_listener_syn_queue").count(), 128);
+        assert_eq!(samples.get("tfo_listeners_omitted"), "75");
+        assert_eq!(samples.get(&row("sockets", "198.18.0.1", 80)), "2", "those with Fast Open come first");
+    });
+}
+
+/// Whether the process `id` has a thread called `name`.
+fn has_thread(id: u32, name: &str) -> bool {
+    let threads = fs::read_dir(format!("/proc/{id}/task")).unwrap().flatten();
+    // A thread may end meanwhile.
+    let names = threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+    names.into_iter().any(|found| found.trim_end() == name)
+}
+
+/// Where the kernel lets nobody read the listeners, all other metrics are there.
+#[test]
+fn without_the_iterator_the_listeners_are_missing() {
+    with_forger(|_| {
+        let tfo = fault::with(Bpf::IterCreate, Fault::Fails(libc::EPERM), || run(IFACE, &[]));
+        let has_listeners =
+            |samples: &Samples| samples.names().iter().any(|name| name.starts_with("tfo_listener"));
+        // The thread that loads the program ends then.
+        eventually("the program is loaded", || !has_thread(tfo.id(), "listeners"));
+        let samples = Samples::now();
+        assert!(!has_listeners(&samples));
+        assert!(samples.names().contains("tfo_kernel_passive_total"));
+        tfo.kill();
+        let _tfo = run(IFACE, &[]);
+        eventually("the program is loaded", || has_listeners(&Samples::now()));
+    });
 }
 
 /// More prefixes come than the table holds. The newest are in it, and evictions are counted.

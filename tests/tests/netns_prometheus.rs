@@ -91,6 +91,7 @@ fn scrape_of_everything() -> String {
         eventually("the connection is counted", || {
             text = get("/metrics").body;
             text.contains("\ntfo_accepted_total{service=\"echo\"} 1\n")
+                && text.contains("\ntfo_listeners_omitted ")
         });
     });
     text

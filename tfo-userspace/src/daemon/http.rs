@@ -7,7 +7,7 @@
 mod clients;
 mod snapshot;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use axum::{
@@ -36,6 +36,7 @@ use tracing::info;
 
 use crate::{
     daemon::controller::Controller,
+    kernel::listeners::Monitor,
     view::metrics::{Format, Snapshot},
 };
 
@@ -85,7 +86,7 @@ pub fn serve(listener: Option<TcpListener>) -> mpsc::Receiver<Question> {
 }
 
 async fn accept(listener: TcpListener, questions: mpsc::Sender<Question>) {
-    let clients = Arc::new(Clients::new());
+    let (clients, listeners) = (Arc::new(Clients::new()), monitor());
     loop {
         let (stream, address) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -102,7 +103,12 @@ async fn accept(listener: TcpListener, questions: mpsc::Sender<Question>) {
                 None => sleep(PAUSE).await,
             }
         };
-        let connection = Connection { questions: questions.clone(), clients: Arc::clone(&clients), client };
+        let connection = Connection {
+            questions: questions.clone(),
+            clients: Arc::clone(&clients),
+            client,
+            listeners: Arc::clone(&listeners),
+        };
         tokio::spawn(async move {
             let (clients, client) = (Arc::clone(&connection.clients), Arc::clone(&connection.client));
             let stream = Stream::new(stream, Arc::clone(&client));
@@ -114,6 +120,16 @@ async fn accept(listener: TcpListener, questions: mpsc::Sender<Question>) {
             clients.remove(&client);
         });
     }
+}
+
+/// Returns the reader of the listeners' queues. It is loaded on a thread of its own, and first scrapes do without it.
+fn monitor() -> Arc<Monitor> {
+    let listeners = Arc::new(Monitor::default());
+    let monitor = Arc::clone(&listeners);
+    if let Err(error) = thread::Builder::new().name("listeners".to_owned()).spawn(move || monitor.load()) {
+        info!("the queues of listeners are no metrics: {error}");
+    }
+    listeners
 }
 
 /// Serves one request. Its body is not read.
@@ -135,6 +151,7 @@ struct Connection {
     questions: mpsc::Sender<Question>,
     clients: Arc<Clients>,
     client: Arc<Client>,
+    listeners: Arc<Monitor>,
 }
 
 impl Connection {
@@ -154,9 +171,12 @@ async fn metrics(State(connection): State<Connection>, headers: HeaderMap) -> Re
     let format = Format::accepted(headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()));
     let Some(snapshot) = connection.ask(Question::Metrics).await else { return ENDING.into_response() };
     // With a thousand services, writing the text takes too long for the controller's thread.
+    let listeners = Arc::clone(&connection.listeners);
     let text = match snapshot {
         Ok(snapshot) => {
-            spawn_blocking(move || snapshot.text(format)).await.context("cannot write the metrics")
+            spawn_blocking(move || Snapshot { listeners: listeners.read(), ..snapshot }.text(format))
+                .await
+                .context("cannot write the metrics")
         }
         Err(error) => Err(error),
     };

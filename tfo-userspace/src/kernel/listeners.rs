@@ -1,6 +1,7 @@
 //! The listening sockets, and the state of Fast Open on each.
 
 mod diag;
+mod monitor;
 mod sockopt;
 mod walk;
 
@@ -8,6 +9,7 @@ use std::{collections::HashMap, net::SocketAddr};
 
 use anyhow::Result;
 use diag::{ListeningSocket, listening_sockets};
+pub use monitor::{ByAddress, Monitor, Totals};
 use serde::Serialize;
 use sockopt::{Holder, fast_open, holders};
 use tfo_common::listener::{NO_COOKIE, OWN_KEYS, REUSE_PORT, Record};

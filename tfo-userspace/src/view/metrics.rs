@@ -2,6 +2,7 @@
 
 mod format;
 mod labels;
+mod listeners;
 mod text;
 
 pub use format::Format;
@@ -9,7 +10,7 @@ use tfo_common::{info::Info, keyring::Role, observed::Watch};
 
 use crate::{
     dataplane::{Entries, Pinned, ServiceCounters, pins::Pins},
-    kernel::tcp_ext::TcpExt,
+    kernel::{listeners::ByAddress, tcp_ext::TcpExt},
 };
 
 /// Values of one scrape.
@@ -19,6 +20,8 @@ pub struct Snapshot {
     pub interfaces: Vec<InterfaceSnapshot>,
     /// Kernel's counters of the network namespace.
     pub kernel: TcpExt,
+    /// Queues of the namespace's listeners; `None` if they can't be read.
+    pub listeners: Option<ByAddress>,
     /// Number of times the kernel's keys could not be read or written, or were changed by somebody else.
     pub key_failures: u64,
     /// Number of log lines that were not written, because there were too many or nobody read them.

@@ -32,6 +32,8 @@ pub(super) fn take(controller: &Controller, interfaces: &[String]) -> Result<Sna
     Ok(Snapshot {
         interfaces: each(controller, interfaces).map(on_interface).collect(),
         kernel: TcpExt::read()?,
+        // Another thread reads them.
+        listeners: None,
         key_failures: controller.keeper().failures(),
         log_lines_dropped: logging::dropped(),
         rotation_interval: (rotation_interval > 0).then_some(rotation_interval),

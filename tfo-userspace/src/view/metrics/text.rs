@@ -323,7 +323,8 @@ impl Collector for Outcomes {
         self.0.encode_faults(encoder)?;
         self.0.encode_watch(encoder)?;
         self.0.encode_keys(encoder)?;
-        self.0.encode_kernel(encoder)
+        self.0.encode_kernel(encoder)?;
+        self.0.encode_listeners(encoder)
     }
 }
 
@@ -336,7 +337,7 @@ fn counter<'a>(
     encoder.encode_descriptor(name, help, unit, MetricType::Counter)
 }
 
-fn gauge<'a>(
+pub(super) fn gauge<'a>(
     encoder: &'a mut DescriptorEncoder<'_>,
     name: &'a str,
     help: &str,
@@ -356,7 +357,7 @@ fn add(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64)
 }
 
 /// Adds a row to a gauge.
-fn set(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> fmt::Result {
+pub(super) fn set(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> fmt::Result {
     family.encode_family(labels)?.encode_gauge(&value)
 }
 
@@ -454,6 +455,7 @@ mod tests {
         let snapshot = Snapshot {
             interfaces: vec![on("v0", true), on("w0", false)],
             kernel: TcpExt::default(),
+            listeners: None,
             key_failures: 0,
             log_lines_dropped: 0,
             rotation_interval: None,
