@@ -137,7 +137,7 @@ fn prefixes_of_every_length_are_hidden() {
             }
             expect(&both, neighbour, true);
             expect(&both, source, true);
-            expect(&[other.clone()], source, false);
+            expect(std::slice::from_ref(&other), source, false);
             expect(&[other], neighbour, true);
             expect(&[], neighbour, false);
         }
