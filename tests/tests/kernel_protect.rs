@@ -15,7 +15,7 @@ use tfo_common::{
     keyring::KeyRing,
     names,
     parse::{LinkLayer, parse},
-    policy::{Guard, Limit, Policy, Remembered, SEATS, SourceMask},
+    policy::{Guard, Limit, Policy, Remembered, SEATS, Seed, SourceMask},
     segment::{Addresses, Family},
     service::OTHER,
     verdict::{Mode, Verdict},
@@ -806,9 +806,10 @@ fn signed_replays_pass() {
 fn replay_tag(addresses: &Addresses, first: u64) -> u64 {
     let used = if addresses.family == Family::Ipv4 { 1 } else { 4 };
     let words = [first].into_iter().chain(addresses.words.into_iter().take(used));
-    let mixed = words.fold(0_u64, |tag, word| {
-        let tag = (tag ^ word).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        tag ^ tag >> 32
-    });
-    mixed.wrapping_mul(0x94d0_49bb_1331_11eb)
+    let half = |word: u64, secret: u64| u64::from((word as u32).wrapping_add(secret as u32));
+    let products = words
+        .zip(Seed::new(0).0)
+        .map(|(word, secret)| half(word, secret).wrapping_mul(half(word >> 32, secret >> 32)));
+    let sum = products.fold(0, u64::wrapping_add);
+    (sum ^ sum >> 32).wrapping_mul(0x94d0_49bb_1331_11eb)
 }
