@@ -20,7 +20,7 @@ use tfo_tests::{
 use tfo_userspace::{
     dataplane::{LoadOptions, Object},
     kernel::{
-        sysctl::{CLIENT, EVERY_LISTENER, KeySysctl, SERVER, read_mode, write_mode},
+        sysctl::{CLIENT, EVERY_LISTENER, KeySysctl, SERVER, SERVER_NO_COOKIE, read_mode, write_mode},
         tcp_ext::TcpExt,
     },
     lab::{
@@ -83,6 +83,7 @@ fn names_of_checks_are_stable() {
             "clock",
             "tcp_fastopen",
             "tcp_fastopen_key",
+            "no_cookie",
             "tcp_syncookies",
             "listeners",
             "accept_backlog",
@@ -94,7 +95,7 @@ fn names_of_checks_are_stable() {
         ];
         assert_eq!(names, expected);
         let text = String::from_utf8(tfo(&["check"]).stdout).unwrap();
-        for name in &expected[..14] {
+        for name in &expected[..15] {
             assert!(text.lines().any(|line| line.split_whitespace().nth(1) == Some(name)), "{name}: {text}");
         }
     });
@@ -205,6 +206,49 @@ fn fix_makes_the_usual_folder() {
         assert!(output.status.success(), "{output:?}");
         let written = fs::read_to_string("/etc/sysctl.d/30-tcp_fastopen.conf").unwrap();
         assert!(written.ends_with("\nnet.ipv4.tcp_fastopen = 3\n"), "{written}");
+    });
+}
+
+/// Each of the three ways is named, and the kernel really takes data by it.
+#[test]
+fn data_without_a_cookie_is_a_warning() {
+    server_and_client(|client| {
+        let server = server(Family::Ipv4);
+        let listen = || Listener::on(&server.to_string()).fast_open(9);
+        let send = || {
+            let syn = Syn::new(1000, server.port(), 1).data(b"data");
+            client.run(|| syn.send(source(Family::Ipv4, 1), server.ip())).unwrap();
+        };
+        let said = |way: &str| ("warn".to_owned(), format!("data is taken without a cookie: {way}"));
+        let with_cookie = || ("ok".to_owned(), "data is taken with a cookie only".to_owned());
+        let is_served = |what: &str| {
+            let before = TcpExt::read().unwrap().passive;
+            send();
+            eventually(what, || TcpExt::read().unwrap().passive == before + 1);
+        };
+        let listener = listen().listen();
+        assert_eq!(found("no_cookie"), with_cookie());
+
+        write_mode(CLIENT | SERVER | SERVER_NO_COOKIE).unwrap();
+        assert_eq!(found("no_cookie"), said("net.ipv4.tcp_fastopen has bit 0x200"));
+        is_served("by the sysctl");
+        write_mode(CLIENT | SERVER).unwrap();
+
+        // The first way to the client, and one of IPv6 that nobody uses.
+        ip(&format!("route add 198.19.0.0/24 via 198.18.0.2 dev {IFACE} fastopen_no_cookie 1"));
+        ip(&format!("-6 route add 2001:db8:2::/64 dev {IFACE} fastopen_no_cookie 1"));
+        let routes = said("fastopen_no_cookie on the route to 198.19.0.0/24, 2001:db8:2::/64");
+        assert_eq!(found("no_cookie"), routes);
+        is_served("by the route");
+        ip(&format!("route del 198.19.0.0/24 dev {IFACE}"));
+        ip(&format!("-6 route del 2001:db8:2::/64 dev {IFACE}"));
+        assert_eq!(found("no_cookie"), with_cookie());
+
+        drop(listener);
+        let _holder = listen().no_cookie().held();
+        let way = format!("TCP_FASTOPEN_NO_COOKIE on {server} (sleep)");
+        eventually("only sleep holds it", || found("no_cookie") == said(&way));
+        is_served("by the listener's option");
     });
 }
 

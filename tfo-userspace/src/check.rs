@@ -7,7 +7,9 @@ mod netdev;
 mod system;
 
 use anyhow::Result;
-use fast_open::{accept_backlog, client_fallback, cookies_refused, fast_open_queue, key, mode, syncookies};
+use fast_open::{
+    accept_backlog, client_fallback, cookies_refused, fast_open_queue, key, mode, no_cookie, syncookies,
+};
 use fix::Change;
 use serde::Serialize;
 use system::{btf, cgroup2, clock, kernel, memory_lock, privileges};
@@ -103,8 +105,9 @@ pub struct Report {
 impl Report {
     /// Checks the host, the calling thread's network namespace, and `interface` in it.
     pub async fn new(interface: Option<&str>, bpffs: &Bpffs) -> Self {
-        let listeners = Listeners::read();
-        let with_listeners = |check: fn(&Listeners) -> Result<Finding>| match &listeners {
+        let listeners = Listeners::read_with_queues();
+        let routes = crate::kernel::route::without_cookie().await;
+        let with_listeners = |check: &dyn Fn(&Listeners) -> Result<Finding>| match &listeners {
             Ok(listeners) => check(listeners),
             Err(error) => Err(anyhow::anyhow!("{error:#}")),
         };
@@ -117,10 +120,11 @@ impl Report {
             ("cgroup2", cgroup2()),
             ("clock", clock()),
             ("tcp_fastopen", crate::kernel::sysctl::read_mode().map(mode)),
-            ("tcp_fastopen_key", with_listeners(key)),
+            ("tcp_fastopen_key", with_listeners(&key)),
+            ("no_cookie", with_listeners(&|listeners| no_cookie(listeners, routes.as_deref()))),
             ("tcp_syncookies", crate::kernel::sysctl::syncookies().map(syncookies)),
-            ("listeners", with_listeners(|listeners| Ok(fast_open::listeners(listeners)))),
-            ("accept_backlog", with_listeners(|listeners| Ok(accept_backlog(listeners)))),
+            ("listeners", with_listeners(&|listeners| Ok(fast_open::listeners(listeners)))),
+            ("accept_backlog", with_listeners(&|listeners| Ok(accept_backlog(listeners)))),
             ("fast_open_queue", with_counters(|counters| Ok(fast_open_queue(counters)))),
             ("cookies_refused", with_counters(|counters| Ok(cookies_refused(counters)))),
             ("client_fallback", with_counters(client_fallback)),

@@ -9,5 +9,6 @@ pub mod listeners;
 pub mod locked_memory;
 pub mod netlink;
 pub mod netns;
+pub mod route;
 pub mod sysctl;
 pub mod tcp_ext;

@@ -60,6 +60,47 @@ pub(super) fn key(listeners: &Listeners) -> Result<Finding> {
     })
 }
 
+/// Judges the three ways in which a host takes data without a cookie (`tcp_fastopen_no_cookie`). `routes` are the
+/// destinations whose routes allow it.
+pub(super) fn no_cookie(all: &Listeners, routes: Result<&[String], &anyhow::Error>) -> Result<Finding> {
+    let mut ways = Vec::new();
+    if all.tcp_fastopen & SERVER_NO_COOKIE != 0 {
+        ways.push("net.ipv4.tcp_fastopen has bit 0x200".to_owned());
+    }
+    let takes = |listener: &&Listener| {
+        listener.fast_open.as_ref().is_some_and(|fast_open| fast_open.queue > 0 && fast_open.no_cookie)
+    };
+    let listeners: Vec<_> = all.listeners.iter().filter(takes).collect();
+    if !listeners.is_empty() {
+        ways.push(format!("TCP_FASTOPEN_NO_COOKIE on {}", names(&listeners)));
+    }
+    match routes {
+        Ok([]) => {}
+        Ok(routes) => ways.push(format!("fastopen_no_cookie on the route to {}", few(routes))),
+        // The other ways are known, and worse than an unknown one.
+        Err(error) if ways.is_empty() => return Err(anyhow::anyhow!("{error:#}")),
+        Err(_) => {}
+    }
+    Ok(if ways.is_empty() {
+        Finding::ok("data is taken with a cookie only")
+    } else {
+        Finding::warn(
+            format!("data is taken without a cookie: {}", ways.join("; ")),
+            "SYNs without the option are served with their data, also from forged addresses: hide, once, fair and clamp \
+             can't stop that",
+        )
+    })
+}
+
+/// Joins the first few of `texts`, and says how many there are beyond.
+fn few(texts: &[String]) -> String {
+    const FEW: usize = 5;
+    match texts.len().checked_sub(FEW) {
+        Some(more @ 1..) => format!("{} and {more} more", texts[..FEW].join(", ")),
+        _ => texts.join(", "),
+    }
+}
+
 pub(super) fn syncookies(value: i32) -> Finding {
     match value {
         2 => Finding::fail(
@@ -205,6 +246,27 @@ mod tests {
         assert!(open.advice.is_some_and(|advice| advice.ends_with("=3")));
         // The advice keeps the other bits.
         assert!(mode(0x404).advice.is_some_and(|advice| advice.ends_with("=1031")));
+    }
+
+    #[test]
+    fn each_way_without_a_cookie_is_named() {
+        let host = |tcp_fastopen| Listeners {
+            tcp_fastopen,
+            every_listener: false,
+            listeners: Vec::new(),
+            queues_unknown: None,
+        };
+        let judge = |bits, routes| no_cookie(&host(bits), routes);
+        assert_eq!(judge(3, Ok(&[])).unwrap().status, Status::Ok);
+        let routes: Vec<_> = (1..=7).map(|n| n.to_string()).collect();
+        let all = judge(0x203, Ok(&routes)).unwrap();
+        assert_eq!(all.status, Status::Warn);
+        let expected = "data is taken without a cookie: net.ipv4.tcp_fastopen has bit 0x200; fastopen_no_cookie on the \
+                        route to 1, 2, 3, 4, 5 and 2 more";
+        assert_eq!(all.found, expected);
+        let error = anyhow::anyhow!("no routes");
+        assert!(judge(3, Err(&error)).is_err());
+        assert_eq!(judge(0x203, Err(&error)).unwrap().status, Status::Warn);
     }
 
     #[test]
