@@ -196,7 +196,7 @@ fn has_thread(id: u32, name: &str) -> bool {
     names.into_iter().any(|found| found.trim_end() == name)
 }
 
-/// Where the kernel lets nobody read the listeners, all other metrics are there.
+/// Without the right to read the listeners, all other metrics are present.
 #[test]
 fn without_the_iterator_the_listeners_are_missing() {
     with_forger(|_| {
