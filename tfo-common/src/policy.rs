@@ -418,7 +418,7 @@ impl SourceMask {
     /// Returns the tag of the source of `addresses` at `service`, in a table with a secret seed: see [`Tag::of`].
     #[inline(always)]
     pub fn tag(&self, addresses: &Addresses, service: u32, seed: impl Fn(usize) -> u64) -> Tag {
-        let ([first, second, ..], service) = (addresses.words, service as u64);
+        let ([first, second, ..], service) = (addresses.words, u64::from(service));
         match addresses.family {
             Family::Ipv4 => Tag::of(seed, [first & self.v4 | service << 32]),
             Family::Ipv6 => Tag::of(seed, [first & self.v6[0], second & self.v6[1], service]),

@@ -2,11 +2,7 @@
 //! once for each TCP socket of the reader's namespace (`bpf_iter_tcp`).
 #![no_std]
 #![no_main]
-#![expect(
-    missing_docs,
-    unreachable_pub,
-    reason = "the kernel calls in by section name; nothing here is Rust API"
-)]
+#![expect(missing_docs, reason = "the kernel calls in by section name; nothing here is Rust API")]
 
 use core::{ffi::c_void, mem::MaybeUninit};
 
@@ -50,9 +46,13 @@ struct Meta {
 
 /// Writes a record if the socket listens. The kernel walks all listeners first: the first socket of another kind ends
 /// the walk, so a host with a million connections takes no longer.
+///
+/// # Safety
+///
+/// `ctx` must be the context that the kernel gives to a program of `iter/tcp`.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/tcp")]
-pub extern "C" fn tfo_listeners(ctx: *const Context) -> i32 {
+pub unsafe extern "C" fn tfo_listeners(ctx: *const Context) -> i32 {
     // SAFETY: the kernel gives a valid context, and a valid `meta` in it.
     let (seq, socket) = unsafe { ((*(*ctx).meta).seq, (*ctx).socket) };
     if socket.is_null() {
