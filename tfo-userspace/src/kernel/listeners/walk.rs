@@ -29,11 +29,11 @@ impl Walk {
         }
         locked_memory::lift_limit();
         let places = places()?;
-        let btf = Btf::from_sys_fs().context("cannot read the kernel's type information")?;
-        let mut loader = EbpfLoader::new();
-        loader.override_global(PLACES, &places, true);
         let refused = "cannot load the program that reads them (Linux 5.9, CAP_BPF, CAP_PERFMON)";
-        let mut ebpf = loader.load(OBJECT).context(refused)?;
+        // The loader also has the kernel's type information, and is gone before that is read once more.
+        let mut ebpf =
+            EbpfLoader::new().override_global(PLACES, &places, true).load(OBJECT).context(refused)?;
+        let btf = Btf::from_sys_fs().context("cannot read the kernel's type information")?;
         iterator(&mut ebpf)?.load("tcp", &btf).context(refused)?;
         Ok(Self(ebpf))
     }
