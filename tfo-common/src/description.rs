@@ -126,6 +126,21 @@ impl Description {
         would_change
     }
 
+    /// Whether [`Guard::Shed`] decided on the SYN, or would have but for a dry run.
+    #[inline(always)]
+    pub const fn is_shed(&self) -> bool {
+        self.guard == Guard::Shed as u32 + 1 || self.would >> Guard::Shed as u32 & 1 != 0
+    }
+
+    /// Takes a decision of [`Guard::Shed`] back, as for a SYN to another host: it passes, and the guard is not counted.
+    #[inline(always)]
+    pub fn spare_shed(&mut self) {
+        self.would &= !(1 << Guard::Shed as u32);
+        if self.guard == Guard::Shed as u32 + 1 {
+            (self.verdict, self.guard) = (Verdict::Pass as u32, 0);
+        }
+    }
+
     /// Returns the class of a SYN, or `None` for another packet.
     #[inline(always)]
     pub fn class(&self) -> Option<Class> {

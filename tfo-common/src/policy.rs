@@ -227,7 +227,7 @@ pub trait Facts {
     /// Checks whether `guard` has a reason to act. [`Guard::Fair`] and [`Guard::Shed`] count the SYN in their limits.
     ///
     /// For [`Guard::Hide`], the reason is an order that hides the source. [`Guard::Shed`] has no reason while the keys
-    /// are not confirmed, since it can't tell then which cookies are unknown, and none for a SYN to another host.
+    /// are not confirmed, since it can't tell then which cookies are unknown.
     fn triggers(&mut self, guard: Guard) -> bool;
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn unguarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> S
     Served::Done(found.class.constant(|class| {
         let policy = &Policy::of_mode(maps::mode());
         // This policy has no guards, so `decide` does not ask for the service. `OTHER` stands in for it.
-        let decision = decide(policy, class, syn(ctx, frame, segment, policy, OTHER));
+        let decision = decide(policy, class, syn(frame, segment, policy, OTHER));
         // Without services, `count` gets a constant. With a variable, each key that is tried takes a nanosecond longer.
         let count = |service| count(ctx, segment, ring, Classified { class, ..found }, decision, service);
         if maps::has_services() {
@@ -76,7 +76,7 @@ fn serve_good(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing
     }
     let service = maps::service(frame, segment);
     let Some(policy) = maps::policy(service) else { return false };
-    decide_good(policy, syn(ctx, frame, segment, policy, service), |decision| {
+    decide_good(policy, syn(frame, segment, policy, service), |decision| {
         count(ctx, segment, ring, found, decision, service);
         if decision.clamps {
             act::clamp(*frame, segment.tcp as usize, policy.max_window(segment.data_len));
@@ -86,15 +86,9 @@ fn serve_good(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing
 
 /// Facts about a SYN for the guards of `service`.
 #[inline(always)]
-fn syn<'a>(
-    ctx: &XdpContext,
-    frame: &'a Frame,
-    segment: &'a Segment,
-    policy: &'a Policy,
-    service: u32,
-) -> Syn<'a> {
+fn syn<'a>(frame: &'a Frame, segment: &'a Segment, policy: &'a Policy, service: u32) -> Syn<'a> {
     let Segment { addresses, tcp, data_len, .. } = segment;
-    Syn { ctx: ctx.ctx, frame, addresses, tcp: *tcp as usize, data_len: *data_len, policy, service }
+    Syn { frame, addresses, tcp: *tcp as usize, data_len: *data_len, policy, service }
 }
 
 /// Counts the SYN under its class and `decision`. Takes the closer look if one is due.

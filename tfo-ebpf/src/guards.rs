@@ -1,19 +1,16 @@
 //! [`Facts`] about a SYN for the guards: look-ups in their tables, and tokens of their rate limits.
 
-use aya_ebpf::bindings::xdp_md;
 use tfo_common::{
     bytes::Bytes as _,
-    observed::{Destination, Local},
     policy::{Facts, Guard, Limit, Policy, Remembered, Row, SourceMask, Spent, TICKS, Tag, syn_tag},
     rewrite,
     segment::Addresses,
 };
 
-use crate::{frame::Frame, local, maps};
+use crate::{frame::Frame, maps};
 
 /// SYN that is presented to the guards of its service.
 pub(crate) struct Syn<'a> {
-    pub(crate) ctx: *mut xdp_md,
     pub(crate) frame: &'a Frame,
     pub(crate) addresses: &'a Addresses,
     pub(crate) tcp: usize,
@@ -44,7 +41,7 @@ impl Facts for Syn<'_> {
                 !self.spend_token(fair_source, fair, maps::source_row)
             }
             Guard::Clamp => self.is_too_wide(),
-            Guard::Shed => self.count_towards_flood() && self.is_ours() && check_confirmed(),
+            Guard::Shed => self.count_towards_flood() && check_confirmed(),
         }
     }
 }
@@ -74,24 +71,6 @@ impl Syn<'_> {
             maps::watch(|watch| watch.sources_forgotten += 1);
         }
         spent != Spent::Denied
-    }
-
-    /// Whether `shed` may judge the SYN: it is for a listener of this host, or the policy says that this does not matter.
-    /// The SYN must be [described](tfo_common::description). The answer is kept for a jiffy.
-    #[inline(always)]
-    fn is_ours(&self) -> bool {
-        if self.policy.has(Policy::SHEDS_OTHERS) {
-            return true;
-        }
-        let Some(ports) = self.frame.read::<4>(self.tcp) else { return false };
-        let (to, jiffies) = (Destination::new(self.addresses, ports), maps::jiffies());
-        let mut known = None;
-        maps::watch(|watch| known = watch.local.get(to, jiffies));
-        known.unwrap_or_else(|| {
-            let is_local = local::tfo_is_local(self.ctx) != 0;
-            maps::watch(|watch| watch.local = Local::new(to, jiffies, is_local));
-            is_local
-        })
     }
 
     /// Whether the window of the SYN exceeds what `clamp` allows for its data.

@@ -7,7 +7,12 @@ use aya_ebpf::{
     bindings::{bpf_fib_lookup, bpf_sock_tuple, xdp_md},
     helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_sk_release, bpf_skc_lookup_tcp},
 };
-use tfo_common::{bytes::Bytes as _, segment::Family};
+use tfo_common::{
+    bytes::Bytes as _,
+    observed::{Destination, Local},
+    policy::Policy,
+    segment::Family,
+};
 
 use crate::{frame::Frame, maps};
 
@@ -23,19 +28,44 @@ const BPF_FIB_LKUP_RET_NOT_FWDED: i64 = 4;
 /// Result of `bpf_fib_lookup` on a host, or an interface, that forwards nothing.
 const BPF_FIB_LKUP_RET_FWD_DISABLED: i64 = 5;
 
-/// Returns 1 if the described SYN is for an address of this host, and the kernel has a socket for it, else 0.
+/// Takes a decision of `shed` on the described SYN back, unless the SYN is for a listener of this host or the policy says that
+/// this does not matter. The result is always 0.
+///
+/// It is not inlined, since Linux 5.10 has hardly any stack left for `tfo_shield`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tfo_is_local(ctx: *mut xdp_md) -> u32 {
-    (has_socket(ctx) && !is_forwarded(ctx)).into()
+pub extern "C" fn tfo_spare_others(ctx: *mut xdp_md) -> u32 {
+    if let Some(syn) = maps::packet()
+        && maps::policy(syn.service).is_some_and(|policy| !policy.has(Policy::SHEDS_OTHERS))
+        && !is_local(ctx)
+        && let Some(syn) = maps::packet()
+    {
+        syn.spare_shed();
+    }
+    0
+}
+
+/// Whether the described SYN is for an address of this host, and the kernel has a socket for it. The answer is kept for a
+/// jiffy.
+#[inline(always)]
+fn is_local(ctx: *mut xdp_md) -> bool {
+    let Some(syn) = maps::packet() else { return false };
+    let Some(ports) = Frame::anew(ctx).read(syn.tcp as usize) else { return false };
+    let (to, jiffies) = (Destination::new(&syn.addresses(), ports), maps::jiffies());
+    let mut known = None;
+    maps::watch(|watch| known = watch.local.get(to, jiffies));
+    known.unwrap_or_else(|| {
+        let is_local = has_socket(ctx, ports) && !is_forwarded(ctx, ports);
+        maps::watch(|watch| watch.local = Local::new(to, jiffies, is_local));
+        is_local
+    })
 }
 
 /// Whether the kernel's TCP has a socket for the described SYN (`__inet_lookup_skb`). A listener on all addresses also has
 /// those of other hosts.
 #[inline(always)]
-fn has_socket(ctx: *mut xdp_md) -> bool {
+fn has_socket(ctx: *mut xdp_md, ports: [u8; 4]) -> bool {
     let Some(syn) = maps::packet() else { return false };
-    let Some(ports) = Frame::anew(ctx).read::<4>(syn.tcp as usize) else { return false };
     let ports = u64::from(u32::from_le_bytes(ports));
     let [first, second, third, fourth] = syn.words;
     // As `struct bpf_sock_tuple`: both addresses, then both ports, as in the packet.
@@ -57,9 +87,8 @@ fn has_socket(ctx: *mut xdp_md) -> bool {
 
 /// Whether the host would forward the described SYN (`bpf_ipv4_fib_lookup`, `bpf_ipv6_fib_lookup`).
 #[inline(always)]
-fn is_forwarded(ctx: *mut xdp_md) -> bool {
+fn is_forwarded(ctx: *mut xdp_md, ports: [u8; 4]) -> bool {
     let Some(syn) = maps::packet() else { return true };
-    let Some(ports) = Frame::anew(ctx).read::<4>(syn.tcp as usize) else { return true };
     let [first, second, third, fourth] = syn.words;
     let (family, source, destination) = match syn.family == Family::Ipv4 as u32 {
         true => (AF_INET, [first & 0xffff_ffff, black_box(0)], [first >> 32, black_box(0)]),

@@ -15,7 +15,7 @@ use tfo_common::{
     verdict::Mode,
 };
 
-use crate::{act, frame::Frame, guards::Syn, maps, watch};
+use crate::{act, frame::Frame, guards::Syn, local, maps, watch};
 
 /// Parses a frame header by header. Returns 1 if it has described a SYN, else 0. Counts a frame that can't be parsed.
 #[unsafe(no_mangle)]
@@ -49,7 +49,7 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     let (class, addresses, tcp) = (syn.class()?, &syn.addresses(), syn.tcp as usize);
     let frame = &Frame::anew(ctx);
     let service = maps::service_at(frame, tcp, addresses);
-    let facts = |policy| Syn { ctx, frame, addresses, tcp, data_len: syn.data_len, policy, service };
+    let facts = |policy| Syn { frame, addresses, tcp, data_len: syn.data_len, policy, service };
     // `tfo_shield` takes the policy from its map. `tfo_ingress` has one that is made of constants.
     let decision = if maps::mode() == Mode::Shield {
         let policy = maps::policy(service)?;
@@ -61,11 +61,14 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     syn.set_decision(decision, service);
 
     // From here on, the verifier does not know which decision was made.
-    let mut syn = black_box(syn);
+    let syn = black_box(syn);
     if maps::mode() != Mode::Observe && syn.spare_signed() {
         maps::watch(|watch| watch.signed_spared += 1);
     }
-    syn = black_box(syn);
+    if maps::mode() == Mode::Shield && syn.is_shed() {
+        local::tfo_spare_others(ctx);
+    }
+    let syn = black_box(maps::packet()?);
     let decision = syn.decision();
     if maps::cell(syn.service)?.count_described(syn) && class.is_fast_open() {
         watch::tfo_look(ctx);
