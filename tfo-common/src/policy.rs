@@ -467,10 +467,10 @@ impl Tag {
     pub fn of<const N: usize>(seed: impl Fn(usize) -> u64, words: [u64; N]) -> Self {
         let (mut sum, mut at) = (0_u64, 0);
         while at < N {
-            let [low, high] = [words[at], words[at] >> 32].map(|half| half as u32);
-            let [add_low, add_high] = [seed(at), seed(at) >> 32].map(|half| half as u32);
-            let factors = [low.wrapping_add(add_low), high.wrapping_add(add_high)].map(u64::from);
-            sum = sum.wrapping_add(factors[0] * factors[1]);
+            let (word, secret) = (words[at], seed(at));
+            let low = (word as u32).wrapping_add(secret as u32);
+            let high = ((word >> 32) as u32).wrapping_add((secret >> 32) as u32);
+            sum = sum.wrapping_add(low as u64 * high as u64);
             at += 1;
         }
         // Reversible, so it adds no collision. It mixes the upper half, which selects the row.

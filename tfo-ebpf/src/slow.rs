@@ -68,7 +68,7 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     if maps::mode() == Mode::Shield && syn.is_shed() {
         local::tfo_spare_others(ctx);
     }
-    let syn = black_box(maps::packet()?);
+    let syn = black_box(syn);
     let decision = syn.decision();
     if maps::cell(syn.service)?.count_described(syn) && class.is_fast_open() {
         watch::tfo_look(ctx);
