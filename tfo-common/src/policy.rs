@@ -470,7 +470,7 @@ impl Tag {
             let (word, secret) = (words[at], seed(at));
             let low = (word as u32).wrapping_add(secret as u32);
             let high = ((word >> 32) as u32).wrapping_add((secret >> 32) as u32);
-            sum = sum.wrapping_add(low as u64 * high as u64);
+            sum = sum.wrapping_add(u64::from(low) * u64::from(high));
             at += 1;
         }
         // Reversible, so it adds no collision. It mixes the upper half, which selects the row.
