@@ -92,7 +92,7 @@ impl Report {
 const ABOUT: &str = "\
 sent, received: million SYNs a second, by the clock; what is not received found no room in the interface's queue.
 CPU ns: what it takes to receive a SYN, one that comes from another CPU's cache. Mpps: for how many one CPU has time.
-tfo's ns: what of that is beyond XDP_PASS. There are ten keys, all of which are tried on a forged cookie.
+tfo's ns: what of that is beyond XDP_PASS. There are ten keys; a flood of forged cookies is tried with two.
 Then dropped: as another host's, first thing in ip_rcv. Then the stack: a listener with Fast Open and room for all;
 then SYN cookies: as it answers once its queue is full. The last columns: what has become there of those received.";
 
