@@ -32,6 +32,8 @@ pub struct ServiceSettings {
     pub hides_sources: bool,
     /// Whether `shed` drops SYNs.
     pub drops: bool,
+    /// Whether `answer` is engaged.
+    pub answers: bool,
 }
 
 impl ServiceSettings {
@@ -51,6 +53,7 @@ impl ServiceSettings {
             (Policy::HIDDEN_ALL, self.all_hidden),
             (Policy::HIDES_SOURCES, self.hides_sources),
             (Policy::DROPS, self.drops),
+            (Policy::ANSWERS, self.answers),
         ] {
             policy.flags |= if is_set { flag } else { 0 };
         }
@@ -67,13 +70,13 @@ impl ServiceSettings {
     ) -> Expected {
         let translated = class == Class::CookieRetired && self.translates && has_translation;
         let concerned: &[Guard] = match class {
-            Class::PlainSyn | Class::OptionIgnored => &[],
-            Class::CookieRetired if !translated => &[Guard::Hide],
-            Class::CookieRequest => &[Guard::Hide],
+            Class::PlainSyn | Class::OptionIgnored => &[Guard::Answer],
+            Class::CookieRetired if !translated => &[Guard::Hide, Guard::Answer],
+            Class::CookieRequest => &[Guard::Hide, Guard::Answer],
             Class::CookieCurrent | Class::CookieBackup | Class::CookieRetired => {
-                &[Guard::Hide, Guard::Once, Guard::Fair, Guard::Clamp]
+                &[Guard::Hide, Guard::Once, Guard::Fair, Guard::Clamp, Guard::Answer]
             }
-            Class::CookieUnknown | Class::CookieBadLength => &[Guard::Hide, Guard::Shed],
+            Class::CookieUnknown | Class::CookieBadLength => &[Guard::Hide, Guard::Shed, Guard::Answer],
         };
         let mut expected = Expected {
             verdict: if translated { Verdict::Rewrite } else { Verdict::Pass },
@@ -82,8 +85,27 @@ impl ServiceSettings {
             would: 0,
             asked: 0,
         };
+        let is_good = concerned.contains(&Guard::Fair);
         for guard in concerned {
             let setting = self.guards[guard.index()];
+            if *guard == Guard::Answer {
+                // A good cookie goes to the kernel, and so does the SYN of a service that is not flooded.
+                if !self.answers || is_good && expected.verdict != Verdict::Hide {
+                    continue;
+                }
+                match setting {
+                    Setting::Acts => {
+                        expected.verdict = Verdict::Answer;
+                        expected.guard = expected.guard.or(Some(*guard));
+                    }
+                    Setting::Dry => expected.would |= 1 << guard.index(),
+                    Setting::Off => {}
+                }
+                continue;
+            }
+            if expected.verdict == Verdict::Hide {
+                continue;
+            }
             let (needs_reason, has_to) = match guard {
                 Guard::Hide if setting == Setting::Acts || self.hidden || self.all_hidden => (false, true),
                 Guard::Hide => (self.hides_sources, self.hides_sources && triggers(*guard)),
@@ -101,8 +123,11 @@ impl ServiceSettings {
                 continue;
             }
             let is_dropped = *guard == Guard::Shed && self.drops;
-            expected.verdict = if is_dropped { Verdict::Drop } else { Verdict::Hide };
-            break;
+            if is_dropped {
+                expected.verdict = Verdict::Drop;
+                break;
+            }
+            expected.verdict = Verdict::Hide;
         }
         expected
     }

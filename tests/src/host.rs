@@ -86,7 +86,7 @@ impl Facts for Syn<'_> {
                 let most = self.policy.clamp * u64::from(self.segment.data_len);
                 u64::from(window(&self.frame[self.segment.tcp as usize..])) > most
             }
-            Guard::Once | Guard::Fair | Guard::Shed => panic!("{guard} remembers: that is not known here"),
+            Guard::Once | Guard::Fair | Guard::Shed | Guard::Answer => panic!("{guard} remembers: that is not known here"),
         }
     }
 }
@@ -107,7 +107,7 @@ pub fn carry_out(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing)
             rewrite::translate(&mut out[..], &segment, key.cookie(&segment.addresses));
         }
         (Verdict::Hide, _) => rewrite::hide(&mut out[..], tcp),
-        (Verdict::Pass | Verdict::Rewrite | Verdict::Drop, _) => {}
+        (Verdict::Pass | Verdict::Rewrite | Verdict::Drop | Verdict::Answer, _) => {}
     }
     out
 }

@@ -10,7 +10,7 @@ use tfo_common::{
 };
 use tfo_userspace::{
     dataplane::{LoadOptions, Object, ServiceCounters, SharedMaps},
-    model::{guards::Hidden, services::Services},
+    model::{guards::{Hidden, Orders}, services::Services},
 };
 
 use crate::packet::ETHERNET;
@@ -103,7 +103,7 @@ impl Kernel {
     /// Writes `hidden` as everything that is hidden by order.
     pub fn set_hidden(&mut self, hidden: &[Hidden]) {
         let hidden = hidden.iter().cloned().collect();
-        self.0.set_hidden(&hidden).expect("the order is carried out");
+        self.0.set_orders(&Orders { hidden, ..Orders::default() }).expect("the order is carried out");
     }
 
     /// Returns the ring in force.

@@ -358,6 +358,7 @@ impl Model {
             hides_sources: orders.iter().any(|hidden| matches!(hidden, Hidden::Source(_))),
             drops: service
                 .is_some_and(|service| service.drops && service.setting(Guard::Shed) != Setting::Off),
+            answers: false,
         }
     }
 

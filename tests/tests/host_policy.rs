@@ -71,7 +71,7 @@ fn settings() -> impl Iterator<Item = [Setting; Guard::COUNT]> {
 fn every_decision() {
     let mut outcomes = HashSet::new();
     for guards in settings() {
-        for flags in 0..32 {
+        for flags in 0..64 {
             let has = |bit: u32| flags >> bit & 1 == 1;
             let wanted = ServiceSettings {
                 guards,
@@ -80,9 +80,11 @@ fn every_decision() {
                 hides_sources: has(2),
                 drops: has(3),
                 all_hidden: has(4),
+                answers: has(5),
             };
             let policy = wanted.policy();
-            for trips in 0..1 << Guard::COUNT {
+            // `answer`, the last one, is not asked for a reason.
+            for trips in 0..1 << Guard::Answer.index() {
                 for (class, known) in Class::ALL.iter().flat_map(|class| [(*class, false), (*class, true)]) {
                     let (decision, got) = decided(&policy, class, known, trips);
                     let expected = wanted.expected(class, known, |guard| trips >> guard.index() & 1 == 1);
@@ -701,6 +703,7 @@ fn a_cookie_that_stays_refused_costs_nobody_his_share() {
         hidden: false,
         all_hidden: false,
         hides_sources: false,
+        answers: false,
         drops: true,
     };
     let (_, got) = decided(&wanted.policy(), Class::CookieRetired, false, u8::MAX);

@@ -14,7 +14,7 @@ use crate::{
 
 /// Number of places for verdicts in [`Counters::syn`]. This and the other numbers of places are powers of two, so that
 /// a mask shows the kernel's verifier that an index fits. Spare places take new variants without a new layout.
-pub const VERDICT_SLOTS: usize = 4;
+pub const VERDICT_SLOTS: usize = 8;
 /// Number of places for malformed reasons.
 pub const MALFORMED_SLOTS: usize = 16;
 /// Number of places for unsupported reasons.

@@ -141,6 +141,44 @@ impl Description {
         }
     }
 
+    /// Whether the SYN is to be answered, or would be but for a dry run.
+    #[inline(always)]
+    pub const fn is_answered(&self) -> bool {
+        self.verdict == Verdict::Answer as u32 || self.would >> Guard::Answer as u32 & 1 != 0
+    }
+
+    /// Whether the answer has a Fast Open cookie, if the listener gives any: the client has asked for one or brought a
+    /// bad one, and no guard hides Fast Open.
+    #[inline(always)]
+    pub fn wants_cookie(&self) -> bool {
+        let is_reason = self.guard == Guard::Answer as u32 + 1;
+        match self.class() {
+            None | Some(Class::PlainSyn | Class::OptionIgnored) => false,
+            Some(
+                Class::CookieRequest
+                | Class::CookieCurrent
+                | Class::CookieBackup
+                | Class::CookieRetired
+                | Class::CookieUnknown
+                | Class::CookieBadLength,
+            ) => is_reason,
+        }
+    }
+
+    /// Takes the decision to answer back: the SYN goes to the kernel as the guards before have decided.
+    #[inline(always)]
+    pub fn leave_to_kernel(&mut self) {
+        self.would &= !(1 << Guard::Answer as u32);
+        if self.verdict != Verdict::Answer as u32 {
+            return;
+        }
+        if self.guard == Guard::Answer as u32 + 1 {
+            (self.verdict, self.guard) = (Verdict::Pass as u32, 0);
+        } else {
+            self.verdict = Verdict::Hide as u32;
+        }
+    }
+
     /// Returns the class of a SYN, or `None` for another packet.
     #[inline(always)]
     pub fn class(&self) -> Option<Class> {

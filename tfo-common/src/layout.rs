@@ -47,12 +47,12 @@ const _: () = {
     assert!(size_of::<Sampled<Tally>>() == 32);
     assert!(offset_of!(Sampled<Tally>, due) == 24);
     assert!(size_of::<Sampled<u64>>() == 16);
-    assert!(offset_of!(Cell, malformed) == 2 * 8 * 4 * 32);
-    assert!(offset_of!(Cell, unsupported) == 2 * 8 * 4 * 32 + 16 * 16);
-    assert!(offset_of!(Cell, hits) == 2 * 8 * 4 * 32 + 16 * 16 + 8 * 16);
-    assert!(size_of::<Cell>() == 2 * 8 * 4 * 32 + 16 * 16 + 8 * 16 + 16 * 8 + 8 * 16);
+    assert!(offset_of!(Cell, malformed) == 2 * 8 * 8 * 32);
+    assert!(offset_of!(Cell, unsupported) == 2 * 8 * 8 * 32 + 16 * 16);
+    assert!(offset_of!(Cell, hits) == 2 * 8 * 8 * 32 + 16 * 16 + 8 * 16);
+    assert!(size_of::<Cell>() == 2 * 8 * 8 * 32 + 16 * 16 + 8 * 16 + 16 * 8 + 8 * 16);
     assert!(size_of::<Sampler>() == 24);
-    assert!(size_of::<Samplers>() == (2 * 8 * 4 + 16 + 8) * 24);
+    assert!(size_of::<Samplers>() == (2 * 8 * 8 + 16 + 8) * 24);
 
     assert!(size_of::<Service>() == 32);
     assert!(offset_of!(Outcomes, rtt_saved) == 48);
@@ -62,7 +62,7 @@ const _: () = {
     assert!(size_of::<Prefix>() == 16);
     assert!(size_of::<PrefixTally>() == 24 + 8 * 8 + 8);
     assert!(size_of::<Budget>() == 8 + 2 * 16);
-    assert!(size_of::<Watch>() == 40 + 5 * 8 + 24 + 2 * 8 + 24 + 40);
+    assert!(size_of::<Watch>() == 40 + 5 * 8 + 24 + 2 * 8 + 24 + 40 + 8);
     assert!(offset_of!(Carried, outcomes) == size_of::<Cell>());
     assert!(offset_of!(Carried, watch) == size_of::<Cell>() + size_of::<Outcomes>());
     assert!(size_of::<Carried>() == size_of::<Cell>() + size_of::<Outcomes>() + size_of::<Watch>());
@@ -82,7 +82,7 @@ const _: () = {
     assert!(Class::COUNT.is_power_of_two());
     assert!(VERDICT_SLOTS.is_power_of_two() && Verdict::COUNT <= VERDICT_SLOTS);
     // `EventGuard` has three bits for a guard, counted from one.
-    assert!(Verdict::COUNT <= 4 && Class::COUNT <= 32 && Guard::COUNT < GUARD_SLOTS);
+    assert!(Class::COUNT <= 32 && Guard::COUNT < GUARD_SLOTS);
     assert!(MALFORMED_SLOTS.is_power_of_two() && Malformed::COUNT <= MALFORMED_SLOTS);
     assert!(UNSUPPORTED_SLOTS.is_power_of_two() && Unsupported::COUNT <= UNSUPPORTED_SLOTS);
 };

@@ -24,6 +24,7 @@
 #[macro_use]
 mod named;
 
+pub mod answer;
 pub mod bytes;
 pub mod carried;
 pub mod class;

@@ -1,5 +1,7 @@
 //! State of a listening socket, as the program `iter/tcp` writes it for each listener of a network namespace.
 
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 /// Field of a kernel structure that the program reads. Its place in the structure is known at load time only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -38,6 +40,12 @@ pub enum Field {
     OwnKeys,
     /// Byte with the bit for TCP_FASTOPEN_NO_COOKIE.
     NoCookie,
+    /// Size of the receive buffer, in bytes.
+    ReceiveBuffer,
+    /// Byte with the bit that says that SO_RCVBUF has set this size (`SOCK_RCVBUF_LOCK`).
+    UserLocks,
+    /// Limit on the receive window (TCP_WINDOW_CLAMP), in bytes; 0 without one.
+    WindowClamp,
 }
 
 impl Field {
@@ -60,11 +68,14 @@ impl Field {
         Self::FastOpenLimit,
         Self::OwnKeys,
         Self::NoCookie,
+        Self::ReceiveBuffer,
+        Self::UserLocks,
+        Self::WindowClamp,
     ];
 }
 
 /// Number of [`Field`]s.
-pub const FIELDS: usize = 17;
+pub const FIELDS: usize = 20;
 
 const _: () = {
     let mut i = 0;
@@ -149,6 +160,12 @@ impl Record {
             now: at.word(),
             reserved: at.word(),
         }
+    }
+
+    /// Returns the local address; unspecified for all addresses.
+    pub fn local_address(&self) -> IpAddr {
+        let [a, b, c, d, ..] = self.address;
+        if self.family == AF_INET6 { Ipv6Addr::from(self.address).into() } else { Ipv4Addr::new(a, b, c, d).into() }
     }
 
     /// Returns the jiffies since the last overflow of the SYN queue, if the kernel still takes SYN cookies because of

@@ -10,7 +10,7 @@ pub const SHIELD_PROGRAM: &str = "tfo_shield";
 pub const OUTCOMES_PROGRAM: &str = "tfo_outcomes";
 /// The program that walks the listening sockets, in an object of its own.
 pub const LISTENERS_PROGRAM: &str = "tfo_listeners";
-/// Global of [`LISTENERS_PROGRAM`] with the [`Places`](crate::listener::Places) of the fields that it reads.
+/// Global with the [`Places`](crate::listener::Places) of the fields of listeners.
 pub const PLACES: &str = "TFO_PLACES";
 /// Map of a [`Cell`](crate::counters::Cell) for each service and CPU.
 pub const COUNTERS: &str = "TFO_COUNTERS";
@@ -52,6 +52,14 @@ pub const FORGERS: &str = "TFO_FORGERS";
 pub const UNKNOWN: &str = "TFO_UNKNOWN";
 /// Map of [`Row`](crate::policy::Row)s of SYNs that have become connections.
 pub const REPLAYS: &str = "TFO_REPLAYS";
+/// Map of the [`Host`](crate::answer::Host), whose facts decide on answers.
+pub const HOST: &str = "TFO_HOST";
+/// Global that tells whether any service may have its SYNs answered.
+pub const ANSWERS: &str = "TFO_ANSWERS";
+/// Global with the number of jiffies in a second.
+pub const HZ: &str = "TFO_HZ";
+/// The program that marks a listener, in the object of [`LISTENERS_PROGRAM`].
+pub const MARK_PROGRAM: &str = "tfo_mark";
 /// Global with the index of the last row of [`SOURCES`] and of [`FORGERS`].
 pub const LAST_SOURCE_ROW: &str = "TFO_LAST_SOURCE_ROW";
 /// Global with the index of the last row of [`REPLAYS`].
@@ -97,6 +105,8 @@ const _: () = {
         FORGERS,
         UNKNOWN,
         REPLAYS,
+        HOST,
+        MARK_PROGRAM,
     ];
     let mut i = 0;
     while i < names.len() {

@@ -289,6 +289,8 @@ pub struct Watch {
     pub searches: Searches,
     /// Cached answer of this CPU to the question whether a destination is a listener of this host.
     pub local: Local,
+    /// Number of SYNs that were left to the kernel although [`Guard::Answer`] was engaged.
+    pub unanswered: u64,
 }
 
 impl Watch {
@@ -305,6 +307,7 @@ impl Watch {
         signed_spared: 0,
         searches: Searches::NEW,
         local: Local::NEVER,
+        unanswered: 0,
     };
 
     /// Adds the counts of `other`.
@@ -321,6 +324,7 @@ impl Watch {
             signed_spared,
             searches,
             local: _,
+            unanswered,
         } = other;
         self.events += events;
         self.events_lost += events_lost;
@@ -330,6 +334,7 @@ impl Watch {
         self.unconfirmed += unconfirmed;
         self.signed_spared += signed_spared;
         self.searches.skipped += searches.skipped;
+        self.unanswered += unanswered;
     }
 }
 

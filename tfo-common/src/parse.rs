@@ -20,6 +20,12 @@ use crate::{
     segment::{Family, Segment},
 };
 
+/// Returns the offset of the IP header of an Ethernet frame, behind its VLAN tags.
+#[inline(always)]
+pub fn network_offset<B: Bytes + ?Sized>(frame: &B) -> Option<usize> {
+    eth::parse(frame, LinkLayer::Ethernet).ok()?.map(|network| network.offset)
+}
+
 /// Returns the SYN in `frame`, or `None` for anything else that the kernel may accept.
 #[inline(always)]
 pub fn parse<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Segment>, Fault> {

@@ -25,6 +25,8 @@ named! {
         Clamp = "clamp",
         /// Keeps cookies that no known key made from the stack once there are too many.
         Shed = "shed",
+        /// Answers a SYN in the kernel's place, so that it takes no place in the listener's SYN queue.
+        Answer = "answer",
     }
 }
 
@@ -46,10 +48,18 @@ pub const fn hidden_key(family: Family, [a0, a1, a2, a3]: [u32; 4]) -> [u32; 5] 
 pub const SEATS: usize = 2;
 
 impl Guard {
-    /// Whether the guard concerns a SYN of `class`. `is_good` says that the kernel would accept its cookie.
+    /// Whether the guard concerns a SYN of `class`, after the decision of the guards before it. `is_good` says that the
+    /// kernel would accept its cookie.
     #[inline(always)]
-    const fn concerns(self, class: Class, is_good: bool) -> bool {
+    const fn concerns(self, class: Class, is_good: bool, before: Decision) -> bool {
         match self {
+            // A hidden SYN is an ordinary one for the kernel, whatever cookie it came with.
+            Self::Answer => match before.verdict {
+                Verdict::Drop => false,
+                Verdict::Hide => true,
+                Verdict::Pass | Verdict::Rewrite | Verdict::Answer => !is_good,
+            },
+            _ if before.is_final() => false,
             Self::Hide => !matches!(class, Class::PlainSyn | Class::OptionIgnored),
             // Only a SYN with a good cookie takes a place in the listener's queue or has its data served. A forger's
             // SYN must not count against the address that it claims.
@@ -109,6 +119,8 @@ impl Policy {
 
     /// Flag that [`Guard::Shed`] also judges SYNs that are not for a listener of this host.
     pub const SHEDS_OTHERS: u64 = 1 << 23;
+    /// Flag that [`Guard::Answer`] is engaged: by the controller when a flood has come, or for good.
+    pub const ANSWERS: u64 = 1 << 24;
 
     /// Returns the policy of `mode`, without protections.
     #[inline(always)]
@@ -158,8 +170,12 @@ impl Policy {
     /// Whether `guard` acts, is counted, or has an order to carry out.
     #[inline(always)]
     const fn is_on(&self, guard: Guard) -> bool {
-        let ordered = matches!(guard, Guard::Hide) && self.has(Self::HIDDEN | Self::HIDES_SOURCES);
-        ordered || self.acts(guard) || self.counts(guard)
+        let is_set = self.acts(guard) || self.counts(guard);
+        match guard {
+            Guard::Hide => is_set || self.has(Self::HIDDEN | Self::HIDES_SOURCES),
+            Guard::Answer => is_set && self.has(Self::ANSWERS),
+            Guard::Once | Guard::Fair | Guard::Clamp | Guard::Shed => is_set,
+        }
     }
 
     /// Whether [`Guard::Hide`] acts on every source, or is counted for every source.
@@ -207,10 +223,10 @@ impl Decision {
         matches!(self.verdict, Verdict::Pass) && !self.clamps
     }
 
-    /// Whether the verdict is final, so that no further guard is asked.
+    /// Whether the verdict is final, so that no further guard but [`Guard::Answer`] is asked.
     #[inline(always)]
     const fn is_final(self) -> bool {
-        matches!(self.verdict, Verdict::Hide | Verdict::Drop)
+        matches!(self.verdict, Verdict::Hide | Verdict::Drop | Verdict::Answer)
     }
 }
 
@@ -264,7 +280,7 @@ pub fn decide(policy: &Policy, class: Class, mut facts: impl Facts) -> Decision 
     let mut decision = Decision::without_guard(verdict);
     // Each call is a copy in which the guard is a constant. LLVM would keep a loop as a loop.
     let mut apply = |guard: Guard| {
-        if !decision.is_final() && policy.is_on(guard) && guard.concerns(class, is_good) {
+        if policy.is_on(guard) && guard.concerns(class, is_good, decision) {
             decision = judge(policy, guard, decision, &mut facts);
         }
     };
@@ -273,6 +289,7 @@ pub fn decide(policy: &Policy, class: Class, mut facts: impl Facts) -> Decision 
     apply(Guard::Fair);
     apply(Guard::Clamp);
     apply(Guard::Shed);
+    apply(Guard::Answer);
     decision
 }
 
@@ -313,6 +330,8 @@ fn judge(policy: &Policy, guard: Guard, decision: Decision, facts: &mut impl Fac
                 || policy.has(Policy::HIDDEN)
                 || policy.has(Policy::HIDES_SOURCES) && facts.triggers(guard)
         }
+        // Whether the SYN can be answered is looked up later, when all else has been decided.
+        Guard::Answer => policy.acts(guard),
         _ if facts.triggers(guard) => policy.acts(guard),
         Guard::Once | Guard::Fair | Guard::Clamp | Guard::Shed => return decision,
     };
@@ -324,6 +343,14 @@ fn judge(policy: &Policy, guard: Guard, decision: Decision, facts: &mut impl Fac
         Guard::Clamp => Decision { clamps: true, guard: Some(guard), ..decision },
         Guard::Shed if policy.has(Policy::DROPS) => {
             Decision { verdict: Verdict::Drop, guard: Some(guard), ..decision }
+        }
+        // The guard that hides the cookie stays the reason.
+        Guard::Answer => {
+            let reason = match decision.guard {
+                None => guard,
+                Some(hiding) => hiding,
+            };
+            Decision { verdict: Verdict::Answer, guard: Some(reason), ..decision }
         }
         Guard::Hide | Guard::Once | Guard::Fair | Guard::Shed => {
             Decision { verdict: Verdict::Hide, guard: Some(guard), ..decision }

@@ -11,6 +11,8 @@ named! {
         Hide = "hide",
         /// The packet is dropped.
         Drop = "drop",
+        /// The kernel does not see the packet: the program answers it by a SYN-ACK with a SYN cookie.
+        Answer = "answer",
     }
 }
 

@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use tfo_common::{keyring::KeyRing, rewrite, segment::Segment, verdict::Verdict};
 
-use crate::frame::Frame;
+use crate::{answer, frame::Frame, maps};
 
 /// Carries out `verdict` and returns the XDP action.
 #[inline(always)]
@@ -22,6 +22,8 @@ pub(crate) fn act(ctx: &XdpContext, verdict: Verdict, segment: &Segment, ring: &
         }
         Verdict::Hide => hide(ctx.ctx, segment.tcp),
         Verdict::Drop => return xdp_action::XDP_DROP,
+        Verdict::Answer if maps::answers() => return answer::tfo_answer(ctx.ctx),
+        Verdict::Answer => {}
     }
     xdp_action::XDP_PASS
 }

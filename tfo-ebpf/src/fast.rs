@@ -40,18 +40,23 @@ pub(crate) fn unguarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> S
     }))
 }
 
-/// Serves a SYN of [`tfo_shield`](crate::tfo_shield) without a Fast Open option, or with a good cookie that no guard
-/// stops. Describes any other SYN for the slow path.
+/// Serves a SYN of [`tfo_shield`](crate::tfo_shield) that has no Fast Open option and is not answered, or a good cookie that
+/// no guard stops. Describes any other SYN for the slow path.
 #[inline(always)]
 pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Served {
     let ring = maps::key_ring_for(segment);
     let found = classify(segment, ring, maps::Budget);
     let is_served = match segment.fast_open {
-        // No guard concerns a SYN without the option, nor one with an option that is ignored. The latter is rare, and
+        // Only `answer` concerns a SYN without the option, or with an option that is ignored. The latter is rare, and
         // takes the slow path.
         FastOpen::Absent => {
-            count(ctx, segment, ring, found, Decision::PASS, maps::service(frame, segment));
-            true
+            let service = maps::service(frame, segment);
+            let is_answered = maps::answers()
+                && maps::policy(service).is_some_and(|policy| policy.has(Policy::ANSWERS));
+            if !is_answered {
+                count(ctx, segment, ring, found, Decision::PASS, service);
+            }
+            !is_answered
         }
         FastOpen::Ignored | FastOpen::Request | FastOpen::Cookie(_) | FastOpen::BadLength => {
             found.class.constant(|class| serve_good(ctx, frame, segment, ring, Classified { class, ..found }))

@@ -42,6 +42,7 @@ impl Facts for Syn<'_> {
             }
             Guard::Clamp => self.is_too_wide(),
             Guard::Shed => self.count_towards_flood() && check_confirmed(),
+            Guard::Answer => true,
         }
     }
 }
@@ -105,7 +106,7 @@ fn now() -> u64 {
 /// Without a confirmation, a cookie that the kernel would take may be unknown here. So no cookie is shed or translated
 /// then.
 #[inline(always)]
-fn check_confirmed() -> bool {
+pub(crate) fn check_confirmed() -> bool {
     let confirmed_ns = maps::confirmed_ns();
     let mut is_confirmed = false;
     maps::watch(|watch| {

@@ -4,20 +4,21 @@
 #![no_main]
 #![expect(missing_docs, reason = "the kernel calls in by section name; nothing here is Rust API")]
 
-use core::{ffi::c_void, mem::MaybeUninit};
+mod fields;
+
+use core::ffi::c_void;
 
 use aya_ebpf::{
-    Global,
-    bindings::seq_file,
-    helpers::generated::{bpf_jiffies64, bpf_probe_read_kernel, bpf_seq_write},
+    bindings::{bpf_sock_tuple, seq_file},
+    helpers::generated::{
+        bpf_jiffies64, bpf_seq_write, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_gen_syncookie,
+    },
+    macros::classifier,
+    programs::TcContext,
 };
-use tfo_common::listener::{
-    AF_INET6, FIELDS, Field, NO_COOKIE, OFFSET_BITS, OWN_KEYS, Places, RECORD, REUSE_PORT, Record,
-};
+use tfo_common::listener::{AF_INET6, Field, NO_COOKIE, OWN_KEYS, RECORD, REUSE_PORT, Record};
 
-/// [`tfo_common::names::PLACES`].
-#[unsafe(no_mangle)]
-static TFO_PLACES: Global<Places> = Global::new([0; FIELDS]);
+use crate::fields::{overflow, read, read_bit};
 
 /// State of a closed socket, from `enum` in net/tcp_states.h.
 const TCP_CLOSE: u8 = 7;
@@ -109,61 +110,60 @@ fn record(socket: *const u8) -> Record {
     }
 }
 
-/// Reads the time of the last overflow: the group's, if the listener is in one (`tcp_synq_overflow`).
-#[inline(always)]
-fn overflow(socket: *const u8, flags: u32) -> u32 {
-    let group: *const u8 = read(socket, Field::Group);
-    if flags & REUSE_PORT != 0 && !group.is_null() {
-        read(group, Field::GroupOverflow)
-    } else {
-        read(socket, Field::Overflow)
+/// Network namespace of the packet's interface, for `bpf_skc_lookup_tcp`.
+const BPF_F_CURRENT_NETNS: u64 = u64::MAX;
+/// Length of an Ethernet header.
+const ETHERNET: usize = 14;
+/// Length of a TCP header without options.
+const TCP: usize = 20;
+/// Result of [`tfo_mark`] if no listener was found.
+const NOT_FOUND: i32 = -1;
+
+/// Marks the listener of a SYN, an Ethernet frame with nothing behind its TCP header: from then on, the kernel takes SYN
+/// cookies for it for two minutes (`tcp_synq_overflow`). Returns 0, or a negative number if it is not marked.
+///
+/// The kernel makes a SYN cookie only if `net.ipv4.tcp_syncookies` is 2, or the SYN queue is full (`tcp_get_syncookie_mss`).
+/// It runs by BPF_PROG_TEST_RUN, and no packet is sent.
+#[classifier]
+pub(crate) fn tfo_mark(ctx: TcContext) -> i32 {
+    match ctx.load::<u8>(ETHERNET).map(|first| first >> 4) {
+        Ok(4) => mark::<20, 12, 8>(&ctx),
+        Ok(6) => mark::<40, 8, 32>(&ctx),
+        _ => NOT_FOUND,
     }
 }
 
-/// Returns the place of `field`, a constant for the verifier.
+/// Marks the listener of a SYN with an IP header of `HEADER` bytes, in which `ADDRESSES` bytes of addresses begin at `AT`.
 #[inline(always)]
-fn place(field: Field) -> u32 {
-    // SAFETY: a global has the layout of its value, and the index is below FIELDS. `Global::load` would copy all places.
-    unsafe { (&raw const TFO_PLACES).cast::<u32>().add(field as usize).read_volatile() }
+fn mark<const HEADER: usize, const AT: usize, const ADDRESSES: usize>(ctx: &TcContext) -> i32 {
+    let (start, end) = (ctx.data() + ETHERNET, ctx.data_end());
+    if start + HEADER + TCP > end {
+        return NOT_FOUND;
+    }
+    // As `struct bpf_sock_tuple`: both addresses, then both ports, as in the packet.
+    let mut tuple = [0_u8; 36];
+    let mut at = 0;
+    while at < ADDRESSES + 4 {
+        let from = if at < ADDRESSES { AT + at } else { HEADER + at - ADDRESSES };
+        // SAFETY: the header and the ports behind it lie in front of `end`, see above.
+        tuple[at] = unsafe { ((start + from) as *const u8).read() };
+        at += 1;
+    }
+    let size = (ADDRESSES + 4) as u32;
+    // SAFETY: the tuple is at least as long as `size`. The helper returns null or a socket, which is released. Both headers
+    // lie in front of `end`, and the kernel checks their lengths.
+    unsafe {
+        let tuple = tuple.as_mut_ptr().cast::<bpf_sock_tuple>();
+        let socket = bpf_skc_lookup_tcp(ctx.skb.skb.cast(), tuple, size, BPF_F_CURRENT_NETNS, 0);
+        if socket.is_null() {
+            return NOT_FOUND;
+        }
+        let (network, tcp) = (start as *mut c_void, (start + HEADER) as *mut _);
+        let made = bpf_tcp_gen_syncookie(socket.cast(), network, HEADER as u32, tcp, TCP as u32);
+        bpf_sk_release(socket.cast());
+        if made < 0 { made as i32 } else { 0 }
+    }
 }
-
-/// Reads a field of the structure at `base`. It is all zeros if the memory can't be read.
-#[inline(always)]
-fn read<T: Plain>(base: *const u8, field: Field) -> T {
-    let offset = place(field) & ((1 << OFFSET_BITS) - 1);
-    let from = base.wrapping_add(offset as usize);
-    let mut value = MaybeUninit::<T>::zeroed();
-    // SAFETY: the helper writes at most `size_of::<T>()` bytes to `value`. It checks every access to `from`.
-    unsafe { bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, from.cast()) };
-    // SAFETY: `T` is valid for any bytes, and these are all initialised.
-    unsafe { value.assume_init() }
-}
-
-/// Reads a field of one bit.
-#[inline(always)]
-fn read_bit(base: *const u8, field: Field) -> bool {
-    u32::from(read::<u8>(base, field)) & place(field) >> OFFSET_BITS != 0
-}
-
-/// Type that is valid for any bytes.
-///
-/// # Safety
-///
-/// Any bytes must be a valid value.
-unsafe trait Plain {}
-
-// SAFETY: any bytes are a valid number.
-unsafe impl Plain for u8 {}
-// SAFETY: as above.
-unsafe impl Plain for u16 {}
-// SAFETY: as above.
-unsafe impl Plain for u32 {}
-// SAFETY: as above.
-unsafe impl Plain for u64 {}
-// SAFETY: as above, and nobody dereferences it.
-unsafe impl Plain for *const u8 {}
-// SAFETY: as above.
-unsafe impl<const N: usize> Plain for [u8; N] {}
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -4,7 +4,7 @@
 use core::hint::black_box;
 
 use aya_ebpf::{
-    bindings::{bpf_fib_lookup, bpf_sock_tuple, xdp_md},
+    bindings::{bpf_fib_lookup, bpf_sock, bpf_sock_tuple, xdp_md},
     helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use tfo_common::{
@@ -15,6 +15,9 @@ use tfo_common::{
 };
 
 use crate::{frame::Frame, maps};
+
+/// Socket of the kernel's TCP.
+pub(crate) type Socket = bpf_sock;
 
 /// Network namespace of the interface, for `bpf_skc_lookup_tcp`.
 const BPF_F_CURRENT_NETNS: u64 = u64::MAX;
@@ -48,7 +51,7 @@ pub extern "C" fn tfo_spare_others(ctx: *mut xdp_md) -> u32 {
 /// Whether the described SYN is for an address of this host, and the kernel has a socket for it. The answer is kept for a
 /// jiffy.
 #[inline(always)]
-fn is_local(ctx: *mut xdp_md) -> bool {
+pub(crate) fn is_local(ctx: *mut xdp_md) -> bool {
     let Some(syn) = maps::packet() else { return false };
     let Some(ports) = Frame::anew(ctx).read(syn.tcp as usize) else { return false };
     let (to, jiffies) = (Destination::new(&syn.addresses(), ports), maps::jiffies());
@@ -61,11 +64,16 @@ fn is_local(ctx: *mut xdp_md) -> bool {
     })
 }
 
-/// Whether the kernel's TCP has a socket for the described SYN (`__inet_lookup_skb`). A listener on all addresses also has
-/// those of other hosts.
+/// Whether the kernel's TCP has a socket for the described SYN. A listener on all addresses also has those of other hosts.
 #[inline(always)]
 fn has_socket(ctx: *mut xdp_md, ports: [u8; 4]) -> bool {
-    let Some(syn) = maps::packet() else { return false };
+    with_socket(ctx, ports, |_| ()).is_some()
+}
+
+/// Calls `then` with the socket that the kernel's TCP has for the described SYN, if there is one (`__inet_lookup_skb`).
+#[inline(always)]
+pub(crate) fn with_socket<T>(ctx: *mut xdp_md, ports: [u8; 4], then: impl FnOnce(*mut Socket) -> T) -> Option<T> {
+    let syn = maps::packet()?;
     let ports = u64::from(u32::from_le_bytes(ports));
     let [first, second, third, fourth] = syn.words;
     // As `struct bpf_sock_tuple`: both addresses, then both ports, as in the packet.
@@ -78,11 +86,12 @@ fn has_socket(ctx: *mut xdp_md, ports: [u8; 4]) -> bool {
         let tuple = tuple.as_mut_ptr().cast::<bpf_sock_tuple>();
         let socket = bpf_skc_lookup_tcp(ctx.cast(), tuple, size, BPF_F_CURRENT_NETNS, 0);
         if socket.is_null() {
-            return false;
+            return None;
         }
+        let result = then(socket.cast());
         bpf_sk_release(socket.cast());
+        Some(result)
     }
-    true
 }
 
 /// Whether the host would forward the described SYN (`bpf_ipv4_fib_lookup`, `bpf_ipv6_fib_lookup`).

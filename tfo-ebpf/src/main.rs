@@ -14,7 +14,9 @@
 )]
 
 mod act;
+mod answer;
 mod fast;
+mod fields;
 mod frame;
 mod guards;
 mod local;

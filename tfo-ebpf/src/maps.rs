@@ -10,6 +10,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use tfo_common::{
+    answer::{Host, Input, Listener, Reply},
     bytes::Bytes as _,
     carried::Carried,
     class::SearchBudget,
@@ -55,6 +56,14 @@ static TFO_WATCH: PerCpuArray<Watch, 1> = PerCpuArray::new();
 /// Description of the current packet: see [`packet`].
 #[btf_map]
 static TFO_PACKET: PerCpuArray<Description, 1> = PerCpuArray::new();
+
+/// [`tfo_common::names::HOST`].
+#[btf_map]
+static TFO_HOST: Array<Host, 1> = Array::new();
+
+/// State of answering on each CPU: see [`answering`].
+#[btf_map]
+static TFO_ANSWERING: PerCpuArray<Answering, 1> = PerCpuArray::new();
 
 /// [`tfo_common::names::PREFIXES`].
 #[btf_map]
@@ -147,6 +156,14 @@ static TFO_MODE: Global<u8> = Global::new(Mode::Observe as u8);
 #[unsafe(no_mangle)]
 static TFO_HAS_SERVICES: Global<u8> = Global::new(0);
 
+/// [`tfo_common::names::ANSWERS`].
+#[unsafe(no_mangle)]
+static TFO_ANSWERS: Global<u8> = Global::new(0);
+
+/// [`tfo_common::names::HZ`].
+#[unsafe(no_mangle)]
+static TFO_HZ: Global<u32> = Global::new(0);
+
 /// [`tfo_common::names::NETNS`].
 #[unsafe(no_mangle)]
 static TFO_NETNS: Global<u64> = Global::new(0);
@@ -165,6 +182,52 @@ pub(crate) fn mode() -> Mode {
 #[inline(always)]
 pub(crate) fn link_layer() -> LinkLayer {
     if TFO_LINK_LAYER.load() == LinkLayer::Ip as u8 { LinkLayer::Ip } else { LinkLayer::Ethernet }
+}
+
+/// Whether any service may have its SYNs answered. This is a load-time constant, so that the program needs no helper of
+/// Linux 6.0 without them.
+#[inline(always)]
+pub(crate) fn answers() -> bool {
+    TFO_ANSWERS.load() != 0
+}
+
+/// Number of jiffies in a second.
+#[inline(always)]
+pub(crate) fn hz() -> u32 {
+    TFO_HZ.load()
+}
+
+/// Facts about the host that decide on answers.
+#[inline(always)]
+pub(crate) fn host() -> Host {
+    TFO_HOST.get(0).copied().unwrap_or_default()
+}
+
+/// Number of listeners that a CPU remembers.
+pub(crate) const LISTENERS: usize = 16;
+
+/// State of answering on one CPU.
+#[repr(C)]
+pub(crate) struct Answering {
+    /// SYN-ACK for the current packet.
+    pub(crate) reply: Reply,
+    /// Input for the maker of its SYN cookie. What is never written stays zero.
+    pub(crate) input: Input,
+    /// Socket that was found last, as a number: the verifier would not let a pointer to one be used so.
+    pub(crate) socket: u64,
+    /// Maximum transmission unit of the interface, in bytes.
+    pub(crate) mtu: u32,
+    reserved: u32,
+    /// Listeners that this CPU remembers, each at a place that follows from its socket.
+    pub(crate) listeners: [Listener; LISTENERS],
+}
+
+/// State of answering on this CPU.
+#[inline(always)]
+pub(crate) fn answering() -> Option<&'static mut Answering> {
+    let answering = TFO_ANSWERING.get_ptr_mut(0)?;
+    // SAFETY: as in `cell`. Any bytes are a valid state.
+    Some(unsafe { &mut *answering })
 }
 
 /// Key ring without any key.

@@ -15,7 +15,7 @@ use tfo_common::{
     verdict::Mode,
 };
 
-use crate::{act, frame::Frame, guards::Syn, local, maps, watch};
+use crate::{act, answer, frame::Frame, guards::Syn, local, maps, watch};
 
 /// Parses a frame header by header. Returns 1 if it has described a SYN, else 0. Counts a frame that can't be parsed.
 #[unsafe(no_mangle)]
@@ -67,6 +67,9 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     }
     if maps::mode() == Mode::Shield && syn.is_shed() {
         local::tfo_spare_others(ctx);
+    }
+    if maps::mode() == Mode::Shield && maps::answers() && syn.is_answered() {
+        answer::tfo_prepare(ctx);
     }
     let syn = black_box(syn);
     let decision = syn.decision();

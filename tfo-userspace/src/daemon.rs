@@ -2,6 +2,7 @@
 
 pub mod controller;
 mod events;
+pub mod flood;
 pub mod http;
 pub mod order_file;
 pub mod reconcile;

@@ -17,13 +17,13 @@ mod syscall;
 mod tables;
 mod unpinned;
 
-use std::{collections::BTreeSet, path::Path};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use aya::programs::ProgramType;
 use aya_log::EbpfLogger;
 pub use carry::forget_keys;
-pub use change::{Built, Enforced, Program, hidden_in};
+pub use change::{Built, Enforced, Program, answering_in, hidden_in};
 pub use device::{OnDevice, on_device};
 use link::detach;
 pub use link::{is_attached, linked_program, unload};
@@ -34,6 +34,7 @@ pub use pinned::{OtherVersion, Pinned};
 use tables::Shared;
 pub use tables::{Entries, ServiceCounters};
 use tfo_common::{
+    answer::Host,
     counters::Counters,
     info::{Attach, Info, KeySource},
     keyring::{CURRENT, Held, KeyRing, NEWEST, SLOTS, TRACKS},
@@ -44,7 +45,7 @@ use tracing::warn;
 use crate::{
     dataplane::pins::{Generation, Locked, Pins, remove_if_there, rename_if_there},
     kernel::interface::{self, Interface, XdpOnInterface},
-    model::{guards::Hidden, settings::AttachMode},
+    model::{guards::{Hidden, Orders}, settings::AttachMode},
     util::time::unix_seconds,
 };
 
@@ -276,9 +277,19 @@ impl Datapath {
         &self.program
     }
 
-    /// Replaces the orders of `tfo hide` in the maps by `hidden`.
-    pub fn set_hidden(&mut self, hidden: &BTreeSet<Hidden>) -> Result<()> {
-        self.object.set_hidden(hidden)
+    /// Replaces the orders in the maps by `orders`.
+    pub fn set_orders(&mut self, orders: &Orders) -> Result<()> {
+        self.object.set_orders(orders)
+    }
+
+    /// Returns the counts of SYNs of each service that `is_wanted`, without those of earlier maps.
+    pub fn counted(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, Counters)>> {
+        self.object.counted(is_wanted)
+    }
+
+    /// Writes the facts about the host that decide on answers.
+    pub fn set_host(&mut self, host: Host) -> Result<()> {
+        self.object.set_host(host)
     }
 
     /// Returns the orders of `tfo hide` in the maps.

@@ -10,5 +10,6 @@ pub mod locked_memory;
 pub mod netlink;
 pub mod netns;
 pub mod route;
+pub mod syncookies;
 pub mod sysctl;
 pub mod tcp_ext;

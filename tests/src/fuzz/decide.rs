@@ -36,6 +36,7 @@ struct Input {
     triggers: u8,
     hidden: bool,
     hides_sources: bool,
+    answers: bool,
     drops: bool,
     all_hidden: bool,
     is_signed: bool,
@@ -143,6 +144,7 @@ pub fn check(data: &[u8]) {
         hidden: input.hidden,
         all_hidden: input.all_hidden,
         hides_sources: input.hides_sources,
+        answers: input.answers,
         drops: input.drops,
     };
     let facts = Guards { has_translation: ring.translation().is_some(), triggers: input.triggers };

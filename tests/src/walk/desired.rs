@@ -80,6 +80,7 @@ impl Service {
                     "{all}per_source = \"1/h\", per_source_burst = {BURST}, {each}, drop = {}, others = true, ",
                     self.drops
                 ),
+                Guard::Answer => "above = 1000000, ".to_owned(),
             };
             text += &format!("{guard} = {{ {more}dry_run = {dry_run} }}\n");
         }

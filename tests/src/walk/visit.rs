@@ -131,6 +131,8 @@ impl<'a> Visit<'a> {
             Guard::Fair => visitor.spent[0] >= BURST,
             Guard::Clamp => true,
             Guard::Shed => visitor.spent[1] >= BURST,
+            // No flood comes in the walk.
+            Guard::Answer => false,
         });
         for (guard, spent) in [Guard::Fair, Guard::Shed].into_iter().zip(&mut visitor.spent) {
             if decided.asked & 1 << guard.index() != 0 {

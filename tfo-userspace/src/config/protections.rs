@@ -7,7 +7,7 @@ use tfo_common::policy;
 use super::table::{Table, flag, number, text};
 use crate::{
     kernel::clock::jiffies_per_second,
-    model::guards::{Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
+    model::guards::{Answer, Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
     util::time::parse_duration,
 };
 
@@ -19,6 +19,7 @@ pub(super) fn guards(table: &mut Table) -> Guards {
         fair: table.switch("fair", fair),
         clamp: table.switch("clamp", clamp),
         shed: table.switch("shed", shed),
+        answer: table.switch("answer", answer),
     }
 }
 
@@ -27,7 +28,7 @@ fn dry_run(table: &mut Table) -> bool {
 }
 
 fn once(table: &mut Table) -> Option<Once> {
-    let remember = table.get("remember", text(remember)).unwrap_or(Once::DEFAULT_REMEMBER);
+    let remember = table.get("remember", text(seconds)).unwrap_or(Once::DEFAULT_REMEMBER);
     Some(Once { remember, dry_run: dry_run(table) })
 }
 
@@ -53,6 +54,15 @@ fn shed(table: &mut Table) -> Option<Shed> {
         source: source(table),
         drop: table.get("drop", flag).unwrap_or(false),
         others: table.get("others", flag).unwrap_or(false),
+        dry_run: dry_run(table),
+    })
+}
+
+fn answer(table: &mut Table) -> Option<Answer> {
+    Some(Answer {
+        waits: table.get("when", text(waits)).unwrap_or(true),
+        above: table.get("above", number(1..=u32::MAX)),
+        release: table.get("release", text(seconds)).unwrap_or(Answer::DEFAULT_RELEASE),
         dry_run: dry_run(table),
     })
 }
@@ -96,7 +106,15 @@ fn source(table: &mut Table) -> SourceLen {
     }
 }
 
-fn remember(text: &str) -> Result<Duration, String> {
+fn waits(text: &str) -> Result<bool, String> {
+    match text {
+        "flood" => Ok(true),
+        "always" => Ok(false),
+        other => Err(format!("`{other}` is neither \"flood\" nor \"always\"")),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
     let is_fit = |time: &Duration| (1..=60 * 60).contains(&time.as_secs());
     Some(parse_duration(text)?)
         .filter(is_fit)

@@ -4,6 +4,7 @@ mod change;
 mod requests;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -14,11 +15,11 @@ use change::{Change, Desired};
 use tfo_common::{counters::Counters, keyring::KeyRing};
 use tracing::{debug, info, warn};
 
-use super::{order_file::OrderFile, site::Site, wake::Wake};
+use super::{flood::Floods, order_file::OrderFile, site::Site, wake::Wake};
 use crate::{
     control::Reply,
     dataplane::{
-        Datapath, KeyInfo, Publish, hidden_in, on_device,
+        Datapath, KeyInfo, Publish, answering_in, hidden_in, on_device,
         pins::{Bpffs, MountGuard},
         preflight,
     },
@@ -56,6 +57,7 @@ pub struct Controller {
     wake: Wake,
     /// Time of the last confirmation of the keys in all maps; `None` if it failed.
     confirmed: Option<Instant>,
+    floods: Floods,
     // The last field, so that it is dropped after the pins are gone.
     _mount: MountGuard,
 }
@@ -99,14 +101,17 @@ impl Controller {
         }
         let mount = bpffs.mount()?;
         let mut sites = Vec::new();
+        let mut answering = BTreeSet::new();
         for interface in found {
             // A status command takes the lock for a moment to find out whether a controller runs.
             let pins = bpffs.pins(&interface.name).lock(Duration::from_millis(500))?;
             // The interface is read again under the lock, since another controller may have changed it until then.
             let interface = Interface::find(&interface.name).await?;
             on_device(&interface, &pins).await?;
+            let earlier = answering_in(&pins)?;
+            answering.extend(earlier.iter().cloned());
             let orders = OrderFile::open(&state, bpffs, &interface.name, hidden_in(&pins)?)?;
-            sites.push(Site::new(interface, pins, orders));
+            sites.push(Site::new(interface, pins, orders, earlier));
         }
         let netns_cookie = netns_cookie().unwrap_or_else(|error| {
             debug!("no cookie of the network namespace: {error}");
@@ -133,6 +138,7 @@ impl Controller {
             history: History::default(),
             wake,
             confirmed: None,
+            floods: Floods::new(answering),
             _mount: mount,
         })
     }
@@ -168,8 +174,18 @@ impl Controller {
             self.describe_keys(now);
             self.confirm_keys();
         });
+        self.watch_floods();
         self.reconcile().await;
         self.sites.iter_mut().for_each(Site::take_events);
+    }
+
+    /// Decides for which services SYNs are answered. The steps that follow carry it out.
+    fn watch_floods(&mut self) {
+        let datapaths = self.sites.iter_mut().filter_map(|site| site.datapath.as_mut());
+        let answering = self.floods.step(&self.desired.services, datapaths);
+        for site in &mut self.sites {
+            site.answering.clone_from(&answering);
+        }
     }
 
     /// Confirms the keys in each map that has the kernel's keys. If a map has others, for example during a rotation,

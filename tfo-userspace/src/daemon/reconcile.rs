@@ -3,17 +3,15 @@
 //! Start, reload, take-over, upgrade, orders and an interface that comes back all go the same way: the desired state or
 //! the actual state changes, and steps are made until both are alike. [`Site`](super::site::Site) carries them out.
 
-use std::collections::BTreeSet;
-
-use crate::{dataplane::Program, model::guards::Hidden};
+use crate::{dataplane::Program, model::guards::Orders};
 
 /// Desired state of an interface.
 #[derive(Clone, Copy, Debug)]
 pub struct Desired<'a> {
     /// The program, with its constants and its services.
     pub program: &'a Program,
-    /// Orders of `tfo hide`.
-    pub hidden: &'a BTreeSet<Hidden>,
+    /// Orders for its services.
+    pub orders: &'a Orders,
 }
 
 /// Interface, and the XDP program on it.
@@ -36,8 +34,8 @@ pub struct Actual<'a> {
     pub device: Device,
     /// Program that this controller has put in force, and whose maps it has. It is kept while the interface is gone.
     pub in_force: Option<&'a Program>,
-    /// Orders of `tfo hide` in those maps.
-    pub hidden: &'a BTreeSet<Hidden>,
+    /// Orders in those maps.
+    pub orders: &'a Orders,
     /// Program that is loaded and ready to be put in force.
     pub built: Option<&'a Program>,
     /// Whether a program is being loaded.
@@ -47,8 +45,8 @@ pub struct Actual<'a> {
 /// Step from the actual state to the desired one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Writes the orders of `tfo hide` into the maps in force.
-    Hide,
+    /// Writes the orders into the maps in force.
+    Order,
     /// Loads the program, on a thread of its own.
     Build,
     /// Puts the loaded program in force.
@@ -60,8 +58,8 @@ pub enum Step {
 /// Returns the next step, or `None` if there is nothing to do or the interface has to wait.
 pub fn next_step(desired: Desired<'_>, actual: Actual<'_>) -> Option<Step> {
     // An order comes first, since it must not wait for a program.
-    if actual.in_force.is_some() && actual.hidden != desired.hidden {
-        return Some(Step::Hide);
+    if actual.in_force.is_some() && actual.orders != desired.orders {
+        return Some(Step::Order);
     }
     if actual.in_force == Some(desired.program) {
         return (actual.device == Device::Bare).then_some(Step::Attach);
@@ -77,8 +75,10 @@ pub fn next_step(desired: Desired<'_>, actual: Actual<'_>) -> Option<Step> {
 mod tests {
     use tfo_common::{parse::LinkLayer, verdict::Mode};
 
+    use std::collections::BTreeSet;
+
     use super::*;
-    use crate::{dataplane::LoadOptions, model::services::Services};
+    use crate::{dataplane::LoadOptions, model::{guards::Hidden, services::Services}};
 
     fn program(mode: Mode) -> Program {
         let services = Services::new(Vec::new(), mode).expect("services");
@@ -87,10 +87,10 @@ mod tests {
 
     #[test]
     fn a_start_builds_and_enforces() {
-        let (wanted, none) = (program(Mode::Shield), BTreeSet::new());
-        let desired = Desired { program: &wanted, hidden: &none };
+        let (wanted, none) = (program(Mode::Shield), Orders::default());
+        let desired = Desired { program: &wanted, orders: &none };
         let nothing =
-            Actual { device: Device::Bare, in_force: None, hidden: &none, built: None, is_building: false };
+            Actual { device: Device::Bare, in_force: None, orders: &none, built: None, is_building: false };
         assert_eq!(next_step(desired, nothing), Some(Step::Build));
         assert_eq!(next_step(desired, Actual { is_building: true, ..nothing }), None);
         let built = Actual { built: Some(&wanted), ..nothing };
@@ -105,8 +105,8 @@ mod tests {
 
     #[test]
     fn a_program_is_the_same_only_with_the_same_constants() {
-        let (wanted, none) = (program(Mode::Shield), BTreeSet::new());
-        let desired = Desired { program: &wanted, hidden: &none };
+        let (wanted, none) = (program(Mode::Shield), Orders::default());
+        let desired = Desired { program: &wanted, orders: &none };
         let other_mode = Program { options: program(Mode::Observe).options, ..wanted.clone() };
         let seen = LoadOptions { log_level: 4, ..wanted.options };
         let other_level = Program { options: seen, ..wanted.clone() };
@@ -114,7 +114,7 @@ mod tests {
             let actual = Actual {
                 device: Device::Ours,
                 in_force: Some(&other),
-                hidden: &none,
+                orders: &none,
                 built: None,
                 is_building: false,
             };
@@ -125,11 +125,11 @@ mod tests {
 
     #[test]
     fn an_interface_that_comes_back_needs_no_new_program() {
-        let (wanted, none) = (program(Mode::Observe), BTreeSet::new());
-        let desired = Desired { program: &wanted, hidden: &none };
+        let (wanted, none) = (program(Mode::Observe), Orders::default());
+        let desired = Desired { program: &wanted, orders: &none };
         let of = |device| {
             let actual =
-                Actual { device, in_force: Some(&wanted), hidden: &none, built: None, is_building: false };
+                Actual { device, in_force: Some(&wanted), orders: &none, built: None, is_building: false };
             next_step(desired, actual)
         };
         assert_eq!(of(Device::Absent), None);
@@ -141,23 +141,23 @@ mod tests {
     #[test]
     fn an_order_comes_first() {
         let (wanted, old) = (program(Mode::Shield), program(Mode::Observe));
-        let (none, all) = (BTreeSet::new(), BTreeSet::from([Hidden::All]));
-        let desired = Desired { program: &wanted, hidden: &all };
+        let (none, all) = (Orders::default(), Orders { hidden: BTreeSet::from([Hidden::All]), answering: BTreeSet::new() });
+        let desired = Desired { program: &wanted, orders: &all };
         for device in [Device::Absent, Device::Bare, Device::Ours, Device::Refused] {
             let actual = Actual {
                 device,
                 in_force: Some(&old),
-                hidden: &none,
+                orders: &none,
                 built: Some(&wanted),
                 is_building: false,
             };
-            assert_eq!(next_step(desired, actual), Some(Step::Hide));
+            assert_eq!(next_step(desired, actual), Some(Step::Order));
         }
         // Without maps in force, the order comes into force with the program.
         let actual = Actual {
             device: Device::Bare,
             in_force: None,
-            hidden: &none,
+            orders: &none,
             built: Some(&wanted),
             is_building: false,
         };

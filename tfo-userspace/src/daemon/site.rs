@@ -22,7 +22,7 @@ use crate::{
         self, Built, Datapath, Enforced, OnDevice, Presence, Program, Publish, on_device, pins::Locked,
     },
     kernel::{interface::Interface, sysctl::KernelKeys},
-    model::{guards::Hidden, keys::DatedKey, settings::AttachMode},
+    model::{guards::Orders, keys::DatedKey, settings::AttachMode},
     util::secrecy::leaving_no_trace,
     view::events::EventLog,
 };
@@ -37,8 +37,10 @@ pub struct Site {
     events: EventLog,
     /// Orders of `tfo hide` that are desired.
     pub(super) orders: OrderFile,
-    /// Orders of `tfo hide` in the maps in force.
-    hidden: BTreeSet<Hidden>,
+    /// Services whose SYNs are to be answered.
+    pub(super) answering: BTreeSet<String>,
+    /// Orders in the maps in force.
+    ordered: Orders,
     device: Device,
     /// The interface, unless it is gone.
     interface: Option<Interface>,
@@ -85,15 +87,17 @@ pub enum Fate {
 }
 
 impl Site {
-    /// Makes the site of `interface`, whose pins are locked.
-    pub fn new(interface: Interface, pins: Locked, orders: OrderFile) -> Self {
+    /// Makes the site of `interface`, whose pins are locked. An earlier controller has left the services in `answering`
+    /// engaged.
+    pub fn new(interface: Interface, pins: Locked, orders: OrderFile, answering: BTreeSet<String>) -> Self {
         Self {
             name: interface.name.clone(),
             pins,
             datapath: None,
             events: EventLog::default(),
             orders,
-            hidden: BTreeSet::new(),
+            answering,
+            ordered: Orders::default(),
             device: Device::Bare,
             interface: Some(interface),
             built: None,
@@ -203,15 +207,16 @@ impl Site {
 
     /// Returns the next step towards `program`, or `None` if there is nothing to do now.
     pub fn next_step(&self, program: &Program) -> Option<Step> {
-        let desired = Desired { program, hidden: self.orders.hidden() };
+        let orders = &self.desired_orders();
+        let desired = Desired { program, orders };
         let actual = Actual {
             device: self.device,
             in_force: self.datapath.as_ref().map(Datapath::program),
-            hidden: &self.hidden,
+            orders: &self.ordered,
             built: self.built.as_ref().map(|built| &built.program),
             is_building: self.building.is_some(),
         };
-        next_step(desired, actual).filter(|step| *step == Step::Hide || self.retry.is_due())
+        next_step(desired, actual).filter(|step| *step == Step::Order || self.retry.is_due())
     }
 
     /// Whether `program` is in force, or loaded and ready to be put in force.
@@ -296,7 +301,7 @@ impl Site {
             }
             built.object().remember(&self.name, earlier)
         })?;
-        built.enforce(&self.pins, interface, live, attach, self.orders.hidden())
+        built.enforce(&self.pins, interface, live, attach, &self.desired_orders())
     }
 
     /// Completes a change after [`enforce`](Self::enforce).
@@ -329,7 +334,7 @@ impl Site {
         }
         self.pins.keep();
         self.datapath = Some(datapath);
-        self.hidden = self.orders.hidden().clone();
+        self.ordered = self.desired_orders();
         self.device = Device::Ours;
         self.succeed();
     }
@@ -347,14 +352,19 @@ impl Site {
         }
     }
 
-    /// Writes the orders of `tfo hide` into the maps in force.
-    pub fn hide(&mut self) -> Result<()> {
-        let hidden = self.orders.hidden().clone();
+    /// Writes the orders into the maps in force.
+    pub fn order(&mut self) -> Result<()> {
+        let orders = self.desired_orders();
         if let Some(datapath) = &mut self.datapath {
-            datapath.set_hidden(&hidden)?;
+            datapath.set_orders(&orders)?;
         }
-        self.hidden = hidden;
+        self.ordered = orders;
         Ok(())
+    }
+
+    /// Returns the orders that are desired.
+    fn desired_orders(&self) -> Orders {
+        Orders { hidden: self.orders.hidden().clone(), answering: self.answering.clone() }
     }
 
     /// Notes that a step has failed, and sets the time of its next try.

@@ -4,7 +4,7 @@
 //! map of the next one that no program writes ([`names::CARRIED`]), and once more after their programs have stopped
 //! counting. They are totals, not differences, so they may be written any number of times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, HashMap, Map, MapData, lpm_trie::LpmTrie};
@@ -24,7 +24,7 @@ use super::{
     Object,
     batch::BatchReader,
     object::wait_for_running_programs,
-    orders::Orders,
+    orders::OrderMaps,
     tables::{Shared, read_info},
 };
 use crate::{
@@ -217,10 +217,19 @@ impl EarlierGeneration {
         Ok(*store.current())
     }
 
+    /// Returns the services whose SYNs are answered.
+    pub(super) fn answering(&self) -> Result<BTreeSet<String>> {
+        if self.info.layout_version != LAYOUT_VERSION {
+            return Ok(BTreeSet::new());
+        }
+        let orders = OrderMaps::new(|name| open(&self.generation, name))?;
+        orders.answering(self.names.len() as u32, |index| Ok(self.names[index as usize].clone()))
+    }
+
     /// Returns the orders of `tfo hide` in these maps.
     pub(super) fn hidden(&self) -> Result<Vec<Hidden>> {
         if self.info.layout_version == LAYOUT_VERSION {
-            let orders = Orders::new(|name| open(&self.generation, name))?;
+            let orders = OrderMaps::new(|name| open(&self.generation, name))?;
             return orders.hidden(self.names.len() as u32, |index| Ok(self.names[index as usize].clone()));
         }
         let mut hidden = Vec::new();

@@ -21,6 +21,7 @@ use tfo_common::{
     info::{Attach, Info, LAYOUT_VERSION},
     keyring::KeyRing,
     names,
+    parse::LinkLayer,
 };
 use tracing::{debug, warn};
 
@@ -33,8 +34,8 @@ use super::{
 };
 use crate::{
     dataplane::pins::{Generation, Locked, rename_if_there},
-    kernel::{cgroup, interface::Interface, netns},
-    model::{guards::Hidden, services::Services, settings::AttachMode},
+    kernel::{cgroup, interface::Interface, netns, syncookies},
+    model::{guards::{Hidden, Orders}, services::Services, settings::AttachMode},
 };
 
 /// Options and services of the programs for an interface.
@@ -63,6 +64,9 @@ impl Built {
     ///
     /// The verifier is slow, so this belongs on a thread of its own. It touches nothing that is in force.
     pub fn new(interface: &str, program: Program, generations: &[Generation]) -> Result<Self> {
+        if program.options.answers {
+            check_answers(&program)?;
+        }
         let past = EarlierGenerations::open(interface, generations)?;
         let seed = match &past.in_force {
             Some(earlier) => earlier.info().seed,
@@ -99,7 +103,7 @@ impl Built {
         }
     }
 
-    /// Puts the generation in force on `interface`, with the orders in `hidden`. If a program is `live`, the new one
+    /// Puts the generation in force on `interface`, with `orders`. If a program is `live`, the new one
     /// replaces it at the pinned link, else a new link attaches it. On failure, everything is as before.
     pub fn enforce(
         mut self,
@@ -107,10 +111,10 @@ impl Built {
         interface: &Interface,
         live: Option<Attach>,
         attach: AttachMode,
-        hidden: &BTreeSet<Hidden>,
+        orders: &Orders,
     ) -> Result<Enforced> {
         let generation = pins.next_generation()?;
-        match self.try_enforce(&generation, interface, live, attach, hidden) {
+        match self.try_enforce(&generation, interface, live, attach, orders) {
             Ok(changed) => {
                 let (info, updated, outcomes) = changed;
                 let Self { program, object, past, shared, .. } = self;
@@ -131,10 +135,10 @@ impl Built {
         interface: &Interface,
         live: Option<Attach>,
         attach: AttachMode,
-        hidden: &BTreeSet<Hidden>,
+        orders: &Orders,
     ) -> Result<(Info, UpdatedLinks, Result<(), String>)> {
         self.object.pin(generation)?;
-        self.object.set_hidden(hidden)?;
+        self.object.set_orders(orders)?;
         self.object.carry_counts(&self.past, &self.shared)?;
         let before = self.past.in_force.as_ref().map(|earlier| *earlier.info());
         let mut updated = UpdatedLinks::default();
@@ -223,11 +227,28 @@ impl Built {
     }
 }
 
+/// Checks that the SYNs of the services that ask for it can be answered. The error says why not.
+fn check_answers(program: &Program) -> Result<()> {
+    let mut names = program.services.named().iter().filter(|named| named.answers()).map(|named| &named.name);
+    let context = || format!("service {}: answer", names.next().map_or("", String::as_str));
+    match program.options.link {
+        LinkLayer::Ethernet => syncookies::support(),
+        LinkLayer::Ip => Err(anyhow!("the interface has no Ethernet header, so nothing can be sent back through it")),
+    }
+    .with_context(context)
+}
+
 /// Returns the orders of `tfo hide` in the maps in force under `pins`.
 pub fn hidden_in(pins: &Locked) -> Result<Vec<Hidden>> {
     let Some(generation) = pins.in_force()? else { return Ok(Vec::new()) };
     // Maps that can't be read are reported later, when the rest of them is carried over.
     EarlierGeneration::open(&generation)?.map_or(Ok(Vec::new()), |earlier| earlier.hidden())
+}
+
+/// Returns the services whose SYNs are answered by the program in force under `pins`.
+pub fn answering_in(pins: &Locked) -> Result<BTreeSet<String>> {
+    let Some(generation) = pins.in_force()? else { return Ok(BTreeSet::new()) };
+    EarlierGeneration::open(&generation)?.map_or(Ok(BTreeSet::new()), |earlier| earlier.answering())
 }
 
 impl Object {

@@ -1,6 +1,6 @@
 //! The loaded programs and their maps, and the publication of keys in them.
 
-use std::{collections::BTreeSet, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -10,6 +10,7 @@ use aya::{
 };
 use nix::time::{ClockId, clock_gettime};
 use tfo_common::{
+    answer::Host,
     counters::Counters,
     info::Info,
     keyring::{Held, Key, KeyRing, KeyStore, Moment},
@@ -22,16 +23,16 @@ use tracing::info;
 
 use super::{
     options::LoadOptions,
-    orders::Orders,
+    orders::OrderMaps,
     tables::{Entries, ServiceCounters, Shared, Tables},
     unpinned::Unpinned,
 };
 use crate::util::time::unix_seconds;
 use crate::{
     dataplane::{Publish, pins::Generation},
-    kernel::locked_memory,
+    kernel::{clock::jiffies_per_second, listeners::places, locked_memory},
     model::{
-        guards::Hidden,
+        guards::{Hidden, Orders},
         keys::{DatedKey, describe},
     },
     util::secrecy::leaving_no_trace,
@@ -56,7 +57,8 @@ pub struct Object {
     seed: u64,
     pub(super) tables: Tables,
     pub(super) ports: Array<MapData, u32>,
-    pub(super) orders: Orders,
+    pub(super) orders: OrderMaps,
+    host: Array<MapData, Shared<Host>>,
     pub(super) addresses: LpmTrie<MapData, [u32; 5], u32>,
     events: RingBuf<MapData>,
     pub(super) info: Array<MapData, Shared<Info>>,
@@ -83,10 +85,17 @@ impl Object {
         let [source_rows, replay_rows] = options.sizes.rows();
         let [last_source_row, last_replay_row] = [source_rows, replay_rows].map(|rows| rows - 1);
         let Seed(seed) = Seed::new(options.seed);
+        let (answers, hz) = (u8::from(options.answers), jiffies_per_second()? as u32);
+        let places = if options.answers { Some(places()?) } else { None };
         let mut loader = EbpfLoader::new();
+        if let Some(places) = &places {
+            loader.override_global(names::PLACES, places, true);
+        }
         loader
             .override_global(names::LINK_LAYER, &link, true)
             .override_global(names::MODE, &mode, true)
+            .override_global(names::ANSWERS, &answers, true)
+            .override_global(names::HZ, &hz, true)
             .override_global(names::HAS_SERVICES, &has_services, true)
             .override_global(names::NETNS, &options.netns_cookie, true)
             .override_global(names::SEED, &seed, true)
@@ -126,7 +135,8 @@ impl Object {
             addresses: take(names::ADDRESSES)?.try_into()?,
             events: take(names::EVENTS)?.try_into()?,
             info: take(names::INFO)?.try_into()?,
-            orders: Orders::new(&mut take)?,
+            orders: OrderMaps::new(&mut take)?,
+            host: take(names::HOST)?.try_into()?,
             tables: Tables::new(take)?,
             mode: options.mode,
             seed: options.seed,
@@ -162,10 +172,15 @@ impl Object {
         self.seed
     }
 
-    /// Replaces the orders of `tfo hide` in the maps by `hidden`.
-    pub fn set_hidden(&mut self, hidden: &BTreeSet<Hidden>) -> Result<()> {
+    /// Replaces the orders in the maps by `orders`.
+    pub fn set_orders(&mut self, orders: &Orders) -> Result<()> {
         let tables = &self.tables;
-        self.orders.set(tables.capacity(), |index| tables.service(index), hidden)
+        self.orders.set(tables.capacity(), |index| tables.service(index), orders)
+    }
+
+    /// Returns the counts of SYNs of each service that `is_wanted`, without those of earlier maps.
+    pub(super) fn counted(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, Counters)>> {
+        self.tables.counted(is_wanted)
     }
 
     /// Returns the orders of `tfo hide` in the maps.
@@ -240,6 +255,11 @@ impl Object {
 }
 
 impl Object {
+    /// Writes the facts about the host that decide on answers.
+    pub fn set_host(&mut self, host: Host) -> Result<()> {
+        self.host.set(0, Shared(host), 0).context("cannot write the facts about the host")
+    }
+
     /// Confirms that the keys in the map are the kernel's, for [`CONFIRMED_FOR_NS`] from now on.
     ///
     /// [`CONFIRMED_FOR_NS`]: tfo_common::keyring::CONFIRMED_FOR_NS

@@ -13,6 +13,8 @@ pub struct LoadOptions {
     pub mode: Mode,
     /// Highest of aya's log levels at which the program writes messages; 0 for none.
     pub log_level: u8,
+    /// Whether the SYNs of some service may be answered. It needs Linux 6.0 and Ethernet frames.
+    pub answers: bool,
     /// Number of services in the configuration.
     pub services: usize,
     /// The cookie of the network namespace whose connections are followed.
@@ -30,6 +32,7 @@ impl LoadOptions {
         link: LinkLayer::Ethernet,
         mode: Mode::Observe,
         log_level: 0,
+        answers: false,
         services: 0,
         netns_cookie: 0,
         sizes: Sizes::DEFAULT,

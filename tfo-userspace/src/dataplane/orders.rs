@@ -1,5 +1,5 @@
-//! Orders of `tfo hide` in the maps. They are kept in the policies of services, in the map of hidden sources and in the
-//! filter in front of it.
+//! Orders in the maps: of `tfo hide`, and of the controller for the protection `answer`. They are kept in the policies of
+//! services, in the map of hidden sources and in the filter in front of it.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -20,20 +20,20 @@ use super::{
     plan::{prefix, words},
     tables::Shared,
 };
-use crate::model::guards::Hidden;
+use crate::model::guards::{Hidden, Orders};
 use crate::model::services::OTHER_NAME;
 
 /// Value of every entry in the map of hidden sources. Only the key matters.
 const PRESENT: u32 = 1;
 
 /// The maps of policies and of hidden sources, and the filter for the latter.
-pub(super) struct Orders {
+pub(super) struct OrderMaps {
     policies: Array<MapData, Shared<Policy>>,
     sources: LpmTrie<MapData, [u32; 5], u32>,
     filter: Array<MapData, Shared<SourceFilter>>,
 }
 
-impl Orders {
+impl OrderMaps {
     /// Takes the maps from `take`, which is given their names.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<Map>) -> Result<Self> {
         Ok(Self {
@@ -54,14 +54,15 @@ impl Orders {
         self.policies.set(index, Shared(*policy), 0).context("cannot write the map of policies")
     }
 
-    /// Replaces all orders in the maps by `hidden`. `name` returns the service at an index below `places`. Orders for
+    /// Replaces all orders in the maps by `orders`. `name` returns the service at an index below `places`. Orders for
     /// services that do not exist are left out.
     pub(super) fn set(
         &mut self,
         places: u32,
         name: impl Fn(u32) -> Result<Option<String>>,
-        hidden: &BTreeSet<Hidden>,
+        orders: &Orders,
     ) -> Result<()> {
+        let Orders { hidden, answering } = orders;
         let sources: HashSet<_> = hidden.iter().filter_map(source).collect();
         let there = self.sources()?;
         // At each moment the filter has all sources in the map. The kernel copies it byte by byte at worst, and each
@@ -80,10 +81,13 @@ impl Orders {
             if !sources.is_empty() {
                 flags |= Policy::HIDES_SOURCES;
             }
-            if let Some(name) = name(index)?
-                && hidden.contains(&Hidden::Service(name))
-            {
-                flags |= Policy::HIDDEN_SERVICE;
+            if let Some(name) = name(index)? {
+                if answering.contains(&name) {
+                    flags |= Policy::ANSWERS;
+                }
+                if hidden.contains(&Hidden::Service(name)) {
+                    flags |= Policy::HIDDEN_SERVICE;
+                }
             }
             let policy = self.policy(index)?;
             let ordered = Policy { flags: policy.flags & !ORDERS | flags, ..policy };
@@ -115,7 +119,22 @@ impl Orders {
         keys.collect::<Result<_, _>>().context("cannot read the map of hidden sources")
     }
 
-    /// Returns all orders in the maps, sorted. `name` returns the service at an index below `places`.
+    /// Returns the services whose SYNs are answered. `name` returns the service at an index below `places`.
+    pub(super) fn answering(
+        &self,
+        places: u32,
+        name: impl Fn(u32) -> Result<Option<String>>,
+    ) -> Result<BTreeSet<String>> {
+        let mut all = BTreeSet::new();
+        for index in 0..places {
+            if self.policy(index)?.has(Policy::ANSWERS) {
+                all.extend(name(index)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Returns all orders of `tfo hide` in the maps, sorted. `name` returns the service at an index below `places`.
     pub(super) fn hidden(
         &self,
         places: u32,
@@ -154,4 +173,5 @@ fn source(hidden: &Hidden) -> Option<SourceKey> {
 }
 
 /// Flags of a policy that orders set.
-const ORDERS: u64 = Policy::HIDDEN_ALL | Policy::HIDDEN_SERVICE | Policy::HIDES_SOURCES;
+const ORDERS: u64 =
+    Policy::HIDDEN_ALL | Policy::HIDDEN_SERVICE | Policy::HIDES_SOURCES | Policy::ANSWERS;

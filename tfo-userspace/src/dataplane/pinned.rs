@@ -19,7 +19,7 @@ use tfo_common::{
 };
 
 use super::{
-    orders::Orders,
+    orders::OrderMaps,
     tables::{Entries, ServiceCounters, Tables, read_info},
 };
 use crate::{
@@ -48,7 +48,7 @@ pub struct Pinned {
     tables: Tables,
     /// The maps of newer generations than the one in force. In the middle of a change, their program counts already.
     next: Vec<Tables>,
-    orders: Orders,
+    orders: OrderMaps,
     info: Info,
 }
 
@@ -72,7 +72,7 @@ impl Pinned {
         let next = next.iter().filter_map(|next| {
             Tables::new(|name| Ok(Map::from_map_data(MapData::from_pin(next.map(name))?)?)).ok()
         });
-        Ok(Self { tables: Tables::new(take)?, next: next.collect(), orders: Orders::new(take)?, info })
+        Ok(Self { tables: Tables::new(take)?, next: next.collect(), orders: OrderMaps::new(take)?, info })
     }
 
     /// Returns the content of the info map of the program in force, whatever the layout of its other maps. The layout

@@ -142,7 +142,7 @@ fn policy(named: &Named, hz: u64) -> Policy {
     let source = |SourceLen { v4, v6 }| SourceMask::new(v4, v6);
     let mut policy = Policy::of_mode(named.mode);
     // Without `..`, so that a new guard can't be forgotten here.
-    let Guards { hide, once, fair, clamp, shed } = &named.guards;
+    let Guards { hide, once, fair, clamp, shed, answer } = &named.guards;
     if let Some(hide) = hide {
         policy = policy.with(Guard::Hide, acts(hide.dry_run));
     }
@@ -174,6 +174,9 @@ fn policy(named: &Named, hz: u64) -> Policy {
         if shed.others {
             policy.flags |= Policy::SHEDS_OTHERS;
         }
+    }
+    if let Some(answer) = answer {
+        policy = policy.with(Guard::Answer, acts(answer.dry_run));
     }
     policy
 }

@@ -8,6 +8,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
 };
 use tfo_common::{
+    answer::Host,
     carried::Carried,
     counters::{Cell, Counters},
     filter::SourceFilter,
@@ -53,7 +54,8 @@ shared!(
     Samplers,
     Service,
     SourceFilter,
-    Watch
+    Watch,
+    Host
 );
 
 /// Maps that user space reads.
@@ -167,6 +169,18 @@ impl Tables {
             }
         })?;
         Ok(named)
+    }
+
+    /// Returns the counts of SYNs of each service that `is_wanted`, without those of earlier maps.
+    pub(super) fn counted(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, Counters)>> {
+        let mut wanted = Vec::new();
+        let place = |index, service: &[Shared<Service>]| {
+            let name = service.first().and_then(|Shared(service)| service.name());
+            wanted.extend(name.filter(|name| is_wanted(name)).map(|name| (index, name.to_owned())));
+        };
+        self.all_services.each(place).context("cannot read the map of services")?;
+        let counted = wanted.into_iter().map(|(index, name)| Ok((name, self.counted_here(index)?.cell.counters())));
+        counted.collect()
     }
 
     /// Returns the counters of events, prefixes and forgotten sources, summed over all CPUs, with the counts of earlier

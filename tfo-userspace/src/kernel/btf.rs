@@ -76,19 +76,33 @@ impl Structures {
     }
 
     /// Returns the place of a field, as [`Places`](tfo_common::listener::Places) has it. `path` leads to the field from
-    /// the structure `of`, with a dot between two names.
+    /// the structure `of`, with a dot between two names. A colon and a number behind it select one bit of a byte, or of a
+    /// field of several bits, counted from the lowest.
     pub fn place(&self, of: &str, path: &str) -> Result<u32> {
+        let (path, bit) = match path.split_once(':') {
+            Some((path, bit)) => (path, Some(bit.parse().context("no number of a bit")?)),
+            None => (path, None),
+        };
         let mut at = Member { offset: 0, bits: 0, of: self.structure(of)? };
         for name in path.split('.') {
             let inner =
                 self.member(at.of, name)?.with_context(|| format!("this kernel has no {of}.{path}"))?;
             at = Member { offset: at.offset.saturating_add(inner.offset), ..inner };
         }
-        match at.bits {
-            0 => place(at.offset / BYTE, 0),
-            1 => place(at.offset / BYTE, mask(at.offset % BYTE)),
-            bits => bail!("{of}.{path} has {bits} bits, and not one"),
-        }
+        let bit = match (at.bits, bit) {
+            (0, None) => return place(at.offset / BYTE, 0),
+            (0, Some(bit)) if bit < BYTE => return place(at.offset / BYTE, 1_u8 << bit),
+            (1, None) => at.offset,
+            (bits, Some(bit)) if bit < bits => at.offset + bit_of(bit, bits),
+            (bits, _) => bail!("{of}.{path} has {bits} bits, and not one"),
+        };
+        place(bit / BYTE, mask(bit % BYTE))
+    }
+
+    /// Whether any type, member or enumerator is called `name`.
+    pub fn has_name(&self, name: &str) -> bool {
+        let names = self.bytes.get(self.names.clone()).unwrap_or_default();
+        names.split(|byte| *byte == 0).any(|found| found == name.as_bytes())
     }
 
     /// Returns the number of the structure called `name`.
@@ -188,6 +202,12 @@ fn place(offset: u32, mask: u8) -> Result<u32> {
     Ok(offset | u32::from(mask) << OFFSET_BITS)
 }
 
+/// Returns how far bit `bit` of a field of `bits` bits, counted from the lowest, is from that end of the field from which
+/// BTF counts.
+fn bit_of(bit: u32, bits: u32) -> u32 {
+    if cfg!(target_endian = "big") { bits - 1 - bit } else { bit }
+}
+
 /// Returns the mask of a bit in its byte. BTF counts bits from that end of a byte from which the compiler fills it.
 fn mask(bit: u32) -> u8 {
     if cfg!(target_endian = "big") { 0x80 >> bit } else { 1 << bit }
@@ -234,7 +254,22 @@ mod tests {
         assert_eq!(structures.place("outer", "a").unwrap(), 0);
         assert_eq!(structures.place("outer", "b").unwrap(), 4);
         assert_eq!(structures.place("outer", "flag").unwrap(), 4 | u32::from(mask(3)) << OFFSET_BITS);
-        for (of, path) in [("outer", "c"), ("outer", "a.b"), ("oute", "a"), ("number", "a")] {
+        assert_eq!(
+            structures.place("outer", "number:1").unwrap(),
+            4 | u32::from(mask(bit_of(1, 3))) << OFFSET_BITS
+        );
+        assert_eq!(structures.place("outer", "a:2").unwrap(), 4 << OFFSET_BITS);
+        let wrong = [
+            ("outer", "c"),
+            ("outer", "a.b"),
+            ("outer", "number"),
+            ("outer", "number:3"),
+            ("outer", "number:x"),
+            ("outer", "a:8"),
+            ("oute", "a"),
+            ("number", "a"),
+        ];
+        for (of, path) in wrong {
             assert!(structures.place(of, path).is_err(), "{of}.{path}");
         }
     }

@@ -13,7 +13,7 @@ pub use monitor::{ByAddress, Monitor, Totals};
 use serde::Serialize;
 use sockopt::{Holder, fast_open, holders};
 use tfo_common::listener::{NO_COOKIE, OWN_KEYS, REUSE_PORT, Record};
-pub use walk::Walk;
+pub use walk::{Walk, makes_cookies, places};
 
 use crate::kernel::{
     clock::jiffies_per_second,

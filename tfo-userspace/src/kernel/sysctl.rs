@@ -94,7 +94,7 @@ pub fn blackhole_timeout() -> Result<i32> {
     read_sysctl("/proc/sys/net/ipv4/tcp_fastopen_blackhole_timeout_sec")
 }
 
-fn read_sysctl(path: &str) -> Result<i32> {
+pub(super) fn read_sysctl(path: &str) -> Result<i32> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     text.trim_end().parse().with_context(|| format!("{path} holds no number"))
 }

@@ -55,6 +55,12 @@ tcp_ext! {
     passive_alt_key = "TCPFastOpenPassiveAltKey",
     /// SYNs whose cookie was refused.
     passive_fail = "TCPFastOpenPassiveFail",
+    /// SYN cookies that the kernel itself has sent.
+    cookies_sent = "SyncookiesSent",
+    /// ACKs with a right SYN cookie, of the kernel or of the protection `answer`.
+    cookies_received = "SyncookiesRecv",
+    /// ACKs with a wrong SYN cookie.
+    cookies_failed = "SyncookiesFailed",
     /// SYNs for which the listener's Fast Open queue had no room.
     listen_overflow = "TCPFastOpenListenOverflow",
     /// Number of times that clients on this host paused Fast Open, since its packets seemed to be lost on the way.

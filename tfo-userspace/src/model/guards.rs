@@ -1,6 +1,6 @@
 //! Protections of a service, as an operator configures them. `tfo_common::policy` describes what each does.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -18,18 +18,21 @@ pub struct Guards {
     pub clamp: Option<Clamp>,
     /// Keeps excess cookies that no key made from the stack.
     pub shed: Option<Shed>,
+    /// Answers SYNs without a good cookie in the kernel's place.
+    pub answer: Option<Answer>,
 }
 
 impl Guards {
     /// Returns, for each protection that is on, whether it is a dry run.
     pub fn dry_runs(&self) -> impl Iterator<Item = bool> {
-        let Self { hide, once, fair, clamp, shed } = self;
+        let Self { hide, once, fair, clamp, shed, answer } = self;
         let all = [
             hide.map(|it| it.dry_run),
             once.map(|it| it.dry_run),
             fair.map(|it| it.dry_run),
             clamp.map(|it| it.dry_run),
             shed.map(|it| it.dry_run),
+            answer.map(|it| it.dry_run),
         ];
         all.into_iter().flatten()
     }
@@ -98,6 +101,24 @@ pub struct Shed {
     pub dry_run: bool,
 }
 
+/// The protection `answer`: SYN-ACKs with SYN cookies, sent by XDP.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Answer {
+    /// Whether it waits for a flood. If not, it is always engaged.
+    pub waits: bool,
+    /// Number of SYNs without a good cookie in a second at which it engages, in addition to a filling SYN queue.
+    pub above: Option<u32>,
+    /// Time that a flood must be over before it lets go: 1 s to 1 h.
+    pub release: Duration,
+    /// Whether the protection only counts.
+    pub dry_run: bool,
+}
+
+impl Answer {
+    /// Default of [`release`](Self::release).
+    pub const DEFAULT_RELEASE: Duration = Duration::from_secs(60);
+}
+
 /// Rate limit with a burst.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limit {
@@ -135,6 +156,15 @@ pub enum Hidden {
     Service(String),
     /// SYNs from this prefix.
     Source(IpNet),
+}
+
+/// State of services that changes while their program stays: by orders, and by floods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Orders {
+    /// Orders of `tfo hide`.
+    pub hidden: BTreeSet<Hidden>,
+    /// Names of the services whose protection `answer` is engaged.
+    pub answering: BTreeSet<String>,
 }
 
 impl fmt::Display for Hidden {

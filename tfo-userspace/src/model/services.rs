@@ -38,6 +38,20 @@ pub struct Named {
     pub guards: Guards,
 }
 
+impl Named {
+    /// Whether its SYNs may be answered.
+    pub fn answers(&self) -> bool {
+        self.guards.answer.is_some()
+    }
+
+    /// Whether the service is that of `port` at a local address, or of a listener on all addresses if that is `None`.
+    pub fn is_at(&self, address: Option<IpAddr>, port: u16) -> bool {
+        let is_there = |address: IpAddr| self.addresses.iter().any(|prefix| prefix.contains(&address));
+        self.ports.iter().any(|range| range.contains(&port))
+            && (self.addresses.is_empty() || address.is_none_or(is_there))
+    }
+}
+
 impl FromStr for Named {
     type Err = String;
 

@@ -16,7 +16,7 @@ use crate::{
     },
     dataplane::{LoadOptions, Program},
     model::{
-        services::Services,
+        services::{Named, Services},
         settings::{AttachMode, Sizes},
     },
     util::time::unix_seconds,
@@ -55,6 +55,7 @@ impl Desired {
         site.desired(|link| Program {
             options: LoadOptions {
                 log_level: self.log_level,
+                answers: self.services.named().iter().any(Named::answers),
                 services: self.services.len(),
                 netns_cookie: self.netns_cookie,
                 sizes: self.sizes,
@@ -133,8 +134,8 @@ impl Controller {
             let program = self.desired.program(&self.sites[index]);
             let site = &mut self.sites[index];
             match site.next_step(&program) {
-                Some(Step::Hide) => {
-                    if let Err(error) = site.hide() {
+                Some(Step::Order) => {
+                    if let Err(error) = site.order() {
                         site.fail(&error);
                     }
                 }

@@ -116,7 +116,7 @@ impl Controller {
         }
         let before = site.orders.set(hidden);
         // The maps come first, so that the order does not wait for the disk.
-        if let Err(error) = site.hide() {
+        if let Err(error) = site.order() {
             site.orders.set(before);
             return Err(error);
         }

@@ -2,11 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     sync::{Mutex, OnceLock, PoisonError},
 };
 
-use tfo_common::listener::{AF_INET6, Record};
+use tfo_common::listener::Record;
 use tracing::{debug, info};
 
 use super::Walk;
@@ -70,14 +70,9 @@ impl Monitor {
 fn by_address(records: &[Record]) -> ByAddress {
     let mut sums = ByAddress::new();
     for record in records {
-        sums.entry((record.port, address(record))).or_default().add(record);
+        sums.entry((record.port, record.local_address())).or_default().add(record);
     }
     sums
-}
-
-fn address(Record { family, address, .. }: &Record) -> IpAddr {
-    let [a, b, c, d, ..] = *address;
-    if *family == AF_INET6 { Ipv6Addr::from(*address).into() } else { Ipv4Addr::new(a, b, c, d).into() }
 }
 
 #[cfg(test)]

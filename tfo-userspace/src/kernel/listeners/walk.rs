@@ -1,13 +1,20 @@
 //! The walk over all listening sockets by a BPF iterator. It sees what sock_diag does not show, such as the SYN queue.
 
-use std::io::{self, Read as _};
+use std::{
+    io::{self, Read as _},
+    net::{IpAddr, Ipv6Addr},
+    sync::OnceLock,
+};
 
-use anyhow::{Context as _, Result, bail};
-use aya::{Btf, Ebpf, EbpfLoader, programs::Iter};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    programs::{Iter, SchedClassifier, TestRun as _, TestRunOptions},
+};
 use nix::unistd::geteuid;
 use tfo_common::{
     listener::{FIELDS, Field, Places, RECORD, Record},
-    names::{LISTENERS_PROGRAM, PLACES},
+    names::{LISTENERS_PROGRAM, MARK_PROGRAM, PLACES},
 };
 
 use crate::kernel::{btf::Structures, locked_memory};
@@ -36,6 +43,26 @@ impl Walk {
         let btf = Btf::from_sys_fs().context("cannot read the kernel's type information")?;
         iterator(&mut ebpf)?.load("tcp", &btf).context(refused)?;
         Ok(Self(ebpf))
+    }
+
+    /// Loads the program for [`mark`](Self::mark), too. It needs Linux 5.3.
+    pub fn load_marker(&mut self) -> Result<()> {
+        marker(&mut self.0)?.load().context("cannot load the program that marks listeners")
+    }
+
+    /// Marks the listener of `record`, or its group: from now on, the kernel takes SYN cookies for it for two minutes. The
+    /// kernel does that only while `net.ipv4.tcp_syncookies` is 2, or while the listener's SYN queue is full. A listener
+    /// that is bound to an interface is found only if it is that with the index `interface`.
+    pub fn mark(&mut self, record: &Record, interface: u32) -> Result<()> {
+        let frame = syn(record);
+        // As `struct __sk_buff`, whose eleventh word is the index of the interface.
+        let mut context = [0_u8; 192];
+        context[40..44].copy_from_slice(&interface.to_ne_bytes());
+        let run = TestRunOptions { data_in: Some(&frame), ctx_in: Some(&context), ..TestRunOptions::new() };
+        let result = marker(&mut self.0)?.test_run(run).context("cannot run the program that marks listeners")?;
+        let code = result.return_value.cast_signed();
+        ensure!(code >= 0, "the kernel does not mark it ({code})");
+        Ok(())
     }
 
     /// Reads the state of each listener of the calling thread's network namespace (`bpf_iter_init_seq_net`). It takes
@@ -67,8 +94,65 @@ fn iterator(ebpf: &mut Ebpf) -> Result<&mut Iter> {
     Ok(program.with_context(|| format!("there is no program {LISTENERS_PROGRAM}"))?.try_into()?)
 }
 
-/// Finds the fields that the program reads.
-fn places() -> Result<Places> {
+fn marker(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier> {
+    let program = ebpf.program_mut(MARK_PROGRAM);
+    Ok(program.with_context(|| format!("there is no program {MARK_PROGRAM}"))?.try_into()?)
+}
+
+/// Returns a SYN for the listener of `record`, for the program that marks it. It is never sent.
+fn syn(record: &Record) -> Vec<u8> {
+    const SOURCE_PORT: u16 = 1;
+    const DATA_OFFSET: u8 = 5 << 4;
+    const SYN: u8 = 2;
+
+    let mut frame = vec![0; 12];
+    match record.local_address() {
+        // Any address will do for a listener on all of them.
+        IpAddr::V4(address) => {
+            let address = if address.is_unspecified() { [127, 0, 0, 1] } else { address.octets() };
+            frame.extend([0x08, 0x00, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
+            frame.extend(address.repeat(2));
+        }
+        IpAddr::V6(address) => {
+            let address =
+                if address.is_unspecified() { Ipv6Addr::LOCALHOST.octets() } else { address.octets() };
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, 64]);
+            frame.extend(address.repeat(2));
+        }
+    }
+    frame.extend(SOURCE_PORT.to_be_bytes());
+    frame.extend(record.port.to_be_bytes());
+    frame.extend([0; 8]);
+    frame.extend([DATA_OFFSET, SYN, 0, 0, 0, 0, 0, 0]);
+    frame
+}
+
+/// Name of the helper that makes SYN cookies for XDP, in the kernel's list of helpers. Linux 6.0 and later.
+const MAKER: &str = "BPF_FUNC_tcp_raw_gen_syncookie_ipv4";
+
+/// Whether this kernel can make SYN cookies for XDP.
+pub fn makes_cookies() -> Result<bool> {
+    found().map(|found| found.makes_cookies)
+}
+
+/// Finds the fields of listeners in this kernel's structures. Later calls return the first result.
+pub fn places() -> Result<Places> {
+    found().map(|found| found.places)
+}
+
+/// Facts from the kernel's type information. Nothing can change them while it runs.
+#[derive(Clone, Copy)]
+struct Found {
+    places: Places,
+    makes_cookies: bool,
+}
+
+fn found() -> Result<Found> {
+    static FOUND: OnceLock<Result<Found, String>> = OnceLock::new();
+    FOUND.get_or_init(|| find().map_err(|error| format!("{error:#}"))).clone().map_err(|error| anyhow!("{error}"))
+}
+
+fn find() -> Result<Found> {
     let structures = Structures::read()?;
     let mut places = [0; FIELDS];
     for field in Field::ALL {
@@ -80,7 +164,7 @@ fn places() -> Result<Places> {
             _ => place?,
         };
     }
-    Ok(places)
+    Ok(Found { places, makes_cookies: structures.has_name(MAKER) })
 }
 
 /// Returns the structure that has `field`, and the path to it.
@@ -103,6 +187,9 @@ const fn path(field: Field) -> (&'static str, &'static str) {
         Field::FastOpenLimit => "inet_conn.icsk_accept_queue.fastopenq.max_qlen",
         Field::OwnKeys => "inet_conn.icsk_accept_queue.fastopenq.ctx",
         Field::NoCookie => "fastopen_no_cookie",
+        Field::ReceiveBuffer => "inet_conn.icsk_inet.sk.sk_rcvbuf",
+        Field::UserLocks => "inet_conn.icsk_inet.sk.sk_userlocks:1",
+        Field::WindowClamp => "window_clamp",
     };
     ("tcp_sock", path)
 }

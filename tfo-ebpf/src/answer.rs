@@ -1,0 +1,219 @@
+//! Answers to SYNs in the kernel's place. [`tfo_prepare`] finds out whether the kernel would take the client's ACK, and makes
+//! the SYN cookie. The SYN is counted, and then [`tfo_answer`] turns it into the SYN-ACK.
+
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    helpers::generated::{
+        bpf_check_mtu, bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_tail,
+    },
+};
+use tfo_common::{
+    answer::{
+        Host, INPUT_TCP, Listener, MARK_SECONDS, Offer, Reply, WINDOW, default_mss, is_between_hosts,
+        network_len, timestamp,
+    },
+    bytes::Bytes as _,
+    class::Class,
+    description::Description,
+    keyring::CURRENT,
+    listener::{Field, REUSE_PORT},
+    parse::network_offset,
+    segment::{Addresses, Family},
+    verdict::Verdict,
+};
+
+use crate::{
+    fields::{overflow, read, read_bit},
+    frame::Frame,
+    guards::check_confirmed,
+    local::{is_local, with_socket},
+    maps::{self, Answering, LISTENERS},
+};
+
+/// State of a listening socket, from `enum` in net/tcp_states.h.
+const TCP_LISTEN: u32 = 10;
+/// Length of an Ethernet header.
+const ETHERNET: usize = 14;
+/// Length of the shortest Ethernet frame, without its checksum. No answer is cut below it.
+const SHORTEST: usize = 60;
+
+/// Prepares the answer to the described SYN, or takes the decision to answer back. The result is always 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tfo_prepare(ctx: *mut xdp_md) -> u32 {
+    if maps::answers()
+        && prepare(ctx).is_none()
+        && let Some(syn) = maps::packet()
+    {
+        syn.leave_to_kernel();
+        maps::watch(|watch| watch.unanswered += 1);
+    }
+    0
+}
+
+/// Turns the described SYN into the prepared SYN-ACK. Returns the XDP action.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tfo_answer(ctx: *mut xdp_md) -> u32 {
+    if !maps::answers() {
+        return xdp_action::XDP_PASS;
+    }
+    let (Some(syn), Some(Answering { reply, .. })) = (maps::packet(), maps::answering()) else {
+        return xdp_action::XDP_PASS;
+    };
+    let mut frame = Frame::anew(ctx);
+    let addresses = syn.addresses();
+    if !reply.write(&mut frame, syn.tcp as usize, &addresses) {
+        return xdp_action::XDP_PASS;
+    }
+    let surplus = frame.len().saturating_sub(reply.frame_len(addresses.family).max(SHORTEST));
+    if surplus > 0 {
+        // SAFETY: the context is the kernel's, and no pointer into the packet is used after this. If it fails, zeros or
+        // bytes that the client has sent follow the packet.
+        unsafe { bpf_xdp_adjust_tail(ctx, -(surplus as i32)) };
+    }
+    xdp_action::XDP_TX
+}
+
+/// Prepares the answer. Returns `None` if the SYN is the kernel's to answer.
+#[inline(always)]
+fn prepare(ctx: *mut xdp_md) -> Option<()> {
+    let Description { tcp, data_len, verdict, .. } = *maps::packet()?;
+    let (class, addresses) = maps::packet().map(|syn| (syn.class(), syn.addresses()))?;
+    let (frame, host) = (Frame::anew(ctx), maps::host());
+    // The verifier would learn nothing from a packet that is known to be longer than 0 bytes.
+    let [first_of_mac, ..]: [u8; ETHERNET] = frame.read(0)?;
+    let is_for_group = first_of_mac & 1 != 0;
+    if is_for_group || !is_between_hosts(&addresses) || !host.has(Host::COOKIES) {
+        return None;
+    }
+    let ports = frame.read(tcp as usize)?;
+    // Any other state is the kernel's: TIME_WAIT, which a SYN may end, or a handshake whose SYN comes again.
+    let is_listening = with_socket(ctx, ports, |socket| {
+        // SAFETY: the kernel lets this field of its socket be read.
+        let state = unsafe { (&raw const (*socket).state).read_volatile() };
+        if let Some(answering) = maps::answering() {
+            // SAFETY: a write to our own map. It is volatile, so that LLVM does not keep the pointer.
+            unsafe { (&raw mut answering.socket).write_volatile(socket as u64) };
+        }
+        state == TCP_LISTEN
+    })?;
+    let listener = listener(ctx, maps::answering()?);
+    let has_option = !matches!(class, Some(Class::PlainSyn | Class::OptionIgnored));
+    if !is_listening
+        || !listener.has(Listener::MARKED)
+        || listener.judges_itself(host, has_option, data_len)
+        || !is_local(ctx)
+        || !check_confirmed()
+    {
+        return None;
+    }
+    // In a dry run, nothing is sent.
+    if verdict != Verdict::Answer as u32 {
+        return Some(());
+    }
+    compose(ctx, maps::packet()?, &addresses, listener, host)
+}
+
+/// Returns the listener whose socket was found last.
+#[inline(always)]
+fn listener(ctx: *mut xdp_md, answering: &mut Answering) -> Listener {
+    // SAFETY: see the write.
+    let socket = unsafe { (&raw const answering.socket).read_volatile() };
+    // Sockets are some kilobytes apart.
+    let known = &mut answering.listeners[(socket >> 11 ^ socket >> 6) as usize & (LISTENERS - 1)];
+    let jiffy = maps::jiffies();
+    if known.socket != socket || known.jiffy != jiffy {
+        *known = look_at(socket, jiffy);
+        let mut mtu = 0;
+        // SAFETY: the context is the kernel's, and it writes one word.
+        unsafe { bpf_check_mtu(ctx.cast(), 0, &raw mut mtu, 0, 0) };
+        answering.mtu = mtu;
+    }
+    *known
+}
+
+/// Reads the facts about the listener at `socket`.
+#[inline(always)]
+fn look_at(socket: u64, jiffy: u64) -> Listener {
+    let at = socket as *const u8;
+    let mut flags = 0;
+    let group = if read_bit(at, Field::ReusePort) { REUSE_PORT } else { 0 };
+    let marked = overflow(at, group);
+    if marked != 0 && (jiffy as u32).wrapping_sub(marked) <= MARK_SECONDS * maps::hz() {
+        flags |= Listener::MARKED;
+    }
+    if read::<u32>(at, Field::FastOpenLimit) != 0 {
+        flags |= Listener::FAST_OPEN;
+    }
+    if read::<u64>(at, Field::OwnKeys) != 0 {
+        flags |= Listener::OWN_KEYS;
+    }
+    if read_bit(at, Field::NoCookie) {
+        flags |= Listener::NO_COOKIE;
+    }
+    if read_bit(at, Field::UserLocks) || read::<u32>(at, Field::WindowClamp) != 0 {
+        flags |= Listener::OWN_WINDOW;
+    }
+    // The kernel gives at least half of the buffer to the window (`tcp_win_from_space`).
+    let window = (read::<u32>(at, Field::ReceiveBuffer) / 2).min(WINDOW);
+    Listener { socket, jiffy, flags, window }
+}
+
+/// Makes the SYN cookie and the rest of the SYN-ACK, and makes room for it in the frame.
+#[inline(always)]
+fn compose(
+    ctx: *mut xdp_md,
+    syn: &mut Description,
+    addresses: &Addresses,
+    listener: Listener,
+    host: Host,
+) -> Option<()> {
+    let Answering { reply, input, mtu, .. } = maps::answering()?;
+    let (frame, tcp) = (Frame::anew(ctx), syn.tcp as usize);
+    let has_timestamps = host.has(Host::TIMESTAMPS) && !listener.has(Listener::OWN_WINDOW);
+    let offer = Offer::read(&frame, tcp, has_timestamps);
+    let family = addresses.family;
+    let (ports, isn) = (u32::from_le_bytes(frame.read(tcp)?), u32::from_le_bytes(frame.read(tcp + 4)?));
+    input.fill(addresses, ports, isn, offer.mss.unwrap_or(default_mss(family)));
+    // SAFETY: both headers are initialised memory of a map, as long as the kernel is told.
+    let cookie = unsafe {
+        let (network, tcp) = ((&raw mut input.network).cast(), (&raw mut input.tcp).cast());
+        match family {
+            Family::Ipv4 => bpf_tcp_raw_gen_syncookie_ipv4(network, tcp, INPUT_TCP as u32),
+            Family::Ipv6 => bpf_tcp_raw_gen_syncookie_ipv6(network.cast(), tcp, INPUT_TCP as u32),
+        }
+    };
+    if cookie < 0 {
+        return None;
+    }
+    reply.sequence = cookie as u32;
+    reply.network = network_offset(&frame)? as u32;
+    reply.window = listener.window;
+    let headers = (network_len(family) + 20) as u32;
+    reply.mss = mtu.saturating_sub(headers).min(u16::MAX.into());
+    reply.flags = 0;
+    let ring = maps::key_ring();
+    let gives_cookie = host.has(Host::FAST_OPEN) && listener.has(Listener::FAST_OPEN) && ring.holds(CURRENT);
+    if gives_cookie && syn.wants_cookie() {
+        reply.flags |= Reply::COOKIE;
+        reply.cookie = ring.slots[CURRENT].cookie(addresses);
+    }
+    if let Some(echo) = offer.timestamp {
+        let without = reply.flags;
+        reply.flags |= Reply::TIMESTAMPS;
+        reply.flags |= if offer.sack { Reply::SACK } else { 0 };
+        reply.flags |= if offer.scale.is_some() { Reply::SCALE } else { 0 };
+        // An answer is no longer than its SYN if it can be.
+        if reply.frame_len(family) > frame.len() {
+            reply.flags = without;
+        }
+        let now = (maps::monotonic_ns() / 1_000_000) as u32;
+        (reply.timestamp, reply.echo) = (timestamp(now, offer.scale, offer.sack), echo);
+        reply.scale = host.scale().into();
+    }
+    let missing = reply.frame_len(family).saturating_sub(frame.len());
+    // SAFETY: the context is the kernel's, and no pointer into the packet is used after this.
+    let has_room = missing == 0 || unsafe { bpf_xdp_adjust_tail(ctx, missing as i32) } == 0;
+    has_room.then_some(())
+}
