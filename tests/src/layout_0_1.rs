@@ -28,6 +28,12 @@ const CELL: usize = size_of::<Cell>() / 8;
 const OUTCOMES: usize = size_of::<Outcomes>() / 8;
 const CARRIED: usize = size_of::<Carried>() / 8;
 const WATCH: usize = size_of::<Watch>() / 8;
+/// Number of places for the verdicts of a family and class, now and in tfo 0.1, and of words in each.
+const VERDICTS: usize = 8;
+const VERDICTS_0_1: usize = 4;
+const TALLY: usize = 4;
+/// Number of words of a cell that the fewer places for verdicts save.
+const SAVED: usize = 2 * 8 * (VERDICTS - VERDICTS_0_1) * TALLY;
 /// Size of the state of observing in tfo 0.1, in words: a budget and five counters. The present struct begins with
 /// these.
 const WATCH_0_1: usize = 10;
@@ -38,7 +44,7 @@ type Words<const N: usize> = [u64; N];
 /// the keys, the state of guards and the hidden services and sources are preserved.
 ///
 /// tfo 0.1 had no generations, no map of carried counts and no filter for hidden sources. So those counts are added to the counters. Its state of
-/// observing had no confirmations. Hidden sources had no family. Orders were in the maps only, so orders for services
+/// observing had no confirmations. Its counters had fewer places for verdicts. Hidden sources had no family. Orders were in the maps only, so orders for services
 /// that do not exist are lost. No counted frame may arrive during the conversion, since counters are read and written
 /// back.
 ///
@@ -72,20 +78,23 @@ pub fn downgrade_pins(interface: &str) {
     info.set(0, words, 0).expect("the map takes it");
 
     let carried: Array<_, Words<CARRIED>> = open(names::CARRIED).try_into().expect("an array");
-    let mut cells: PerCpuArray<_, Words<CELL>> = open(names::COUNTERS).try_into().expect("an array");
+    let cells: PerCpuArray<_, Words<CELL>> = open(names::COUNTERS).try_into().expect("an array");
     let mut outcomes: Array<_, Words<OUTCOMES>> = open(names::OUTCOMES).try_into().expect("an array");
+    let mut old_cells = PerCpuArray::<_, Words<{ CELL - SAVED }>>::create(carried.len(), 0).expect("a map");
     let mut watched = [0; WATCH];
     for index in 0..carried.len() {
         // Words of the cell that are not counts are zeros in the map of carried counts.
         let carried = carried.get(&index, 0).expect("an entry");
         let mut cell = cells.get(&index, 0).expect("an entry").to_vec();
         add(&mut cell[0], &carried[offset_of!(Carried, cell) / 8..]);
-        cells.set(index, cell.try_into().expect("one of each CPU"), 0).expect("the map takes it");
+        let cell: Vec<_> = cell.iter().map(cell_0_1).collect();
+        old_cells.set(index, cell.try_into().expect("one of each CPU"), 0).expect("the map takes it");
         let mut outcome = outcomes.get(&index, 0).expect("an entry");
         add(&mut outcome, &carried[offset_of!(Carried, outcomes) / 8..]);
         outcomes.set(index, outcome, 0).expect("the map takes it");
         add(&mut watched, &carried[offset_of!(Carried, watch) / 8..]);
     }
+    old_cells.pin(replace(names::COUNTERS)).expect("the place is free");
     replace(names::CARRIED);
     replace(names::HIDE_FILTER);
 
@@ -110,6 +119,14 @@ pub fn downgrade_pins(interface: &str) {
     map.pin(replace(names::HIDDEN)).expect("the place is free");
     // This removes the orders of all interfaces. No controller may start before the next conversion.
     fs::remove_dir_all("/var/lib/tfo/orders").unwrap_or_default();
+}
+
+/// Returns a cell with fewer places for verdicts.
+fn cell_0_1(cell: &Words<CELL>) -> Words<{ CELL - SAVED }> {
+    let (syn, rest) = cell.split_at(2 * 8 * VERDICTS * TALLY);
+    let kept = syn.chunks(VERDICTS * TALLY).flat_map(|class| &class[..VERDICTS_0_1 * TALLY]);
+    let words: Vec<u64> = kept.chain(rest).copied().collect();
+    words.try_into().expect("the rest is the same")
 }
 
 fn add(sums: &mut [u64], counts: &[u64]) {

@@ -5,6 +5,7 @@ mod batch;
 mod carry;
 mod change;
 mod device;
+mod layout_0_1;
 mod link;
 mod object;
 mod options;

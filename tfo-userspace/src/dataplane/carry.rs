@@ -4,7 +4,10 @@
 //! map of the next one that no program writes ([`names::CARRIED`]), and once more after their programs have stopped
 //! counting. They are totals, not differences, so they may be written any number of times.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, HashMap, Map, MapData, lpm_trie::LpmTrie};
@@ -23,6 +26,7 @@ use tracing::{debug, warn};
 use super::{
     Object,
     batch::BatchReader,
+    layout_0_1,
     object::wait_for_running_programs,
     orders::OrderMaps,
     tables::{Shared, read_info},
@@ -35,9 +39,6 @@ use crate::{
     model::services::{OTHER_NAME, REMOVED_NAME},
     util::time::unix_seconds,
 };
-
-/// Layout of the maps of tfo 0.1, which can be carried over, too.
-const LAYOUT_0_1: u32 = 6;
 
 /// Maps that tfo 0.1 did not have.
 const SINCE_0_2: [&str; 2] = [names::CARRIED, names::HIDE_FILTER];
@@ -57,12 +58,35 @@ const COMMON: [&str; 8] = [
 /// Entry of a guard's table (`Row` in `tfo_common::policy`), as words: a tag and a value for each seat.
 type RowWords = [u64; 2 * SEATS];
 
+/// Reader of the counters of each service and CPU, in one of the layouts.
+enum Cells {
+    Now(BatchReader<Shared<Cell>>),
+    V0_1(BatchReader<layout_0_1::CellWords>),
+}
+
+impl Cells {
+    fn of(map: &Map, is_now: bool) -> Result<Self> {
+        Ok(match is_now {
+            true => Self::Now(BatchReader::of(map, Shared(Cell::EMPTY))?),
+            false => Self::V0_1(BatchReader::of(map, layout_0_1::CellWords::EMPTY)?),
+        })
+    }
+
+    /// Passes the counts of each service and CPU to `see`.
+    fn each(&self, mut see: impl FnMut(u32, &Cell)) -> io::Result<()> {
+        match self {
+            Self::Now(all) => all.each(|index, cpus| cpus.iter().for_each(|Shared(cell)| see(index, cell))),
+            Self::V0_1(all) => all.each(|index, cpus| cpus.iter().for_each(|words| see(index, &words.cell()))),
+        }
+    }
+}
+
 /// The maps of an earlier generation.
 pub(super) struct EarlierGeneration {
     generation: Generation,
     info: Info,
     names: Vec<Option<String>>,
-    cells: BatchReader<Shared<Cell>>,
+    cells: Cells,
     outcomes: BatchReader<Shared<Outcomes>>,
     carried: Option<BatchReader<Shared<Carried>>>,
 }
@@ -82,10 +106,11 @@ impl EarlierGeneration {
         let info = read_info(&info)?;
         let has_carried = match info.layout_version {
             LAYOUT_VERSION => true,
-            LAYOUT_0_1 => false,
+            layout_0_1::VERSION => false,
             other => {
                 return Ok(Err(format!(
-                    "they are of layout {other}, and this tfo knows {LAYOUT_0_1} and {LAYOUT_VERSION}"
+                    "they are of layout {other}, and this tfo knows {} and {LAYOUT_VERSION}",
+                    layout_0_1::VERSION
                 )));
             }
         };
@@ -109,7 +134,7 @@ impl EarlierGeneration {
             generation: generation.clone(),
             info,
             names,
-            cells: BatchReader::of(&open(names::COUNTERS)?, Shared(Cell::EMPTY))?,
+            cells: Cells::of(&open(names::COUNTERS)?, has_carried)?,
             outcomes: BatchReader::of(&open(names::OUTCOMES)?, Shared(Outcomes::default()))?,
             carried,
         }))
@@ -164,9 +189,7 @@ impl EarlierGeneration {
             }
         };
         self.cells
-            .each(|index, cells| {
-                sum(index, &mut |sum| cells.iter().for_each(|Shared(cell)| sum.cell.add(cell)));
-            })
+            .each(|index, cell| sum(index, &mut |sum| sum.cell.add(cell)))
             .context("cannot read the counters")?;
         self.outcomes
             .each(|index, outcomes| {
@@ -194,18 +217,9 @@ impl EarlierGeneration {
             all.each(|_, cpus| cpus.iter().for_each(|Shared(watch)| sum.add(watch)))
                 .context("cannot read the counters of events")?;
         } else {
-            // In tfo 0.1, an entry had five words of a budget, then five counters.
-            let all = BatchReader::of(&map, [0_u64; 10])?;
-            all.each(|_, cpus| {
-                for [.., events, lost, skipped, prefixes, forgotten] in cpus {
-                    sum.events += events;
-                    sum.events_lost += lost;
-                    sum.events_skipped += skipped;
-                    sum.prefixes += prefixes;
-                    sum.sources_forgotten += forgotten;
-                }
-            })
-            .context("cannot read the counters of events")?;
+            let all = BatchReader::of(&map, layout_0_1::WatchWords::default())?;
+            all.each(|_, cpus| cpus.iter().for_each(|words| layout_0_1::add_watch(&mut sum, words)))
+                .context("cannot read the counters of events")?;
         }
         Ok(sum)
     }
