@@ -45,8 +45,8 @@ type Words<const N: usize> = [u64; N];
 ///
 /// tfo 0.1 had no generations, no map of carried counts and no filter for hidden sources. So those counts are added to the counters. Its state of
 /// observing had no confirmations. Its counters had fewer places for verdicts. Hidden sources had no family. Orders were in the maps only, so orders for services
-/// that do not exist are lost. No counted frame may arrive during the conversion, since counters are read and written
-/// back.
+/// that do not exist are lost. From the conversion until the next controller is there, no counted frame may arrive: the attached program
+/// would count it in its own map.
 ///
 /// # Panics
 ///

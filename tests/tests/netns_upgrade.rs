@@ -68,6 +68,10 @@ fn maps_of_0_1_are_carried_over_whenever_the_controller_dies() {
         ];
         for (n, death) in deaths.into_iter().enumerate() {
             running.kill();
+            for port in [7413, 7413, 99] {
+                send(&client, port);
+            }
+            // The program that is attached goes on counting in its own maps, which are no longer those that are pinned.
             downgrade_pins(IFACE);
             let (code, error) = failure(&tfo(&["counters"]));
             assert_eq!(code, Some(1));
@@ -75,9 +79,6 @@ fn maps_of_0_1_are_carried_over_whenever_the_controller_dies() {
             let output = death();
             assert!(was_killed(output.status), "death {n}: {output:?}");
             assert!(xdp_on(IFACE).is_some(), "death {n}: the program is off");
-            for port in [7413, 7413, 99] {
-                send(&client, port);
-            }
             running = Running::start(&RUN);
             assert_eq!(linked(IFACE).link, first.link, "death {n}: it was off for a moment");
             let sent = n as u64 + 1;
