@@ -17,6 +17,7 @@
 //! | [`listener`] | listening sockets, also in other processes |
 //! | [`server`] | server that remembers what clients have sent |
 //! | [`scrape`] | clients of the metrics |
+//! | [`flood`] | forged SYNs at a steady rate |
 //! | [`fault`] | system calls that fail, or kill their caller |
 //! | [`layout_0_1`] | pins in the layout of tfo 0.1, for tests of upgrades |
 //! | [`steps`] | the real `tfo`, killed between two system calls |
@@ -36,6 +37,7 @@ pub mod agree;
 pub mod cases;
 pub mod config;
 pub mod fault;
+pub mod flood;
 pub mod forger;
 pub mod fuzz;
 pub mod guards;

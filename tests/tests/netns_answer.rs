@@ -3,17 +3,34 @@
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
-use tfo_common::{class::Class, parse::LinkLayer, segment::Family, verdict::{Mode, Verdict}};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tfo_common::{
+    class::Class,
+    parse::LinkLayer,
+    segment::Family,
+    verdict::{Mode, Verdict},
+};
 use tfo_tests::{
     config::protected,
+    flood::Flood,
     kernel::Kernel,
     listener::Listener,
-    netns::{Counts, IFACE, eventually, key, server_and_client},
+    netns::{Counts, IFACE, eventually, ip, key, server_and_client},
+    packet::{Carry as _, Tcp, eth_between},
+    random::is_long,
     server::Server,
 };
 use tfo_userspace::{
     dataplane::LoadOptions,
-    kernel::{sysctl::{KeySysctl, syncookies}, tcp_ext::TcpExt},
+    kernel::{
+        sysctl::{KeySysctl, syncookies},
+        tcp_ext::TcpExt,
+    },
     lab::{
         client::{fast_open, ordinary},
         net::{Namespace, server, source},
@@ -39,6 +56,74 @@ fn with_client(test: impl FnOnce(Namespace) + Send) {
             .unwrap();
         test(client);
     });
+}
+
+const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// Kinds of SYNs that a flood consists of.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Plain,
+    Request,
+    BadCookie,
+}
+
+/// Returns the SYNs of a flood, each as Linux sends it, from an address of its own. Nobody has these addresses.
+fn forged(kind: Kind, family: Family) -> Vec<Vec<u8>> {
+    let one = |number: u32| -> Vec<u8> {
+        let to = server(family).ip();
+        let syn: Tcp = match to {
+            IpAddr::V4(to) => {
+                let from = Ipv4Addr::from_bits(Ipv4Addr::new(198, 20, 0, 0).to_bits() | number);
+                eth_between(CLIENT_MAC, SERVER_MAC).ipv4(from, to).syn()
+            }
+            IpAddr::V6(to) => {
+                let from = Ipv6Addr::from_bits("2001:db8:6666::".parse::<Ipv6Addr>().unwrap().to_bits() | u128::from(number));
+                eth_between(CLIENT_MAC, SERVER_MAC).ipv6(from, to).syn()
+            }
+        };
+        let syn = syn.ports(1024 + number as u16 % 50_000, PORT).sequence(number * 77).linux_options();
+        match kind {
+            Kind::Plain => syn,
+            Kind::Request => syn.request().nops(2),
+            Kind::BadCookie => syn.fast_open(&[7; 8]).nops(2).data(DATA),
+        }
+        .build()
+    };
+    (1..20_000).map(one).collect()
+}
+
+/// Routes the answers to forged SYNs to the client, which drops them.
+fn route_forged() {
+    ip("route add 198.20.0.0/16 via 198.18.0.2");
+    ip(&format!("route add 2001:db8:6666::/48 via 2001:db8::2 dev {IFACE}"));
+}
+
+/// Numbers of clients with a Fast Open cookie, of those whose data was taken with the SYN, of ordinary ones, and of those
+/// of either kind whose connection failed.
+#[derive(Debug)]
+struct Served {
+    clients: u64,
+    at_0_rtt: u64,
+    ordinary: u64,
+    failed: u64,
+}
+
+/// Connects `clients` times with Fast Open, for which the client has a cookie, and a tenth as often without.
+fn serve(client: &Namespace, family: Family, clients: u64) -> Served {
+    let (from, to) = (source(family, 1), server(family));
+    let before = client.run(TcpExt::read).unwrap().active;
+    let (mut ordinary_ones, mut failed) = (0, 0);
+    for number in 0..clients {
+        failed += u64::from(client.run(|| fast_open(from, to, DATA)).is_err());
+        if number % 10 == 0 {
+            failed += u64::from(client.run(|| ordinary(from, to, DATA)).is_err());
+            ordinary_ones += 1;
+        }
+    }
+    let at_0_rtt = client.run(TcpExt::read).unwrap().active - before;
+    Served { clients, at_0_rtt, ordinary: ordinary_ones, failed }
 }
 
 /// Returns the number of SYNs of `class` that were answered.
@@ -71,4 +156,54 @@ fn clients_connect_through_answered_handshakes() {
         assert_eq!(answered(Class::CookieRequest), 2);
         assert_eq!(syncookies().unwrap(), 1);
     });
+}
+
+/// Floods the listener, and serves clients meanwhile. With tfo, waits until Fast Open is back.
+fn under_flood(kind: Kind, family: Family, guards: Option<&str>, clients: u64) -> (Served, f64, Duration) {
+    let mut result = None;
+    with_client(|client| {
+        route_forged();
+        let _server = Server::echo(Listener::on(&format!("[::]:{PORT}")).fast_open(1024).backlog(128).listen());
+        let _tfo = protected(IFACE, PORT, guards);
+        let (from, to) = (source(family, 1), server(family));
+        // The first gets the cookie.
+        client.run(|| fast_open(from, to, DATA)).unwrap();
+        let port = if family == Family::Ipv4 { 14 + 20 } else { 14 + 40 };
+        let flood = Flood::start(&client, CLIENT, forged(kind, family), port, 100_000);
+        let begun = Instant::now();
+        let mut back = Duration::ZERO;
+        if guards.is_some() {
+            eventually("Fast Open is back", || {
+                serve(&client, family, 1).at_0_rtt == 1 && serve(&client, family, 20).at_0_rtt == 20
+            });
+            back = begun.elapsed();
+        } else {
+            thread::sleep(Duration::from_secs(1));
+        }
+        let served = serve(&client, family, clients);
+        result = Some((served, flood.rate(), back));
+    });
+    result.unwrap()
+}
+
+#[test]
+fn clients_have_0_rtt_during_a_flood() {
+    let all = [Kind::Plain, Kind::Request, Kind::BadCookie];
+    let (kinds, clients) = if is_long() { (&all[..], 800) } else { (&all[..1], 300) };
+    for kind in kinds {
+        for family in [Family::Ipv4, Family::Ipv6] {
+            let (alone, rate, _) = under_flood(*kind, family, None, 40);
+            println!(
+                "{kind:?}, {family}: kernel alone: {} of {} at 0-RTT, {} failed ({rate:.0}/s)",
+                alone.at_0_rtt, alone.clients, alone.failed
+            );
+            let (served, rate, back) = under_flood(*kind, family, Some("answer = true"), clients);
+            println!(
+                "{kind:?}, {family}: answer: {} of {} at 0-RTT, {} ordinary ones, {} failed ({rate:.0}/s; back after {back:.1?})",
+                served.at_0_rtt, served.clients, served.ordinary, served.failed
+            );
+            assert_eq!(served.failed, 0, "{kind:?}, {family}: {served:?}");
+            assert!(served.at_0_rtt * 1000 >= served.clients * 999, "{kind:?}, {family}: {served:?}");
+        }
+    }
 }

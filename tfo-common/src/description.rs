@@ -165,6 +165,14 @@ impl Description {
         }
     }
 
+    /// Turns the decision to answer a SYN into one to drop it, since a handshake of the same connection is in the SYN queue.
+    #[inline(always)]
+    pub fn drop_repeated(&mut self) {
+        if self.verdict == Verdict::Answer as u32 {
+            self.verdict = Verdict::Drop as u32;
+        }
+    }
+
     /// Takes the decision to answer back: the SYN goes to the kernel as the guards before have decided.
     #[inline(always)]
     pub fn leave_to_kernel(&mut self) {

@@ -32,6 +32,8 @@ use crate::{
 
 /// State of a listening socket, from `enum` in net/tcp_states.h.
 const TCP_LISTEN: u32 = 10;
+/// State of a handshake in a listener's SYN queue.
+const TCP_NEW_SYN_RECV: u32 = 12;
 /// Length of an Ethernet header.
 const ETHERNET: usize = 14;
 /// Length of the shortest Ethernet frame, without its checksum. No answer is cut below it.
@@ -88,19 +90,25 @@ fn prepare(ctx: *mut xdp_md) -> Option<()> {
         return None;
     }
     let ports = frame.read(tcp as usize)?;
-    // Any other state is the kernel's: TIME_WAIT, which a SYN may end, or a handshake whose SYN comes again.
-    let is_listening = with_socket(ctx, ports, |socket| {
+    let state = with_socket(ctx, ports, |socket| {
         // SAFETY: the kernel lets this field of its socket be read.
         let state = unsafe { (&raw const (*socket).state).read_volatile() };
         if let Some(answering) = maps::answering() {
             // SAFETY: a write to our own map. It is volatile, so that LLVM does not keep the pointer.
             unsafe { (&raw mut answering.socket).write_volatile(socket as u64) };
         }
-        state == TCP_LISTEN
+        state
     })?;
+    if state == TCP_NEW_SYN_RECV {
+        // It would keep its place in the queue for as long as it is repeated (`tcp_check_req`). The kernel repeats its
+        // SYN-ACK without being asked.
+        maps::packet()?.drop_repeated();
+        return Some(());
+    }
     let listener = listener(ctx, maps::answering()?);
     let has_option = !matches!(class, Some(Class::PlainSyn | Class::OptionIgnored));
-    if !is_listening
+    // Any other state is the kernel's, such as TIME_WAIT, which a SYN may end.
+    if state != TCP_LISTEN
         || !listener.has(Listener::MARKED)
         || listener.judges_itself(host, has_option, data_len)
         || !is_local(ctx)
