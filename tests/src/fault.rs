@@ -18,6 +18,7 @@ pub enum Bpf {
     ProgLoad = 5,
     ObjPin = 6,
     ObjGet = 7,
+    ProgTestRun = 10,
     ObjGetInfoByFd = 15,
     MapFreeze = 22,
     MapLookupBatch = 24,

@@ -45,6 +45,7 @@ pub struct Tcp {
     ip: Ip,
     ports: (u16, u16),
     sequence: u32,
+    acknowledged: u32,
     flags: u16,
     window: u16,
     options: Vec<u8>,
@@ -63,6 +64,7 @@ impl Tcp {
             ip,
             ports: (40_000, 80),
             sequence: 0x0102_0304,
+            acknowledged: 0,
             flags,
             window: 0xfaf0,
             options: Vec::new(),
@@ -82,6 +84,12 @@ impl Tcp {
     /// Sets the sequence number.
     pub fn sequence(mut self, sequence: u32) -> Self {
         self.sequence = sequence;
+        self
+    }
+
+    /// Sets the acknowledgement number.
+    pub fn acknowledging(mut self, number: u32) -> Self {
+        self.acknowledged = number;
         self
     }
 
@@ -233,7 +241,7 @@ impl Tcp {
         segment.extend(self.ports.0.to_be_bytes());
         segment.extend(self.ports.1.to_be_bytes());
         segment.extend(self.sequence.to_be_bytes());
-        segment.extend([0; 4]);
+        segment.extend(self.acknowledged.to_be_bytes());
         segment.extend(offset_and_flags.to_be_bytes());
         segment.extend(self.window.to_be_bytes());
         segment.extend([0; 4]);

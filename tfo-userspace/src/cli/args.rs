@@ -9,7 +9,7 @@ use tracing::level_filters::LevelFilter;
 use crate::{
     check::fix::FOLDER,
     config::parse_address,
-    kernel::interface::parse_name,
+    kernel::{interface::parse_name, syncookies::GUARD},
     model::{
         guards::Hidden,
         services::{Named, parse_prefix},
@@ -101,6 +101,12 @@ pub enum Command {
     /// Checks this network namespace. Each line is ok, warn or fail, and says what to do. The exit status is 1 if a
     /// line is fail.
     Check(Check),
+    /// Write net.ipv4.tcp_syncookies back if `tfo run` dies while it is changed (`tfo run` starts this by itself)
+    #[command(name = GUARD, hide = true)]
+    GuardSyncookies {
+        /// Folder with the value before
+        folder: PathBuf,
+    },
     /// Show live rates on a screen; ? lists its keys
     ///
     /// It reads what `tfo run` has pinned, every second, and changes nothing. When `tfo run` ends, it waits for the

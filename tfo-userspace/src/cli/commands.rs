@@ -24,6 +24,7 @@ use crate::{
     },
     control::{self, NotRunning, Request},
     dataplane::pins::{Bpffs, Pins},
+    kernel::syncookies::guard,
     lab,
     util::{runtime::block_on, secrecy::protect_process},
 };
@@ -55,6 +56,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Keys(Keys::Status(args)) => keys::status(&args, &bpffs).map(done),
         Command::Keys(Keys::Rotate(args)) => block_on(keys::rotate(&args, &bpffs)).map(done),
         Command::Keys(Keys::Import(args)) => block_on(keys::import(&args, &bpffs)).map(done),
+        Command::GuardSyncookies { folder } => guard(&folder).map(done),
         Command::Unload(args) => block_on(unload::run(&args, &bpffs, &cli.state_dir)).map(done),
     }
 }

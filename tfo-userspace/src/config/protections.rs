@@ -6,7 +6,7 @@ use tfo_common::policy;
 
 use super::table::{Table, flag, number, text};
 use crate::{
-    kernel::clock::jiffies_per_second,
+    kernel::{clock::jiffies_per_second, syncookies},
     model::guards::{Answer, Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
     util::time::parse_duration,
 };
@@ -59,6 +59,9 @@ fn shed(table: &mut Table) -> Option<Shed> {
 }
 
 fn answer(table: &mut Table) -> Option<Answer> {
+    if let Err(error) = syncookies::support() {
+        table.refuse(&format!("{error:#}"));
+    }
     Some(Answer {
         waits: table.get("when", text(waits)).unwrap_or(true),
         above: table.get("above", number(1..=u32::MAX)),

@@ -87,6 +87,11 @@ impl<'a, 't> Table<'a, 't> {
         outcome
     }
 
+    /// Notes that the whole table can't be used, and why.
+    pub(super) fn refuse(&self, why: &str) {
+        self.faults.add(self.at, format!("{}: {why}", self.path.trim_end_matches('.')));
+    }
+
     /// Returns the offset of the value of `key`, or of the table if the key is missing.
     pub(super) fn place(&self, key: &str) -> usize {
         self.entries.get(key).map_or(self.at, |value| value.span().start)

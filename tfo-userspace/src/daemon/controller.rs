@@ -17,20 +17,22 @@ use tracing::{debug, info, warn};
 
 use super::{flood::Floods, order_file::OrderFile, site::Site, wake::Wake};
 use crate::{
-    control::Reply,
+    control::{FOLDER, Reply},
     dataplane::{
         Datapath, KeyInfo, Publish, answering_in, hidden_in, on_device,
         pins::{Bpffs, MountGuard},
         preflight,
     },
-    kernel::{interface::Interface, netns::netns_cookie, sysctl::KernelKeys, tcp_ext::TcpExt},
+    kernel::{
+        interface::Interface, netns::netns_cookie, syncookies::Journal, sysctl::KernelKeys, tcp_ext::TcpExt,
+    },
     keys::keeper::{Keeper, Maps, Source},
     model::{
         services::Services,
         settings::{AttachMode, Sizes},
     },
     util::{logging, secrecy::leaving_no_trace, time::unix_seconds},
-    view::{counters::Report, history::History},
+    view::{counters::Report, history::History, metrics::Answering},
 };
 
 /// Interval between reads of the kernel's keys. A change may take one second to reach the maps: several reads fit in.
@@ -99,6 +101,7 @@ impl Controller {
                 found.push(interface);
             }
         }
+        restore_syncookies();
         let mount = bpffs.mount()?;
         let mut sites = Vec::new();
         let mut answering = BTreeSet::new();
@@ -255,6 +258,11 @@ impl Controller {
         &self.keeper
     }
 
+    /// Returns the state of the protection `answer` of each service that has it.
+    pub fn answering(&self) -> Vec<Answering> {
+        self.floods.states()
+    }
+
     /// Returns the counters of each interface.
     pub fn counters(&self) -> Result<Vec<Counters>> {
         self.datapaths().map(Datapath::counters).collect()
@@ -295,6 +303,17 @@ impl Controller {
             outcome = outcome.and(site.unload().await);
         }
         outcome
+    }
+}
+
+/// Writes the value of `tcp_syncookies` back that an earlier controller had when it died, if it and its guardian did so at
+/// the worst moment.
+fn restore_syncookies() {
+    let restored = Journal::new(FOLDER.as_ref()).and_then(|journal| journal.restore());
+    match restored {
+        Ok(true) => warn!("net.ipv4.tcp_syncookies is what it was before an earlier `tfo run` died"),
+        Ok(false) => {}
+        Err(error) => debug!("no journal of net.ipv4.tcp_syncookies: {error:#}"),
     }
 }
 

@@ -19,13 +19,14 @@ use crate::{
     kernel::{
         clock::jiffies_per_second,
         listeners::Walk,
-        syncookies::{Journal, host},
+        syncookies::{Guardian, Journal, host},
         tcp_ext::TcpExt,
     },
     model::{
         guards::Answer,
         services::{Named, Services},
     },
+    view::metrics::Answering,
 };
 
 /// Age in seconds at which the mark of a listener is made anew: well before the program stops to rely on it
@@ -41,6 +42,8 @@ pub struct Floods {
     gauges: BTreeMap<String, Gauge>,
     /// The reader of listeners, once it is needed.
     walk: Option<Walk>,
+    /// The process that writes `tcp_syncookies` back if we die.
+    guardian: Option<Guardian>,
     /// Time of the last step, and the number of right SYN cookies until then.
     last: Option<(Instant, u64)>,
     /// Reason why the last step failed. The same reason is logged once.
@@ -53,6 +56,8 @@ struct Gauge {
     /// Number of SYNs without a good cookie so far; `None` before the first reading.
     unproved: Option<u64>,
     is_engaged: bool,
+    /// Number of times that it engaged.
+    times: u64,
     /// Time since which the flood has been over.
     quiet: Option<Instant>,
 }
@@ -74,7 +79,7 @@ impl Floods {
     /// Begins the watch. The services in `engaged` were engaged by an earlier controller.
     pub fn new(engaged: BTreeSet<String>) -> Self {
         let gauge = |name| (name, Gauge { is_engaged: true, ..Gauge::default() });
-        Self { gauges: engaged.into_iter().map(gauge).collect(), walk: None, last: None, failure: None }
+        Self { gauges: engaged.into_iter().map(gauge).collect(), walk: None, guardian: None, last: None, failure: None }
     }
 
     /// Returns the services whose SYNs are to be answered, and has marked their listeners. A failure is logged, and lets
@@ -105,6 +110,16 @@ impl Floods {
         engaged.map(|(name, _)| name.clone()).collect()
     }
 
+    /// Returns the state of each service.
+    pub fn states(&self) -> Vec<Answering> {
+        let state = |(name, gauge): (&String, &Gauge)| Answering {
+            service: name.clone(),
+            is_engaged: gauge.is_engaged,
+            engaged: gauge.times,
+        };
+        self.gauges.iter().map(state).collect()
+    }
+
     fn measure<'a>(&mut self, watched: &[&Named], datapaths: impl Iterator<Item = &'a mut Datapath>) -> Result<()> {
         let mut unproved: BTreeMap<String, u64> = BTreeMap::new();
         let (mut interface, facts) = (0, host());
@@ -118,7 +133,6 @@ impl Floods {
         if self.walk.is_none() {
             let mut walk = Walk::load()?;
             walk.load_marker()?;
-            Journal::new(FOLDER.as_ref())?.restore()?;
             self.walk = Some(walk);
         }
         let walk = self.walk.as_mut().context("there is no reader of listeners")?;
@@ -164,6 +178,9 @@ impl Floods {
         let old = records.iter().filter(is_old);
         let old: Vec<_> = old.filter(|record| engaged.iter().any(|named| is_its(named, record))).collect();
         let Some(walk) = self.walk.as_mut().filter(|_| !old.is_empty()) else { return Ok(()) };
+        if self.guardian.as_mut().is_none_or(|guardian| !guardian.is_there()) {
+            self.guardian = Some(Guardian::start(FOLDER.as_ref())?);
+        }
         let failed = Journal::new(FOLDER.as_ref())?.forced(|| {
             let outcomes = old.iter().map(|record| (record, walk.mark(record, interface)));
             outcomes.filter_map(|(record, outcome)| Some((record, outcome.err()?))).collect::<Vec<_>>()
@@ -211,6 +228,7 @@ impl Gauge {
         if !self.is_engaged {
             if !answer.waits || is_above || is_filling {
                 (self.is_engaged, self.quiet) = (true, None);
+                self.times += 1;
                 let unproved = measured.unproved;
                 info!(
                     "{name}: SYNs without a good cookie are answered from now on ({unproved:.0} a second, SYN queue \

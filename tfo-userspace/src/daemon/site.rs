@@ -21,7 +21,7 @@ use crate::{
     dataplane::{
         self, Built, Datapath, Enforced, OnDevice, Presence, Program, Publish, on_device, pins::Locked,
     },
-    kernel::{interface::Interface, sysctl::KernelKeys},
+    kernel::{interface::Interface, syncookies, sysctl::KernelKeys},
     model::{guards::Orders, keys::DatedKey, settings::AttachMode},
     util::secrecy::leaving_no_trace,
     view::events::EventLog,
@@ -301,6 +301,9 @@ impl Site {
             }
             built.object().remember(&self.name, earlier)
         })?;
+        if built.program.options.answers {
+            built.object().set_host(syncookies::host())?;
+        }
         built.enforce(&self.pins, interface, live, attach, &self.desired_orders())
     }
 

@@ -65,7 +65,7 @@ impl Built {
     /// The verifier is slow, so this belongs on a thread of its own. It touches nothing that is in force.
     pub fn new(interface: &str, program: Program, generations: &[Generation]) -> Result<Self> {
         if program.options.answers {
-            check_answers(&program)?;
+            check_answers(&program.services, program.options.link)?;
         }
         let past = EarlierGenerations::open(interface, generations)?;
         let seed = match &past.in_force {
@@ -227,15 +227,15 @@ impl Built {
     }
 }
 
-/// Checks that the SYNs of the services that ask for it can be answered. The error says why not.
-fn check_answers(program: &Program) -> Result<()> {
-    let mut names = program.services.named().iter().filter(|named| named.answers()).map(|named| &named.name);
-    let context = || format!("service {}: answer", names.next().map_or("", String::as_str));
-    match program.options.link {
+/// Checks that SYNs to `services` that come through an interface with `link` can be answered, if they are to be. The error
+/// says why not.
+pub fn check_answers(services: &Services, link: LinkLayer) -> Result<()> {
+    let Some(first) = services.named().iter().find(|named| named.answers()) else { return Ok(()) };
+    let outcome = match link {
         LinkLayer::Ethernet => syncookies::support(),
-        LinkLayer::Ip => Err(anyhow!("the interface has no Ethernet header, so nothing can be sent back through it")),
-    }
-    .with_context(context)
+        LinkLayer::Ip => Err(anyhow!("the interface has no Ethernet header, and a frame can't be sent back")),
+    };
+    outcome.with_context(|| format!("service {}: answer", first.name))
 }
 
 /// Returns the orders of `tfo hide` in the maps in force under `pins`.

@@ -1,6 +1,7 @@
 //! Pinned maps of a program that another process attached.
 
 use std::{
+    collections::BTreeSet,
     fmt, fs,
     os::fd::{AsFd as _, AsRawFd as _},
     path::PathBuf,
@@ -138,6 +139,11 @@ impl Pinned {
     /// Returns the key ring in force.
     pub fn key_ring(&self) -> Result<KeyRing> {
         self.tables.key_ring()
+    }
+
+    /// Returns the services whose SYNs are answered.
+    pub fn answering(&self) -> Result<BTreeSet<String>> {
+        self.orders.answering(self.tables.capacity(), |index| self.tables.service(index))
     }
 
     /// Returns the orders of `tfo hide`.

@@ -2,18 +2,22 @@
 //! some microseconds at a time.
 //!
 //! Only with 2 does the kernel make a SYN cookie for a listener whose SYN queue is not full, and so mark it. But with 2 the
-//! kernel has no Fast Open at all (`tcp_conn_request`). So the value before is written to a [`Journal`] first. Whoever
-//! finds the journal later writes it back.
+//! kernel has no Fast Open at all (`tcp_conn_request`). So the value before is written to a [`Journal`] first. If the
+//! process dies meanwhile, its [`Guardian`] writes the value back, and if that has died, too, the next start does.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::{SigHandler, Signal, signal},
+};
 use tfo_common::answer::Host;
 
 use super::{
@@ -153,4 +157,46 @@ impl Journal {
         let locked = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error);
         locked.with_context(|| format!("cannot lock {}", path.display()))
     }
+}
+
+/// Name of the subcommand that a [`Guardian`] runs.
+pub const GUARD: &str = "guard-syncookies";
+
+/// Process that waits for the death of this one, and then writes the value in the journal back. It sleeps until then.
+#[derive(Debug)]
+pub struct Guardian(Child);
+
+impl Guardian {
+    /// Starts it for the journal in `folder`. It is this program, and a pipe tells it of our end.
+    pub fn start(folder: &Path) -> Result<Self> {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(GUARD).arg(folder).stdin(Stdio::piped()).stdout(Stdio::null());
+        Ok(Self(command.spawn().context("cannot start the process that guards net.ipv4.tcp_syncookies")?))
+    }
+
+    /// Whether it is still there.
+    pub fn is_there(&mut self) -> bool {
+        self.0.try_wait().is_ok_and(|ended| ended.is_none())
+    }
+}
+
+impl Drop for Guardian {
+    /// Ends it and waits for its end.
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        drop(self.0.wait());
+    }
+}
+
+/// Does the work of a [`Guardian`], whose end of the pipe is standard input.
+pub fn guard(folder: &Path) -> Result<()> {
+    // A service manager sends its signals to all processes of a service. The guardian must outlive the other.
+    for name in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: no handler is installed, so none can do anything wrong.
+        unsafe { signal(name, SigHandler::SigIgn) }.context("cannot ignore a signal")?;
+    }
+    let mut nothing = Vec::new();
+    // A failure is the end of the pipe, too.
+    drop(io::stdin().read_to_end(&mut nothing));
+    Journal::new(folder)?.restore().map(drop)
 }

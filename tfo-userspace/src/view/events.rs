@@ -163,12 +163,15 @@ impl Event {
             match guard {
                 _ if guard == Guard::Clamp.name() => "its window would be cut by",
                 _ if guard == Guard::Shed.name() => "would be hidden or dropped by",
+                _ if guard == Guard::Answer.name() => "would be answered by",
                 _ => "would be hidden by",
             }
         } else {
             match &self.verdict {
                 verdict if verdict == Verdict::Hide.name() => "hidden by",
                 verdict if verdict == Verdict::Drop.name() => "dropped by",
+                verdict if verdict == Verdict::Answer.name() && guard == Guard::Answer.name() => "answered by",
+                verdict if verdict == Verdict::Answer.name() => "answered without a cookie because of",
                 _ => "its window cut by",
             }
         };

@@ -52,6 +52,8 @@ pub struct Program {
     pub has_outcomes: bool,
     /// Counters of sampling, events, sources and unconfirmed keys.
     pub watch: Watch,
+    /// For each service with the protection `answer`, whether it is engaged, and the number of times that it engaged.
+    pub answering: Vec<Answering>,
     /// Number of packets whose event the controller could not keep.
     pub dropped_events: u64,
     /// Keys in the map, by role.
@@ -60,6 +62,17 @@ pub struct Program {
     pub in_step: Option<bool>,
     /// Pin folder of the maps.
     pub pins: Pins,
+}
+
+/// State of the protection `answer` of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answering {
+    /// Name of the service.
+    pub service: String,
+    /// Whether it is engaged.
+    pub is_engaged: bool,
+    /// Number of times that it engaged since the controller began.
+    pub engaged: u64,
 }
 
 /// Keys of one role.

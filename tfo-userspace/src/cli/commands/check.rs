@@ -2,14 +2,15 @@
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use crate::{
     check::{Report, Status, fix::Fix},
     cli::args::Check,
     config::{Config, Fault, Invalid},
-    dataplane::pins::Bpffs,
+    dataplane::{check_answers, pins::Bpffs},
+    kernel::interface::Interface,
     util::output::print,
 };
 
@@ -25,7 +26,7 @@ struct Verdict<'a> {
 /// Prints the changes of `--fix`, then every check. The exit status is 1 if a check fails.
 pub(super) async fn run(args: &Check, bpffs: &Bpffs) -> Result<ExitCode> {
     if let Some(file) = &args.config {
-        return config(file, args.json);
+        return config(file, args.json).await;
     }
     let mut changes = None;
     if args.fix {
@@ -45,10 +46,17 @@ pub(super) async fn run(args: &Check, bpffs: &Bpffs) -> Result<ExitCode> {
 }
 
 /// Prints the faults of a configuration file, or a summary of it. The exit status is 1 if there are faults.
-fn config(file: &Path, json: bool) -> Result<ExitCode> {
+async fn config(file: &Path, json: bool) -> Result<ExitCode> {
     let config = Config::read(file).map_err(|error| error.downcast::<Invalid>());
     let (text, verdict) = match config {
-        Ok(Config { services, .. }) => {
+        Ok(Config { services, interfaces, .. }) => {
+            for name in &interfaces {
+                // An interface may come later.
+                if let Ok(interface) = Interface::find(name).await {
+                    let context = || format!("{}: {name}", file.display());
+                    check_answers(&services, interface.link_layer).with_context(context)?;
+                }
+            }
             let summary = services.summary();
             let text = format!("{}: ok: {summary}", file.display());
             (text, Verdict { file, faults: Vec::new(), summary: Some(summary) })

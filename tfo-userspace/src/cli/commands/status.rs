@@ -1,6 +1,6 @@
 //! `tfo status`.
 
-use std::process::ExitCode;
+use std::{collections::BTreeSet, process::ExitCode};
 
 use anyhow::Result;
 use jiff::Timestamp;
@@ -36,6 +36,8 @@ struct Report {
     mode: &'static str,
     /// Orders of `tfo hide` in force.
     hidden: Vec<Hidden>,
+    /// Services whose SYNs are answered.
+    answering: BTreeSet<String>,
     since: Timestamp,
     /// Memory of all maps in the kernel, in bytes.
     map_bytes: u64,
@@ -104,6 +106,7 @@ async fn report(pins: &Pins) -> Result<Report> {
         attach: attach_name(pinned.info()),
         mode: mode_name(pinned.info()),
         hidden: pinned.hidden()?,
+        answering: pinned.answering()?,
         since: since(pinned.info()),
         map_bytes: Pinned::memory(pins)?,
         keys: Keys {
@@ -117,13 +120,18 @@ async fn report(pins: &Pins) -> Result<Report> {
 }
 
 fn text(report: &Report) -> String {
-    let Report { interface, attached, controller, pid, attach, mode, hidden, since, map_bytes, keys } =
-        report;
+    let Report { interface, attached, controller, pid, attach, mode, hidden, answering, .. } = report;
+    let Report { since, map_bytes, keys, .. } = report;
     let attached = if *attached { format!("attached, {attach} mode") } else { "not attached".to_owned() };
     let hidden: Vec<_> = hidden.iter().map(Hidden::to_string).collect();
     let hidden = match hidden.join(", ") {
         all if all.is_empty() => all,
         some => format!("\n  hidden       {some}: `tfo show` ends that"),
+    };
+    let answering: Vec<_> = answering.iter().map(String::as_str).collect();
+    let answering = match answering.join(", ") {
+        none if none.is_empty() => none,
+        some => format!("\n  answering    {some}"),
     };
     let controller = match controller {
         true => pid.map_or_else(|| "running".to_owned(), |pid| format!("running, process {pid}")),
@@ -133,7 +141,7 @@ fn text(report: &Report) -> String {
     };
     let retired = if keys.retired.is_empty() { "none".to_owned() } else { keys.retired.join(", ") };
     format!(
-        "{interface}: {attached}\n  mode         {mode}{hidden}\n  controller   {controller}\n  \
+        "{interface}: {attached}\n  mode         {mode}{hidden}{answering}\n  controller   {controller}\n  \
          counting     since {since:.0}\n  memory       {:.1} MiB in maps\n  retired keys {retired}\n{}",
         *map_bytes as f64 / f64::from(1 << 20),
         keys.attestation.text()

@@ -20,7 +20,7 @@ pub(super) fn take(controller: &Controller, interfaces: &[String]) -> Result<Sna
     let rotation_interval = controller.keeper().rotate_seconds();
     // A program that can't be read is left out, and the others are shown.
     let on_interface = |(name, site): (&str, Option<&Site>)| {
-        let program = site.and_then(program).transpose();
+        let program = site.and_then(|site| program(site, controller)).transpose();
         let is_unreadable = program.is_err();
         let failed = |error| debug!("{name}: cannot read the program for a scrape: {error:#}");
         InterfaceSnapshot {
@@ -41,8 +41,11 @@ pub(super) fn take(controller: &Controller, interfaces: &[String]) -> Result<Sna
 }
 
 /// Reads the values of the program at `site`, if one is attached.
-fn program(site: &Site) -> Option<Result<Program>> {
-    site.attached().map(|datapath| read(datapath, site.dropped_events()))
+fn program(site: &Site, controller: &Controller) -> Option<Result<Program>> {
+    site.attached().map(|datapath| {
+        let program = read(datapath, site.dropped_events())?;
+        Ok(Program { answering: controller.answering(), ..program })
+    })
 }
 
 fn read(datapath: &Datapath, dropped_events: u64) -> Result<Program> {
@@ -56,6 +59,7 @@ fn read(datapath: &Datapath, dropped_events: u64) -> Result<Program> {
         services: datapath.by_service()?,
         has_outcomes: pins.has_outcomes()?,
         watch: datapath.watch()?,
+        answering: Vec::new(),
         dropped_events,
         keys,
         in_step,

@@ -22,7 +22,7 @@ use tfo_common::{
     verdict::{Mode, Verdict},
 };
 
-use super::{Format, Program, Snapshot, labels::Labels};
+use super::{Answering, Format, Program, Snapshot, labels::Labels};
 use crate::dataplane::{Entries, ServiceCounters};
 
 /// Bytes of text reserved for one service, enough for all its rows. Reserved pages take no memory until written.
@@ -60,6 +60,11 @@ impl Snapshot {
     /// Iterates over the attached programs, with the names of their interfaces.
     fn programs(&self) -> impl Iterator<Item = (&str, &Program)> {
         self.interfaces.iter().filter_map(|on| Some((on.name.as_str(), on.program.as_ref()?)))
+    }
+
+    /// Iterates over the services that have the protection `answer`, with the names of their interfaces.
+    fn answering(&self) -> impl Iterator<Item = (&str, &Answering)> {
+        self.programs().flat_map(|(name, program)| program.answering.iter().map(move |of| (name, of)))
     }
 
     fn encode_attached(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -265,6 +270,23 @@ impl Snapshot {
         let mut spared = counter(encoder, "tfo_signed_spared", help, None)?;
         for (name, program) in self.programs() {
             add(&mut spared, &[("interface", name)], program.watch.signed_spared)?;
+        }
+        let help = "SYNs left to the kernel although their service answers";
+        let mut unanswered = counter(encoder, "tfo_syn_unanswered", help, None)?;
+        for (name, program) in self.programs() {
+            add(&mut unanswered, &[("interface", name)], program.watch.unanswered)?;
+        }
+        let help = "Whether SYNs without a good cookie are answered by the program";
+        let mut answering = gauge(encoder, "tfo_answering", help, None)?;
+        for (name, of_service) in self.answering() {
+            let labels = [("interface", name), ("service", of_service.service.as_str())];
+            set(&mut answering, &labels, u64::from(of_service.is_engaged))?;
+        }
+        let help = "Times that the protection answer has engaged since the controller began";
+        let mut engaged = counter(encoder, "tfo_answer_engaged", help, None)?;
+        for (name, of_service) in self.answering() {
+            let labels = [("interface", name), ("service", of_service.service.as_str())];
+            add(&mut engaged, &labels, of_service.engaged)?;
         }
         let help =
             "Times that the kernel's keys could not be read or written, or were changed by somebody else";
