@@ -4,11 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant},
 };
 
+use nix::{getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
 use tfo_common::{
     class::Class,
     parse::LinkLayer,
@@ -36,6 +39,11 @@ use tfo_userspace::{
         net::{Namespace, server, source},
     },
 };
+
+sockopt_impl!(
+    /// TCP_INFO: the first bytes of `struct tcp_info`.
+    TcpInfo, GetOnly, libc::IPPROTO_TCP, libc::TCP_INFO, [u8; 8]
+);
 
 const PORT: u16 = 7413;
 const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
@@ -206,4 +214,60 @@ fn clients_have_0_rtt_during_a_flood() {
             assert!(served.at_0_rtt * 1000 >= served.clients * 999, "{kind:?}, {family}: {served:?}");
         }
     }
+}
+
+/// Options of a connection: timestamps, SACK, scale of the peer's window and of ours (`struct tcp_info`).
+fn options(connection: &TcpStream) -> (bool, bool, Option<(u8, u8)>) {
+    const TIMESTAMPS: u8 = 1;
+    const SACK: u8 = 2;
+    const SCALE: u8 = 4;
+
+    let [_, _, _, _, _, options, scales, _] = getsockopt(connection, TcpInfo).unwrap();
+    let has = |bit: u8| options & bit != 0;
+    (has(TIMESTAMPS), has(SACK), has(SCALE).then_some((scales & 0xf, scales >> 4)))
+}
+
+#[test]
+fn both_ends_agree_on_options() {
+    with_client(|client| {
+        let listener = Listener::on(&format!("[::]:{PORT}")).fast_open(128).listen();
+        let _tfo = protected(IFACE, PORT, Some("answer = { when = \"always\" }"));
+        let connect = |family: Family| {
+            let near = client.run(|| Ok(TcpStream::connect(server(family))?)).unwrap();
+            (near, listener.accept().unwrap().0)
+        };
+        eventually("the listener is marked", || {
+            drop(connect(Family::Ipv4));
+            answered(Class::PlainSyn) > 0
+        });
+        let kernels = {
+            // A port without the protection shows what the kernel itself offers.
+            let other = Listener::on(&format!("[::]:{}", PORT + 1)).listen();
+            let to = SocketAddr::new(server(Family::Ipv4).ip(), PORT + 1);
+            let _near = client.run(|| Ok(TcpStream::connect(to)?)).unwrap();
+            options(&other.accept().unwrap().0)
+        };
+        assert!(kernels.0 && kernels.1 && kernels.2.is_some(), "{kernels:?}");
+        for (timestamps, expected) in [(1, (false, false, None)), (2, kernels), (0, (false, false, None))] {
+            fs::write("/proc/sys/net/ipv4/tcp_timestamps", timestamps.to_string()).unwrap();
+            // The controller reads it five times a second.
+            thread::sleep(Duration::from_millis(500));
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let before = answered(Class::PlainSyn);
+                let (near, far) = connect(family);
+                assert_eq!(answered(Class::PlainSyn), before + 1);
+                assert_eq!(options(&far), expected, "{family}, tcp_timestamps {timestamps}");
+                let swapped = expected.2.map(|(snd, rcv)| (rcv, snd));
+                assert_eq!(options(&near), (expected.0, expected.1, swapped), "{family}, tcp_timestamps {timestamps}");
+                // More than a window of 64 KiB, so that a wrong scale would show.
+                let sent = vec![7; 300_000];
+                let (mut writer, data) = (near, sent.clone());
+                let writing = thread::spawn(move || writer.write_all(&data));
+                let mut received = Vec::new();
+                (&far).take(300_000).read_to_end(&mut received).unwrap();
+                writing.join().unwrap().unwrap();
+                assert!(received == sent);
+            }
+        }
+    });
 }
