@@ -29,7 +29,13 @@ pub struct Flood {
 impl Flood {
     /// Sends `frames` in turn from `interface` in the namespace `of`, as many as `per_second`. Each time, their source port
     /// at `port` is that of the time before plus one.
-    pub fn start(of: &Namespace, interface: &str, frames: Vec<Vec<u8>>, port: usize, per_second: u64) -> Self {
+    pub fn start(
+        of: &Namespace,
+        interface: &str,
+        frames: Vec<Vec<u8>>,
+        port: usize,
+        per_second: u64,
+    ) -> Self {
         let (is_over, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let wire = of.run(|| Ok(Wire::blind(interface))).expect("an interface");
         let (over, count, begun) = (is_over.clone(), sent.clone(), Instant::now());

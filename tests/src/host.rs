@@ -86,7 +86,9 @@ impl Facts for Syn<'_> {
                 let most = self.policy.clamp * u64::from(self.segment.data_len);
                 u64::from(window(&self.frame[self.segment.tcp as usize..])) > most
             }
-            Guard::Once | Guard::Fair | Guard::Shed | Guard::Answer => panic!("{guard} remembers: that is not known here"),
+            Guard::Once | Guard::Fair | Guard::Shed | Guard::Answer => {
+                panic!("{guard} remembers: that is not known here")
+            }
         }
     }
 }

@@ -5,12 +5,15 @@ use std::time::Duration;
 use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
 use nix::time::{ClockId, clock_gettime};
 use tfo_common::{
-    counters::Counters, keyring::KeyRing, observed::Watch, parse::LinkLayer, policy::Policy, service::OTHER,
-    verdict::Mode,
+    answer::Host, counters::Counters, keyring::KeyRing, observed::Watch, parse::LinkLayer, policy::Policy,
+    service::OTHER, verdict::Mode,
 };
 use tfo_userspace::{
     dataplane::{LoadOptions, Object, ServiceCounters, SharedMaps},
-    model::{guards::{Hidden, Orders}, services::Services},
+    model::{
+        guards::{Hidden, Orders},
+        services::Services,
+    },
 };
 
 use crate::packet::ETHERNET;
@@ -104,6 +107,11 @@ impl Kernel {
     pub fn set_hidden(&mut self, hidden: &[Hidden]) {
         let hidden = hidden.iter().cloned().collect();
         self.0.set_orders(&Orders { hidden, ..Orders::default() }).expect("the order is carried out");
+    }
+
+    /// Writes the facts about the host that decide on answers.
+    pub fn set_host(&mut self, host: Host) {
+        self.0.set_host(host).expect("the facts are written");
     }
 
     /// Returns the ring in force.

@@ -87,7 +87,9 @@ fn forged(kind: Kind, family: Family) -> Vec<Vec<u8>> {
                 eth_between(CLIENT_MAC, SERVER_MAC).ipv4(from, to).syn()
             }
             IpAddr::V6(to) => {
-                let from = Ipv6Addr::from_bits("2001:db8:6666::".parse::<Ipv6Addr>().unwrap().to_bits() | u128::from(number));
+                let from = Ipv6Addr::from_bits(
+                    "2001:db8:6666::".parse::<Ipv6Addr>().unwrap().to_bits() | u128::from(number),
+                );
                 eth_between(CLIENT_MAC, SERVER_MAC).ipv6(from, to).syn()
             }
         };
@@ -171,7 +173,8 @@ fn under_flood(kind: Kind, family: Family, guards: Option<&str>, clients: u64) -
     let mut result = None;
     with_client(|client| {
         route_forged();
-        let _server = Server::echo(Listener::on(&format!("[::]:{PORT}")).fast_open(1024).backlog(128).listen());
+        let _server =
+            Server::echo(Listener::on(&format!("[::]:{PORT}")).fast_open(1024).backlog(128).listen());
         let _tfo = protected(IFACE, PORT, guards);
         let (from, to) = (source(family, 1), server(family));
         // The first gets the cookie.
@@ -258,7 +261,11 @@ fn both_ends_agree_on_options() {
                 assert_eq!(answered(Class::PlainSyn), before + 1);
                 assert_eq!(options(&far), expected, "{family}, tcp_timestamps {timestamps}");
                 let swapped = expected.2.map(|(snd, rcv)| (rcv, snd));
-                assert_eq!(options(&near), (expected.0, expected.1, swapped), "{family}, tcp_timestamps {timestamps}");
+                assert_eq!(
+                    options(&near),
+                    (expected.0, expected.1, swapped),
+                    "{family}, tcp_timestamps {timestamps}"
+                );
                 // More than a window of 64 KiB, so that a wrong scale would show.
                 let sent = vec![7; 300_000];
                 let (mut writer, data) = (near, sent.clone());

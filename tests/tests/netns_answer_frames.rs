@@ -3,7 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
-use std::{fs, thread, time::{Duration, Instant}};
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -151,9 +154,12 @@ fn each_answer_is_as_the_kernel_wants_it() {
         wait_until_answered(&mut nic);
         let mut port = 1000;
         for way in Way::ALL {
-            for (class, wants_cookie) in
-                [(Class::PlainSyn, false), (Class::CookieRequest, true), (Class::CookieUnknown, true), (Class::CookieBadLength, true)]
-            {
+            for (class, wants_cookie) in [
+                (Class::PlainSyn, false),
+                (Class::CookieRequest, true),
+                (Class::CookieUnknown, true),
+                (Class::CookieBadLength, true),
+            ] {
                 port += 1;
                 let syn = match class {
                     Class::PlainSyn => way.syn(port),
@@ -162,14 +168,24 @@ fn each_answer_is_as_the_kernel_wants_it() {
                     _ => way.syn(port).fast_open(&[9; 4]).nops(2).data(b"x"),
                 };
                 let (before, sent) = (answered(class), syn.build());
-                let (seen, frame) = exchange(&mut nic, &sent).unwrap_or_else(|| panic!("{way:?}, {class}: no answer"));
+                let (seen, frame) =
+                    exchange(&mut nic, &sent).unwrap_or_else(|| panic!("{way:?}, {class}: no answer"));
                 assert_eq!(answered(class), before + 1, "{way:?}, {class}: it was the kernel's");
                 let given = Seen::of(&sent).unwrap();
                 assert!(seen.is_syn_ack() && seen.sum_is_right, "{way:?}, {class}: {seen:?}");
                 assert_eq!((seen.from, seen.to), (given.to, given.from), "{way:?}, {class}");
                 assert_eq!(seen.acknowledged, ISN + 1, "{way:?}, {class}: never the data");
-                assert!(seen.ip_len <= given.ip_len, "{way:?}, {class}: {} for {}", seen.ip_len, given.ip_len);
-                assert_eq!((&frame[..6], &frame[6..12]), (&sent[6..12], &sent[..6]), "{way:?}: the MAC addresses");
+                assert!(
+                    seen.ip_len <= given.ip_len,
+                    "{way:?}, {class}: {} for {}",
+                    seen.ip_len,
+                    given.ip_len
+                );
+                assert_eq!(
+                    (&frame[..6], &frame[6..12]),
+                    (&sent[6..12], &sent[..6]),
+                    "{way:?}: the MAC addresses"
+                );
                 let mss = if way == Way::Ipv6 { 1440_u16 } else { 1460 }.to_be_bytes();
                 let mut options = vec![2, 4, mss[0], mss[1]];
                 if wants_cookie {
@@ -182,7 +198,11 @@ fn each_answer_is_as_the_kernel_wants_it() {
                 }
                 if way != Way::Ipv6 {
                     let at = if way == Way::Vlan { 18 } else { 14 };
-                    assert_eq!(tfo_tests::packet::checksum(&frame[at..at + 20]), 0, "{way:?}: the IP header's checksum");
+                    assert_eq!(
+                        tfo_tests::packet::checksum(&frame[at..at + 20]),
+                        0,
+                        "{way:?}: the IP header's checksum"
+                    );
                 }
                 complete(&mut nic, &server, way, port, &seen, format!("{way:?}, {class}").as_bytes());
             }
@@ -206,8 +226,14 @@ fn what_is_not_ours_to_answer_is_the_kernels() {
         let _server = Server::echo(listen().listen());
         let _own = Server::echo(Listener::on(&format!("[::]:{own}")).fast_open(64).own_key([7; 16]).listen());
         let _open = Server::echo(Listener::on(&format!("[::]:{open}")).fast_open(64).no_cookie().listen());
-        let text = format!("[[service]]\nname = \"web\"\nports = \"{PORT}-{}\"\nmode = \"shield\"\n{ALWAYS}\n", PORT + 3);
-        let config = Config::new(IFACE, &text.replace(&format!("\"{PORT}-{}\"", PORT + 3), &format!("[\"{PORT}-{}\"]", PORT + 3)));
+        let text = format!(
+            "[[service]]\nname = \"web\"\nports = \"{PORT}-{}\"\nmode = \"shield\"\n{ALWAYS}\n",
+            PORT + 3
+        );
+        let config = Config::new(
+            IFACE,
+            &text.replace(&format!("\"{PORT}-{}\"", PORT + 3), &format!("[\"{PORT}-{}\"]", PORT + 3)),
+        );
         let _tfo = config.run();
         wait_until_answered(&mut nic);
         let to = |port: u16, to: u16| Way::Ipv4.packet().syn().ports(port, to).sequence(ISN).linux_options();
@@ -217,7 +243,8 @@ fn what_is_not_ours_to_answer_is_the_kernels() {
             exchange(&mut nic, &to(61_000 + before as u16, open).build());
             answered(Class::PlainSyn) == before + 2
         });
-        let total = |verdict| Class::ALL.iter().map(|class| Counts::of(IFACE).verdict(*class, verdict)).sum::<u64>();
+        let total =
+            |verdict| Class::ALL.iter().map(|class| Counts::of(IFACE).verdict(*class, verdict)).sum::<u64>();
         let mut case = |name: &str, frame: Vec<u8>, is_answered: bool| {
             let before = (total(Verdict::Answer), total(Verdict::Pass));
             let got = exchange(&mut nic, &frame);
@@ -234,20 +261,30 @@ fn what_is_not_ours_to_answer_is_the_kernels() {
         assert_eq!(taken.acknowledged, ISN + 1 + DATA.len() as u32, "the kernel takes it");
         case("no cookie needed, no data", to(2006, open).build(), true);
         let from = |source: &str, to: &str| {
-            eth().ipv4(source.parse().unwrap(), to.parse().unwrap()).syn().ports(2007, PORT).linux_options().build()
+            eth()
+                .ipv4(source.parse().unwrap(), to.parse().unwrap())
+                .syn()
+                .ports(2007, PORT)
+                .linux_options()
+                .build()
         };
         case("from everybody", from("255.255.255.255", "10.9.0.1"), false);
         case("from a group", from("224.0.0.1", "10.9.0.1"), false);
         case("from nobody", from("0.0.0.0", "10.9.0.1"), false);
         case("from itself", from("127.0.0.1", "10.9.0.1"), false);
-        let group = eth_between([2, 0, 0, 0, 0, 1], [0xff; 6]).ipv4([10, 9, 0, 2].into(), [10, 9, 0, 1].into());
+        let group =
+            eth_between([2, 0, 0, 0, 0, 1], [0xff; 6]).ipv4([10, 9, 0, 2].into(), [10, 9, 0, 1].into());
         case("to everybody's MAC address", group.syn().ports(2008, PORT).linux_options().build(), false);
         fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
         thread::sleep(Duration::from_millis(20));
         ip("route add 10.66.0.0/16 via 10.9.0.2");
         case("to another host", from("10.9.0.2", "10.66.0.1"), false);
         // The kernel closes first here, so that it waits.
-        let waits = case("a good cookie", Way::Ipv4.syn(2009).fast_open(&Way::Ipv4.cookie()).nops(2).data(DATA).build(), false);
+        let waits = case(
+            "a good cookie",
+            Way::Ipv4.syn(2009).fast_open(&Way::Ipv4.cookie()).nops(2).data(DATA).build(),
+            false,
+        );
         assert_eq!(waits.unwrap().acknowledged, ISN + 1 + DATA.len() as u32);
         case("a connection that lives", Way::Ipv4.syn(2009).build(), false);
     });
@@ -319,7 +356,9 @@ fn listeners_come_and_go() {
                     let data = format!("round {round}");
                     let ack = Way::Ipv4.packet().tcp(flag::ACK).ports(next, PORT).sequence(ISN + 1);
                     nic.receive(&ack.acknowledging(seen.sequence + 1).data(data.as_bytes()).build()).unwrap();
-                    eventually("it is served", || one.times(data.as_bytes()) + two.times(data.as_bytes()) == 1);
+                    eventually("it is served", || {
+                        one.times(data.as_bytes()) + two.times(data.as_bytes()) == 1
+                    });
                 }
                 is_answered
             });
@@ -339,7 +378,8 @@ fn it_goes_on_in_every_way_to_a_new_program() {
         let mut is_answered = |nic: &mut Tap, how: &str| {
             port += 1;
             let before = answered(Class::PlainSyn);
-            let (seen, _) = exchange(nic, &Way::Ipv4.syn(port).build()).unwrap_or_else(|| panic!("{how}: no answer"));
+            let (seen, _) =
+                exchange(nic, &Way::Ipv4.syn(port).build()).unwrap_or_else(|| panic!("{how}: no answer"));
             complete(nic, &server, Way::Ipv4, port, &seen, format!("{how}, {port}").as_bytes());
             answered(Class::PlainSyn) == before + 1
         };
@@ -398,7 +438,16 @@ fn a_crash_leaves_syncookies_as_they_were() {
         let _server = Server::echo(listen().listen());
         let config = Config::new(IFACE, &service(ALWAYS));
         let path = config.path();
-        let journals = || fs::read_dir("/run/tfo").map_or(0, |all| all.flatten().filter(|it| it.file_name().to_string_lossy().starts_with("syncookies-") && it.path().extension().is_none()).count());
+        let journals = || {
+            fs::read_dir("/run/tfo").map_or(0, |all| {
+                all.flatten()
+                    .filter(|it| {
+                        it.file_name().to_string_lossy().starts_with("syncookies-")
+                            && it.path().extension().is_none()
+                    })
+                    .count()
+            })
+        };
         let run = || tfo(&["run", "--config", &path]);
         let deaths: [(&str, fn(&(dyn Fn() -> std::process::Output + Sync)) -> std::process::Output); 3] = [
             ("before it is 2", |run| fault::with_call(libc::SYS_pwrite64, Fault::Kills, run)),
@@ -416,7 +465,10 @@ fn a_crash_leaves_syncookies_as_they_were() {
         let _: Running = config.run();
         assert_eq!((syncookies().unwrap(), journals()), (1, 0), "what is left of the last death is gone");
         assert!(tfo(&["unload"]).status.success() || true);
-        let netns = fs::read_dir("/run/tfo").unwrap().flatten().find(|it| it.file_name().to_string_lossy().ends_with(".lock"));
+        let netns = fs::read_dir("/run/tfo")
+            .unwrap()
+            .flatten()
+            .find(|it| it.file_name().to_string_lossy().ends_with(".lock"));
         let journal = netns.unwrap().path().with_extension("");
         fs::write(&journal, "1").unwrap();
         fs::write(SYNCOOKIES, "2").unwrap();

@@ -15,10 +15,15 @@ use crate::{
     segment::{Addresses, Family},
 };
 
-/// Facts about the host that decide on answers, in one word, which the controller keeps up to date.
+/// Facts about the host and its interface that decide on answers, which the controller keeps up to date.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(transparent)]
-pub struct Host(u64);
+#[repr(C)]
+pub struct Host {
+    /// Sum of the flags below, and the scale of the window.
+    word: u64,
+    /// MAC address of the interface in the low bytes, as in a frame. Frames to another one are not for this host.
+    mac: u64,
+}
 
 impl Host {
     /// Flag that the kernel checks SYN cookies: `net.ipv4.tcp_syncookies` is not 0.
@@ -35,19 +40,31 @@ impl Host {
 
     /// Returns the facts with these flags, and this scale of the receive window, from 0 to 14.
     pub const fn new(flags: u64, scale: u8) -> Self {
-        Self(flags | scale as u64 & Self::SCALE)
+        Self { word: flags | scale as u64 & Self::SCALE, mac: 0 }
+    }
+
+    /// Returns the same facts for an interface with this MAC address. Without one, no SYN is answered.
+    pub fn at(self, mac: Option<[u8; 6]>) -> Self {
+        let [a, b, c, d, e, f] = mac.unwrap_or_default();
+        Self { mac: u64::from_le_bytes([a, b, c, d, e, f, 0, 0]), ..self }
+    }
+
+    /// Whether a frame with this header is for the interface.
+    #[inline(always)]
+    pub fn is_for(&self, [a, b, c, d, e, f, ..]: [u8; EthHdr::LEN]) -> bool {
+        u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) == self.mac
     }
 
     /// Whether any bit of `flag` is set.
     #[inline(always)]
     pub const fn has(self, flag: u64) -> bool {
-        self.0 & flag != 0
+        self.word & flag != 0
     }
 
     /// Returns the scale of the receive window that the kernel itself offers.
     #[inline(always)]
     pub const fn scale(self) -> u8 {
-        (self.0 & Self::SCALE) as u8
+        (self.word & Self::SCALE) as u8
     }
 }
 
@@ -170,8 +187,12 @@ impl Reply {
     #[inline(always)]
     pub fn write<B: BytesMut + ?Sized>(&self, frame: &mut B, tcp: usize, addresses: &Addresses) -> bool {
         let network = self.network as usize;
-        let (Some([s0, s1, d0, d1]), Some(isn)) = (frame.read(tcp), frame.read(tcp + 4)) else { return false };
-        let (Some(destination), Some(source)): (Option<[u8; 6]>, Option<[u8; 6]>) = (frame.read(0), frame.read(6)) else {
+        let (Some([s0, s1, d0, d1]), Some(isn)) = (frame.read(tcp), frame.read(tcp + 4)) else {
+            return false;
+        };
+        let (Some(destination), Some(source)): (Option<[u8; 6]>, Option<[u8; 6]>) =
+            (frame.read(0), frame.read(6))
+        else {
             return false;
         };
         if frame.read::<1>(self.frame_len(addresses.family) - 1).is_none() {
@@ -352,7 +373,9 @@ impl Offer {
     pub fn read<B: Bytes + ?Sized>(frame: &B, tcp: usize, with_timestamps: bool) -> Self {
         let mut offer = Self::default();
         let at = tcp + TcpHdr::LEN;
-        let (Some(area), Some([kind, len, m0, m1])) = (option_area(frame, tcp), frame.read(at)) else { return offer };
+        let (Some(area), Some([kind, len, m0, m1])) = (option_area(frame, tcp), frame.read(at)) else {
+            return offer;
+        };
         if area < 4 || kind != 2 || len != 4 {
             return offer;
         }
@@ -361,20 +384,25 @@ impl Offer {
             return offer;
         }
         let Some(words) = frame.read::<16>(at + 4) else { return offer };
-        let word = |index: usize| [words[4 * index], words[4 * index + 1], words[4 * index + 2], words[4 * index + 3]];
+        let word = |index: usize| {
+            [words[4 * index], words[4 * index + 1], words[4 * index + 2], words[4 * index + 3]]
+        };
         match (word(0), word(1), word(2), word(3)) {
             // Linux.
             ([4, 2, 8, 10], timestamp, _, [1, 3, 3, scale]) => {
-                (offer.timestamp, offer.scale, offer.sack) = (Some(u32::from_le_bytes(timestamp)), Some(scale), true);
+                (offer.timestamp, offer.scale, offer.sack) =
+                    (Some(u32::from_le_bytes(timestamp)), Some(scale), true);
             }
             // FreeBSD.
             ([1, 3, 3, scale], [4, 2, 8, 10], timestamp, _) => {
-                (offer.timestamp, offer.scale, offer.sack) = (Some(u32::from_le_bytes(timestamp)), Some(scale), true);
+                (offer.timestamp, offer.scale, offer.sack) =
+                    (Some(u32::from_le_bytes(timestamp)), Some(scale), true);
             }
             // macOS.
             ([1, 3, 3, scale], [1, 1, 8, 10], timestamp, _) => {
                 let sack = area >= 24 && frame.read(at + 20) == Some([4, 2]);
-                (offer.timestamp, offer.scale, offer.sack) = (Some(u32::from_le_bytes(timestamp)), Some(scale), sack);
+                (offer.timestamp, offer.scale, offer.sack) =
+                    (Some(u32::from_le_bytes(timestamp)), Some(scale), sack);
             }
             _ => {}
         }
@@ -435,9 +463,8 @@ const fn is_host_v6(first: u64, _second: u64) -> bool {
 }
 
 const _: () = {
-    assert!(size_of::<Host>() == 8 && size_of::<Listener>() == 24 && size_of::<Reply>() == 40);
+    assert!(size_of::<Host>() == 16 && size_of::<Listener>() == 24 && size_of::<Reply>() == 40);
     assert!(size_of::<Input>() == Ipv6Hdr::LEN + INPUT_TCP);
-    assert!(EthHdr::LEN == 14);
 };
 
 #[cfg(test)]

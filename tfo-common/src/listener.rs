@@ -165,7 +165,11 @@ impl Record {
     /// Returns the local address; unspecified for all addresses.
     pub fn local_address(&self) -> IpAddr {
         let [a, b, c, d, ..] = self.address;
-        if self.family == AF_INET6 { Ipv6Addr::from(self.address).into() } else { Ipv4Addr::new(a, b, c, d).into() }
+        if self.family == AF_INET6 {
+            Ipv6Addr::from(self.address).into()
+        } else {
+            Ipv4Addr::new(a, b, c, d).into()
+        }
     }
 
     /// Returns the jiffies since the last overflow of the SYN queue, if the kernel still takes SYN cookies because of

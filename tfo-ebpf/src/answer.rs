@@ -84,9 +84,8 @@ fn prepare(ctx: *mut xdp_md) -> Option<()> {
     let (class, addresses) = maps::packet().map(|syn| (syn.class(), syn.addresses()))?;
     let (frame, host) = (Frame::anew(ctx), maps::host());
     // The verifier would learn nothing from a packet that is known to be longer than 0 bytes.
-    let [first_of_mac, ..]: [u8; ETHERNET] = frame.read(0)?;
-    let is_for_group = first_of_mac & 1 != 0;
-    if is_for_group || !is_between_hosts(&addresses) || !host.has(Host::COOKIES) {
+    let ethernet: [u8; ETHERNET] = frame.read(0)?;
+    if !host.is_for(ethernet) || !is_between_hosts(&addresses) || !host.has(Host::COOKIES) {
         return None;
     }
     let ports = frame.read(tcp as usize)?;
@@ -108,16 +107,17 @@ fn prepare(ctx: *mut xdp_md) -> Option<()> {
     let listener = listener(ctx, maps::answering()?);
     let has_option = !matches!(class, Some(Class::PlainSyn | Class::OptionIgnored));
     // Any other state is the kernel's, such as TIME_WAIT, which a SYN may end.
+    let is_dry_run = verdict != Verdict::Answer as u32;
     if state != TCP_LISTEN
-        || !listener.has(Listener::MARKED)
+        // Nothing is sent in a dry run, and nothing is marked for it.
+        || !is_dry_run && !listener.has(Listener::MARKED)
         || listener.judges_itself(host, has_option, data_len)
         || !is_local(ctx)
         || !check_confirmed()
     {
         return None;
     }
-    // In a dry run, nothing is sent.
-    if verdict != Verdict::Answer as u32 {
+    if is_dry_run {
         return Some(());
     }
     compose(ctx, maps::packet()?, &addresses, listener, host)

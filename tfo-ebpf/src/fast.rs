@@ -51,8 +51,8 @@ pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Ser
         // takes the slow path.
         FastOpen::Absent => {
             let service = maps::service(frame, segment);
-            let is_answered = maps::answers()
-                && maps::policy(service).is_some_and(|policy| policy.has(Policy::ANSWERS));
+            let is_answered =
+                maps::answers() && maps::policy(service).is_some_and(|policy| policy.has(Policy::ANSWERS));
             if !is_answered {
                 count(ctx, segment, ring, found, Decision::PASS, service);
             }

@@ -72,7 +72,11 @@ fn has_socket(ctx: *mut xdp_md, ports: [u8; 4]) -> bool {
 
 /// Calls `then` with the socket that the kernel's TCP has for the described SYN, if there is one (`__inet_lookup_skb`).
 #[inline(always)]
-pub(crate) fn with_socket<T>(ctx: *mut xdp_md, ports: [u8; 4], then: impl FnOnce(*mut Socket) -> T) -> Option<T> {
+pub(crate) fn with_socket<T>(
+    ctx: *mut xdp_md,
+    ports: [u8; 4],
+    then: impl FnOnce(*mut Socket) -> T,
+) -> Option<T> {
     let syn = maps::packet()?;
     let ports = u64::from(u32::from_le_bytes(ports));
     let [first, second, third, fourth] = syn.words;

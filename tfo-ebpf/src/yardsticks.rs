@@ -16,7 +16,7 @@ use aya_ebpf::{
     Global,
     bindings::xdp_action,
     btf_maps::{Array, ProgramArray},
-    helpers::generated::bpf_redirect,
+    helpers::generated::{bpf_redirect, bpf_xdp_adjust_tail},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -138,7 +138,7 @@ static VARIANTS: Array<[u64; 2], 65_536> = Array::new();
 #[btf_map]
 static NEXT: Array<u32, 1> = Array::new();
 
-/// Program that [`vary`] calls.
+/// Program that [`vary`] and [`restore`] call.
 #[btf_map]
 static THEN: ProgramArray<1> = ProgramArray::new();
 
@@ -175,6 +175,38 @@ pub fn vary(ctx: XdpContext) -> u32 {
             frame.write(COOKIE_AT.load() as usize, cookie.to_le_bytes());
             frame.write(WINDOW_AT.load() as usize, WINDOW.load().to_ne_bytes());
         }
+    }
+    // SAFETY: no value on the stack needs to be dropped.
+    unsafe { THEN.tail_call(&ctx, 0) };
+    xdp_action::XDP_ABORTED
+}
+
+/// Number of words of the frame that [`restore`] writes.
+const WORDS: usize = 16;
+
+/// Frame that [`restore`] writes, as little-endian words.
+#[btf_map]
+static FRAME: Array<[u64; WORDS], 1> = Array::new();
+
+/// Length of that frame in bytes, between two multiples of eight: the last word is written so that it ends there.
+#[unsafe(no_mangle)]
+static FRAME_LEN: Global<u32> = Global::new(0);
+
+/// Writes the whole frame anew, with its length, and calls the program.
+#[xdp]
+pub fn restore(ctx: XdpContext) -> u32 {
+    let len = FRAME_LEN.load() as usize;
+    let missing = len as i32 - (ctx.data_end() - ctx.data()) as i32;
+    if missing != 0 {
+        // SAFETY: the context is the kernel's, and no pointer into the packet is used after this.
+        unsafe { bpf_xdp_adjust_tail(ctx.ctx, missing) };
+    }
+    let mut frame = Frame::anew(ctx.ctx);
+    let Some(words) = FRAME.get(0) else { return xdp_action::XDP_ABORTED };
+    for (at, word) in words.iter().enumerate() {
+        // The last words overlap.
+        let at = if 8 * at + 8 <= len { 8 * at } else { len - 8 };
+        frame.write(at, word.to_le_bytes());
     }
     // SAFETY: no value on the stack needs to be dropped.
     unsafe { THEN.tail_call(&ctx, 0) };

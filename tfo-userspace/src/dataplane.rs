@@ -46,7 +46,10 @@ use tracing::warn;
 use crate::{
     dataplane::pins::{Generation, Locked, Pins, remove_if_there, rename_if_there},
     kernel::interface::{self, Interface, XdpOnInterface},
-    model::{guards::{Hidden, Orders}, settings::AttachMode},
+    model::{
+        guards::{Hidden, Orders},
+        settings::AttachMode,
+    },
     util::time::unix_seconds,
 };
 

@@ -5,19 +5,21 @@
 //! unfinished: the rate of these SYNs, less that of the ACKs by which the kernel has found a SYN cookie right.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Instant,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use tfo_common::{class::Class, counters::Counters, listener::Record, verdict::Verdict};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     control::FOLDER,
     dataplane::Datapath,
     kernel::{
         clock::jiffies_per_second,
+        interface::mac_address,
         listeners::Walk,
         syncookies::{Guardian, Journal, host},
         tcp_ext::TcpExt,
@@ -33,6 +35,12 @@ use crate::{
 /// ([`MARK_SECONDS`](tfo_common::answer::MARK_SECONDS)).
 const MARK_AGAIN: u32 = 30;
 
+/// Time after which it is tried again to mark a listener that has no mark after all.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// Shortest time over which a rate is measured.
+const SHORTEST: Duration = Duration::from_millis(150);
+
 /// Share of a listener's backlog that unfinished handshakes may take in each second, when nothing else is configured: one
 /// in so many.
 const BACKLOG_SHARE: f64 = 4.0;
@@ -46,6 +54,8 @@ pub struct Floods {
     guardian: Option<Guardian>,
     /// Time of the last step, and the number of right SYN cookies until then.
     last: Option<(Instant, u64)>,
+    /// Time of the last try to mark the listeners of an address and port.
+    tried: HashMap<(IpAddr, u16), Instant>,
     /// Reason why the last step failed. The same reason is logged once.
     failure: Option<String>,
 }
@@ -79,7 +89,14 @@ impl Floods {
     /// Begins the watch. The services in `engaged` were engaged by an earlier controller.
     pub fn new(engaged: BTreeSet<String>) -> Self {
         let gauge = |name| (name, Gauge { is_engaged: true, ..Gauge::default() });
-        Self { gauges: engaged.into_iter().map(gauge).collect(), walk: None, guardian: None, last: None, failure: None }
+        Self {
+            gauges: engaged.into_iter().map(gauge).collect(),
+            walk: None,
+            guardian: None,
+            last: None,
+            tried: HashMap::new(),
+            failure: None,
+        }
     }
 
     /// Returns the services whose SYNs are to be answered, and has marked their listeners. A failure is logged, and lets
@@ -95,6 +112,10 @@ impl Floods {
             return BTreeSet::new();
         }
         self.gauges.retain(|name, _| watched.iter().any(|named| named.name == *name));
+        // A rate over a shorter time says little.
+        if self.last.is_some_and(|(at, _)| at.elapsed() < SHORTEST) {
+            return self.engaged();
+        }
         match self.measure(&watched, datapaths) {
             Ok(()) => self.failure = None,
             Err(error) => {
@@ -103,9 +124,13 @@ impl Floods {
                     warn!("SYNs are not answered: {failure}");
                 }
                 self.failure = Some(failure);
-                return BTreeSet::new();
+                self.gauges.values_mut().for_each(|gauge| gauge.is_engaged = false);
             }
         }
+        self.engaged()
+    }
+
+    fn engaged(&self) -> BTreeSet<String> {
         let engaged = self.gauges.iter().filter(|(_, gauge)| gauge.is_engaged);
         engaged.map(|(name, _)| name.clone()).collect()
     }
@@ -120,12 +145,17 @@ impl Floods {
         self.gauges.iter().map(state).collect()
     }
 
-    fn measure<'a>(&mut self, watched: &[&Named], datapaths: impl Iterator<Item = &'a mut Datapath>) -> Result<()> {
+    fn measure<'a>(
+        &mut self,
+        watched: &[&Named],
+        datapaths: impl Iterator<Item = &'a mut Datapath>,
+    ) -> Result<()> {
         let mut unproved: BTreeMap<String, u64> = BTreeMap::new();
-        let (mut interface, facts) = (0, host());
+        let (mut interfaces, host) = (Vec::new(), host());
         for datapath in datapaths {
-            datapath.set_host(facts)?;
-            interface = datapath.interface.index;
+            let index = datapath.interface.index;
+            datapath.set_host(host.at(mac_address(index)))?;
+            interfaces.push(index);
             for (name, counters) in datapath.counted(|name| watched.iter().any(|named| named.name == name))? {
                 *unproved.entry(name).or_default() += count(&counters);
             }
@@ -148,7 +178,8 @@ impl Floods {
             let more = gauge.unproved.replace(count).map_or(0, |before| count.saturating_sub(before));
             rates.insert(name, more as f64 / seconds);
         }
-        let engaged = rates.iter().filter(|(name, _)| self.gauges.get(*name).is_some_and(|gauge| gauge.is_engaged));
+        let engaged =
+            rates.iter().filter(|(name, _)| self.gauges.get(*name).is_some_and(|gauge| gauge.is_engaged));
         let finished = right.saturating_sub(right_before) as f64 / seconds;
         let unfinished = engaged.map(|(_, rate)| rate).sum::<f64>() - finished;
         for named in watched {
@@ -166,28 +197,43 @@ impl Floods {
             };
             self.gauges.entry(named.name.clone()).or_default().step(&named.name, answer, measured, now);
         }
-        self.mark(watched, &records, interface)
+        self.mark(watched, &records, &interfaces)
     }
 
     /// Marks the listeners of engaged services whose mark gets old.
-    fn mark(&mut self, watched: &[&Named], records: &[Record], interface: u32) -> Result<()> {
+    fn mark(&mut self, watched: &[&Named], records: &[Record], interfaces: &[u32]) -> Result<()> {
         let hz = u32::try_from(jiffies_per_second()?)?;
-        let is_engaged = |named: &&&Named| self.gauges.get(&named.name).is_some_and(|gauge| gauge.is_engaged);
+        let is_engaged = |named: &&&Named| {
+            named.answers_indeed() && self.gauges.get(&named.name).is_some_and(|gauge| gauge.is_engaged)
+        };
         let engaged: Vec<_> = watched.iter().filter(is_engaged).collect();
         let is_old = |record: &&Record| record.overflow_age(hz).is_none_or(|age| age > MARK_AGAIN * hz);
-        let old = records.iter().filter(is_old);
-        let old: Vec<_> = old.filter(|record| engaged.iter().any(|named| is_its(named, record))).collect();
-        let Some(walk) = self.walk.as_mut().filter(|_| !old.is_empty()) else { return Ok(()) };
+        self.tried.retain(|_, at| at.elapsed() < TRY_AGAIN);
+        let was_tried = |record: &&Record| self.tried.contains_key(&(record.local_address(), record.port));
+        let is_due = |record: &&Record| {
+            is_old(record) && !was_tried(record) && engaged.iter().any(|named| is_its(named, record))
+        };
+        let due: Vec<_> = records.iter().filter(is_due).collect();
+        let Some(walk) = self.walk.as_mut().filter(|_| !due.is_empty()) else { return Ok(()) };
         if self.guardian.as_mut().is_none_or(|guardian| !guardian.is_there()) {
             self.guardian = Some(Guardian::start(FOLDER.as_ref())?);
         }
-        let failed = Journal::new(FOLDER.as_ref())?.forced(|| {
-            let outcomes = old.iter().map(|record| (record, walk.mark(record, interface)));
-            outcomes.filter_map(|(record, outcome)| Some((record, outcome.err()?))).collect::<Vec<_>>()
+        Journal::new(FOLDER.as_ref())?.forced(|| {
+            // A listener that is bound to an interface is found through that one only, and fails on the others.
+            for (record, index) in
+                due.iter().flat_map(|record| interfaces.iter().map(move |index| (record, index)))
+            {
+                if let Err(error) = walk.mark(record, *index) {
+                    debug!("{} port {}: {error:#}", record.local_address(), record.port);
+                }
+            }
         })?;
-        // A listener may have closed meanwhile. SYNs to one without a mark go to the kernel.
-        for (record, error) in failed {
-            info!("{} port {}: not marked: {error:#}", record.local_address(), record.port);
+        let after = walk.read()?;
+        let failed: Vec<_> =
+            after.iter().filter(is_due).map(|record| (record.local_address(), record.port)).collect();
+        for (address, port) in failed {
+            info!("{address} port {port}: not marked, so its SYNs are left to the kernel");
+            self.tried.insert((address, port), Instant::now());
         }
         Ok(())
     }
@@ -205,12 +251,11 @@ fn count(counters: &Counters) -> u64 {
         verdicts.iter().map(|verdict| counters.verdict(class, *verdict)).sum()
     };
     let of_class = |class: &Class| match class {
-        Class::CookieCurrent | Class::CookieBackup | Class::CookieRetired => {
-            sum(*class, &[Verdict::Hide, Verdict::Answer])
-        }
+        Class::CookieCurrent | Class::CookieBackup => sum(*class, &[Verdict::Hide, Verdict::Answer]),
         Class::PlainSyn
         | Class::OptionIgnored
         | Class::CookieRequest
+        | Class::CookieRetired
         | Class::CookieUnknown
         | Class::CookieBadLength => sum(*class, &[Verdict::Pass, Verdict::Hide, Verdict::Answer]),
     };
@@ -249,8 +294,6 @@ impl Gauge {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const WAITS: Answer =

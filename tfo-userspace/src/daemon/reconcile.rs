@@ -78,7 +78,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::{dataplane::LoadOptions, model::{guards::Hidden, services::Services}};
+    use crate::{
+        dataplane::LoadOptions,
+        model::{guards::Hidden, services::Services},
+    };
 
     fn program(mode: Mode) -> Program {
         let services = Services::new(Vec::new(), mode).expect("services");
@@ -141,7 +144,8 @@ mod tests {
     #[test]
     fn an_order_comes_first() {
         let (wanted, old) = (program(Mode::Shield), program(Mode::Observe));
-        let (none, all) = (Orders::default(), Orders { hidden: BTreeSet::from([Hidden::All]), answering: BTreeSet::new() });
+        let (none, all) =
+            (Orders::default(), Orders { hidden: BTreeSet::from([Hidden::All]), answering: BTreeSet::new() });
         let desired = Desired { program: &wanted, orders: &all };
         for device in [Device::Absent, Device::Bare, Device::Ours, Device::Refused] {
             let actual = Actual {

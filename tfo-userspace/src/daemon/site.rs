@@ -21,7 +21,11 @@ use crate::{
     dataplane::{
         self, Built, Datapath, Enforced, OnDevice, Presence, Program, Publish, on_device, pins::Locked,
     },
-    kernel::{interface::Interface, syncookies, sysctl::KernelKeys},
+    kernel::{
+        interface::{Interface, mac_address},
+        syncookies,
+        sysctl::KernelKeys,
+    },
     model::{guards::Orders, keys::DatedKey, settings::AttachMode},
     util::secrecy::leaving_no_trace,
     view::events::EventLog,
@@ -302,7 +306,7 @@ impl Site {
             built.object().remember(&self.name, earlier)
         })?;
         if built.program.options.answers {
-            built.object().set_host(syncookies::host())?;
+            built.object().set_host(syncookies::host().at(mac_address(interface.index)))?;
         }
         built.enforce(&self.pins, interface, live, attach, &self.desired_orders())
     }

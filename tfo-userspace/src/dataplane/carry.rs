@@ -76,7 +76,9 @@ impl Cells {
     fn each(&self, mut see: impl FnMut(u32, &Cell)) -> io::Result<()> {
         match self {
             Self::Now(all) => all.each(|index, cpus| cpus.iter().for_each(|Shared(cell)| see(index, cell))),
-            Self::V0_1(all) => all.each(|index, cpus| cpus.iter().for_each(|words| see(index, &words.cell()))),
+            Self::V0_1(all) => {
+                all.each(|index, cpus| cpus.iter().for_each(|words| see(index, &words.cell())))
+            }
         }
     }
 }

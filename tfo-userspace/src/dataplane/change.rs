@@ -35,7 +35,11 @@ use super::{
 use crate::{
     dataplane::pins::{Generation, Locked, rename_if_there},
     kernel::{cgroup, interface::Interface, netns, syncookies},
-    model::{guards::{Hidden, Orders}, services::Services, settings::AttachMode},
+    model::{
+        guards::{Hidden, Orders},
+        services::Services,
+        settings::AttachMode,
+    },
 };
 
 /// Options and services of the programs for an interface.

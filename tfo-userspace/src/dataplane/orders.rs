@@ -173,5 +173,4 @@ fn source(hidden: &Hidden) -> Option<SourceKey> {
 }
 
 /// Flags of a policy that orders set.
-const ORDERS: u64 =
-    Policy::HIDDEN_ALL | Policy::HIDDEN_SERVICE | Policy::HIDES_SOURCES | Policy::ANSWERS;
+const ORDERS: u64 = Policy::HIDDEN_ALL | Policy::HIDDEN_SERVICE | Policy::HIDES_SOURCES | Policy::ANSWERS;

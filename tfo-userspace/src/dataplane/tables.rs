@@ -179,7 +179,8 @@ impl Tables {
             wanted.extend(name.filter(|name| is_wanted(name)).map(|name| (index, name.to_owned())));
         };
         self.all_services.each(place).context("cannot read the map of services")?;
-        let counted = wanted.into_iter().map(|(index, name)| Ok((name, self.counted_here(index)?.cell.counters())));
+        let counted =
+            wanted.into_iter().map(|(index, name)| Ok((name, self.counted_here(index)?.cell.counters())));
         counted.collect()
     }
 

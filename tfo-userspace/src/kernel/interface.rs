@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::TryStreamExt as _;
+use nix::ifaddrs::getifaddrs;
 use rtnetlink::{
     LinkGetRequest,
     packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
@@ -96,6 +97,12 @@ async fn find_link(select: impl FnOnce(LinkGetRequest) -> LinkGetRequest) -> Res
 /// The kernel returns ENODEV for an unknown name, and EINVAL or ERANGE for a name that is too long.
 fn is_no_such_interface(error: &rtnetlink::packet_core::ErrorMessage) -> bool {
     matches!(-error.raw_code(), libc::ENODEV | libc::EINVAL | libc::ERANGE)
+}
+
+/// Returns the MAC address of the interface with `index`, or `None` if it has none.
+pub fn mac_address(index: u32) -> Option<[u8; 6]> {
+    let links = getifaddrs().ok()?.filter_map(|found| found.address?.as_link_addr().copied());
+    links.filter(|link| link.ifindex() == index as usize).find_map(|link| link.addr())
 }
 
 fn link_layer(name: &str, kind: LinkLayerType) -> Result<LinkLayer> {

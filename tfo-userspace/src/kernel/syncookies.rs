@@ -84,7 +84,8 @@ pub struct Journal {
 impl Journal {
     /// Returns the journal of the calling thread's network namespace, in `folder`.
     pub fn new(folder: &Path) -> Result<Self> {
-        let cookie = netns_cookie().context("no cookie of the network namespace: `answer` needs Linux 6.0")?;
+        let cookie =
+            netns_cookie().context("no cookie of the network namespace: `answer` needs Linux 6.0")?;
         Ok(Self { path: folder.join(format!("syncookies-{cookie}")) })
     }
 
@@ -108,7 +109,8 @@ impl Journal {
         let sysctl = sysctl.with_context(|| format!("cannot open {SYNCOOKIES} for writing"))?;
         let mut file = OpenOptions::new();
         file.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let written = file.open(&self.path).and_then(|mut file| file.write_all(before.to_string().as_bytes()));
+        let written =
+            file.open(&self.path).and_then(|mut file| file.write_all(before.to_string().as_bytes()));
         written.with_context(|| format!("cannot write {}", self.path.display()))?;
         let set = |value: i32| {
             let written = sysctl.write_all_at(value.to_string().as_bytes(), 0);
@@ -137,7 +139,7 @@ impl Journal {
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", self.path.display())),
         };
         // An empty file was made just before the sysctl would have been changed.
-        let is_changed = text == "1" && syncookies()? == 2;
+        let is_changed = text.parse().is_ok_and(|before: u8| before != 2) && syncookies()? == 2;
         if is_changed {
             fs::write(SYNCOOKIES, &text).with_context(|| format!("cannot write {SYNCOOKIES}"))?;
         }

@@ -44,6 +44,11 @@ impl Named {
         self.guards.answer.is_some()
     }
 
+    /// Whether its SYNs are answered when a flood comes, and not only counted.
+    pub fn answers_indeed(&self) -> bool {
+        self.mode == Mode::Shield && self.guards.answer.is_some_and(|answer| !answer.dry_run)
+    }
+
     /// Whether the service is that of `port` at a local address, or of a listener on all addresses if that is `None`.
     pub fn is_at(&self, address: Option<IpAddr>, port: u16) -> bool {
         let is_there = |address: IpAddr| self.addresses.iter().any(|prefix| prefix.contains(&address));

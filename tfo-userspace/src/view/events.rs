@@ -170,7 +170,9 @@ impl Event {
             match &self.verdict {
                 verdict if verdict == Verdict::Hide.name() => "hidden by",
                 verdict if verdict == Verdict::Drop.name() => "dropped by",
-                verdict if verdict == Verdict::Answer.name() && guard == Guard::Answer.name() => "answered by",
+                verdict if verdict == Verdict::Answer.name() && guard == Guard::Answer.name() => {
+                    "answered by"
+                }
                 verdict if verdict == Verdict::Answer.name() => "answered without a cookie because of",
                 _ => "its window cut by",
             }

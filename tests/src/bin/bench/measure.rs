@@ -1,6 +1,10 @@
 //! Samples of the scenarios.
 
-use std::{fs, net::IpAddr, path::Path};
+use std::{
+    fs,
+    net::{IpAddr, TcpListener},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -13,16 +17,30 @@ use nix::{
     time::{ClockId, clock_gettime},
     unistd::Pid,
 };
-use tfo_common::{counters::Counters, keyring::Key, parse::LinkLayer, policy::Policy};
+use tfo_common::{
+    counters::{Counters, VERDICT_SLOTS},
+    keyring::Key,
+    parse::LinkLayer,
+    policy::Policy,
+    verdict::Verdict,
+};
 use tfo_tests::{
     cases::{CLIENT_V6, SERVER_V4, SERVER_V6},
     host,
     kernel::Kernel,
     keys::{BACKUP, CURRENT, TestKey},
+    listener::Listener,
+    netns::ip,
     tap::Tap,
+};
+use tfo_userspace::kernel::{
+    listeners::Walk,
+    sysctl::{SERVER, write_mode},
 };
 
 use crate::scenarios::{Scenario, Setup, Subject};
+
+const SYNCOOKIES: &str = "/proc/sys/net/ipv4/tcp_syncookies";
 
 /// Number of samples and runs.
 pub(crate) struct Plan {
@@ -54,6 +72,8 @@ pub(crate) struct Bench {
     tfo: Vec<(Setup, Kernel)>,
     measured: Vec<(Measured, Option<Varied>)>,
     interfaces: Vec<Tap>,
+    /// Listener of the answered SYNs, and the program that marks it.
+    listener: Option<(TcpListener, Walk)>,
 }
 
 /// Two programs that change the frame before each run.
@@ -62,6 +82,8 @@ struct Varied {
     tfo: Ebpf,
     /// Changes the frame and calls the program that does nothing.
     pass: Ebpf,
+    /// Name of the program that changes the frame.
+    name: &'static str,
 }
 
 impl Bench {
@@ -75,6 +97,7 @@ impl Bench {
             tfo: Vec::new(),
             measured: Vec::new(),
             interfaces: Vec::new(),
+            listener: None,
         };
         let keys = bench.yardsticks.map_mut("KEYS").context("the yardsticks have no map KEYS")?;
         Array::<_, [u64; 4]>::try_from(keys)?.set(0, words([CURRENT, BACKUP].map(TestKey::key)), 0)?;
@@ -95,7 +118,18 @@ impl Bench {
                         attach(program(&mut object, "vary")?, &mut bench.interfaces)?;
                         Ok::<_, anyhow::Error>(object)
                     };
-                    varied = Some(Varied { tfo: vary(tfo)?, pass: vary(pass)? });
+                    varied = Some(Varied { tfo: vary(tfo)?, pass: vary(pass)?, name: "vary" });
+                }
+                Subject::Restored(setup) => {
+                    let pass = program(&mut bench.yardsticks, "pass")?.fd()?.try_clone()?;
+                    let tfo = bench.tfo(*setup)?.program().fd()?.try_clone()?;
+                    let mut restore = |then| {
+                        let mut object = restore(&object, &scenario.frame, &then)?;
+                        attach(program(&mut object, "restore")?, &mut bench.interfaces)?;
+                        Ok::<_, anyhow::Error>(object)
+                    };
+                    varied = Some(Varied { tfo: restore(tfo)?, pass: restore(pass)?, name: "restore" });
+                    bench.listen()?;
                 }
             }
             bench.measured.push((Measured { scenario, samples: Vec::new() }, varied));
@@ -106,6 +140,32 @@ impl Bench {
     fn load_yardstick(&mut self, name: &str) -> Result<()> {
         load(&mut self.yardsticks, name)?;
         attach(program(&mut self.yardsticks, name)?, &mut self.interfaces)
+    }
+
+    /// Begins to listen at the server's addresses.
+    fn listen(&mut self) -> Result<()> {
+        if self.listener.is_some() {
+            return Ok(());
+        }
+        ip("link set lo up");
+        ip(&format!("address add {SERVER_V4}/32 dev lo"));
+        ip(&format!("address add {SERVER_V6}/128 dev lo nodad"));
+        write_mode(SERVER)?;
+        let listener = Listener::on("[::]:80").fast_open(64).listen();
+        let mut walk = Walk::load()?;
+        walk.load_marker()?;
+        self.listener = Some((listener, walk));
+        Ok(())
+    }
+
+    /// Marks the listener, for longer than a sample takes.
+    fn mark(&mut self) -> Result<()> {
+        let (_, walk) = self.listener.as_mut().context("there is no listener")?;
+        fs::write(SYNCOOKIES, "2")?;
+        let records = walk.read()?;
+        let marked = records.iter().try_for_each(|record| walk.mark(record, 0));
+        fs::write(SYNCOOKIES, "1")?;
+        marked
     }
 
     /// Returns the real program as `setup` describes it.
@@ -140,18 +200,21 @@ impl Bench {
     fn sample(&mut self, scenario: &Scenario, varied: Option<&mut Varied>, repeat: u32) -> Result<Sample> {
         let frame = scenario.frame.as_slice();
         let (before, gross, after) = match (&scenario.subject, varied) {
-            (Subject::Varied { setup, .. }, Some(Varied { tfo, pass })) => {
-                let before = time(program(pass, "vary")?, frame, repeat)?;
+            (Subject::Varied { setup, .. } | Subject::Restored(setup), Some(Varied { tfo, pass, name })) => {
+                if setup.answers {
+                    self.mark()?;
+                }
+                let before = time(program(pass, name)?, frame, repeat)?;
                 let kernel = self.tfo(*setup)?;
                 let gross =
-                    counted(*setup, kernel, frame, repeat, |_| time(program(tfo, "vary")?, frame, repeat))?;
-                (before, gross, time(program(pass, "vary")?, frame, repeat)?)
+                    counted(*setup, kernel, frame, repeat, |_| time(program(tfo, name)?, frame, repeat))?;
+                (before, gross, time(program(pass, name)?, frame, repeat)?)
             }
             (subject, _) => {
                 let before = time(program(&mut self.yardsticks, "pass")?, frame, repeat)?;
                 let gross = match subject {
                     Subject::Yardstick(name) => time(program(&mut self.yardsticks, name)?, frame, repeat)?,
-                    Subject::Tfo(setup) | Subject::Varied { setup, .. } => {
+                    Subject::Tfo(setup) | Subject::Varied { setup, .. } | Subject::Restored(setup) => {
                         let kernel = self.tfo(*setup)?;
                         counted(*setup, kernel, frame, repeat, |kernel| {
                             time(kernel.program(), frame, repeat)
@@ -181,9 +244,44 @@ fn counted(
     let time = measure(kernel)?;
     let after = packets(&kernel.counters());
     let one = packets(&host::count(frame, LinkLayer::Ethernet, &Policy::of_mode(setup.mode), &setup.ring()));
+    let one = if setup.answers && setup.policy == setup.policy.with(tfo_common::policy::Guard::Answer, true) {
+        answered(&one)
+    } else {
+        one
+    };
     let is_counted = before.iter().zip(&one).map(|(before, one)| before + one * u64::from(repeat)).eq(after);
     ensure!(is_counted, "the program did not count what it was given");
     Ok(time)
+}
+
+/// Returns the counts by family, class and verdict for SYNs that are answered instead of passed.
+fn answered(passed: &[u64]) -> Vec<u64> {
+    let mut counts = passed.to_vec();
+    for verdicts in counts.chunks_mut(VERDICT_SLOTS) {
+        verdicts.swap(Verdict::Pass.index(), Verdict::Answer.index());
+    }
+    counts
+}
+
+/// Loads the program that writes `frame` anew and then calls `then`.
+fn restore(object: &[u8], frame: &[u8], then: &ProgramFd) -> Result<Ebpf> {
+    const WORDS: usize = 16;
+    let len = frame.len();
+    ensure!((8..=8 * WORDS).contains(&len), "a frame of {len} bytes does not fit");
+    let mut loader = EbpfLoader::new();
+    let len_word = len as u32;
+    loader.override_global("FRAME_LEN", &len_word, true);
+    let mut object = loader.load(object)?;
+    let words = std::array::from_fn(|word| {
+        let at = if 8 * word + 8 <= len { 8 * word } else { len - 8 };
+        frame[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    });
+    let map = object.map_mut("FRAME").context("the yardsticks have no map FRAME")?;
+    Array::<_, [u64; WORDS]>::try_from(map)?.set(0, words, 0)?;
+    let map = object.map_mut("THEN").context("the yardsticks have no map THEN")?;
+    ProgramArray::try_from(map)?.set(0, then, 0)?;
+    load(&mut object, "restore")?;
+    Ok(object)
 }
 
 /// Returns the CPU time of this thread for each of `repeat` runs, in nanoseconds.

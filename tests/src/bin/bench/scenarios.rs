@@ -1,6 +1,7 @@
 //! Table of the scenarios.
 
 use tfo_common::{
+    answer::Host,
     keyring::{KeyRing, NEWEST, SLOTS},
     parse::LinkLayer,
     policy::{Guard, Limit, Policy, SourceMask},
@@ -39,6 +40,8 @@ pub(crate) enum Subject {
     /// The real program behind one that gives the frame the next of `sources` source addresses before each run, with
     /// the cookie that `key` makes for it. That also restores a frame that was rewritten.
     Varied { setup: Setup, sources: u32, key: TestKey },
+    /// The real program behind one that writes the whole frame anew before each run.
+    Restored(Setup),
 }
 
 /// Options with which the real program is loaded.
@@ -52,12 +55,16 @@ pub(crate) struct Setup {
     pub(crate) services: u16,
     /// Prefixes of sources that are hidden by order.
     pub(crate) hidden: &'static [&'static str],
+    /// Whether SYNs are answered that bring no good cookie.
+    pub(crate) answers: bool,
 }
 
 impl Setup {
     pub(crate) fn load(self) -> Kernel {
         let options = LoadOptions::new(LinkLayer::Ethernet, self.mode);
-        let mut kernel = Kernel::with(&LoadOptions { services: self.services.into(), ..options }, None);
+        let (services, answers) = (self.services.into(), self.answers);
+        let mut kernel = Kernel::with(&LoadOptions { services, answers, ..options }, None);
+        kernel.set_host(Host::new(Host::COOKIES | Host::FAST_OPEN, 0).at(Some([2, 0, 0, 0, 0, 2])));
         kernel.publish(&self.ring());
         kernel.serve(&self.services());
         kernel.set_policy(OTHER, &self.policy);
@@ -91,8 +98,14 @@ impl Setup {
 }
 
 /// Setup with the most keys that a ring can hold without a next key.
-pub(crate) const ALL_KEYS: Setup =
-    Setup { mode: Mode::Observe, keys: 10, policy: Policy::of_mode(Mode::Observe), services: 0, hidden: &[] };
+pub(crate) const ALL_KEYS: Setup = Setup {
+    mode: Mode::Observe,
+    keys: 10,
+    policy: Policy::of_mode(Mode::Observe),
+    services: 0,
+    hidden: &[],
+    answers: false,
+};
 
 /// Prefixes that have nothing in common with the client's addresses.
 const OTHERS: &[&str] = &["198.51.100.0/24", "203.0.113.7/32", "2001:db8::/32", "2001:db8:7::1/128"];
@@ -265,6 +278,23 @@ impl Table {
             let sheds = Setup { keys: 2, policy: sheds.with(Guard::Shed, false), ..setup };
             let forged = linux(syn(family), STRANGER);
             self.tfo(format!("{family}: unknown, two keys, shield, shed in a dry run"), sheds, forged);
+            let answers = Policy { flags: none.flags | Policy::ANSWERS, ..none }.with(Guard::Answer, true);
+            let setup = Setup { answers: true, policy: answers, ..setup };
+            let plain = syn(family).linux_options().build();
+            self.add(format!("{family}: plain SYN, answered"), Subject::Restored(setup), plain);
+            let dry = Policy { flags: none.flags | Policy::ANSWERS, ..none }.with(Guard::Answer, false);
+            let dry = Setup { policy: dry, ..setup };
+            self.tfo(
+                format!("{family}: plain SYN, answered in a dry run"),
+                Setup { answers: true, ..dry },
+                syn(family).linux_options().build(),
+            );
+            let request = syn(family).linux_options().request().nops(2).build();
+            self.add(format!("{family}: cookie request, answered"), Subject::Restored(setup), request);
+            let forged = Setup { keys: 2, ..setup };
+            let unknown = syn(family).linux_options().cookie_of(STRANGER).nops(2).build();
+            self.add(format!("{family}: unknown, two keys, answered"), Subject::Restored(forged), unknown);
+            let setup = Setup { answers: false, policy: all, ..setup };
             // The table entries of the sources are spread over memory.
             for sources in [100, 60_000] {
                 let subject = Subject::Varied { setup, sources, key: CURRENT };

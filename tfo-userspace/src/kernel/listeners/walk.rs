@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _},
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::OnceLock,
 };
 
@@ -59,7 +59,8 @@ impl Walk {
         let mut context = [0_u8; 192];
         context[40..44].copy_from_slice(&interface.to_ne_bytes());
         let run = TestRunOptions { data_in: Some(&frame), ctx_in: Some(&context), ..TestRunOptions::new() };
-        let result = marker(&mut self.0)?.test_run(run).context("cannot run the program that marks listeners")?;
+        let result =
+            marker(&mut self.0)?.test_run(run).context("cannot run the program that marks listeners")?;
         let code = result.return_value.cast_signed();
         ensure!(code >= 0, "the kernel does not mark it ({code})");
         Ok(())
@@ -99,6 +100,12 @@ fn marker(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier> {
     Ok(program.with_context(|| format!("there is no program {MARK_PROGRAM}"))?.try_into()?)
 }
 
+/// Destination of SYNs for a listener on all addresses. No other listener has these addresses of documentation (RFC 5737,
+/// RFC 3849), as one may have a loopback address. The look-up does not ask whether they are the host's.
+const NOBODY_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 255);
+/// See [`NOBODY_V4`].
+const NOBODY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xfffe);
+
 /// Returns a SYN for the listener of `record`, for the program that marks it. It is never sent.
 fn syn(record: &Record) -> Vec<u8> {
     const SOURCE_PORT: u16 = 1;
@@ -107,15 +114,13 @@ fn syn(record: &Record) -> Vec<u8> {
 
     let mut frame = vec![0; 12];
     match record.local_address() {
-        // Any address will do for a listener on all of them.
         IpAddr::V4(address) => {
-            let address = if address.is_unspecified() { [127, 0, 0, 1] } else { address.octets() };
+            let address = if address.is_unspecified() { NOBODY_V4.octets() } else { address.octets() };
             frame.extend([0x08, 0x00, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
             frame.extend(address.repeat(2));
         }
         IpAddr::V6(address) => {
-            let address =
-                if address.is_unspecified() { Ipv6Addr::LOCALHOST.octets() } else { address.octets() };
+            let address = if address.is_unspecified() { NOBODY_V6.octets() } else { address.octets() };
             frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, 64]);
             frame.extend(address.repeat(2));
         }
@@ -149,7 +154,10 @@ struct Found {
 
 fn found() -> Result<Found> {
     static FOUND: OnceLock<Result<Found, String>> = OnceLock::new();
-    FOUND.get_or_init(|| find().map_err(|error| format!("{error:#}"))).clone().map_err(|error| anyhow!("{error}"))
+    FOUND
+        .get_or_init(|| find().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(|error| anyhow!("{error}"))
 }
 
 fn find() -> Result<Found> {
