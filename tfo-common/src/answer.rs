@@ -198,37 +198,37 @@ impl Reply {
         if frame.read::<1>(self.frame_len(addresses.family) - 1).is_none() {
             return false;
         }
-        frame.write(0, source);
-        frame.write(6, destination);
-        let pseudo = match addresses.family {
-            Family::Ipv4 => write_ipv4(frame, network, addresses, self.tcp_len()),
-            Family::Ipv6 => write_ipv6(frame, network, addresses, self.tcp_len()),
-        };
-        let acknowledged = u32::from_be_bytes(isn).wrapping_add(1);
-        let mut header = [0_u32; TcpHdr::LEN / 4];
-        header[0] = u32::from_le_bytes([d0, d1, s0, s1]);
-        header[1] = self.sequence.to_be();
-        header[2] = acknowledged.to_be();
+        frame.write(0, pair(source, destination));
+        let [m0, m1] = (self.mss as u16).to_be_bytes();
         let [w0, w1] = (self.window as u16).to_be_bytes();
-        header[3] = u32::from_le_bytes([(self.tcp_len() as u8 / 4) << 4, SYN_ACK, w0, w1]);
-        let mut sum = pseudo + u64::from((self.tcp_len() as u16).to_be());
-        let mut word = 0;
-        while word < 4 {
-            sum += u64::from(header[word]);
-            word += 1;
+        let mut header = [
+            u32::from_le_bytes([d0, d1, s0, s1]),
+            self.sequence.to_be(),
+            u32::from_be_bytes(isn).wrapping_add(1).to_be(),
+            u32::from_le_bytes([(self.tcp_len() as u8 / 4) << 4, SYN_ACK, w0, w1]),
+            0,
+            u32::from_le_bytes([2, 4, m0, m1]),
+        ];
+        let more = network + network_len(addresses.family) + TcpHdr::LEN + MSS_LEN;
+        let sum = self.write_options(frame, more) + pseudo_sum(addresses, self.tcp_len());
+        header[4] = u32::from(!fold(sum + sum_of(header)));
+        // One write, since each is checked.
+        match addresses.family {
+            Family::Ipv4 => {
+                let [i0, i1, i2, i3, i4] = ipv4(addresses, self.tcp_len());
+                let [t0, t1, t2, t3, t4, t5] = header;
+                frame.write::<44>(network, bytes([i0, i1, i2, i3, i4, t0, t1, t2, t3, t4, t5]))
+            }
+            Family::Ipv6 => {
+                let [i0, i1, i2, i3, i4, i5, i6, i7, i8, i9] = ipv6(addresses, self.tcp_len());
+                let [t0, t1, t2, t3, t4, t5] = header;
+                let words = [i0, i1, i2, i3, i4, i5, i6, i7, i8, i9, t0, t1, t2, t3, t4, t5];
+                frame.write::<64>(network, bytes(words))
+            }
         }
-        let sum = sum + self.write_options(frame, network + network_len(addresses.family) + TcpHdr::LEN);
-        header[4] = u32::from(!fold(sum));
-        let at = network + network_len(addresses.family);
-        let mut word = 0;
-        while word < header.len() {
-            frame.write(at + 4 * word, header[word].to_le_bytes());
-            word += 1;
-        }
-        true
     }
 
-    /// Writes the options from `at` on, and returns the sum of their words.
+    /// Writes the options behind the maximum segment size from `at` on, and returns the sum of their words.
     #[inline(always)]
     fn write_options<B: BytesMut + ?Sized>(&self, frame: &mut B, at: usize) -> u64 {
         let (mut at, mut sum) = (at, 0);
@@ -237,8 +237,6 @@ impl Reply {
             at += 4;
             sum += u64::from(u32::from_le_bytes(bytes));
         };
-        let [m0, m1] = (self.mss as u16).to_be_bytes();
-        put([2, 4, m0, m1]);
         if self.has(Self::TIMESTAMPS) {
             let [sack, permitted] = if self.has(Self::SACK) { [4, 2] } else { [1, 1] };
             put([sack, permitted, 8, 10]);
@@ -272,40 +270,92 @@ pub const fn network_len(family: Family) -> usize {
     }
 }
 
-/// Writes the IPv4 header for `payload` bytes back to the source of `addresses`, and returns the sum of the words of the
-/// pseudo-header but for the length (RFC 9293, 3.1).
+/// Length of the option with the maximum segment size.
+const MSS_LEN: usize = 4;
+
+/// Returns the words of the IPv4 header for `payload` bytes back to the source of `addresses`.
 #[inline(always)]
-fn write_ipv4<B: BytesMut + ?Sized>(frame: &mut B, at: usize, addresses: &Addresses, payload: usize) -> u64 {
+const fn ipv4(addresses: &Addresses, payload: usize) -> [u32; 5] {
     const DONT_FRAGMENT: u8 = 0x40;
 
     let [l0, l1] = ((Ipv4Hdr::LEN + payload) as u16).to_be_bytes();
     let [addresses, ..] = addresses.words;
-    let (source, destination) = (addresses as u32, (addresses >> 32) as u32);
-    let first = u32::from_le_bytes([0x45, 0, l0, l1]);
-    let second = u32::from_le_bytes([0, 0, DONT_FRAGMENT, 0]);
-    let third = u32::from_le_bytes([TTL, TCP, 0, 0]);
-    let ends = u64::from(source) + u64::from(destination);
-    let sum = !fold(u64::from(first) + u64::from(second) + u64::from(third) + ends);
-    frame.write(at, first.to_le_bytes());
-    frame.write(at + 4, second.to_le_bytes());
-    frame.write(at + 8, (third | u32::from(sum) << 16).to_le_bytes());
-    frame.write(at + 12, destination.to_le_bytes());
-    frame.write(at + 16, source.to_le_bytes());
-    ends + u64::from(u16::from(TCP).to_be())
+    let [source, destination] = halves(addresses);
+    let mut words = [
+        u32::from_le_bytes([0x45, 0, l0, l1]),
+        u32::from_le_bytes([0, 0, DONT_FRAGMENT, 0]),
+        u32::from_le_bytes([TTL, TCP, 0, 0]),
+        destination,
+        source,
+    ];
+    words[2] |= (!fold(sum_of(words)) as u32) << 16;
+    words
 }
 
-/// Does for IPv6 what [`write_ipv4`] does for IPv4.
+/// Returns the words of the IPv6 header for `payload` bytes back to the source of `addresses`.
 #[inline(always)]
-fn write_ipv6<B: BytesMut + ?Sized>(frame: &mut B, at: usize, addresses: &Addresses, payload: usize) -> u64 {
+const fn ipv6(addresses: &Addresses, payload: usize) -> [u32; 10] {
     let [l0, l1] = (payload as u16).to_be_bytes();
     let [s0, s1, d0, d1] = addresses.words;
-    frame.write(at, [0x60, 0, 0, 0, l0, l1, TCP, TTL]);
-    frame.write(at + 8, d0.to_le_bytes());
-    frame.write(at + 16, d1.to_le_bytes());
-    frame.write(at + 24, s0.to_le_bytes());
-    frame.write(at + 32, s1.to_le_bytes());
-    let halves = |word: u64| (word & 0xffff_ffff) + (word >> 32);
-    halves(s0) + halves(s1) + halves(d0) + halves(d1) + u64::from(u16::from(TCP).to_be())
+    let ([d0, d1], [d2, d3], [s0, s1], [s2, s3]) = (halves(d0), halves(d1), halves(s0), halves(s1));
+    [
+        u32::from_le_bytes([0x60, 0, 0, 0]),
+        u32::from_le_bytes([l0, l1, TCP, TTL]),
+        d0,
+        d1,
+        d2,
+        d3,
+        s0,
+        s1,
+        s2,
+        s3,
+    ]
+}
+
+/// Returns the sum of the words of the pseudo-header for a TCP segment of `len` bytes (RFC 9293, 3.1).
+#[inline(always)]
+const fn pseudo_sum(addresses: &Addresses, len: usize) -> u64 {
+    let [w0, w1, w2, w3] = addresses.words;
+    let ends = match addresses.family {
+        Family::Ipv4 => sum_of(halves(w0)),
+        Family::Ipv6 => sum_of(halves(w0)) + sum_of(halves(w1)) + sum_of(halves(w2)) + sum_of(halves(w3)),
+    };
+    ends + (TCP as u16).to_be() as u64 + (len as u16).to_be() as u64
+}
+
+/// Returns the two halves of a word, the lower one first.
+#[inline(always)]
+const fn halves(word: u64) -> [u32; 2] {
+    [word as u32, (word >> 32) as u32]
+}
+
+/// Returns the sum of `words`.
+#[inline(always)]
+const fn sum_of<const N: usize>(words: [u32; N]) -> u64 {
+    let (mut sum, mut at) = (0, 0);
+    while at < N {
+        sum += words[at] as u64;
+        at += 1;
+    }
+    sum
+}
+
+/// Returns the `M` bytes of `N` little-endian words.
+#[inline(always)]
+const fn bytes<const N: usize, const M: usize>(words: [u32; N]) -> [u8; M] {
+    let (mut bytes, mut at) = ([0; M], 0);
+    while at < N {
+        let [a, b, c, d] = words[at].to_le_bytes();
+        (bytes[4 * at], bytes[4 * at + 1], bytes[4 * at + 2], bytes[4 * at + 3]) = (a, b, c, d);
+        at += 1;
+    }
+    bytes
+}
+
+/// Returns both MAC addresses, one behind the other.
+#[inline(always)]
+const fn pair([a, b, c, d, e, f]: [u8; 6], [g, h, i, j, k, l]: [u8; 6]) -> [u8; 12] {
+    [a, b, c, d, e, f, g, h, i, j, k, l]
 }
 
 /// Folds a sum of little-endian words, far below 2^40, into 16 bits (RFC 1071).
@@ -336,7 +386,6 @@ impl Input {
     /// Fills it in for a SYN with these `ports` and sequence number, as they stand in memory, which offers `mss`.
     #[inline(always)]
     pub fn fill(&mut self, addresses: &Addresses, ports: u32, isn: u32, mss: u16) {
-        let halves = |word: u64| [word as u32, (word >> 32) as u32];
         match addresses.family {
             Family::Ipv4 => [self.network[3], self.network[4]] = halves(addresses.words[0]),
             Family::Ipv6 => {

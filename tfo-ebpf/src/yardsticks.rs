@@ -9,14 +9,18 @@
     reason = "the kernel calls in by section name; nothing here is Rust API"
 )]
 
-#[expect(dead_code, reason = "only the program needs all of it")]
 mod frame;
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::{
     Global,
-    bindings::xdp_action,
+    bindings::{bpf_sock_tuple, xdp_action},
     btf_maps::{Array, ProgramArray},
-    helpers::generated::{bpf_redirect, bpf_xdp_adjust_tail},
+    helpers::generated::{
+        bpf_redirect, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_raw_gen_syncookie_ipv4,
+        bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_tail,
+    },
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -208,9 +212,71 @@ pub fn restore(ctx: XdpContext) -> u32 {
         let at = if 8 * at + 8 <= len { 8 * at } else { len - 8 };
         frame.write(at, word.to_le_bytes());
     }
+    if let Some(next) = NEXT.get_ptr_mut(0) {
+        // An atomic addition waits until the words have left the store buffer. Else the program would wait, in a read of
+        // bytes from two of them, as it never does after the writes of a network card.
+        // SAFETY: the entry of an array map lives as long as the program.
+        unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(next, 1) };
+    }
     // SAFETY: no value on the stack needs to be dropped.
     unsafe { THEN.tail_call(&ctx, 0) };
     xdp_action::XDP_ABORTED
+}
+
+/// Cuts sixteen bytes off the frame's end, as an answer does with a SYN of Linux, and sends the frame back.
+#[inline(always)]
+fn cut(ctx: XdpContext) -> u32 {
+    // SAFETY: the context is the kernel's, and there is no pointer into the packet.
+    unsafe { bpf_xdp_adjust_tail(ctx.ctx, -16) };
+    xdp_action::XDP_TX
+}
+
+/// Looks the listener of an untagged IPv4 SYN up, makes a SYN cookie, cuts the frame and sends it back: the calls of the
+/// kernel without which no program answers. The reply is wrong.
+#[xdp]
+pub fn least_v4(ctx: XdpContext) -> u32 {
+    least::<20, 12, 12>(&ctx, |network, tcp| {
+        // SAFETY: both headers are initialised, as long as the kernel is told.
+        unsafe { bpf_tcp_raw_gen_syncookie_ipv4(network.cast(), tcp.cast(), 24) }
+    })
+}
+
+/// Does the same for IPv6.
+#[xdp]
+pub fn least_v6(ctx: XdpContext) -> u32 {
+    least::<40, 8, 36>(&ctx, |network, tcp| {
+        // SAFETY: as in `least_v4`.
+        unsafe { bpf_tcp_raw_gen_syncookie_ipv6(network.cast(), tcp.cast(), 24) }
+    })
+}
+
+/// Does the work of [`least_v4`] for an IP header of `HEADER` bytes, which ends with the addresses from `AT` on. With the
+/// ports they are `TUPLE` bytes.
+#[inline(always)]
+fn least<const HEADER: usize, const AT: usize, const TUPLE: usize>(
+    ctx: &XdpContext,
+    make: impl FnOnce(*mut u8, *mut u8) -> i64,
+) -> u32 {
+    let frame = Frame::new(ctx);
+    let (Some(mut tuple), Some(mut network), Some(mut tcp)) =
+        (frame.read::<TUPLE>(14 + AT), frame.read::<HEADER>(14), frame.read::<24>(14 + HEADER))
+    else {
+        return xdp_action::XDP_ABORTED;
+    };
+    tcp[12] = 6 << 4;
+    // SAFETY: the tuple is as long as the kernel is told. The helper returns null or a socket, which is released.
+    unsafe {
+        let tuple = tuple.as_mut_ptr().cast::<bpf_sock_tuple>();
+        let socket = bpf_skc_lookup_tcp(ctx.ctx.cast(), tuple, TUPLE as u32, u64::MAX, 0);
+        if socket.is_null() {
+            return xdp_action::XDP_ABORTED;
+        }
+        bpf_sk_release(socket.cast());
+    }
+    if make(network.as_mut_ptr(), tcp.as_mut_ptr()) < 0 {
+        return xdp_action::XDP_ABORTED;
+    }
+    cut(XdpContext::new(ctx.ctx))
 }
 
 /// Index of the interface that [`flood`] sends to.

@@ -120,9 +120,17 @@ impl Bench {
                     };
                     varied = Some(Varied { tfo: vary(tfo)?, pass: vary(pass)?, name: "vary" });
                 }
-                Subject::Restored(setup) => {
+                subject @ (Subject::Restored(_) | Subject::RestoredYardstick(_)) => {
                     let pass = program(&mut bench.yardsticks, "pass")?.fd()?.try_clone()?;
-                    let tfo = bench.tfo(*setup)?.program().fd()?.try_clone()?;
+                    let tfo = match subject {
+                        Subject::Restored(setup) => bench.tfo(*setup)?.program(),
+                        Subject::RestoredYardstick(name) => {
+                            bench.load_yardstick(name)?;
+                            program(&mut bench.yardsticks, name)?
+                        }
+                        _ => continue,
+                    };
+                    let tfo = tfo.fd()?.try_clone()?;
                     let mut restore = |then| {
                         let mut object = restore(&object, &scenario.frame, &then)?;
                         attach(program(&mut object, "restore")?, &mut bench.interfaces)?;
@@ -210,10 +218,17 @@ impl Bench {
                     counted(*setup, kernel, frame, repeat, |_| time(program(tfo, name)?, frame, repeat))?;
                 (before, gross, time(program(pass, name)?, frame, repeat)?)
             }
+            (Subject::RestoredYardstick(_), Some(Varied { tfo, pass, name })) => {
+                let before = time(program(pass, name)?, frame, repeat)?;
+                let gross = time(program(tfo, name)?, frame, repeat)?;
+                (before, gross, time(program(pass, name)?, frame, repeat)?)
+            }
             (subject, _) => {
                 let before = time(program(&mut self.yardsticks, "pass")?, frame, repeat)?;
                 let gross = match subject {
-                    Subject::Yardstick(name) => time(program(&mut self.yardsticks, name)?, frame, repeat)?,
+                    Subject::Yardstick(name) | Subject::RestoredYardstick(name) => {
+                        time(program(&mut self.yardsticks, name)?, frame, repeat)?
+                    }
                     Subject::Tfo(setup) | Subject::Varied { setup, .. } | Subject::Restored(setup) => {
                         let kernel = self.tfo(*setup)?;
                         counted(*setup, kernel, frame, repeat, |kernel| {

@@ -42,6 +42,8 @@ pub(crate) enum Subject {
     Varied { setup: Setup, sources: u32, key: TestKey },
     /// The real program behind one that writes the whole frame anew before each run.
     Restored(Setup),
+    /// A yardstick behind the same program.
+    RestoredYardstick(&'static str),
 }
 
 /// Options with which the real program is loaded.
@@ -281,6 +283,9 @@ impl Table {
             let answers = Policy { flags: none.flags | Policy::ANSWERS, ..none }.with(Guard::Answer, true);
             let setup = Setup { answers: true, policy: answers, ..setup };
             let plain = syn(family).linux_options().build();
+            let least = if family == Family::Ipv4 { "least_v4" } else { "least_v6" };
+            let name = format!("{family}: plain SYN, the kernel's part of an answer");
+            self.add(name, Subject::RestoredYardstick(least), plain.clone());
             self.add(format!("{family}: plain SYN, answered"), Subject::Restored(setup), plain);
             let dry = Policy { flags: none.flags | Policy::ANSWERS, ..none }.with(Guard::Answer, false);
             let dry = Setup { policy: dry, ..setup };
