@@ -4,7 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 
 use std::{
-    fs, thread,
+    fs,
+    process::Output,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -15,7 +17,7 @@ use tfo_tests::{
     config::{Config, guarded},
     fault::{self, Bpf, Fault},
     listener::Listener,
-    netns::{Counts, Running, assert_clean, eventually, failure, ip, key, sandbox, status, tfo},
+    netns::{Counts, assert_clean, eventually, failure, ip, key, sandbox, status, tfo},
     packet::{Carry as _, Ip, Tcp, eth, eth_between, flag},
     server::Server,
     tap::Tap,
@@ -23,6 +25,7 @@ use tfo_tests::{
 };
 use tfo_userspace::{
     kernel::{
+        syncookies::Journal,
         sysctl::{KeySysctl, syncookies, write_mode},
         tcp_ext::TcpExt,
     },
@@ -429,7 +432,6 @@ fn it_answers_in_generic_mode_too() {
     });
 }
 
-/// Value of the sysctl after each death of `tfo run` at a write.
 #[test]
 fn a_crash_leaves_syncookies_as_they_were() {
     const UNLINK: i64 = libc::SYS_unlink;
@@ -438,43 +440,26 @@ fn a_crash_leaves_syncookies_as_they_were() {
         let _server = Server::echo(listen().listen());
         let config = Config::new(IFACE, &service(ALWAYS));
         let path = config.path();
-        let journals = || {
-            fs::read_dir("/run/tfo").map_or(0, |all| {
-                all.flatten()
-                    .filter(|it| {
-                        it.file_name().to_string_lossy().starts_with("syncookies-")
-                            && it.path().extension().is_none()
-                    })
-                    .count()
-            })
-        };
         let run = || tfo(&["run", "--config", &path]);
-        let deaths: [(&str, fn(&(dyn Fn() -> std::process::Output + Sync)) -> std::process::Output); 3] = [
-            ("before it is 2", |run| fault::with_call(libc::SYS_pwrite64, Fault::Kills, run)),
-            ("while it is 2", |run| fault::with(Bpf::ProgTestRun, Fault::Kills, run)),
-            ("when it is back", |run| fault::with_call(UNLINK, Fault::Kills, run)),
-        ];
-        for (when, death) in deaths {
-            let output = death(&run);
+        let died = |when: &str, output: Output| {
             assert!(fault::was_killed(output.status), "{when}: {output:?}");
             eventually("it is as it was", || syncookies().unwrap() == 1);
             thread::sleep(Duration::from_millis(50));
             assert_eq!(syncookies().unwrap(), 1, "{when}");
-        }
-        // The guardian has died, too.
-        let _: Running = config.run();
-        assert_eq!((syncookies().unwrap(), journals()), (1, 0), "what is left of the last death is gone");
-        assert!(tfo(&["unload"]).status.success() || true);
-        let netns = fs::read_dir("/run/tfo")
-            .unwrap()
-            .flatten()
-            .find(|it| it.file_name().to_string_lossy().ends_with(".lock"));
-        let journal = netns.unwrap().path().with_extension("");
-        fs::write(&journal, "1").unwrap();
+        };
+        died("before it is 2", fault::with_call(libc::SYS_pwrite64, Fault::Kills, run));
+        died("while it is 2", fault::with(Bpf::ProgTestRun, Fault::Kills, run));
+        died("when it is back", fault::with_call(UNLINK, Fault::Kills, run));
+        // The guardian of the last one has died, too, when it would have removed the journal.
+        let journal = Journal::new("/run/tfo".as_ref()).unwrap();
+        assert!(journal.path().exists());
+        config.run().end(Signal::SIGINT);
+        assert!(!journal.path().exists(), "what is left of the last death is gone");
+        fs::write(journal.path(), "1").unwrap();
         fs::write(SYNCOOKIES, "2").unwrap();
         let tfo_run = config.run();
         assert_eq!(syncookies().unwrap(), 1, "the next start restores it");
-        assert!(!journal.exists());
+        assert!(!journal.path().exists());
         tfo_run.end(Signal::SIGINT);
         fs::write(SYNCOOKIES, "2").unwrap();
         let tfo_run = config.run();

@@ -246,6 +246,7 @@ impl Bench {
         let (takes_data, gives_cookie, counted) = match (class, verdict) {
             (Class::PlainSyn | Class::OptionIgnored, _) | (_, Verdict::Hide) => (false, false, none),
             (_, Verdict::Drop) => return (class.name(), Outcome::silence()),
+            (_, Verdict::Answer) => unreachable!("no service of this test is answered"),
             (Class::CookieRequest, _) => (false, true, TcpExt { cookie_reqd: 1, ..none }),
             (Class::CookieCurrent, _) => (true, false, TcpExt { passive: 1, ..none }),
             (Class::CookieBackup, _) | (_, Verdict::Rewrite) => {

@@ -2,7 +2,7 @@ use tfo_common::verdict::Mode;
 
 use super::*;
 use crate::model::{
-    guards::{Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
+    guards::{Answer, Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
     services::Named,
 };
 
@@ -34,6 +34,11 @@ per_source = "36000/h"
 per_source_burst = 1
 drop = true
 others = true
+[service.answer]
+when = "always"
+above = 500
+release = "5m"
+dry_run = true
 [[service]]
 name = "dns"
 ports = [53]
@@ -43,6 +48,7 @@ clamp = true
 hide = { dry_run = true }
 shed = false
 fair = { limit = "7/s" }
+answer = true
 "#;
 
 fn parse(text: &str) -> Config {
@@ -88,6 +94,12 @@ fn every_key_is_read() {
                             others: true,
                             dry_run: false,
                         }),
+                        answer: Some(Answer {
+                            waits: false,
+                            above: Some(500),
+                            release: Duration::from_secs(300),
+                            dry_run: true,
+                        }),
                     },
                 },
                 Named {
@@ -105,6 +117,12 @@ fn every_key_is_read() {
                         }),
                         clamp: Some(Clamp { factor: 3, dry_run: false }),
                         shed: None,
+                        answer: Some(Answer {
+                            waits: true,
+                            above: None,
+                            release: Duration::from_secs(60),
+                            dry_run: false,
+                        }),
                     },
                 },
             ],

@@ -75,9 +75,9 @@ struct Gauge {
 /// Measurement of one service since the last step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Measured {
-    /// SYNs without a good cookie in a second.
+    /// Number of SYNs without a good cookie in a second.
     unproved: f64,
-    /// Such SYNs to all engaged services in a second, less the right SYN cookies that came back.
+    /// Number of such SYNs to all engaged services in a second, less the right SYN cookies that came back.
     unfinished: f64,
     /// Number of handshakes in the fullest SYN queue, and its limit.
     fullest: (u32, u32),

@@ -60,15 +60,15 @@ type RowWords = [u64; 2 * SEATS];
 
 /// Reader of the counters of each service and CPU, in one of the layouts.
 enum Cells {
-    Now(BatchReader<Shared<Cell>>),
-    V0_1(BatchReader<layout_0_1::CellWords>),
+    Now(Box<BatchReader<Shared<Cell>>>),
+    V0_1(Box<BatchReader<layout_0_1::CellWords>>),
 }
 
 impl Cells {
     fn of(map: &Map, is_now: bool) -> Result<Self> {
         Ok(match is_now {
-            true => Self::Now(BatchReader::of(map, Shared(Cell::EMPTY))?),
-            false => Self::V0_1(BatchReader::of(map, layout_0_1::CellWords::EMPTY)?),
+            true => Self::Now(Box::new(BatchReader::of(map, Shared(Cell::EMPTY))?)),
+            false => Self::V0_1(Box::new(BatchReader::of(map, layout_0_1::CellWords::EMPTY)?)),
         })
     }
 

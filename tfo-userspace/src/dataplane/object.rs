@@ -49,6 +49,17 @@ pub struct SharedMaps<'a> {
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tfo-ebpf"));
 
+/// Maps with an entry for each service.
+const OF_SERVICES: [&str; 7] = [
+    names::COUNTERS,
+    names::SAMPLERS,
+    names::SERVICES,
+    names::OUTCOMES,
+    names::CARRIED,
+    names::POLICIES,
+    names::UNKNOWN,
+];
+
 /// The loaded programs and their maps.
 pub struct Object {
     pub(super) ebpf: Ebpf,
@@ -104,17 +115,8 @@ impl Object {
             .override_global(names::LAST_REPLAY_ROW, &last_replay_row, true)
             .override_global(names::LOG_LEVEL, &options.log_level, true)
             .verifier_log_level(VerifierLogLevel::STATS);
-        let of_services = [
-            names::COUNTERS,
-            names::SAMPLERS,
-            names::SERVICES,
-            names::OUTCOMES,
-            names::CARRIED,
-            names::POLICIES,
-            names::UNKNOWN,
-        ];
         let capacity = options.capacity();
-        for name in of_services {
+        for name in OF_SERVICES {
             loader.map_max_entries(name, capacity);
         }
         for name in [names::SOURCES, names::FORGERS] {

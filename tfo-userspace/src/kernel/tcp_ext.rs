@@ -82,8 +82,8 @@ mod tests {
     #[test]
     fn tcp_ext_is_found_by_name() {
         let text = "TcpExt: A TCPFastOpenActive TCPFastOpenActiveFail TCPFastOpenPassive TCPFastOpenPassiveFail \
-                    TCPFastOpenListenOverflow TCPFastOpenCookieReqd TCPFastOpenBlackhole TCPFastOpenPassiveAltKey Z\n\
-                    TcpExt: 9 1 2 3 4 5 6 7 8 9\nIpExt: X\nIpExt: 7\n";
+                    TCPFastOpenListenOverflow TCPFastOpenCookieReqd TCPFastOpenBlackhole TCPFastOpenPassiveAltKey SyncookiesSent SyncookiesRecv \
+                    SyncookiesFailed Z\nTcpExt: 9 1 2 3 4 5 6 7 8 9 10 11 9\nIpExt: X\nIpExt: 7\n";
         let expected = TcpExt {
             active: 1,
             active_fail: 2,
@@ -93,6 +93,9 @@ mod tests {
             cookie_reqd: 6,
             blackhole: 7,
             passive_alt_key: 8,
+            cookies_sent: 9,
+            cookies_received: 10,
+            cookies_failed: 11,
         };
         assert_eq!(TcpExt::parse(text), Some(expected));
         assert_eq!(TcpExt::parse("TcpExt: A\nTcpExt: 1\n"), None);

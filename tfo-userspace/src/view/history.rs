@@ -247,6 +247,9 @@ mod tests {
             passive: most,
             passive_alt_key: most,
             passive_fail: most,
+            cookies_sent: most,
+            cookies_received: most,
+            cookies_failed: most,
             listen_overflow: most,
             blackhole: most,
         };

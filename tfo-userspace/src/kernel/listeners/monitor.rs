@@ -77,7 +77,7 @@ fn by_address(records: &[Record]) -> ByAddress {
 
 #[cfg(test)]
 mod tests {
-    use tfo_common::listener::AF_INET;
+    use tfo_common::listener::{AF_INET, AF_INET6};
 
     use super::*;
 

@@ -271,6 +271,17 @@ impl Snapshot {
         for (name, program) in self.programs() {
             add(&mut spared, &[("interface", name)], program.watch.signed_spared)?;
         }
+        let help =
+            "Times that the kernel's keys could not be read or written, or were changed by somebody else";
+        let mut failures = counter(encoder, "tfo_key_failures", help, None)?;
+        failures.encode_counter::<NoLabelSet, _, u64>(&self.key_failures, None)?;
+        let help = "Log lines that were not written, since there were too many or nobody read them";
+        let mut dropped = counter(encoder, "tfo_log_lines_dropped", help, None)?;
+        dropped.encode_counter::<NoLabelSet, _, u64>(&self.log_lines_dropped, None)
+    }
+
+    /// Encodes the state of the protection `answer`.
+    fn encode_answers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "SYNs left to the kernel although their service answers";
         let mut unanswered = counter(encoder, "tfo_syn_unanswered", help, None)?;
         for (name, program) in self.programs() {
@@ -288,13 +299,7 @@ impl Snapshot {
             let labels = [("interface", name), ("service", of_service.service.as_str())];
             add(&mut engaged, &labels, of_service.engaged)?;
         }
-        let help =
-            "Times that the kernel's keys could not be read or written, or were changed by somebody else";
-        let mut failures = counter(encoder, "tfo_key_failures", help, None)?;
-        failures.encode_counter::<NoLabelSet, _, u64>(&self.key_failures, None)?;
-        let help = "Log lines that were not written, since there were too many or nobody read them";
-        let mut dropped = counter(encoder, "tfo_log_lines_dropped", help, None)?;
-        dropped.encode_counter::<NoLabelSet, _, u64>(&self.log_lines_dropped, None)
+        Ok(())
     }
 
     /// Encodes the kernel's Fast Open counters, under names made from the kernel's.
@@ -345,6 +350,7 @@ impl Collector for Outcomes {
         self.0.encode_faults(encoder)?;
         self.0.encode_watch(encoder)?;
         self.0.encode_keys(encoder)?;
+        self.0.encode_answers(encoder)?;
         self.0.encode_kernel(encoder)?;
         self.0.encode_listeners(encoder)
     }
