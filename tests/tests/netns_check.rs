@@ -92,6 +92,7 @@ fn names_of_checks_are_stable() {
             "client_fallback",
             "xdp",
             "mtu",
+            "vlan_tags",
         ];
         assert_eq!(names, expected);
         let text = String::from_utf8(tfo(&["check"]).stdout).unwrap();

@@ -136,6 +136,7 @@ impl Report {
             let (xdp, mtu) = interface::check(interface, bpffs).await;
             checks.push(Check::new("xdp", Ok(xdp)));
             checks.extend(mtu.map(|mtu| Check::new("mtu", Ok(mtu))));
+            checks.push(Check::new("vlan_tags", Ok(interface::vlan_tags(interface))));
         }
         let worst = checks.iter().map(|check| check.finding.status).max().unwrap_or_default();
         Self { checks, worst, changes: None }

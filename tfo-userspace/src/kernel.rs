@@ -4,6 +4,7 @@
 pub mod btf;
 pub mod cgroup;
 pub mod clock;
+pub mod ethtool;
 pub mod interface;
 pub mod listeners;
 pub mod locked_memory;

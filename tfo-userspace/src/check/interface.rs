@@ -5,7 +5,10 @@ use tfo_common::info::Attach;
 use super::{Finding, netdev};
 use crate::{
     dataplane::{linked_program, pins::Bpffs},
-    kernel::interface::{Interface, XdpOnInterface},
+    kernel::{
+        ethtool::hides_vlans,
+        interface::{Interface, XdpOnInterface},
+    },
 };
 
 /// Bytes of a page that are not for the packet, in a driver with one page for each frame: room before the frame
@@ -29,6 +32,17 @@ pub(super) async fn check(name: &str, bpffs: &Bpffs) -> (Finding, Option<Finding
         _ => room(interface.mtu, procfs::page_size()),
     };
     (xdp, Some(mtu))
+}
+
+/// Checks whether XDP sees the tags of the interface's VLANs.
+pub(super) fn vlan_tags(name: &str) -> Finding {
+    if hides_vlans(name) {
+        return Finding::warn(
+            format!("{name}: the hardware takes the tags of its VLANs out of frames, so `answer` answers none here"),
+            format!("`ethtool -K {name} rxvlan off`"),
+        );
+    }
+    Finding::ok(format!("{name}: it has no VLANs, or XDP sees their tags"))
 }
 
 /// Judges the attached program. `is_native` says whether the driver takes XDP programs.

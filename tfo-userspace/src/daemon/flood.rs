@@ -19,7 +19,7 @@ use crate::{
     dataplane::Datapath,
     kernel::{
         clock::jiffies_per_second,
-        interface::mac_address,
+        interface::answers_as,
         listeners::Walk,
         syncookies::{Guardian, Journal, host},
         tcp_ext::TcpExt,
@@ -154,7 +154,7 @@ impl Floods {
         let (mut interfaces, host) = (Vec::new(), host());
         for datapath in datapaths {
             let index = datapath.interface.index;
-            datapath.set_host(host.at(mac_address(index)))?;
+            datapath.set_host(host.at(answers_as(&datapath.interface)))?;
             interfaces.push(index);
             for (name, counters) in datapath.counted(|name| watched.iter().any(|named| named.name == name))? {
                 *unproved.entry(name).or_default() += count(&counters);

@@ -22,7 +22,7 @@ use crate::{
         self, Built, Datapath, Enforced, OnDevice, Presence, Program, Publish, on_device, pins::Locked,
     },
     kernel::{
-        interface::{Interface, mac_address},
+        interface::{Interface, answers_as},
         syncookies,
         sysctl::KernelKeys,
     },
@@ -306,7 +306,7 @@ impl Site {
             built.object().remember(&self.name, earlier)
         })?;
         if built.program.options.answers {
-            built.object().set_host(syncookies::host().at(mac_address(interface.index)))?;
+            built.object().set_host(syncookies::host().at(answers_as(interface)))?;
         }
         built.enforce(&self.pins, interface, live, attach, &self.desired_orders())
     }

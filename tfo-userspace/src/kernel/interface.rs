@@ -9,6 +9,8 @@ use rtnetlink::{
 };
 use tfo_common::{info::Attach, parse::LinkLayer};
 
+use super::ethtool::hides_vlans;
+
 /// The longest name of an interface, in bytes: IFNAMSIZ with its zero.
 const LONGEST_NAME: usize = libc::IFNAMSIZ - 1;
 
@@ -99,8 +101,14 @@ fn is_no_such_interface(error: &rtnetlink::packet_core::ErrorMessage) -> bool {
     matches!(-error.raw_code(), libc::ENODEV | libc::EINVAL | libc::ERANGE)
 }
 
+/// Returns the MAC address from which SYNs that come to `interface` can be answered. It is `None` if it has none, or if it
+/// hides the VLANs that it has: an answer without its tag would reach nobody.
+pub fn answers_as(interface: &Interface) -> Option<[u8; 6]> {
+    if hides_vlans(&interface.name) { None } else { mac_address(interface.index) }
+}
+
 /// Returns the MAC address of the interface with `index`, or `None` if it has none.
-pub fn mac_address(index: u32) -> Option<[u8; 6]> {
+fn mac_address(index: u32) -> Option<[u8; 6]> {
     let links = getifaddrs().ok()?.filter_map(|found| found.address?.as_link_addr().copied());
     links.filter(|link| link.ifindex() == index as usize).find_map(|link| link.addr())
 }
