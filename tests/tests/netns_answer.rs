@@ -23,7 +23,7 @@ use tfo_tests::{
     flood::Flood,
     kernel::Kernel,
     listener::Listener,
-    netns::{Counts, IFACE, eventually, ip, key, server_and_client},
+    netns::{Counts, IFACE, eventually, ip, key, server_and_client, status, tfo},
     packet::{Carry as _, Tcp, eth_between},
     random::is_long,
     server::Server,
@@ -276,5 +276,48 @@ fn both_ends_agree_on_options() {
                 assert!(received == sent);
             }
         }
+    });
+}
+
+#[test]
+fn it_engages_and_lets_go_and_no_client_is_lost() {
+    with_client(|client| {
+        route_forged();
+        let _server =
+            Server::echo(Listener::on(&format!("[::]:{PORT}")).fast_open(1024).backlog(128).listen());
+        let _tfo = protected(IFACE, PORT, Some("answer = { release = \"2s\" }"));
+        let connect =
+            || client.run(|| ordinary(source(Family::Ipv4, 1), server(Family::Ipv4), DATA)).unwrap();
+        let is_engaged = || status(IFACE)["answering"] == serde_json::json!(["web"]);
+        for round in 0..2 {
+            (0..20).for_each(|_| connect());
+            assert!(!is_engaged(), "round {round}: a few clients are no flood");
+            let flood = Flood::start(&client, CLIENT, forged(Kind::Plain, Family::Ipv4), 14 + 20, 5_000);
+            let begun = Instant::now();
+            eventually("it engages", || {
+                connect();
+                is_engaged()
+            });
+            println!("engaged after {:.1?}", begun.elapsed());
+            let before = answered(Class::PlainSyn);
+            (0..50).for_each(|_| connect());
+            assert!(answered(Class::PlainSyn) >= before + 50);
+            drop(flood);
+            let over = Instant::now();
+            eventually("it lets go", || {
+                connect();
+                !is_engaged()
+            });
+            println!("let go after {:.1?}", over.elapsed());
+            assert!(over.elapsed() >= Duration::from_secs(2));
+            let before = answered(Class::PlainSyn);
+            (0..20).for_each(|_| connect());
+            assert_eq!(answered(Class::PlainSyn), before, "the kernel answers again");
+        }
+        let text = String::from_utf8(tfo(&["events", "--json"]).stdout).unwrap();
+        let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let why: Vec<_> =
+            events.filter(|event| event["what"] == "answer").map(|event| event["why"].clone()).collect();
+        assert_eq!(why, ["engaged", "let_go", "engaged", "let_go"]);
     });
 }

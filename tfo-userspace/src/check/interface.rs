@@ -38,7 +38,9 @@ pub(super) async fn check(name: &str, bpffs: &Bpffs) -> (Finding, Option<Finding
 pub(super) fn vlan_tags(name: &str) -> Finding {
     if hides_vlans(name) {
         return Finding::warn(
-            format!("{name}: the hardware takes the tags of its VLANs out of frames, so `answer` answers none here"),
+            format!(
+                "{name}: the hardware takes the tags of its VLANs out of frames, so `answer` answers none here"
+            ),
             format!("`ethtool -K {name} rxvlan off`"),
         );
     }

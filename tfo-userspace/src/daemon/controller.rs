@@ -186,7 +186,9 @@ impl Controller {
     fn watch_floods(&mut self) {
         let datapaths = self.sites.iter_mut().filter_map(|site| site.datapath.as_mut());
         let answering = self.floods.step(&self.desired.services, datapaths);
+        let changes = self.floods.take_changes();
         for site in &mut self.sites {
+            changes.iter().for_each(|(service, is_engaged)| site.note_answering(service, *is_engaged));
             site.answering.clone_from(&answering);
         }
     }

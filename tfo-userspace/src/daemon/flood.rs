@@ -58,6 +58,8 @@ pub struct Floods {
     tried: HashMap<(IpAddr, u16), Instant>,
     /// Reason why the last step failed. The same reason is logged once.
     failure: Option<String>,
+    /// Services that have engaged or let go, in the order of time.
+    changes: Vec<(String, bool)>,
 }
 
 /// State of one service.
@@ -96,6 +98,7 @@ impl Floods {
             last: None,
             tried: HashMap::new(),
             failure: None,
+            changes: Vec::new(),
         }
     }
 
@@ -133,6 +136,11 @@ impl Floods {
     fn engaged(&self) -> BTreeSet<String> {
         let engaged = self.gauges.iter().filter(|(_, gauge)| gauge.is_engaged);
         engaged.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Takes the services that have engaged or let go since the last call, in the order of time.
+    pub fn take_changes(&mut self) -> Vec<(String, bool)> {
+        std::mem::take(&mut self.changes)
     }
 
     /// Returns the state of each service.
@@ -195,7 +203,12 @@ impl Floods {
                     .unwrap_or((0, 0)),
                 backlog: its.iter().map(|record| record.accept_limit).sum(),
             };
-            self.gauges.entry(named.name.clone()).or_default().step(&named.name, answer, measured, now);
+            let gauge = self.gauges.entry(named.name.clone()).or_default();
+            let was_engaged = gauge.is_engaged;
+            gauge.step(&named.name, answer, measured, now);
+            if gauge.is_engaged != was_engaged {
+                self.changes.push((named.name.clone(), gauge.is_engaged));
+            }
         }
         self.mark(watched, &records, &interfaces)
     }

@@ -28,7 +28,7 @@ use crate::{
     },
     model::{guards::Orders, keys::DatedKey, settings::AttachMode},
     util::secrecy::leaving_no_trace,
-    view::events::EventLog,
+    view::events::{Event, EventLog},
 };
 
 /// Interface whose controller we are.
@@ -254,6 +254,11 @@ impl Site {
         if let Some(datapath) = &mut self.datapath {
             events::take(datapath, &mut self.events);
         }
+    }
+
+    /// Adds the event that the protection `answer` of `service` has engaged, or has let go.
+    pub fn note_answering(&mut self, service: &str, is_engaged: bool) {
+        self.events.add(Event::of_answering(&self.name, service, is_engaged));
     }
 
     /// Returns the events after number `after` as JSON, at most the newest `most` of them: see [`EventLog::json`].

@@ -108,9 +108,35 @@ pub enum Why {
     ServerOff,
     /// Refused good cookie without another known reason, where TCPFastOpenListenOverflow is not zero.
     QueueFull,
+    /// No packet: the protection `answer` has engaged for the service.
+    Engaged,
+    /// No packet: it has let go.
+    LetGo,
 }
 
 impl Event {
+    /// Returns the event that the protection `answer` of `service` has engaged, or has let go.
+    pub fn of_answering(interface: &str, service: &str, is_engaged: bool) -> Self {
+        let verdict = if is_engaged { Verdict::Answer } else { Verdict::Pass };
+        Self {
+            number: 0,
+            time: Timestamp::now(),
+            interface: interface.to_owned(),
+            packets: 0,
+            what: Guard::Answer.name().to_owned(),
+            verdict: verdict.name().to_owned(),
+            service: service.to_owned(),
+            source: None,
+            source_port: None,
+            destination: None,
+            destination_port: None,
+            experimental: false,
+            guard: None,
+            dry_run: false,
+            why: if is_engaged { Why::Engaged } else { Why::LetGo },
+        }
+    }
+
     /// Cuts client addresses to their /24 or /64, and removes the source port.
     #[must_use]
     pub fn anonymized(mut self) -> Self {
@@ -124,6 +150,10 @@ impl Event {
 
     /// Returns the event as one line for a terminal.
     pub fn text(&self) -> String {
+        if let Why::Engaged | Why::LetGo = self.why {
+            let Self { time, interface, what, service, .. } = self;
+            return format!("{time:.3} {interface} {what} {service}: {}", self.why.text());
+        }
         let end = |address: Option<IpAddr>, port: Option<u16>| match (address, port) {
             (Some(IpAddr::V6(address)), Some(port)) => format!("[{address}]:{port}"),
             (Some(address), Some(port)) => format!("{address}:{port}"),
@@ -202,6 +232,8 @@ impl Why {
             Self::Refused => "a good cookie, answered with an ordinary handshake".to_owned(),
             Self::ListenerWithoutFastOpen => "a good cookie, for a listener without Fast Open".to_owned(),
             Self::OwnKey => "a good cookie, for a listener with a key of its own".to_owned(),
+            Self::Engaged => "SYNs without a good cookie are answered from now on".to_owned(),
+            Self::LetGo => "the flood is over, and SYNs are the kernel's again".to_owned(),
             Self::ServerOff => "a good cookie, but net.ipv4.tcp_fastopen has no bit 0x2".to_owned(),
             Self::QueueFull => "a good cookie, but the listener's Fast Open queue was full".to_owned(),
         }
