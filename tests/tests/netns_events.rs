@@ -238,7 +238,8 @@ fn a_flood_hides_nothing() {
         };
         // Packets since the last look are still missing: some of the last jiffy, and those before the next look is due.
         let unknown = prefix("198.19.0.0/24")["unknown"].as_u64().unwrap();
-        assert!((FLOOD * 9 / 10..=FLOOD).contains(&unknown), "{unknown}");
+        // The rare one is among them.
+        assert!((FLOOD * 9 / 10..=FLOOD + 1).contains(&unknown), "{unknown}");
         let asked = prefix("2001:db8:1::/64");
         assert_eq!((&asked["requests"], &asked["valid"]), (&1.into(), &1.into()));
     });

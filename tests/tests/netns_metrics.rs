@@ -56,7 +56,7 @@ fn one_of_each_class() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the counters of Fast Open in /proc/net/netstat, under their names as metrics.
+/// Returns the counters of Fast Open and of SYN cookies in /proc/net/netstat, under their names as metrics.
 fn kernel_rows() -> Vec<(String, u64)> {
     let text = fs::read_to_string("/proc/thread-self/net/netstat").unwrap();
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
@@ -64,7 +64,9 @@ fn kernel_rows() -> Vec<(String, u64)> {
     let all = names.split(' ').zip(values.split(' '));
     all.filter_map(|(name, value)| {
         let mut snake = String::new();
-        for letter in name.strip_prefix("TCPFastOpen")?.chars() {
+        let name =
+            name.strip_prefix("TCPFastOpen").or_else(|| name.starts_with("Syncookies").then_some(name))?;
+        for letter in name.chars() {
             if letter.is_uppercase() {
                 snake.push('_');
             }
