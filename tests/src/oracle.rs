@@ -94,7 +94,13 @@ fn ipv4(packet: &[u8]) -> Found<Inner<'_>> {
     }
     let addresses = Addresses::from_ipv4(header[12..].try_into().expect("eight bytes"));
     let is_first_fragment = fragment & 0x2000 != 0;
+    let tcp = if is_first_fragment { whole_units(tcp) } else { tcp };
     Ok(Some(Inner { addresses, tcp, is_first_fragment, is_authenticated: false }))
+}
+
+/// Returns what the kernel keeps of a fragment that is not the last: whole units of eight bytes (`ip_frag_queue`).
+fn whole_units(fragment: &[u8]) -> &[u8] {
+    &fragment[..fragment.len() / 8 * 8]
 }
 
 fn ipv6(packet: &[u8]) -> Found<Inner<'_>> {
@@ -188,6 +194,7 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
         }
     }
     let mut is_authenticated = false;
+    let mut is_first_fragment_v4 = false;
     let (ip, addresses) = match packet.net.as_ref() {
         None | Some(NetSlice::Arp(_)) => return Some(Ok(None)),
         Some(NetSlice::Ipv4(ip)) => {
@@ -198,6 +205,7 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
             if header.fragments_offset().value() > 0 {
                 return Some(Err(Unsupported::LaterFragment.into()));
             }
+            is_first_fragment_v4 = header.more_fragments();
             (ip.payload(), Addresses::from_ipv4(concat(header.source(), header.destination())))
         }
         Some(NetSlice::Ipv6(ip)) => {
@@ -218,7 +226,8 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
         return Some(Ok(None));
     }
     // etherparse does not look into a first fragment, so TCP is parsed by this call.
-    let tcp = TcpSlice::from_slice(ip.payload).ok()?;
+    let payload = if is_first_fragment_v4 { whole_units(ip.payload) } else { ip.payload };
+    let tcp = TcpSlice::from_slice(payload).ok()?;
     Some(match (tcp.syn() && !tcp.ack(), tcp.rst() || tcp.fin()) {
         (false, _) => Ok(None),
         (true, true) => Err(Malformed::TcpFlags.into()),

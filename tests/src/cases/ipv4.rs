@@ -71,9 +71,16 @@ fn fragments(table: &mut Table) {
 
     table.ipv4("don't fragment", |ip| hello(ip.fragment(DONT_FRAGMENT)), syn(CookieCurrent, 5));
     table.ipv4("reserved bit", |ip| hello(ip.fragment(RESERVED)), syn(CookieCurrent, 5));
-    // Only the data in this fragment is counted.
+    // Only the data in this fragment is counted. The kernel keeps whole units of eight bytes of it (ip_frag_queue).
     let first = |ip: Ipv4| ip.fragment(MORE_FRAGMENTS);
-    table.ipv4("first fragment", |ip| hello(first(ip)), syn(CookieCurrent, 5));
+    table.ipv4("first fragment, five bytes too long", |ip| hello(first(ip)), syn(CookieCurrent, 0));
+    for (data, kept) in [(7, 0), (8, 8), (15, 8), (16, 16)] {
+        let name = format!("first fragment with {data} bytes of data");
+        table.ipv4(name, |ip| hello(first(ip)).data(&[b'x'; 16][..data]), syn(CookieCurrent, kept));
+    }
+    // The kernel reads the last four bytes of the options from the next fragment.
+    let tail = |ip: Ipv4| first(ip).syn().nops(16).data(b"");
+    table.ipv4("first fragment, four bytes of options too long", tail, unsupported(FragmentedHeader));
     table.ipv4("first fragment, header only", |ip| hello(first(ip)).cut(32), syn(CookieCurrent, 0));
     for len in [0, 8, 16, 24, 31] {
         let name = format!("first fragment ends {len} bytes into TCP");
@@ -82,7 +89,7 @@ fn fragments(table: &mut Table) {
     // Too short for a whole SYN, but long enough to see that it is not a SYN.
     let ack = |ip: Ipv4| first(ip).tcp(flag::ACK).nops(12);
     table.ipv4("first fragment cuts the options of an ACK", |ip| ack(ip).cut(24), not_syn());
-    let bad = |ip: Ipv4| first(ip).syn().data_offset(4);
+    let bad = |ip: Ipv4| first(ip).syn().data_offset(4).data(b"data");
     table.ipv4("first fragment, data offset 4", bad, malformed(TcpDataOffset));
     let udp = |ip: Ipv4| first(ip).carrying(protocol::UDP, b"");
     table.ipv4("first fragment of UDP", udp, not_syn());

@@ -79,12 +79,16 @@ fn ipv4<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
     if fragment & IPV4_OFFSET != 0 {
         return Err(Unsupported::LaterFragment.into());
     }
+    let is_first_fragment = fragment & IPV4_MORE != 0;
+    // The kernel cuts the data of a fragment to a multiple of eight bytes, unless it is the last one (`ip_frag_queue`,
+    // net/ipv4/ip_fragment.c). The bytes behind that come with the next fragment.
+    let rest = if is_first_fragment { (total - header_len) % 8 } else { 0 };
     let addresses = frame.read(start + offset_of!(Ipv4Hdr, src_addr)).ok_or(Malformed::IpTruncated)?;
     Ok(Some(Packet {
         addresses: Addresses::from_ipv4(addresses),
         transport: start + header_len,
-        end: start + total,
-        fragment: fragment & IPV4_MORE != 0,
+        end: start + total - rest,
+        fragment: is_first_fragment,
         // Behind an authentication header, the protocol of the IPv4 header is not TCP.
         is_authenticated: false,
     }))
