@@ -19,7 +19,10 @@ type Found<T> = Result<Option<T>, Fault>;
 /// Parses `frame` by the plain parser, with the reason of a fault.
 pub fn reference(frame: &[u8], link: LinkLayer) -> Parsed {
     let Some((version, packet)) = network(frame, link)? else { return Ok(None) };
-    let Some(inner) = (if version == 4 { ipv4(packet)? } else { ipv6(packet)? }) else { return Ok(None) };
+    let Some(inner) = (if version == 4 { ipv4(packet)? } else { ipv6(packet, offset_in(frame, packet))? })
+    else {
+        return Ok(None);
+    };
     let cut = |reason| cut_short(inner.is_first_fragment, reason);
     let Some(fixed) = inner.tcp.first_chunk::<20>() else { return Err(cut(Malformed::TcpTruncated)) };
     let has = |flag: u16| u16::from(fixed[13]) & flag != 0;
@@ -44,6 +47,14 @@ pub fn reference(frame: &[u8], link: LinkLayer) -> Parsed {
     }))
 }
 
+/// Largest numbers of VLAN tags and of IPv6 extension headers that are followed.
+const MOST_TAGS: usize = 365;
+const MOST_EXTENSIONS: usize = 16;
+/// Largest offset of a header behind extension headers.
+const FARTHEST: u32 = 0x7f00;
+/// Number of tags up to which etherparse goes.
+const ETHERPARSE_TAGS: usize = 3;
+
 /// Returns the IP version that the frame announces, and the bytes behind the link layer.
 pub(crate) fn network(frame: &[u8], link: LinkLayer) -> Found<(u8, &[u8])> {
     if link == LinkLayer::Ip {
@@ -56,7 +67,7 @@ pub(crate) fn network(frame: &[u8], link: LinkLayer) -> Found<(u8, &[u8])> {
         match u16::from_be_bytes(*ether_type) {
             ether_type::IPV4 => return Ok(Some((4, behind))),
             ether_type::IPV6 => return Ok(Some((6, behind))),
-            ether_type::VLAN | ether_type::SERVICE_VLAN if tags == 2 => break,
+            ether_type::VLAN | ether_type::SERVICE_VLAN if tags == MOST_TAGS => break,
             ether_type::VLAN | ether_type::SERVICE_VLAN => {
                 rest = behind.get(2..).ok_or(Malformed::LinkTruncated)?;
             }
@@ -103,7 +114,7 @@ fn whole_units(fragment: &[u8]) -> &[u8] {
     &fragment[..fragment.len() / 8 * 8]
 }
 
-fn ipv6(packet: &[u8]) -> Found<Inner<'_>> {
+fn ipv6(packet: &[u8], start: u32) -> Found<Inner<'_>> {
     let (header, mut rest) = packet.split_first_chunk::<40>().ok_or(Malformed::IpTruncated)?;
     let mut next = header[6];
     if !may_lead_to_tcp(next) {
@@ -127,7 +138,7 @@ fn ipv6(packet: &[u8]) -> Found<Inner<'_>> {
         if !may_lead_to_tcp(next) {
             return Ok(None);
         }
-        if place == 6
+        if place == MOST_EXTENSIONS
             || place > 0 && next == protocol::HOP_BY_HOP
             || is_fragment && next == protocol::FRAGMENT
         {
@@ -157,6 +168,9 @@ fn ipv6(packet: &[u8]) -> Found<Inner<'_>> {
             _ => 8 * words + 8,
         };
         rest = rest.get(length..).ok_or(cut)?;
+        if start + offset_in(packet, rest) > FARTHEST {
+            break;
+        }
         next = extension[0];
     }
     Err(Unsupported::ExtensionChain.into())
@@ -185,10 +199,12 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
         Err(SliceError::Ipv6Exts(_)) => return Some(reference(frame, LinkLayer::Ethernet)),
         Err(_) => return None,
     };
-    for (place, tag) in (0..packet.link_exts.len()).zip(frame[12..].chunks(4)) {
+    if packet.link_exts.len() >= ETHERPARSE_TAGS {
+        return Some(reference(frame, LinkLayer::Ethernet));
+    }
+    for tag in frame[12..].chunks(4).take(packet.link_exts.len()) {
         match u16::from_be_bytes([tag[0], tag[1]]) {
-            ether_type::VLAN | ether_type::SERVICE_VLAN if place < 2 => {}
-            ether_type::VLAN | ether_type::SERVICE_VLAN => return Some(Err(Unsupported::VlanDepth.into())),
+            ether_type::VLAN | ether_type::SERVICE_VLAN => {}
             // etherparse knows more kinds of tags than Linux.
             _ => return Some(Ok(None)),
         }
@@ -254,7 +270,7 @@ fn concat<const N: usize, const M: usize>(source: [u8; N], destination: [u8; N])
 fn not_followed(extensions: ::etherparse::Ipv6ExtensionsSlice<'_>) -> Option<Parsed> {
     let mut fragments = 0;
     for (place, extension) in extensions.into_iter().enumerate() {
-        if place == 6 {
+        if place == MOST_EXTENSIONS {
             return Some(Err(Unsupported::ExtensionChain.into()));
         }
         match extension {

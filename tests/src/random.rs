@@ -142,7 +142,10 @@ fn flags() -> impl Strategy<Value = u16> {
 
 fn link() -> impl Strategy<Value = Eth> {
     let tpid = select(vec![ether_type::VLAN, ether_type::SERVICE_VLAN]);
-    let tags = prop_oneof![4 => vec((tpid.clone(), any::<u16>()), 0..=2), 1 => vec((tpid, any::<u16>()), 3)];
+    let tag = (tpid, any::<u16>());
+    // One more tag than is followed.
+    let too_many = tag.clone().prop_map(|tag| vec![tag; 366]);
+    let tags = prop_oneof![32 => vec(tag.clone(), 0..=2), 8 => vec(tag, 3..=8), 1 => too_many];
     tags.prop_map(|tags| tags.into_iter().fold(eth(), |eth, (tpid, id)| eth.tag(tpid, id)))
 }
 
@@ -157,7 +160,7 @@ fn ipv4() -> impl Strategy<Value = Ip> {
 }
 
 fn ipv6() -> impl Strategy<Value = Ip> {
-    let chain = prop_oneof![2 => vec(extension(), 0..=3), 1 => vec(extension(), 0..=8)];
+    let chain = prop_oneof![2 => vec(extension(), 0..=3), 1 => vec(extension(), 0..=20)];
     (link(), any::<[u128; 2]>(), hop_by_hop(), chain).prop_map(
         |(link, [source, destination], hop_by_hop, chain)| {
             let ip = link.ipv6(Ipv6Addr::from(source), Ipv6Addr::from(destination));

@@ -6,7 +6,7 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use tfo_common::bytes::{Bytes, BytesMut};
 
 /// Largest offset into a frame, and mask of offsets. The verifier follows a variable offset only while it knows it to
-/// be small. The mask loses nothing: no header that is parsed begins beyond 16 KiB.
+/// be small. The mask loses nothing: no header that is parsed ends beyond 32 KiB.
 const MAX_OFFSET: usize = 0x7fff;
 
 /// Bytes of the frame between `data` and `data_end`.

@@ -29,7 +29,7 @@ const FOLLOWED: [(&str, Extension); 5] = [
 ];
 
 /// Largest number of extension headers that is followed.
-const LIMIT: usize = 6;
+const LIMIT: usize = 16;
 
 pub(super) fn add(table: &mut Table) {
     lengths(table);

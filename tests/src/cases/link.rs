@@ -11,6 +11,14 @@ use crate::{
 const LINK_CUT: Expected = Expected::Malformed(LinkTruncated);
 const IP_CUT: Expected = Expected::Malformed(IpTruncated);
 
+/// Largest number of VLAN tags that is followed.
+const LIMIT: usize = 365;
+
+/// Returns an Ethernet header with this number of tags.
+fn tagged(tags: usize, id: u16) -> Eth {
+    (0..tags).fold(eth(), |eth, _| eth.vlan(id))
+}
+
 fn hello(ip: impl Into<Ip>) -> Vec<u8> {
     ip.into().syn().linux_options().cookie_of(CURRENT).nops(2).data(b"hello").build()
 }
@@ -40,11 +48,30 @@ fn tags(table: &mut Table) {
     both("802.1Q twice", |eth| eth.vlan(100).vlan(5), &counted);
     both("802.1ad twice", |eth| eth.service_vlan(100).service_vlan(5), &counted);
 
-    let too_deep = |_| Expected::Unsupported(VlanDepth);
-    both("802.1Q three times", |eth| eth.vlan(1).vlan(2).vlan(3), &too_deep);
-    both("802.1ad around 802.1Q twice", |eth| eth.service_vlan(1).vlan(2).vlan(3), &too_deep);
-    both("802.1ad three times", |eth| eth.service_vlan(1).service_vlan(2).service_vlan(3), &too_deep);
-    both("four tags", |eth| eth.vlan(1).vlan(2).vlan(3).vlan(4), &too_deep);
+    both("802.1Q three times", |eth| eth.vlan(1).vlan(2).vlan(3), &counted);
+    both("802.1ad around 802.1Q twice", |eth| eth.service_vlan(1).vlan(2).vlan(3), &counted);
+    both("802.1ad three times", |eth| eth.service_vlan(1).service_vlan(2).service_vlan(3), &counted);
+    both("four tags", |eth| eth.vlan(1).vlan(2).vlan(3).vlan(4), &counted);
+    for tags in [3, 4, 5, 364] {
+        let name = format!("VLAN 0, {tags} times");
+        let (v4, v6) =
+            (tagged(tags, 0).ipv4(CLIENT_V4, SERVER_V4), tagged(tags, 0).ipv6(CLIENT_V6, SERVER_V6));
+        table.frame(format!("{name} (IPv4)"), hello(v4), counted(Family::Ipv4));
+        table.frame(format!("{name} (IPv6)"), hello(v6), counted(Family::Ipv6));
+    }
+    for (tags, expected) in [
+        (LIMIT, counted(Family::Ipv4)),
+        (LIMIT + 1, Expected::Unsupported(VlanDepth)),
+        (500, Expected::Unsupported(VlanDepth)),
+    ] {
+        let frame = hello(tagged(tags, 1).ipv4(CLIENT_V4, SERVER_V4));
+        table.frame(format!("{tags} tags"), frame, expected);
+    }
+    let mut both = |name: &str, tagged: fn(Eth) -> Eth, expected: &dyn Fn(Family) -> Expected| {
+        let (v4, v6) = (tagged(eth()).ipv4(CLIENT_V4, SERVER_V4), tagged(eth()).ipv6(CLIENT_V6, SERVER_V6));
+        table.frame(format!("{name} (IPv4)"), hello(v4), expected(Family::Ipv4));
+        table.frame(format!("{name} (IPv6)"), hello(v6), expected(Family::Ipv6));
+    };
     // To Linux this number is no tag, but an unknown EtherType.
     both("0x9100", |eth| eth.tag(ether_type::OLD_QINQ, 5), &|_| Expected::NotSyn);
     both("0x9100 inside 802.1Q", |eth| eth.vlan(1).tag(ether_type::OLD_QINQ, 5), &|_| Expected::NotSyn);
@@ -58,7 +85,7 @@ fn tags(table: &mut Table) {
         table.frame(format!("{name}, ARP"), frame, Expected::NotSyn);
     }
     let third = eth().vlan(1).vlan(2).carrying(ether_type::VLAN, &[]);
-    table.frame("third tag cut short", third, Expected::Unsupported(VlanDepth));
+    table.frame("third tag cut short", third, LINK_CUT);
 }
 
 fn other_frames(table: &mut Table) {

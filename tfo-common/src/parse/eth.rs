@@ -1,4 +1,4 @@
-//! The link layer: Ethernet with up to two VLAN tags, or no link-layer header at all.
+//! The link layer: Ethernet with VLAN tags, or no link-layer header at all.
 
 use core::mem::size_of;
 
@@ -11,8 +11,12 @@ use network_types::{
 use super::fault::{Fault, Malformed, Unsupported};
 use crate::{bytes::Bytes, segment::Family};
 
-/// Number of VLAN tags that are followed. 802.1ad around 802.1Q is the deepest nesting in use.
-const VLAN_TAGS: usize = 2;
+/// Number of VLAN tags that are followed. The kernel removes any number of tags with VLAN 0
+/// (`__netif_receive_skb_core`, net/core/dev.c). With more tags than these, no SYN fits into a frame of 1518 bytes.
+const VLAN_TAGS: usize = 365;
+/// Mask for the offset behind so many tags.
+const OFFSET_MASK: u64 = 0x7ff;
+const _: () = assert!((EthHdr::LEN + VLAN_TAGS * VlanHdr::LEN) as u64 <= OFFSET_MASK);
 
 // network-types keeps EtherTypes as they stand in memory.
 const IPV4: [u8; 2] = (EtherType::Ipv4 as u16).to_ne_bytes();
@@ -46,10 +50,13 @@ pub(super) fn parse<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Opt
     }
 }
 
+/// Finds the IP header behind an Ethernet header and its tags. Its offset is opaque at the head of the loop: see
+/// [`Bytes::opaque`].
 #[inline(always)]
 fn ethernet<B: Bytes + ?Sized>(frame: &B) -> Result<Option<Network>, Fault> {
-    let mut offset = EthHdr::LEN;
-    for tags in 0..=VLAN_TAGS {
+    let mut next = EthHdr::LEN as u64;
+    for _ in 0..=VLAN_TAGS {
+        let offset = (frame.opaque(next) & OFFSET_MASK) as usize;
         // The EtherType is the last field of the Ethernet header, and of each tag.
         let kind = frame.read(offset - size_of::<EtherType>()).ok_or(Malformed::LinkTruncated)?;
         match kind {
@@ -60,11 +67,10 @@ fn ethernet<B: Bytes + ?Sized>(frame: &B) -> Result<Option<Network>, Fault> {
                 return Ok(Some(Network { family: Family::Ipv6, offset }));
             }
             kind if !VLAN.contains(&kind) => return Ok(None),
-            _ if tags == VLAN_TAGS => return Err(Unsupported::VlanDepth.into()),
-            _ => offset += VlanHdr::LEN,
+            _ => next = (offset + VlanHdr::LEN) as u64,
         }
     }
-    Ok(None)
+    Err(Unsupported::VlanDepth.into())
 }
 
 #[inline(always)]

@@ -30,7 +30,7 @@ named! {
 named! {
     /// Reason for which a frame that may be a good SYN is passed without being classified.
     pub enum Unsupported {
-        /// More than two VLAN tags.
+        /// More VLAN tags than the parser follows.
         VlanDepth = "vlan_depth",
         /// A fragment other than the first: it has no TCP header.
         LaterFragment = "later_fragment",

@@ -1,4 +1,4 @@
-//! The network layer: IPv4 with options, IPv6 with a bounded chain of extension headers, fragments of both.
+//! The network layer: IPv4 with options, IPv6 with a chain of extension headers, fragments of both.
 
 use core::mem::offset_of;
 
@@ -13,11 +13,13 @@ use crate::{
     segment::{Addresses, Family},
 };
 
-/// Number of IPv6 extension headers that are followed. The kernel sets no limit, and nobody sends more than three.
-const EXTENSION_HEADERS: usize = 6;
-/// Mask for the offset of an extension header. The largest is that of an IPv6 header and 6 × 2 KiB, behind two VLAN
-/// tags.
-const OFFSET_MASK: u32 = 0x3fff;
+/// Number of IPv6 extension headers that are followed. The kernel sets no limit, and nobody sends more than three. Each costs
+/// the verifier some three thousand instructions.
+const EXTENSION_HEADERS: usize = 16;
+/// Mask for the offset of an extension header.
+const OFFSET_MASK: u32 = 0x7fff;
+/// Largest offset of a header that is followed. A TCP header there ends below the largest offset that the program can read.
+const FARTHEST: usize = 0x7f00;
 
 const TCP: u8 = IpProto::Tcp as u8;
 const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
@@ -107,13 +109,7 @@ fn ipv6<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
     if header[0] >> 4 != 6 {
         return Err(Malformed::IpVersion.into());
     }
-    let payload = usize::from(be16(&header, offset_of!(Ipv6Hdr, payload_len)));
-    let end = if payload == 0 && next == HOP_BY_HOP {
-        // The kernel takes the frame's length here. It reads the length of a jumbogram only in the option.
-        frame.len()
-    } else {
-        start + Ipv6Hdr::LEN + payload
-    };
+    let end = end_of_v6(frame, start, &header);
     if end > frame.len() {
         return Err(Malformed::IpTotalLength.into());
     }
@@ -127,6 +123,18 @@ fn ipv6<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
         fragment: chain.fragment,
         is_authenticated: chain.is_authenticated,
     }))
+}
+
+/// Returns the end of an IPv6 packet, from the first bytes of its header at `start`.
+#[inline(always)]
+fn end_of_v6<B: Bytes + ?Sized>(frame: &B, start: usize, header: &[u8; 8]) -> usize {
+    let payload = usize::from(be16(header, offset_of!(Ipv6Hdr, payload_len)));
+    if payload == 0 && header[offset_of!(Ipv6Hdr, next_hdr)] == HOP_BY_HOP {
+        // The kernel takes the frame's length here. It reads the length of a jumbogram only in the option.
+        frame.len()
+    } else {
+        start + Ipv6Hdr::LEN + payload
+    }
 }
 
 /// End of a chain of extension headers.
@@ -200,6 +208,9 @@ fn extensions<B: Bytes + ?Sized>(
         if offset + len > end {
             return Err(truncated(fragment));
         }
+        if offset + len > FARTHEST {
+            return Err(Unsupported::ExtensionChain.into());
+        }
         state = pack(offset + len, header[0], fragment, is_authenticated || next == AUTHENTICATION);
     }
     Ok(None)
@@ -220,7 +231,7 @@ const fn is_source_route(kind: u8, segments_left: u8) -> bool {
 ///
 /// | bits | meaning |
 /// |---|---|
-/// | 0..14 | offset of the next header |
+/// | 0..15 | offset of the next header |
 /// | 16..24 | its kind |
 /// | 24..26 | [`Fragment`] |
 /// | 26 | an authentication header was seen |
