@@ -325,6 +325,7 @@ pub fn rows(counters: &Counters) -> Vec<String> {
     let others = [
         ("malformed reason", &counters.malformed[..]),
         ("unsupported reason", &counters.unsupported[..]),
+        ("unsupported and dropped, reason", &counters.dropped[..]),
         ("hits", &counters.hits[..]),
     ];
     for (kind, counts) in others {

@@ -7,7 +7,7 @@ use tfo_common::{
     counters::{Cell, Counters},
     description::Description,
     keyring::KeyRing,
-    parse::{LinkLayer, parse},
+    parse::{LinkLayer, parse, unfollowed},
     policy::{Decision, Facts, Guard, Policy, decide},
     rewrite,
     segment::{Addresses, Family, FastOpen, Segment},
@@ -41,7 +41,12 @@ pub fn count_in(cell: &mut Cell, frame: &[u8], link: LinkLayer, policy: &Policy,
         }
         Ok(None) => false,
         Err(fault) => {
-            cell.count_fault(fault);
+            let mut described = Description::default();
+            described.set_fault(fault);
+            if policy.has(Policy::DROPS_UNFOLLOWED) && unfollowed(frame, link).is_some() {
+                described.set_unfollowed(OTHER, true);
+            }
+            cell.count_fault(&described);
             false
         }
     }

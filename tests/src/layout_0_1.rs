@@ -32,8 +32,10 @@ const WATCH: usize = size_of::<Watch>() / 8;
 const VERDICTS: usize = 8;
 const VERDICTS_0_1: usize = 4;
 const TALLY: usize = 4;
-/// Number of words of a cell that the fewer places for verdicts save.
-const SAVED: usize = 2 * 8 * (VERDICTS - VERDICTS_0_1) * TALLY;
+/// Number of words of a cell that count dropped frames, at its end. tfo 0.1 had none.
+const DROPPED: usize = 8;
+/// Number of words of a cell that tfo 0.1 did not need.
+const SAVED: usize = 2 * 8 * (VERDICTS - VERDICTS_0_1) * TALLY + DROPPED;
 /// Size of the state of observing in tfo 0.1, in words: a budget and five counters. The present struct begins with
 /// these.
 const WATCH_0_1: usize = 10;
@@ -121,11 +123,11 @@ pub fn downgrade_pins(interface: &str) {
     fs::remove_dir_all("/var/lib/tfo/orders").unwrap_or_default();
 }
 
-/// Returns a cell with fewer places for verdicts.
+/// Returns a cell with fewer places for verdicts, and without dropped frames.
 fn cell_0_1(cell: &Words<CELL>) -> Words<{ CELL - SAVED }> {
     let (syn, rest) = cell.split_at(2 * 8 * VERDICTS * TALLY);
     let kept = syn.chunks(VERDICTS * TALLY).flat_map(|class| &class[..VERDICTS_0_1 * TALLY]);
-    let words: Vec<u64> = kept.chain(rest).copied().collect();
+    let words: Vec<u64> = kept.chain(&rest[..rest.len() - DROPPED]).copied().collect();
     words.try_into().expect("the rest is the same")
 }
 

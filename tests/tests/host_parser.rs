@@ -10,11 +10,11 @@ use proptest::{
 };
 use tfo_common::{
     class::{Class, Classified, Unlimited, classify},
-    parse::{LinkLayer, Malformed, Unsupported, parse},
-    segment::Segment,
+    parse::{Fault, LinkLayer, Malformed, Unfollowed, Unsupported, parse, unfollowed},
+    segment::{Addresses, Family, Segment},
 };
 use tfo_tests::{
-    cases::{CLIENT_V6, SERVER_V6},
+    cases::{CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6, all},
     keys::{CURRENT, ring},
     oracle::{self, Parsed},
     packet::{Carry, eth, ether_type, protocol},
@@ -105,4 +105,47 @@ fn follows_the_longest_extension_headers() {
     let segment = ours(&syn.build()).expect("followed").expect("a SYN");
     let current = Classified { class: Class::CookieCurrent, slot: Some(0) };
     assert_eq!((classify(&segment, &ring(), Unlimited), segment.data_len), (current, 5));
+}
+
+/// An unsupported frame that may be a SYN has the addresses of the case table, and a place for the ports inside the frame.
+#[test]
+fn facts_of_frames_that_are_not_followed() {
+    let mut found = HashSet::new();
+    for case in all() {
+        let frame = case.frame.as_slice();
+        let Err(Fault::Unsupported(reason)) = parse(frame, case.link) else { continue };
+        let Some(Unfollowed { addresses, tcp }) = unfollowed(frame, case.link) else { continue };
+        let expected = match addresses.family {
+            Family::Ipv4 => Addresses::from_ipv4(
+                [CLIENT_V4.octets(), SERVER_V4.octets()].concat().try_into().expect("two addresses"),
+            ),
+            Family::Ipv6 => Addresses::from_ipv6(
+                [CLIENT_V6.octets(), SERVER_V6.octets()].concat().try_into().expect("two addresses"),
+            ),
+        };
+        assert_eq!(addresses, expected, "{}", case.name);
+        if let Some(tcp) = tcp {
+            assert_eq!(
+                frame.get(tcp as usize..tcp as usize + 4),
+                Some(&[0x9c, 0x40, 0, 80][..]),
+                "{}",
+                case.name
+            );
+        }
+        found.insert((reason, addresses.family, tcp.is_some()));
+    }
+    use Unsupported::*;
+    for (reason, family, has_ports) in [
+        (FragmentedHeader, Family::Ipv4, true),
+        (FragmentedHeader, Family::Ipv4, false),
+        (FragmentedHeader, Family::Ipv6, true),
+        (FragmentedHeader, Family::Ipv6, false),
+        (ExtensionChain, Family::Ipv6, true),
+    ] {
+        assert!(
+            found.remove(&(reason, family, has_ports)),
+            "{reason} over {family}, with ports: {has_ports}"
+        );
+    }
+    assert!(found.iter().all(|(reason, ..)| *reason == FragmentedHeader), "{found:?}");
 }

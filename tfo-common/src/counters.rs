@@ -6,7 +6,7 @@ use crate::{
     class::{Class, Classified},
     description::{Description, Kind},
     keyring::{KeyRing, TRACKS},
-    parse::{Fault, Malformed, Unsupported},
+    parse::{Malformed, Unsupported},
     policy::{Decision, GUARD_SLOTS},
     segment::{Family, Segment},
     verdict::Verdict,
@@ -67,6 +67,8 @@ pub struct Cell {
     pub hits: [u64; TRACKS],
     /// See [`Counters::guards`].
     pub guards: [GuardCounts; GUARD_SLOTS],
+    /// See [`Counters::dropped`].
+    pub dropped: [u64; UNSUPPORTED_SLOTS],
 }
 
 impl Cell {
@@ -77,6 +79,7 @@ impl Cell {
         unsupported: [Sampled::<u64>::EMPTY; UNSUPPORTED_SLOTS],
         hits: [0; TRACKS],
         guards: [GuardCounts { acted: 0, would: 0 }; GUARD_SLOTS],
+        dropped: [0; UNSUPPORTED_SLOTS],
     };
 
     /// Adds the counts of `other`.
@@ -95,6 +98,9 @@ impl Cell {
         for (sum, count) in self.guards.iter_mut().zip(other.guards) {
             sum.acted += count.acted;
             sum.would += count.would;
+        }
+        for (sum, count) in self.dropped.iter_mut().zip(other.dropped) {
+            *sum += count;
         }
     }
 
@@ -159,15 +165,21 @@ impl Cell {
         tally.packets >= *due
     }
 
-    /// Counts one frame that is passed unclassified, and returns whether a closer look at it is due.
+    /// Counts one frame that is not classified, and whether it is dropped. Returns whether a closer look at it is due.
     #[inline(always)]
-    pub fn count_fault(&mut self, fault: Fault) -> bool {
-        let Sampled { count, due } = match fault {
-            Fault::Malformed(reason) => &mut self.malformed[place(reason.index(), MALFORMED_SLOTS)],
-            Fault::Unsupported(reason) => &mut self.unsupported[place(reason.index(), UNSUPPORTED_SLOTS)],
+    pub fn count_fault(&mut self, frame: &Description) -> bool {
+        let at = frame.detail as usize;
+        let Sampled { count, due } = if frame.kind == Kind::Malformed as u32 {
+            &mut self.malformed[place(at, MALFORMED_SLOTS)]
+        } else {
+            &mut self.unsupported[place(at, UNSUPPORTED_SLOTS)]
         };
         *count += 1;
-        *count >= *due
+        let is_due = *count >= *due;
+        if frame.verdict == Verdict::Drop as u32 {
+            self.dropped[place(at, UNSUPPORTED_SLOTS)] += 1;
+        }
+        is_due
     }
 
     /// Returns the number of packets of the same kind as `packet`, and the count at which the next closer look is due.
@@ -231,6 +243,8 @@ pub struct Counters {
     pub hits: [u64; TRACKS],
     /// Counts of guards by [`Guard`](crate::policy::Guard) index.
     pub guards: [GuardCounts; GUARD_SLOTS],
+    /// Unsupported frames that were dropped, by [`Unsupported`] index. They are among [`unsupported`](Self::unsupported).
+    pub dropped: [u64; UNSUPPORTED_SLOTS],
 }
 
 /// Counts of one guard.
@@ -257,6 +271,7 @@ impl Counters {
         unsupported: [0; UNSUPPORTED_SLOTS],
         hits: [0; TRACKS],
         guards: [GuardCounts { acted: 0, would: 0 }; GUARD_SLOTS],
+        dropped: [0; UNSUPPORTED_SLOTS],
     };
 
     /// Adds the counts of one CPU.
@@ -278,6 +293,9 @@ impl Counters {
             sum.acted += count.acted;
             sum.would += count.would;
         }
+        for (sum, count) in self.dropped.iter_mut().zip(cell.dropped) {
+            *sum += count;
+        }
     }
 
     /// Adds `other`, such as the counters of another service.
@@ -298,6 +316,9 @@ impl Counters {
         for (sum, count) in self.guards.iter_mut().zip(other.guards) {
             sum.acted += count.acted;
             sum.would += count.would;
+        }
+        for (sum, count) in self.dropped.iter_mut().zip(other.dropped) {
+            *sum += count;
         }
     }
 
@@ -322,7 +343,7 @@ impl Counters {
         self.malformed[..Malformed::COUNT].iter().sum()
     }
 
-    /// Returns the number of frames passed because the program does not support what they use.
+    /// Returns the number of frames that are not classified because the program does not support what they use.
     pub fn unsupported_total(&self) -> u64 {
         self.unsupported[..Unsupported::COUNT].iter().sum()
     }

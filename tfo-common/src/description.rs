@@ -113,6 +113,13 @@ impl Description {
         self.would = decision.would.into();
     }
 
+    /// Describes the service that the frame may be for, and whether it is dropped.
+    #[inline(always)]
+    pub fn set_unfollowed(&mut self, service: u32, drops: bool) {
+        self.service = service;
+        self.verdict = if drops { Verdict::Drop } else { Verdict::Pass } as u32;
+    }
+
     /// Takes a decision on a signed SYN back: it passes as it came, and no guard is counted, not even in a dry run. Returns
     /// whether it would have been changed or dropped if it were not signed.
     #[inline(always)]

@@ -50,7 +50,7 @@ const _: () = {
     assert!(offset_of!(Cell, malformed) == 2 * 8 * 8 * 32);
     assert!(offset_of!(Cell, unsupported) == 2 * 8 * 8 * 32 + 16 * 16);
     assert!(offset_of!(Cell, hits) == 2 * 8 * 8 * 32 + 16 * 16 + 8 * 16);
-    assert!(size_of::<Cell>() == 2 * 8 * 8 * 32 + 16 * 16 + 8 * 16 + 16 * 8 + 8 * 16);
+    assert!(size_of::<Cell>() == 2 * 8 * 8 * 32 + 16 * 16 + 8 * 16 + 16 * 8 + 8 * 16 + 8 * 8);
     assert!(size_of::<Sampler>() == 24);
     assert!(size_of::<Samplers>() == (2 * 8 * 8 + 16 + 8) * 24);
 

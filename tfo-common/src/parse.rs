@@ -9,11 +9,13 @@ mod fault;
 mod ip;
 mod options;
 mod tcp;
+mod unfollowed;
 mod usual;
 
 pub use eth::LinkLayer;
 pub use fault::{Fault, Malformed, Unsupported};
 pub use options::{MAX as MAX_OPTIONS, area as option_area, fast_open_places};
+pub use unfollowed::{Unfollowed, unfollowed};
 
 use crate::{
     bytes::Bytes,

@@ -121,6 +121,8 @@ impl Policy {
     pub const SHEDS_OTHERS: u64 = 1 << 23;
     /// Flag that [`Guard::Answer`] is engaged: by the controller when a flood has come, or for good.
     pub const ANSWERS: u64 = 1 << 24;
+    /// Flag that frames that may bring a SYN past all guards are dropped ([`unfollowed`](crate::parse::unfollowed())).
+    pub const DROPS_UNFOLLOWED: u64 = 1 << 28;
 
     /// Returns the policy of `mode`, without protections.
     #[inline(always)]

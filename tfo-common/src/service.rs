@@ -17,6 +17,9 @@ pub const BY_ADDRESS: u32 = 1 << 31;
 /// Number of bits of an [`address_key`] before the address.
 pub const PORT_BITS: u32 = 32;
 
+/// Port in the [`address_key`] of a service that has frames dropped whose port can't be told. No service names it.
+pub const NO_PORT: u16 = 0;
+
 /// Returns the key of a port and an address of this host in the map of addresses: [`address_scope`], then the address
 /// as in [`Addresses::destination_v6`](crate::segment::Addresses::destination_v6).
 #[inline(always)]

@@ -5,7 +5,7 @@ use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
     programs::XdpContext,
 };
-use tfo_common::{keyring::KeyRing, rewrite, segment::Segment, verdict::Verdict};
+use tfo_common::{description::Description, keyring::KeyRing, rewrite, segment::Segment, verdict::Verdict};
 
 use crate::{answer, frame::Frame, maps};
 
@@ -26,6 +26,15 @@ pub(crate) fn act(ctx: &XdpContext, verdict: Verdict, segment: &Segment, ring: &
         Verdict::Answer => {}
     }
     xdp_action::XDP_PASS
+}
+
+/// Returns the XDP action for a described frame without a class.
+#[inline(always)]
+pub(crate) fn unfollowed(frame: Option<&mut Description>) -> u32 {
+    match frame {
+        Some(frame) if frame.verdict == Verdict::Drop as u32 => xdp_action::XDP_DROP,
+        _ => xdp_action::XDP_PASS,
+    }
 }
 
 /// Sets the window of the SYN whose TCP header is at `tcp` to `most` bytes. A clamp is no verdict: the SYN also gets

@@ -23,6 +23,7 @@ mod local;
 mod maps;
 mod outcome;
 mod slow;
+mod unfollowed;
 mod watch;
 
 use aya_ebpf::{
@@ -58,7 +59,11 @@ fn serve(ctx: &XdpContext, fast: impl Fn(&Frame, &Segment) -> Served) -> u32 {
         Usual::Syn(Served::Done(action)) => return action,
         Usual::Syn(Served::NeedsSlowPath) => true,
         Usual::NotSyn => false,
-        Usual::NeedsWalk => slow::tfo_walk(ctx.ctx) != 0,
+        Usual::NeedsWalk => match slow::tfo_walk(ctx.ctx) {
+            slow::SYN => true,
+            slow::FAULT => return unfollowed::tfo_unfollowed(ctx.ctx),
+            _ => false,
+        },
     };
     let action = if is_described { slow::finish(ctx.ctx) } else { None };
     action.unwrap_or(xdp_action::XDP_PASS)

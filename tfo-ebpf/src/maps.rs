@@ -26,7 +26,7 @@ use tfo_common::{
     policy::{HIDDEN, Policy, Row, SEED_WORDS, Tag, hidden_key},
     sample::Samplers,
     segment::{Addresses, FastOpen, Segment},
-    service::{ADDRESSES, BY_ADDRESS, OTHER, PORTS, Service, address_scope},
+    service::{ADDRESSES, BY_ADDRESS, NO_PORT, OTHER, PORTS, Service, address_scope},
     verdict::Mode,
 };
 
@@ -91,7 +91,7 @@ static TFO_POLICIES: Array<Policy, 1> = Array::new();
 
 /// [`tfo_common::names::ADDRESSES`].
 #[btf_map]
-static TFO_ADDRESSES: LpmTrie<[u32; 5], u32, ADDRESSES> = LpmTrie::new();
+static TFO_ADDRESSES: LpmTrie<[u32; 5], u32, { 2 * ADDRESSES }> = LpmTrie::new();
 
 /// [`tfo_common::names::HIDDEN`].
 #[btf_map]
@@ -319,6 +319,13 @@ pub(crate) fn service_of(port: u16, addresses: &Addresses) -> u32 {
     let rest = service & !BY_ADDRESS;
     let [a0, a1, a2, a3] = addresses.destination_v6();
     service_by_address(address_scope(port, addresses.family), rest, pair(a0, a1), pair(a2, a3))
+}
+
+/// Service that has frames to the destination of `addresses` dropped if their port can't be told, or [`OTHER`].
+#[inline(always)]
+pub(crate) fn service_without_port(addresses: &Addresses) -> u32 {
+    let [a0, a1, a2, a3] = addresses.destination_v6();
+    service_by_address(address_scope(NO_PORT, addresses.family), OTHER, pair(a0, a1), pair(a2, a3))
 }
 
 /// Service that the map of addresses has for a destination, or `rest` if it has none.

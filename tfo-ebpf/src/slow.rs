@@ -8,16 +8,23 @@ use aya_log_ebpf::debug;
 use tfo_common::{
     class::{Classified, classify},
     keyring::KeyRing,
-    parse::{Fault, walk},
+    parse::walk,
     policy::{Policy, decide},
     segment::Segment,
-    service::OTHER,
     verdict::Mode,
 };
 
 use crate::{act, answer, frame::Frame, guards::Syn, local, maps, watch};
 
-/// Parses a frame header by header. Returns 1 if it has described a SYN, else 0. Counts a frame that can't be parsed.
+/// Results of [`tfo_walk`]: nothing to do, a SYN is described for [`finish`], or a frame without a class for
+/// [`tfo_unfollowed`](crate::unfollowed::tfo_unfollowed).
+pub(crate) const NOT_SYN: u32 = 0;
+/// See [`NOT_SYN`].
+pub(crate) const SYN: u32 = 1;
+/// See [`NOT_SYN`].
+pub(crate) const FAULT: u32 = 2;
+
+/// Parses a frame header by header, and describes it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
@@ -25,12 +32,17 @@ pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
         Ok(Some(segment)) => {
             let ring = maps::key_ring_for(&segment);
             describe(&segment, classify(&segment, ring, maps::Budget), ring);
-            return 1;
+            SYN
         }
-        Ok(None) => {}
-        Err(fault) => unclassified(ctx, fault),
+        Ok(None) => NOT_SYN,
+        Err(fault) => {
+            if let Some(packet) = maps::packet() {
+                packet.set_fault(fault);
+            }
+            debug!(&XdpContext::new(ctx), "unclassified frame: {}", fault.name());
+            FAULT
+        }
     }
-    0
 }
 
 /// Describes a SYN for [`finish`].
@@ -86,16 +98,4 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     }
     // Without a cookie, `segment` has the one of an earlier packet. Only a rewrite reads it, and it is of a cookie.
     Some(act::act(&XdpContext::new(ctx), decision.verdict, &syn.segment(), maps::key_ring()))
-}
-
-/// Counts a frame that can't be parsed. The caller passes it, since only a policy may drop a packet.
-#[inline(always)]
-fn unclassified(ctx: *mut xdp_md, fault: Fault) {
-    if maps::cell(OTHER).is_some_and(|cell| cell.count_fault(fault))
-        && let Some(packet) = maps::packet()
-    {
-        packet.set_fault(fault);
-        watch::tfo_look(ctx);
-    }
-    debug!(&XdpContext::new(ctx), "unclassified frame: {}", fault.name());
 }

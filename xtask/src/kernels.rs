@@ -32,13 +32,14 @@ const PROGRAMS: [programs::Program; 2] = [("qemu-system-x86_64", "qemu-system-x8
 
 /// Tests that run on every kernel: files of `tests/tests`, and tests in them. They are few, since QEMU emulates the
 /// processor, and together they go once through all that `tfo` does.
-const TESTS: [(&str, &[&str]); 7] = [
+const TESTS: [(&str, &[&str]); 8] = [
     ("kernel_verifier", &["verification_costs"]),
     (
         "kernel_cases",
         &["every_case_is_counted_as_expected", "every_case_without_ethernet_is_counted_as_expected"],
     ),
     ("kernel_rewrite", &["old_cookies_become_the_backup_keys"]),
+    ("kernel_unfollowed", &["only_what_may_be_a_syn_to_the_service_is_dropped"]),
     (
         "netns_lifecycle",
         &["several_interfaces_have_their_own_state", "falls_back_to_generic_where_the_driver_cannot"],

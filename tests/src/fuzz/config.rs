@@ -9,7 +9,11 @@ use tfo_common::{
     service::{ADDRESSES, NAME_LEN},
     verdict::Mode,
 };
-use tfo_userspace::{config::Config, kernel::clock::jiffies_per_second, model::services::Named};
+use tfo_userspace::{
+    config::Config,
+    kernel::clock::jiffies_per_second,
+    model::services::{Named, Unfollowed},
+};
 
 /// Checks one file.
 pub fn check(data: &[u8]) {
@@ -88,6 +92,7 @@ fn check_parsed(config: &Config) {
                 }
             }
         }
+        assert!(service.unfollowed == Unfollowed::Pass || service.mode == Mode::Shield);
         let guards = &service.guards;
         let limits = [guards.fair.map(|fair| fair.limit), guards.shed.and_then(|shed| shed.limit)];
         let limits = limits.into_iter().chain([guards.shed.and_then(|shed| shed.per_source)]);

@@ -16,6 +16,8 @@ use crate::{
 /// Number of IPv6 extension headers that are followed. The kernel sets no limit, and nobody sends more than three. Each costs
 /// the verifier some three thousand instructions.
 const EXTENSION_HEADERS: usize = 16;
+/// Number of IPv6 extension headers that are [skipped](skip). With more than these, no SYN fits into a frame of 1518 bytes.
+const SKIPPED_HEADERS: usize = 180;
 /// Mask for the offset of an extension header.
 const OFFSET_MASK: u32 = 0x7fff;
 /// Largest offset of a header that is followed. A TCP header there ends below the largest offset that the program can read.
@@ -54,6 +56,15 @@ pub(super) fn parse<B: Bytes + ?Sized>(frame: &B, network: Network) -> Result<Op
     match network.family {
         Family::Ipv4 => ipv4(frame, network.offset),
         Family::Ipv6 => ipv6(frame, network.offset),
+    }
+}
+
+/// Returns the addresses of a packet.
+#[inline(always)]
+pub(super) fn addresses<B: Bytes + ?Sized>(frame: &B, network: Network) -> Option<Addresses> {
+    match network.family {
+        Family::Ipv4 => frame.read(network.offset + offset_of!(Ipv4Hdr, src_addr)).map(Addresses::from_ipv4),
+        Family::Ipv6 => frame.read(network.offset + offset_of!(Ipv6Hdr, src_addr)).map(Addresses::from_ipv6),
     }
 }
 
@@ -135,6 +146,52 @@ fn end_of_v6<B: Bytes + ?Sized>(frame: &B, start: usize, header: &[u8; 8]) -> us
     } else {
         start + Ipv6Hdr::LEN + payload
     }
+}
+
+/// End of the headers that [`skip`] has skipped.
+pub(super) enum Skipped {
+    /// TCP at the first offset, of which the packet or fragment has all bytes up to the second.
+    Tcp(usize, usize),
+    /// Something that tells neither port nor protocol.
+    Unknown,
+    /// No SYN that a host would take and that is not signed.
+    NotSyn,
+}
+
+/// Skips the extension headers of an IPv6 packet up to TCP, in whatever order and number they are. It makes fewer checks than
+/// [`parse`], so that the kernel's verifier takes many more turns.
+#[inline(always)]
+pub(super) fn skip<B: Bytes + ?Sized>(frame: &B, start: usize) -> Skipped {
+    let Some(header) = frame.read(start) else { return Skipped::NotSyn };
+    let end = end_of_v6(frame, start, &header);
+    let mut state = pack(start + Ipv6Hdr::LEN, header[offset_of!(Ipv6Hdr, next_hdr)], Fragment::No, false);
+    for _ in 0..=SKIPPED_HEADERS {
+        state = frame.opaque(state.into()) as u32;
+        let (offset, next, ..) = unpack(state);
+        match next {
+            TCP => return Skipped::Tcp(offset, end),
+            AUTHENTICATION => return Skipped::NotSyn,
+            next if !is_followed(next) => return Skipped::NotSyn,
+            _ => {}
+        }
+        let header: [u8; 8] = match frame.read(offset) {
+            Some(header) if offset + 8 <= end => header,
+            _ => return Skipped::Unknown,
+        };
+        // The last condition is that of a later fragment.
+        if next == ROUTING && is_source_route(header[2], header[3])
+            || next == FRAGMENT && be16(&header, 2) & IPV6_OFFSET != 0
+        {
+            return Skipped::NotSyn;
+        }
+        let words = if next == FRAGMENT { 0 } else { usize::from(header[1]) };
+        let behind = offset + (words + 1) * 8;
+        if behind > FARTHEST {
+            return Skipped::Unknown;
+        }
+        state = pack(behind, header[0], Fragment::No, false);
+    }
+    Skipped::Unknown
 }
 
 /// End of a chain of extension headers.

@@ -11,6 +11,8 @@ use crate::bytes::Bytes;
 /// Offsets in a TCP header of the byte with the data offset, and of the byte with the flags.
 pub(super) const DATA_OFFSET: usize = 12;
 pub(super) const FLAGS: usize = 13;
+/// Number of bytes that both ports take, at the beginning of a TCP header.
+pub(super) const PORTS: usize = 4;
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;

@@ -3,7 +3,7 @@ use tfo_common::verdict::Mode;
 use super::*;
 use crate::model::{
     guards::{Answer, Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
-    services::Named,
+    services::{Named, Unfollowed},
 };
 
 const FULL: &str = r#"
@@ -24,6 +24,7 @@ name = "web"
 ports = [80, 0x1bb, "8000-8010"]
 addresses = ["192.0.2.0/24", "2001:db8::1"]
 mode = "shield"
+unfollowed = "drop"
 hide = true
 once = { remember = "1h", dry_run = true }
 fair = { limit = "10/min", burst = 20, source_v4 = 24, source_v6 = 56, dry_run = true }
@@ -101,6 +102,7 @@ fn every_key_is_read() {
                             dry_run: true,
                         }),
                     },
+                    unfollowed: Unfollowed::Drop,
                 },
                 Named {
                     name: "dns".to_owned(),
@@ -124,6 +126,7 @@ fn every_key_is_read() {
                             dry_run: false,
                         }),
                     },
+                    unfollowed: Unfollowed::Pass,
                 },
             ],
             Mode::Observe,
@@ -162,6 +165,7 @@ fn the_example_is_right_and_complete() {
     let [web] = config.services.named() else { panic!("one service") };
     assert_eq!(web.guards.dry_runs().count(), 5);
     assert!(!web.addresses.is_empty());
+    assert_eq!((web.mode, web.unfollowed), (Mode::Shield, Unfollowed::Drop));
 }
 
 /// Texts after line 1, which sets `interfaces`, each with its faults: the line and a part of the message.
@@ -228,6 +232,26 @@ const WRONG: &[(&str, &[(usize, &str)])] = &[
             (7, "service.once.remember: 61m is out of range"),
             (8, "service.clamp.factor: 0 is out of range; it takes a whole number from 1 to 100"),
         ],
+    ),
+    (
+        "[[service]]\nname = 'a'\nports = [1]\nunfollowed = 'drop'",
+        &[(5, "service.unfollowed: `drop` needs mode = \"shield\"")],
+    ),
+    (
+        "[[service]]\nname = 'a'\nports = [1]\nunfollowed = 'drop'\nmode = 'accelerate'",
+        &[(5, "service.unfollowed: `drop` needs mode = \"shield\"")],
+    ),
+    (
+        "[[service]]\nname = 'a'\nports = [1]\nunfollowed = true\n[[service]]\nname = 'b'\nports = [2]\nunfollowed = 'hide'",
+        &[
+            (5, "service.unfollowed: this is of type boolean; it takes a string"),
+            (9, "service.unfollowed: `hide` is unknown; use one of pass, drop"),
+        ],
+    ),
+    // A wrong mode is the only fault.
+    (
+        "[[service]]\nname = 'a'\nports = [1]\nunfollowed = 'drop'\nmode = 'x'",
+        &[(6, "`x` is unknown; use one of observe, accelerate, shield")],
     ),
     (
         "[[service]]\nname = 'a'\nports = [1]\nfair = true\nshed = true",

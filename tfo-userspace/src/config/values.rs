@@ -17,7 +17,9 @@ use crate::{
     kernel::interface,
     keys::schedule::Schedule,
     model::{
-        services::{Conflict, Conflicts, Named, Place, Services, parse_name, parse_ports, parse_prefix},
+        services::{
+            Conflict, Conflicts, Named, Place, Services, Unfollowed, parse_name, parse_ports, parse_prefix,
+        },
         settings::{KeysFrom, ProgramMode, Sizes, parse_share},
     },
     util::time::parse_duration,
@@ -90,6 +92,10 @@ fn service(table: &mut Table) -> (Named, Offsets) {
     let line = table.faults.line(table.at);
     let name = table.get("name", text(parse_name)).unwrap_or_else(|| format!("on line {line}"));
     let (offsets, ports) = table.list("ports", ports).into_iter().unzip();
+    let has_mode = table.has("mode");
+    let mode = table.get("mode", choice::<ProgramMode>);
+    // A wrong mode is a fault of its own.
+    let may_drop = mode.map_or(has_mode, |mode| mode == ProgramMode::Shield);
     let named = Named {
         name,
         ports,
@@ -98,10 +104,20 @@ fn service(table: &mut Table) -> (Named, Offsets) {
             .into_iter()
             .map(|(_, prefix)| prefix)
             .collect(),
-        mode: table.get("mode", choice::<ProgramMode>).unwrap_or_default().into(),
+        mode: mode.unwrap_or_default().into(),
         guards: guards(table),
+        unfollowed: table.get("unfollowed", |value| unfollowed(value, may_drop)).unwrap_or_default(),
     };
     (named, (offset, offsets))
+}
+
+fn unfollowed(value: &DeValue, may_drop: bool) -> Result<Unfollowed, String> {
+    match choice(value)? {
+        Unfollowed::Drop if !may_drop => {
+            Err("`drop` needs mode = \"shield\", since the other modes drop nothing".to_owned())
+        }
+        chosen => Ok(chosen),
+    }
 }
 
 fn ports(value: &DeValue) -> Result<RangeInclusive<u16>, String> {

@@ -16,7 +16,7 @@ pub(super) const VERSION: u32 = 6;
 /// Number of places for verdicts in a [`CellWords`].
 const VERDICTS: usize = 4;
 
-/// Counts of one CPU for one service: a [`Cell`] with fewer places for verdicts.
+/// Counts of one CPU for one service: a [`Cell`] with fewer places for verdicts, and without dropped frames.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct CellWords {
@@ -43,7 +43,7 @@ impl CellWords {
     /// Returns the same counts in our layout.
     pub(super) fn cell(&self) -> Cell {
         let Self { syn, malformed, unsupported, hits, guards } = *self;
-        let mut cell = Cell { syn: Cell::EMPTY.syn, malformed, unsupported, hits, guards };
+        let mut cell = Cell { malformed, unsupported, hits, guards, ..Cell::EMPTY };
         for (to, from) in cell.syn.as_flattened_mut().iter_mut().zip(syn.as_flattened()) {
             to[..VERDICTS].copy_from_slice(from);
         }

@@ -7,13 +7,13 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tfo_common::{
     policy::{Guard, Limit, Policy, SourceMask},
     segment::Family,
-    service::{ADDRESSES, BY_ADDRESS, OTHER, PORT_BITS, PORTS, Service, address_key},
+    service::{ADDRESSES, BY_ADDRESS, NO_PORT, OTHER, PORT_BITS, PORTS, Service, address_key},
     verdict::Mode,
 };
 
 use crate::model::{
     guards::{self, Guards, SourceLen},
-    services::{Named, Services},
+    services::{Named, Services, Unfollowed},
 };
 
 /// Planned contents of these maps.
@@ -45,6 +45,11 @@ impl Plan {
         for named in services.named() {
             let at = index(named);
             policies[at] = policy(named, hz);
+            // Without a port, a frame is told by its address only.
+            let without_port = if drops_unfollowed(named) { &named.addresses[..] } else { &[] };
+            for (family, len, words) in without_port.iter().map(|address| words(*address)) {
+                addresses.insert((PORT_BITS + len, address_key(NO_PORT, family, words)), at as u32);
+            }
             for port in named.ports.iter().cloned().flatten() {
                 let entry = &mut ports[usize::from(port)];
                 if named.addresses.is_empty() {
@@ -58,15 +63,21 @@ impl Plan {
                 }
             }
         }
-        if addresses.len() > ADDRESSES {
+        // The map has room for as many entries without a port.
+        let pairs = addresses.keys().filter(|(_, key)| key[0] & PORT_MASK != 0).count();
+        if pairs > ADDRESSES {
             bail!(
-                "the services have {} pairs of a port and an address, and there may be {ADDRESSES}: name fewer ports \
-                 where addresses are named",
-                addresses.len()
+                "the services have {pairs} pairs of a port and an address, and there may be {ADDRESSES}: name fewer \
+                 ports where addresses are named"
             );
         }
         Ok(Self { places, ports, addresses, policies })
     }
+}
+
+/// Whether frames that may bring a SYN to this service past its protections are dropped.
+fn drops_unfollowed(named: &Named) -> bool {
+    named.mode == Mode::Shield && named.unfollowed == Unfollowed::Drop
 }
 
 /// Gives each service an index. Services in `before` keep their index. The others take indices that were free
@@ -131,6 +142,8 @@ pub(super) fn prefix_0_1(len: u32, words: [u32; 4]) -> Option<IpNet> {
     prefix(family as u32, len, words)
 }
 
+/// Bits of the first word of a key that have the port.
+const PORT_MASK: u32 = u16::MAX as u32;
 /// Number of bits before the IPv4 address in an IPv4-mapped IPv6 address.
 const MAPPED_BITS: u32 = 96;
 
@@ -141,6 +154,7 @@ fn policy(named: &Named, hz: u64) -> Policy {
         |limit: guards::Limit| Limit::new(limit.count.into(), limit.per.as_secs() * hz, limit.burst.into());
     let source = |SourceLen { v4, v6 }| SourceMask::new(v4, v6);
     let mut policy = Policy::of_mode(named.mode);
+    policy.flags |= if drops_unfollowed(named) { Policy::DROPS_UNFOLLOWED } else { 0 };
     // Without `..`, so that a new guard can't be forgotten here.
     let Guards { hide, once, fair, clamp, shed, answer } = &named.guards;
     if let Some(hide) = hide {

@@ -8,6 +8,7 @@ use std::{
     str::FromStr,
 };
 
+use clap::ValueEnum;
 use ipnet::{IpNet, Ipv4Net};
 use tfo_common::{
     service::{ADDRESSES, NAME_LEN},
@@ -36,6 +37,18 @@ pub struct Named {
     pub mode: Mode,
     /// Protections of the service. They act in [`Mode::Shield`], and only count in other modes.
     pub guards: Guards,
+    /// Treatment of frames that tfo does not follow.
+    pub unfollowed: Unfollowed,
+}
+
+/// Treatment of frames that tfo does not follow, and that may bring a SYN past all protections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Unfollowed {
+    /// Passes them, and the kernel may serve them.
+    #[default]
+    Pass,
+    /// Drops them. Only for services in [`Mode::Shield`].
+    Drop,
 }
 
 impl Named {
@@ -71,6 +84,7 @@ impl FromStr for Named {
             addresses: Vec::new(),
             mode: Mode::Observe,
             guards: Guards::default(),
+            unfollowed: Unfollowed::default(),
         })
     }
 }
@@ -187,7 +201,13 @@ impl Services {
             (0, 0) => "no protections".to_owned(),
             (acting, dry) => format!("{} {verb}, {}", count(acting, "protection"), count(dry, "dry run")),
         };
-        format!("{} on {}; {protections}", count(self.len(), "service"), count(ports.len(), "port"))
+        let drops = self.named.iter().filter(|named| named.unfollowed == Unfollowed::Drop).count();
+        let drops = match drops {
+            0 => String::new(),
+            1 => "; 1 service drops frames that are not followed".to_owned(),
+            n => format!("; {n} services drop frames that are not followed"),
+        };
+        format!("{} on {}; {protections}{drops}", count(self.len(), "service"), count(ports.len(), "port"))
     }
 
     /// Whether there is no configured service.
@@ -531,6 +551,11 @@ mod tests {
         assert_eq!(
             summary(vec![shield, observe], Mode::Observe),
             "2 services on 4 ports; 1 protection acts, 3 dry runs"
+        );
+        let drops = Named { mode: Mode::Shield, unfollowed: Unfollowed::Drop, ..named("c=5") };
+        assert_eq!(
+            summary(vec![drops], Mode::Observe),
+            "1 service on 1 port; no protections; 1 service drops frames that are not followed"
         );
     }
 }

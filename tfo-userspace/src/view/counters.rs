@@ -17,6 +17,7 @@ use tfo_common::{
 
 use crate::{
     dataplane::{Datapath, ServiceCounters},
+    model::services::OTHER_NAME,
     view::{
         rtt_saved::{RttSaved, seconds},
         table::table,
@@ -38,7 +39,7 @@ pub struct Report {
     pub syn: Vec<SynRow>,
     /// Frames passed because they are malformed, without the rows that are zero.
     pub malformed: Vec<ReasonRow>,
-    /// Frames passed because they use an unsupported feature, without the rows that are zero.
+    /// Frames not classified because they use an unsupported feature, without the rows that are zero.
     pub unsupported: Vec<ReasonRow>,
     /// Whether outcomes of connections are reported.
     pub outcomes: bool,
@@ -63,7 +64,7 @@ pub struct SynRow {
     pub data_bytes: u64,
 }
 
-/// Frames passed for one reason.
+/// Frames without a class for one reason.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ReasonRow {
     /// Name of the reason.
@@ -87,6 +88,20 @@ pub struct ServiceReport {
     pub rtt_saved: RttSaved,
     /// Protections of the service, without the rows that are zero.
     pub guards: Vec<GuardRow>,
+    /// Unsupported frames that may be a SYN to the service, without the rows that are zero. Those of no service are not
+    /// listed.
+    pub unfollowed: Vec<UnfollowedRow>,
+}
+
+/// Unsupported frames that may be a SYN to a service, for one reason.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UnfollowedRow {
+    /// Name of the reason.
+    pub reason: &'static str,
+    /// Frames that were passed.
+    pub passed: u64,
+    /// Frames that were dropped.
+    pub dropped: u64,
 }
 
 /// Counters of one protection.
@@ -133,6 +148,7 @@ impl Report {
                     refused: outcomes.refused,
                     rtt_saved: RttSaved::new(outcomes),
                     guards: guard_rows(counters),
+                    unfollowed: if name == OTHER_NAME { Vec::new() } else { unfollowed_rows(counters) },
                 })
                 .collect(),
         }
@@ -209,6 +225,9 @@ impl Report {
         if services.iter().any(|service| !service.guards.is_empty()) {
             text.push_str(&guard_table(services));
         }
+        if services.iter().any(|service| !service.unfollowed.is_empty()) {
+            text.push_str(&unfollowed_table(services));
+        }
         text.push_str(&if *outcomes { self.sentence() } else { UNKNOWN.to_owned() });
         text.push('\n');
         text
@@ -272,6 +291,23 @@ fn guard_table(services: &[ServiceReport]) -> String {
         })
     });
     table(&[("protections", Left), ("service", Left), ("acted", Right), ("would have", Right)], rows)
+}
+
+fn unfollowed_table(services: &[ServiceReport]) -> String {
+    let rows = services.iter().flat_map(|service| {
+        service.unfollowed.iter().map(|UnfollowedRow { reason, passed, dropped }| {
+            [(*reason).to_owned(), service.name.clone(), passed.to_string(), dropped.to_string()]
+        })
+    });
+    table(&[("not followed", Left), ("service", Left), ("passed", Right), ("dropped", Right)], rows)
+}
+
+fn unfollowed_rows(counters: &Counters) -> Vec<UnfollowedRow> {
+    let counted = Unsupported::ALL.iter().map(|reason| {
+        let (all, dropped) = (counters.unsupported[reason.index()], counters.dropped[reason.index()]);
+        UnfollowedRow { reason: reason.name(), passed: all.saturating_sub(dropped), dropped }
+    });
+    counted.filter(|row| row.passed > 0 || row.dropped > 0).collect()
 }
 
 fn guard_rows(counters: &Counters) -> Vec<GuardRow> {

@@ -180,7 +180,8 @@ impl Event {
             say(format_args!(" (experimental option, kind 254)"));
         }
         // The other verdicts but `pass` come from a protection, which has been named already.
-        if self.verdict == Verdict::Rewrite.name() {
+        let is_dropped = self.why == Why::Unsupported && self.verdict == Verdict::Drop.name();
+        if self.verdict == Verdict::Rewrite.name() || is_dropped {
             say(format_args!(" [{}]", self.verdict));
         }
         line

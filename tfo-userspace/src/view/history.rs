@@ -269,6 +269,7 @@ mod tests {
             refused: 1,
             rtt_saved: RttSaved { connections: 2, seconds: 0.5, buckets: Vec::new() },
             guards: vec![GuardRow { guard: "fair", acted: 3, would: 40 }],
+            unfollowed: Vec::new(),
         });
         let mut report = Report { services: vec![web, dns], outcomes: true, ..report(8) };
         assert_eq!(Totals::from(&report).class(Class::CookieCurrent), 2 * 8);

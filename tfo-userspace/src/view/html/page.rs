@@ -97,7 +97,7 @@ fn section(section: &Section) -> Result<Markup> {
                 div.card { h3 { "Protections" } (guards_table(report)) }
             }
             div.card {
-                h3 { "Passed unclassified" }
+                h3 { "Without a class" }
                 (reasons("malformed", &report.malformed)) (reasons("unsupported", &report.unsupported))
             }
             @if let Some(kernel) = latest.and_then(|sample| sample.kernel) {

@@ -23,7 +23,10 @@ use tfo_common::{
 };
 
 use super::{Answering, Format, Program, Snapshot, labels::Labels};
-use crate::dataplane::{Entries, ServiceCounters};
+use crate::{
+    dataplane::{Entries, ServiceCounters},
+    model::services::OTHER_NAME,
+};
 
 /// Bytes of text reserved for one service, enough for all its rows. Reserved pages take no memory until written.
 const BYTES_PER_SERVICE: usize = 10 * 1024;
@@ -178,13 +181,34 @@ impl Snapshot {
                 add(&mut malformed, &[("interface", name), ("reason", reason.name())], packets)?;
             }
         }
-        let help = "Frames passed unclassified because the program does not support what they use";
+        let help = "Frames that are not classified because the program does not support what they use";
         let mut unsupported = counter(encoder, "tfo_unsupported", help, None)?;
         for (name, program) in self.programs() {
             for reason in Unsupported::ALL {
                 let of = |service: &ServiceCounters| service.counters.unsupported[reason.index()];
                 let packets = program.services.iter().map(of).sum();
                 add(&mut unsupported, &[("interface", name), ("reason", reason.name())], packets)?;
+            }
+        }
+        self.encode_unfollowed(encoder)
+    }
+
+    /// Encodes the frames that may have brought a SYN to a service past its protections, without the rows that are zero.
+    fn encode_unfollowed(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Unsupported frames that may be a SYN to a service, by what was done; no row is zero";
+        let mut unfollowed = counter(encoder, "tfo_unfollowed", help, None)?;
+        for (name, program) in self.programs() {
+            for service in program.services.iter().filter(|service| service.name != OTHER_NAME) {
+                for reason in Unsupported::ALL {
+                    let all = service.counters.unsupported[reason.index()];
+                    let dropped = service.counters.dropped[reason.index()];
+                    let verdicts = [(Verdict::Pass, all.saturating_sub(dropped)), (Verdict::Drop, dropped)];
+                    for (verdict, packets) in verdicts.iter().filter(|(_, packets)| *packets > 0) {
+                        let of_frame = [("reason", reason.name()), ("verdict", verdict.name())];
+                        let of_service = [("interface", name), ("service", service.name.as_str())];
+                        add(&mut unfollowed, &[of_service, of_frame].concat(), *packets)?;
+                    }
+                }
             }
         }
         Ok(())

@@ -416,6 +416,7 @@ mod tests {
                     refused: 0,
                     rtt_saved: RttSaved::default(),
                     guards: vec![GuardRow { guard: "fair", acted: acted + second, would: 1_000_000 }],
+                    unfollowed: Vec::new(),
                 })
                 .into();
             model.record(look);

@@ -325,6 +325,7 @@ pub(crate) mod tests {
                     refused: 0,
                     rtt_saved: RttSaved::default(),
                     guards: Vec::new(),
+                    unfollowed: Vec::new(),
                 })
                 .into();
             look
