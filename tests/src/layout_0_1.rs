@@ -99,6 +99,8 @@ pub fn downgrade_pins(interface: &str) {
     old_cells.pin(replace(names::COUNTERS)).expect("the place is free");
     replace(names::CARRIED);
     replace(names::HIDE_FILTER);
+    replace(names::CHILDREN);
+    replace(names::REQUESTS);
 
     let watch: PerCpuArray<_, Words<WATCH>> = open(names::WATCH).try_into().expect("an array");
     let mut cpus = watch.get(&0, 0).expect("its only entry").to_vec();

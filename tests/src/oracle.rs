@@ -42,6 +42,7 @@ pub fn reference(frame: &[u8], link: LinkLayer) -> Parsed {
         addresses: inner.addresses,
         fast_open: kernel_walk(&header[fixed.len()..]),
         is_signed: inner.is_authenticated || has_signature(&header[fixed.len()..]),
+        is_fragment: inner.is_first_fragment,
         tcp: offset_in(frame, inner.tcp),
         data_len: data.len() as u32,
     }))
@@ -251,6 +252,7 @@ pub fn etherparse(frame: &[u8]) -> Option<Parsed> {
             addresses,
             fast_open: kernel_walk(tcp.options()),
             is_signed: is_authenticated || has_signature(tcp.options()),
+            is_fragment: ip.fragmented,
             tcp: offset_in(frame, tcp.slice()),
             data_len: tcp.payload().len() as u32,
         })),

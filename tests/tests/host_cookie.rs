@@ -118,7 +118,7 @@ proptest! {
         let cookie = TestKey(keys[slot]).cookie(source, destination);
         let addresses = addresses(source, destination);
         let fast_open = FastOpen::Cookie(Cookie { value: u64::from_le_bytes(cookie), offset: 22 });
-        let segment = Segment { addresses, fast_open, is_signed: false, tcp: 34, data_len: 0 };
+        let segment = Segment { addresses, fast_open, is_signed: false, is_fragment: false, tcp: 34, data_len: 0 };
         let found = classify(&segment, &ring, Unlimited);
         let class = match slot {
             _ if !held[slot] => Class::CookieUnknown,

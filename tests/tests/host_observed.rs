@@ -132,8 +132,14 @@ fn reported_refusals_are_limited() {
 fn each_kind_has_its_own_sampler() {
     let mut packets: Vec<Description> = Vec::new();
     for addresses in [Addresses::from_ipv4([1; 8]), Addresses::from_ipv6([1; 32])] {
-        let segment =
-            Segment { addresses, fast_open: FastOpen::Absent, is_signed: false, tcp: 34, data_len: 0 };
+        let segment = Segment {
+            addresses,
+            fast_open: FastOpen::Absent,
+            is_signed: false,
+            is_fragment: false,
+            tcp: 34,
+            data_len: 0,
+        };
         for (class, verdict) in
             Class::ALL.iter().flat_map(|class| Verdict::ALL.iter().map(move |v| (class, v)))
         {

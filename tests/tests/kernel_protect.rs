@@ -26,7 +26,7 @@ use tfo_tests::{
     kernel::{Kernel, fits, sum},
     keys::{self, BACKUP, CURRENT, RETIRED, STRANGER},
     netns::{BPFFS, ip, sandbox},
-    packet::{Carry as _, Ip, Tcp, eth},
+    packet::{Carry as _, Ip, MORE_FRAGMENTS, Tcp, eth},
 };
 use tfo_userspace::{
     dataplane::{
@@ -645,6 +645,139 @@ fn what_was_not_served_is_no_replay() {
     }
 }
 
+/// Returns a policy that compares the data of SYNs for ever.
+fn comparing(acts: bool) -> Policy {
+    let policy = Policy { once: FOREVER, ..shield() }.with(Guard::Once, acts);
+    Policy { flags: policy.flags | Policy::COMPARES_DATA, ..policy }
+}
+
+/// Loads the program with `policy`, and with room for the data of many SYNs.
+fn comparing_shield(policy: &Policy, sizes: Sizes) -> Shield {
+    let options =
+        LoadOptions { compares_data: true, sizes, ..LoadOptions::new(LinkLayer::Ethernet, Mode::Shield) };
+    let mut kernel = Kernel::with(&options, None);
+    kernel.publish(&keys::ring());
+    kernel.set_policy(OTHER, policy);
+    Shield { kernel, counters: Counters::default() }
+}
+
+/// The first SYN with some data passes, as often as it comes. Another SYN of the source with the same data is hidden,
+/// whatever the headers. Other data passes.
+#[test]
+fn the_same_data_is_served_once() {
+    let once = Some(Guard::Once);
+    let mut shield = comparing_shield(&comparing(true), Sizes::default());
+    for (n, ip) in (0..).zip(packets()) {
+        for (m, key) in (0..).zip([CURRENT, BACKUP, RETIRED[3]]) {
+            let verdict = if m == 2 { Verdict::Rewrite } else { Verdict::Pass };
+            for len in [1, 7, 8, 9, 63, 64, 65, 600] {
+                // Each combination has data of its own: its length, and its first byte.
+                let mut data = vec![0xa5; len];
+                data[0] = n << 4 | m;
+                let of = |port, key| {
+                    let syn = |add: &dyn Fn(Tcp) -> Tcp| {
+                        add(ip.clone().syn().ports(port, 80)).sequence(u32::from(port)).data(&data).build()
+                    };
+                    let family = if matches!(ip, Ip::V4(_)) { Family::Ipv4 } else { Family::Ipv6 };
+                    let slot = keys::all().iter().position(|known| *known == key).unwrap_or_default();
+                    let counted = Expected::of_key(family, slot, data.len());
+                    Syn { frame: syn(&|tcp| tcp.cookie_of(key)), hidden: syn(&|tcp| tcp.nops(10)), counted }
+                };
+                let name = format!("{ip:?}, {key:?}, {len} bytes");
+                let first = of(1, key);
+                let out = of(1, if m == 2 { BACKUP } else { key });
+                for _ in 0..2 {
+                    shield.expect(&name, &first, verdict, None, Some(&out.frame));
+                }
+                for other in [of(2, key), of(3, BACKUP), of(2, key)] {
+                    shield.expect(&name, &other, Verdict::Hide, once, Some(&other.hidden));
+                }
+                shield.expect(&name, &first, verdict, None, Some(&out.frame));
+            }
+        }
+    }
+    // Without data there is nothing to repeat.
+    for port in 0..3 {
+        let frame = eth().ipv4(CLIENT_V4, SERVER_V4).syn().ports(port, 80).cookie_of(CURRENT).build();
+        assert_eq!(shield.run("no data", &frame).0, Some(frame));
+    }
+}
+
+/// A dry run counts exactly those SYNs on which the protection would have acted.
+#[test]
+fn a_dry_run_counts_repeated_data_as_it_would_act() {
+    let counts = [true, false].map(|acts| {
+        let mut shield = comparing_shield(&comparing(acts), Sizes::default());
+        for port in [1, 1, 2, 1, 2, 2, 3, 1] {
+            shield.run("a SYN", &Syn::new(&v4(1), port, Option_::Of(CURRENT)).frame);
+        }
+        let once = shield.counters.guards[Guard::Once.index()];
+        if acts { once.acted } else { once.would }
+    });
+    assert_eq!(counts, [4, 4]);
+}
+
+/// Data is forgotten after its time, counted from the SYN that was served.
+#[test]
+fn data_is_forgotten_in_time() {
+    let policy = Policy { once: 20, ..comparing(true) };
+    let mut shield = comparing_shield(&policy, Sizes::default());
+    let mut verdicts: Vec<bool> = Vec::new();
+    while verdicts.iter().filter(|is_hidden| !**is_hidden).count() < 3 {
+        assert!(verdicts.len() < 60_000, "it is remembered for ever");
+        let syn = Syn::new(&v4(1), verdicts.len() as u16, Option_::Of(CURRENT));
+        let (out, _) = shield.run("again", &syn.frame);
+        verdicts.push(out == Some(syn.hidden));
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(!verdicts[0] && verdicts.contains(&true), "{verdicts:?}");
+}
+
+/// Only SYNs that the kernel is given are remembered. An eviction of data that could still be repeated is counted.
+#[test]
+fn data_that_is_not_served_takes_no_room() {
+    // There is one row, of two seats.
+    let fair =
+        Policy { fair: Limit::new(1, FOREVER, 3), fair_source: SourceMask::new(32, 64), ..comparing(true) };
+    let sizes = Sizes { replays: 2, ..Sizes::default() };
+    let mut shield = comparing_shield(&fair.with(Guard::Fair, true), sizes);
+    let forgotten = |shield: &Shield| shield.kernel.by_service()[0].outcomes.replays_forgotten;
+    let mut send = |data: &[u8], is_hidden: bool, expected| {
+        let frame = |add: &dyn Fn(Tcp) -> Tcp| add(v4(1).syn()).data(data).build();
+        let out = if is_hidden { frame(&|tcp| tcp.nops(10)) } else { frame(&|tcp| tcp.cookie_of(CURRENT)) };
+        assert_eq!(shield.run("data", &frame(&|tcp| tcp.cookie_of(CURRENT))).0, Some(out));
+        assert_eq!(forgotten(&shield), expected);
+    };
+    send(b"one", false, 0);
+    send(b"two", false, 0);
+    send(b"three", false, 1);
+    send(b"four, above the limit", true, 1);
+    send(b"five", true, 1);
+}
+
+/// Data that is cut by fragmentation can't be compared, so the option is hidden. Unless a service compares data, it is not.
+#[test]
+fn data_in_fragments_is_not_served() {
+    let fragments: [Ip; 2] = [
+        eth().ipv4(CLIENT_V4, SERVER_V4).fragment(MORE_FRAGMENTS).into(),
+        eth().ipv6(CLIENT_V6, SERVER_V6).fragment(0, true).into(),
+    ];
+    let by_syn = Policy { once: FOREVER, ..shield() }.with(Guard::Once, true);
+    for (policy, is_hidden) in [(comparing(true), true), (comparing(false), false), (by_syn, false)] {
+        let mut shield = comparing_shield(&policy, Sizes::default());
+        for ip in &fragments {
+            let syn = Syn::new(ip, 1, Option_::Of(CURRENT));
+            let (out, _) = shield.run("a fragment", &syn.frame);
+            assert_eq!(out, Some(if is_hidden { syn.hidden } else { syn.frame }), "{ip:?}");
+            let whole = Syn::new(&packets()[0], 1, Option_::Of(CURRENT));
+            assert_eq!(shield.run("a whole one", &whole.frame).0, Some(whole.frame));
+        }
+        let once = shield.counters.guards[Guard::Once.index()];
+        let counts_them = policy.has(Policy::COMPARES_DATA);
+        assert_eq!(once.acted + once.would, if counts_them { 2 } else { 0 });
+    }
+}
+
 /// Dry runs of all guards: every SYN comes out as in mode `accelerate`, and the would-be effects are counted. A dry run
 /// uses a source's limit, too.
 #[test]
@@ -786,7 +919,7 @@ fn signed_replays_pass() {
             let first = frame[segment.tcp as usize..].first_chunk().expect("it has a header");
             let tag = replay_tag(&segment.addresses, u64::from_le_bytes(*first));
             let row = (tag >> 32) as u32 & last;
-            rows.set(row, [tag, Remembered::new(0, true).word(), 0, 0], 0).expect("the map can be written");
+            rows.set(row, [tag, Remembered::new(0).word(), 0, 0], 0).expect("the map can be written");
         };
         let fast_open = |tcp: Tcp| tcp.cookie_of(CURRENT);
         for frame in unsigned(&fast_open) {

@@ -42,6 +42,10 @@ pub struct Description {
     pub cookie: u64,
     /// [`Cookie::offset`].
     pub cookie_offset: u32,
+    /// Tag of the data, if the service compares it; 0 if there is nothing to compare.
+    pub request: u64,
+    /// Tag of the SYN itself, beside that of its data.
+    pub same_syn: u64,
     /// [`Segment::tcp`].
     pub tcp: u32,
     /// [`Kind`] index.
@@ -52,6 +56,8 @@ pub struct Description {
     pub signed: u32,
     /// [`Family`] index.
     pub family: u32,
+    /// 1 if more fragments of the packet follow ([`Segment::is_fragment`]), else 0.
+    pub fragment: u32,
     /// Index of the class, or of the reason for which the frame can't be parsed.
     pub detail: u32,
     /// [`Verdict`] index.
@@ -64,6 +70,8 @@ pub struct Description {
     pub guard: u32,
     /// [`Decision::would`].
     pub would: u32,
+    /// 1 if the data repeats that of an earlier SYN, else 0.
+    pub repeats: u32,
     /// Index of the counter for the hits of the cookie's key ([`KeyRing::tracks`]), plus one; 0 without a known key.
     pub track: u32,
 }
@@ -86,6 +94,7 @@ impl Description {
         (self.kind, self.detail) = (Kind::Syn as u32, class as u32);
         (self.tcp, self.data_len) = (segment.tcp, segment.data_len);
         self.signed = segment.is_signed.into();
+        self.fragment = segment.is_fragment.into();
         let Addresses { family, words } = segment.addresses;
         self.family = family as u32;
         match family {
@@ -217,6 +226,7 @@ impl Description {
             addresses: self.addresses(),
             fast_open: FastOpen::Cookie(Cookie { value: self.cookie, offset: self.cookie_offset }),
             is_signed: self.signed != 0,
+            is_fragment: self.fragment != 0,
             tcp: self.tcp,
             data_len: self.data_len,
         }

@@ -50,20 +50,28 @@ pub const SOURCES: &str = "TFO_SOURCES";
 pub const FORGERS: &str = "TFO_FORGERS";
 /// Map of the state of the rate limit for all unknown cookies, for each service.
 pub const UNKNOWN: &str = "TFO_UNKNOWN";
-/// Map of [`Row`](crate::policy::Row)s of SYNs that have become connections.
+/// Storage of the sockets that began with Fast Open: the first sequence number of their client.
+pub const CHILDREN: &str = "TFO_CHILDREN";
+/// Map of [`Row`](crate::policy::Row)s of SYNs whose connections have ended.
 pub const REPLAYS: &str = "TFO_REPLAYS";
 /// Map of the [`Host`](crate::answer::Host), whose facts decide on answers.
 pub const HOST: &str = "TFO_HOST";
+/// Global that tells whether any service has the data of its SYNs compared.
+pub const COMPARES_DATA: &str = "TFO_COMPARES_DATA";
 /// Global that tells whether any service may have its SYNs answered.
 pub const ANSWERS: &str = "TFO_ANSWERS";
 /// Global with the number of jiffies in a second.
 pub const HZ: &str = "TFO_HZ";
 /// The program that marks a listener, in the object of [`LISTENERS_PROGRAM`].
 pub const MARK_PROGRAM: &str = "tfo_mark";
+/// Map of [`Row`](crate::policy::Row)s of [`Request`](crate::request::Request)s.
+pub const REQUESTS: &str = "TFO_REQUESTS";
 /// Global with the index of the last row of [`SOURCES`] and of [`FORGERS`].
 pub const LAST_SOURCE_ROW: &str = "TFO_LAST_SOURCE_ROW";
 /// Global with the index of the last row of [`REPLAYS`].
 pub const LAST_REPLAY_ROW: &str = "TFO_LAST_REPLAY_ROW";
+/// Global with the index of the last row of [`REQUESTS`].
+pub const LAST_REQUEST_ROW: &str = "TFO_LAST_REQUEST_ROW";
 /// Global with the number of searches in vain that [`Searches`](crate::keyring::Searches) allows in a jiffy.
 pub const SEARCHES_PER_JIFFY: &str = "TFO_SEARCHES_PER_JIFFY";
 /// Global with the [`Seed`](crate::policy::Seed) of tags.
@@ -94,6 +102,7 @@ const _: () = {
         WATCH,
         PREFIXES,
         PENDING,
+        CHILDREN,
         OUTCOMES,
         CARRIED,
         EVENTS,
@@ -107,6 +116,7 @@ const _: () = {
         REPLAYS,
         HOST,
         MARK_PROGRAM,
+        REQUESTS,
     ];
     let mut i = 0;
     while i < names.len() {

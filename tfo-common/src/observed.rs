@@ -144,7 +144,7 @@ impl Connection {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Pending {
-    /// Number of SYNs that it stands for; 0 once it has become a Fast Open child.
+    /// Number of SYNs that it stands for.
     pub weight: u64,
     /// [`Class`] index.
     pub class: u64,

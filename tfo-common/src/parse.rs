@@ -93,6 +93,7 @@ pub fn walk<B: Bytes + ?Sized>(frame: &B, link: LinkLayer) -> Result<Option<Segm
         addresses: packet.addresses,
         fast_open: options.fast_open,
         is_signed: packet.is_authenticated || options.is_signed,
+        is_fragment: packet.fragment,
         tcp: packet.transport as u32,
         data_len: (packet.end - syn.data) as u32,
     }))

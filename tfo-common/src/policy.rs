@@ -123,6 +123,8 @@ impl Policy {
     pub const ANSWERS: u64 = 1 << 24;
     /// Flag that frames that may bring a SYN past all guards are dropped ([`unfollowed`](crate::parse::unfollowed())).
     pub const DROPS_UNFOLLOWED: u64 = 1 << 28;
+    /// Flag that [`Guard::Once`] also compares the data of SYNs.
+    pub const COMPARES_DATA: u64 = 1 << 29;
 
     /// Returns the policy of `mode`, without protections.
     #[inline(always)]
@@ -303,7 +305,8 @@ pub fn decide_good(policy: &Policy, mut facts: impl Facts, then: impl Fn(Decisio
         return false;
     }
     let mut triggers = |guard| policy.is_on(guard) && facts.triggers(guard);
-    if triggers(Guard::Once) {
+    // Data is compared on the slow path.
+    if policy.is_on(Guard::Once) && policy.has(Policy::COMPARES_DATA) || triggers(Guard::Once) {
         return false;
     }
     let clamps = triggers(Guard::Clamp);
@@ -456,7 +459,7 @@ impl SourceMask {
 }
 
 /// Number of words of a [`Seed`]: one for each word that a [`Tag`] is made of.
-pub const SEED_WORDS: usize = 5;
+pub const SEED_WORDS: usize = 11;
 
 /// Secret words of the [`Tag`]s in a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -494,22 +497,51 @@ impl Tag {
     /// not know the seed can choose addresses that share an entry.
     #[inline(always)]
     pub fn of<const N: usize>(seed: impl Fn(usize) -> u64, words: [u64; N]) -> Self {
-        let (mut sum, mut at) = (0_u64, 0);
+        let (mut sum, mut at) = (TagSum::default(), 0);
         while at < N {
-            let (word, secret) = (words[at], seed(at));
-            let low = (word as u32).wrapping_add(secret as u32);
-            let high = ((word >> 32) as u32).wrapping_add((secret >> 32) as u32);
-            sum = sum.wrapping_add(u64::from(low) * u64::from(high));
+            sum.add(words[at], seed(at));
             at += 1;
         }
-        // Reversible, so it adds no collision. It mixes the upper half, which selects the row.
-        Self((sum ^ sum >> 32).wrapping_mul(0x94d0_49bb_1331_11eb))
+        sum.tag()
+    }
+
+    /// Returns the tag as a word.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the tag of a word that [`word`](Self::word) has returned.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
     }
 
     /// Returns the row of the tag. `last` is the index of the last row, one less than a power of two.
     #[inline(always)]
     pub const fn row(self, last: u32) -> u32 {
         (self.0 >> 32) as u32 & last
+    }
+}
+
+/// Sum that becomes a [`Tag`]: see [`Tag::of`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TagSum(u64);
+
+impl TagSum {
+    /// Adds `word`. Each word of a tag has a `secret` of its own.
+    #[inline(always)]
+    pub fn add(&mut self, word: u64, secret: u64) {
+        let low = (word as u32).wrapping_add(secret as u32);
+        let high = ((word >> 32) as u32).wrapping_add((secret >> 32) as u32);
+        self.0 = self.0.wrapping_add(u64::from(low) * u64::from(high));
+    }
+
+    /// Returns the tag of the words.
+    #[inline(always)]
+    pub fn tag(self) -> Tag {
+        // Reversible, so it adds no collision. It mixes the upper half, which selects the row.
+        Tag((self.0 ^ self.0 >> 32).wrapping_mul(0x94d0_49bb_1331_11eb))
     }
 }
 
@@ -551,6 +583,15 @@ impl Row {
         }
     }
 
+    /// Frees the seat of `tag`, if it has one.
+    #[inline(always)]
+    pub fn forget(&self, tag: Tag) {
+        if let Some(seat) = self.find(tag) {
+            seat.tag.set(0);
+            seat.value.set(0);
+        }
+    }
+
     /// Puts `tag` and `value` into the seat with the smallest value, and returns the value that was replaced; 0 for a
     /// free seat.
     #[inline(always)]
@@ -580,17 +621,18 @@ pub enum Spent {
     Denied,
 }
 
-/// Entry for a connection's SYN: a time, and whether the connection is over.
+/// Entry for the SYN of a connection that has ended: the time of its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remembered(u64);
 
 impl Remembered {
+    /// Bit of every entry. tfo 0.1 also has entries without it, for connections that have not ended.
     const OVER: u64 = 1;
 
-    /// Returns the entry of a connection that began or ended at `jiffies`.
+    /// Returns the entry of a connection that ended at `jiffies`.
     #[inline(always)]
-    pub const fn new(jiffies: u64, is_over: bool) -> Self {
-        Self(jiffies << 1 | is_over as u64)
+    pub const fn new(jiffies: u64) -> Self {
+        Self(jiffies << 1 | Self::OVER)
     }
 
     /// Returns the word that stands in a seat.
@@ -605,17 +647,8 @@ impl Remembered {
         Self(word)
     }
 
-    /// Whether a replay can be missed, now that this entry is forgotten. SYNs are remembered for `jiffies`.
-    #[inline(always)]
-    pub const fn is_missed(self, now: u64, jiffies: u64) -> bool {
-        self.0 != 0 && (self.0 & Self::OVER == 0 || self.is_replay(now, jiffies))
-    }
-
     /// Whether the same SYN is a replay if it comes at `now`. SYNs are remembered for `jiffies` after the end of their
     /// connection.
-    ///
-    /// While its connection lives, the same SYN is no replay: it is a retransmission, or the kernel can't tell it from
-    /// one, and the kernel serves nothing twice.
     #[inline(always)]
     pub const fn is_replay(self, now: u64, jiffies: u64) -> bool {
         self.0 & Self::OVER != 0 && now.wrapping_sub(self.0 >> 1) < jiffies

@@ -97,6 +97,8 @@ pub struct Segment {
     /// Whether the SYN is signed: by an IPv6 authentication header (RFC 4302), or by a TCP-MD5 (RFC 2385) or TCP-AO option
     /// (RFC 5925). A change would break the signature.
     pub is_signed: bool,
+    /// Whether more fragments of the packet follow, which may have more data.
+    pub is_fragment: bool,
     /// Offset of the TCP header from the frame's first byte.
     pub tcp: u32,
     /// Number of bytes of data behind the TCP header, in this frame.

@@ -93,7 +93,7 @@ fn serve_good(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing
 #[inline(always)]
 fn syn<'a>(frame: &'a Frame, segment: &'a Segment, policy: &'a Policy, service: u32) -> Syn<'a> {
     let Segment { addresses, tcp, data_len, .. } = segment;
-    Syn { frame, addresses, tcp: *tcp as usize, data_len: *data_len, policy, service }
+    Syn { frame, addresses, tcp: *tcp as usize, data_len: *data_len, policy, service, repeats: false }
 }
 
 /// Counts the SYN under its class and `decision`. Takes the closer look if one is due.

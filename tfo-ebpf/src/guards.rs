@@ -17,6 +17,8 @@ pub(crate) struct Syn<'a> {
     pub(crate) data_len: u32,
     pub(crate) policy: &'a Policy,
     pub(crate) service: u32,
+    /// Whether its data repeats that of an earlier SYN. It is compared on the slow path, for services that want that.
+    pub(crate) repeats: bool,
 }
 
 /// Asking [`Guard::Fair`] or [`Guard::Shed`] spends a token. [`Guard::Hide`] is asked for orders on sources only.
@@ -35,7 +37,7 @@ impl Facts for Syn<'_> {
     fn triggers(&mut self, guard: Guard) -> bool {
         match guard {
             Guard::Hide => self.may_be_hidden() && maps::is_hidden(self.addresses),
-            Guard::Once => self.is_replay(),
+            Guard::Once => self.repeats || self.is_replay(),
             Guard::Fair => {
                 let Policy { fair, fair_source, .. } = self.policy;
                 !self.spend_token(fair_source, fair, maps::source_row)

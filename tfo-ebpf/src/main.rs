@@ -21,6 +21,7 @@ mod frame;
 mod guards;
 mod local;
 mod maps;
+mod once;
 mod outcome;
 mod slow;
 mod unfollowed;

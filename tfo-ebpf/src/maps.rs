@@ -5,8 +5,11 @@ use core::cell::Cell as Word;
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
-    helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns, bpf_ringbuf_reserve, bpf_ringbuf_submit},
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage, lpm_trie::Key},
+    helpers::generated::{
+        bpf_jiffies64, bpf_ktime_get_ns, bpf_ringbuf_reserve, bpf_ringbuf_submit, bpf_sk_storage_get,
+    },
     macros::btf_map,
 };
 use tfo_common::{
@@ -73,6 +76,10 @@ pub(crate) static TFO_PREFIXES: LruHashMap<Prefix, PrefixTally, PREFIXES> = LruH
 #[btf_map]
 pub(crate) static TFO_PENDING: LruHashMap<Connection, Pending, PENDING> = LruHashMap::new();
 
+/// [`tfo_common::names::CHILDREN`].
+#[btf_map]
+static TFO_CHILDREN: SkStorage<u32> = SkStorage::new();
+
 /// [`tfo_common::names::OUTCOMES`].
 #[btf_map]
 static TFO_OUTCOMES: Array<Outcomes, 1> = Array::new();
@@ -101,7 +108,7 @@ static TFO_HIDDEN: LpmTrie<[u32; 5], u32, HIDDEN> = LpmTrie::new();
 #[btf_map]
 static TFO_HIDE_FILTER: Array<SourceFilter, 1> = Array::new();
 
-/// [`tfo_common::names::SOURCES`]. The loader sets the number of rows, here and in the two other tables of rows.
+/// [`tfo_common::names::SOURCES`]. The loader sets the number of rows, here and in the other tables of rows.
 #[btf_map]
 static TFO_SOURCES: Array<Row, 1> = Array::new();
 
@@ -117,6 +124,10 @@ static TFO_UNKNOWN: Array<Word<u64>, 1> = Array::new();
 #[btf_map]
 static TFO_REPLAYS: Array<Row, 1> = Array::new();
 
+/// [`tfo_common::names::REQUESTS`].
+#[btf_map]
+static TFO_REQUESTS: Array<Row, 1> = Array::new();
+
 /// [`tfo_common::names::LAST_SOURCE_ROW`].
 #[unsafe(no_mangle)]
 static TFO_LAST_SOURCE_ROW: Global<u32> = Global::new(0);
@@ -124,6 +135,10 @@ static TFO_LAST_SOURCE_ROW: Global<u32> = Global::new(0);
 /// [`tfo_common::names::LAST_REPLAY_ROW`].
 #[unsafe(no_mangle)]
 static TFO_LAST_REPLAY_ROW: Global<u32> = Global::new(0);
+
+/// [`tfo_common::names::LAST_REQUEST_ROW`].
+#[unsafe(no_mangle)]
+static TFO_LAST_REQUEST_ROW: Global<u32> = Global::new(0);
 
 /// [`tfo_common::names::SEED`].
 #[unsafe(no_mangle)]
@@ -155,6 +170,10 @@ static TFO_MODE: Global<u8> = Global::new(Mode::Observe as u8);
 /// services.
 #[unsafe(no_mangle)]
 static TFO_HAS_SERVICES: Global<u8> = Global::new(0);
+
+/// [`tfo_common::names::COMPARES_DATA`]. It is set at load time, so that other services pay nothing for it.
+#[unsafe(no_mangle)]
+static TFO_COMPARES_DATA: Global<u8> = Global::new(0);
 
 /// [`tfo_common::names::ANSWERS`].
 #[unsafe(no_mangle)]
@@ -395,10 +414,22 @@ pub(crate) fn unknown_until(service: u32) -> Option<&'static Word<u64>> {
     TFO_UNKNOWN.get(service)
 }
 
-/// Row that may hold the remembered SYN `tag`.
+/// Row that may hold the SYN `tag` of a connection that has ended.
 #[inline(always)]
 pub(crate) fn replay_row(tag: Tag) -> Option<&'static Row> {
     TFO_REPLAYS.get(tag.row(TFO_LAST_REPLAY_ROW.load()))
+}
+
+/// Whether the data of SYNs is compared for any service. This is a load-time constant, true only in mode shield.
+#[inline(always)]
+pub(crate) fn compares_data() -> bool {
+    mode() == Mode::Shield && TFO_COMPARES_DATA.load() != 0
+}
+
+/// Row that may hold the data `tag`.
+#[inline(always)]
+pub(crate) fn request_row(tag: Tag) -> Option<&'static Row> {
+    TFO_REQUESTS.get(tag.row(TFO_LAST_REQUEST_ROW.load()))
 }
 
 /// Word `at` of the secret seed of [`Tag`]s.
@@ -450,6 +481,47 @@ pub(crate) fn watch(update: impl FnOnce(&mut Watch)) {
 #[inline(always)]
 pub(crate) fn outcomes(service: u32) -> Option<*mut Outcomes> {
     TFO_OUTCOMES.get_ptr_mut(service)
+}
+
+/// Socket that the kernel has given to the sock_ops program.
+#[derive(Clone, Copy)]
+pub(crate) struct Socket(*mut bpf_sock);
+
+impl Socket {
+    /// Returns the socket at `place`, or `None` for a null pointer.
+    ///
+    /// # Safety
+    ///
+    /// `place` must be null or come from the context of the program.
+    #[inline(always)]
+    pub(crate) unsafe fn at(place: *mut bpf_sock) -> Option<Self> {
+        if place.is_null() { None } else { Some(Self(place)) }
+    }
+
+    /// Marks the socket as a Fast Open child, whose client began with the sequence number `isn`. Without memory for the
+    /// mark, the socket is treated as any other.
+    #[inline(always)]
+    pub(crate) fn mark_child(self, isn: u32) {
+        if let Some(place) = self.storage(BPF_SK_STORAGE_GET_F_CREATE.into()) {
+            // SAFETY: the storage lives as long as the socket, and nobody else uses that of a new one.
+            unsafe { *place = isn };
+        }
+    }
+
+    /// Returns the client's first sequence number, or `None` if the socket is not marked.
+    #[inline(always)]
+    pub(crate) fn child_isn(self) -> Option<u32> {
+        // SAFETY: as above. Only `mark_child` writes, when the socket is new.
+        self.storage(0).map(|place| unsafe { *place })
+    }
+
+    #[inline(always)]
+    fn storage(self, flags: u64) -> Option<*mut u32> {
+        let map = (&raw const TFO_CHILDREN).cast_mut().cast();
+        // SAFETY: the socket is the kernel's. The helper returns null or room for the value of the map.
+        let place = unsafe { bpf_sk_storage_get(map, self.0.cast(), core::ptr::null_mut(), flags) };
+        if place.is_null() { None } else { Some(place.cast()) }
+    }
 }
 
 /// Whether `cookie` is that of the network namespace whose connections count.

@@ -18,13 +18,11 @@ use tfo_common::{
     segment::{Addresses, Family},
 };
 
-use crate::maps::{self, TFO_PENDING};
+use crate::maps::{self, Socket, TFO_PENDING};
 
 /// Return value of the program. `tcp_call_bpf` takes any other for an error.
 pub(crate) const DONE: u32 = 1;
 
-/// `BPF_ANY` from linux/bpf.h.
-const ANY: u64 = 0;
 /// Address family from linux/socket.h.
 const AF_INET6: u32 = 10;
 
@@ -79,27 +77,44 @@ fn is_fast_open_child(ctx: &SockOpsContext) -> bool {
     field!(ctx, srtt_us) == 0 && field!(ctx, segs_in) == 1
 }
 
-/// Counts a Fast Open child and remembers its SYN.
+/// Counts a Fast Open child, and marks its socket with what its end needs.
+///
+/// Other programs may have asked for the states of other connections, so only marked sockets are followed.
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext, connection: &Connection, service: u32) {
     count(service, |outcomes| {
         // SAFETY: see `count`.
         unsafe { &raw mut (*outcomes).accepted }
     });
-    remember(ctx, connection, service);
-    // Marks the connection as a child: other programs may have asked for the states of other connections.
-    let child = Pending { weight: 0, class: 0 };
-    let _: Result<(), i32> = TFO_PENDING.insert(connection, child, ANY);
+    // tcp_rcv_nxt_update counts every byte of data; the SYN itself takes a number (RFC 9293, 3.4).
+    let isn = field!(ctx, rcv_nxt).wrapping_sub(field!(ctx, bytes_received) as u32).wrapping_sub(1);
+    if let Some(socket) = socket(ctx) {
+        socket.mark_child(isn);
+    }
+    // The outcome of its SYN is known.
+    let _: Result<(), i32> = TFO_PENDING.remove(connection);
+    // A replay that the kernel has served, as in a dry run. While it lives, its retransmissions are not replays.
+    let tag = child_tag(connection, isn);
+    if replay_window(service).is_some()
+        && let Some(row) = maps::replay_row(tag)
+    {
+        row.forget(tag);
+    }
     // The flag stays set, since another program may rely on it. It costs little, as changes of state are few.
     let _: Result<(), i32> =
         ctx.set_cb_flags((field!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
 }
 
-/// Tag of the SYN that began the connection of `ctx`. `fins` is 1 if the client's FIN has been received, else 0.
+/// Socket of `ctx`; `None` for an ordinary handshake, which has none yet.
 #[inline(always)]
-fn child_tag(ctx: &SockOpsContext, connection: &Connection, fins: u32) -> Tag {
-    // tcp_rcv_nxt_update counts every byte of data; SYN and FIN take a number each (RFC 9293, 3.4).
-    let isn = field!(ctx, rcv_nxt).wrapping_sub(field!(ctx, bytes_received) as u32).wrapping_sub(1 + fins);
+fn socket(ctx: &SockOpsContext) -> Option<Socket> {
+    // SAFETY: `ops` is the context that the kernel gave us.
+    unsafe { Socket::at((&raw const (*ctx.ops).__bindgen_anon_2.sk).read_volatile()) }
+}
+
+/// Tag of the SYN that began `connection`. `isn` is its sequence number.
+#[inline(always)]
+fn child_tag(connection: &Connection, isn: u32) -> Tag {
     let tcp = u64::from(connection.ports.to_le()) | u64::from(isn.swap_bytes()) << 32;
     syn_tag(&connection.addresses(), tcp.to_le_bytes(), maps::seed)
 }
@@ -112,47 +127,39 @@ fn replay_window(service: u32) -> Option<u64> {
     maps::policy(service).map(|policy| policy.once).filter(|jiffies| *jiffies != 0)
 }
 
-/// Remembers the SYN that began the connection of `ctx`.
+/// Remembers the SYN of a Fast Open child that closes: from now on, the same SYN is a replay. Before, the kernel takes it
+/// for a retransmission, and serves nothing twice.
 #[inline(always)]
-fn remember(ctx: &SockOpsContext, connection: &Connection, service: u32) {
+fn closed(ctx: &SockOpsContext, connection: &Connection, service: u32) {
     let Some(jiffies) = replay_window(service) else { return };
-    let tag = child_tag(ctx, connection, 0);
+    let Some(isn) = socket(ctx).and_then(Socket::child_isn) else { return };
+    let (tag, now) = (child_tag(connection, isn), maps::jiffies());
     let Some(row) = maps::replay_row(tag) else { return };
-    let now = maps::jiffies();
+    let word = Remembered::new(now).word();
     if let Some(seat) = row.find(tag) {
-        // A replay that the kernel has served, as in a dry run. It is remembered like a new SYN.
-        seat.value.set(Remembered::new(now, false).word());
-    } else if Remembered::from_word(row.seat(tag, Remembered::new(now, false).word())).is_missed(now, jiffies)
-    {
-        count(service, |outcomes| {
-            // SAFETY: see `count`.
-            unsafe { &raw mut (*outcomes).replays_forgotten }
-        });
+        seat.value.set(word);
+    } else if Remembered::from_word(row.seat(tag, word)).is_replay(now, jiffies) {
+        count_forgotten(service);
     }
 }
 
-/// Marks the SYN of a connection that closes: from now on, the same SYN is a replay.
+/// Counts a SYN that a table has forgotten too early.
 #[inline(always)]
-fn closed(ctx: &SockOpsContext, connection: &Connection, service: u32) {
-    if replay_window(service).is_none() {
-        return;
-    }
-    // The client's FIN may have been received or not.
-    for fins in [0, 1] {
-        let tag = child_tag(ctx, connection, fins);
-        if let Some(seat) = maps::replay_row(tag).and_then(|row| row.find(tag)) {
-            seat.value.set(Remembered::new(maps::jiffies(), true).word());
-        }
-    }
+pub(crate) fn count_forgotten(service: u32) {
+    count(service, |outcomes| {
+        // SAFETY: see `count`.
+        unsafe { &raw mut (*outcomes).replays_forgotten }
+    });
 }
 
 /// Counts the round trip that a Fast Open child has saved: the one measured by its handshake.
 #[inline(always)]
 fn established(ctx: &SockOpsContext, connection: &Connection, service: u32) {
-    // Only a child has a pending entry of weight 0.
-    if take_pending(connection).is_none_or(|pending| pending.weight != 0) {
+    if socket(ctx).and_then(Socket::child_isn).is_none() {
         return;
     }
+    // The network may have delivered its SYN once more.
+    let _: Result<(), i32> = TFO_PENDING.remove(connection);
     /// Shift to microseconds: `srtt_us` is in eighths of one.
     const SHIFT: u32 = 3;
     let us = field!(ctx, srtt_us) >> SHIFT;
@@ -169,6 +176,7 @@ fn established(ctx: &SockOpsContext, connection: &Connection, service: u32) {
 /// Counts and reports an ordinary handshake, if a SYN with a good cookie is pending for `connection`.
 #[inline(always)]
 fn refused(connection: &Connection, service: u32) {
+    // tfo 0.1 has left entries of weight 0, for connections in their handshake.
     let Some(pending) = take_pending(connection).filter(|pending| pending.weight != 0) else { return };
     let Some(outcomes) = maps::outcomes(service) else { return };
     // SAFETY: see `count`.

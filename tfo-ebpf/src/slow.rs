@@ -8,13 +8,14 @@ use aya_log_ebpf::debug;
 use tfo_common::{
     class::{Classified, classify},
     keyring::KeyRing,
+    observed::Subject,
     parse::walk,
     policy::{Policy, decide},
     segment::Segment,
     verdict::Mode,
 };
 
-use crate::{act, answer, frame::Frame, guards::Syn, local, maps, watch};
+use crate::{act, answer, frame::Frame, guards::Syn, local, maps, once, watch};
 
 /// Results of [`tfo_walk`]: nothing to do, a SYN is described for [`finish`], or a frame without a class for
 /// [`tfo_unfollowed`](crate::unfollowed::tfo_unfollowed).
@@ -57,11 +58,15 @@ pub(crate) fn describe(segment: &Segment, found: Classified, ring: &KeyRing) {
 /// Serves the described SYN: decides, counts and acts. Returns the XDP action, or `None` if the SYN goes on unchanged.
 #[inline(always)]
 pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
+    if maps::compares_data() {
+        once::tfo_compare(ctx);
+    }
     let syn = maps::packet()?;
     let (class, addresses, tcp) = (syn.class()?, &syn.addresses(), syn.tcp as usize);
     let frame = &Frame::anew(ctx);
     let service = maps::service_at(frame, tcp, addresses);
-    let facts = |policy| Syn { frame, addresses, tcp, data_len: syn.data_len, policy, service };
+    let repeats = maps::compares_data() && syn.repeats != 0;
+    let facts = |policy| Syn { frame, addresses, tcp, data_len: syn.data_len, policy, service, repeats };
     // `tfo_shield` takes the policy from its map. `tfo_ingress` has one that is made of constants.
     let decision = if maps::mode() == Mode::Shield {
         let policy = maps::policy(service)?;
@@ -82,6 +87,10 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     }
     if maps::mode() == Mode::Shield && maps::answers() && syn.is_answered() {
         answer::tfo_prepare(ctx);
+    }
+    let syn = black_box(syn);
+    if maps::compares_data() && syn.request != 0 && Subject::is_pending(class, syn.verdict as u16) {
+        once::tfo_remember();
     }
     let syn = black_box(syn);
     let decision = syn.decision();

@@ -129,7 +129,7 @@ pub fn check(data: &[u8]) {
         }
     };
     let (tcp, data_len, is_signed) = (input.tcp.into(), input.data_len, input.is_signed);
-    let segment = Segment { addresses, fast_open, is_signed, tcp, data_len };
+    let segment = Segment { addresses, fast_open, is_signed, is_fragment: false, tcp, data_len };
     let found = classify(&segment, &ring, Unlimited);
     assert_eq!((found.class, found.slot), (class, slot));
 

@@ -137,6 +137,7 @@ fn syn<const AT: usize, const AREA: usize, B: Bytes + ?Sized>(
         fast_open: options::usual::<AREA, B>(frame, AT + TcpHdr::LEN)?,
         // No usual layout has room for a signature.
         is_signed: false,
+        is_fragment: false,
         addresses: addresses()?,
         tcp: AT as u32,
         data_len: (left - AREA) as u32,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tfo_common::policy;
 
-use super::table::{Table, flag, number, text};
+use super::table::{Table, choice, flag, number, text};
 use crate::{
     kernel::{clock::jiffies_per_second, syncookies},
     model::guards::{Answer, Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
@@ -29,7 +29,8 @@ fn dry_run(table: &mut Table) -> bool {
 
 fn once(table: &mut Table) -> Option<Once> {
     let remember = table.get("remember", text(seconds)).unwrap_or(Once::DEFAULT_REMEMBER);
-    Some(Once { remember, dry_run: dry_run(table) })
+    let same = table.get("match", choice).unwrap_or_default();
+    Some(Once { remember, same, dry_run: dry_run(table) })
 }
 
 fn fair(table: &mut Table) -> Option<Fair> {

@@ -6,6 +6,7 @@ use std::{
     ops::{Range, RangeInclusive},
 };
 
+use clap::ValueEnum;
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -207,6 +208,15 @@ impl<'a, 't> Table<'a, 't> {
 /// Reads a string, and parses it with `parse`.
 pub(super) fn text<T>(parse: impl Fn(&str) -> Result<T, String>) -> impl Fn(&DeValue) -> Result<T, String> {
     move |value| parse(value.as_str().ok_or_else(|| wrong_type(value, "a string"))?)
+}
+
+/// Reads the name of one of the values of `T`.
+pub(super) fn choice<T: ValueEnum>(value: &DeValue) -> Result<T, String> {
+    let names = || T::value_variants().iter().filter_map(T::to_possible_value);
+    let names = || names().map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(", ");
+    text(|name| T::from_str(name, false).map_err(|_| format!("`{name}` is unknown; use one of {}", names())))(
+        value,
+    )
 }
 
 /// Reads a whole number in a range.

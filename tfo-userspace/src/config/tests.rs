@@ -2,7 +2,7 @@ use tfo_common::verdict::Mode;
 
 use super::*;
 use crate::model::{
-    guards::{Answer, Clamp, Fair, Guards, Hide, Limit, Once, Shed, SourceLen},
+    guards::{Answer, Clamp, Fair, Guards, Hide, Limit, Once, Same, Shed, SourceLen},
     services::{Named, Unfollowed},
 };
 
@@ -26,7 +26,7 @@ addresses = ["192.0.2.0/24", "2001:db8::1"]
 mode = "shield"
 unfollowed = "drop"
 hide = true
-once = { remember = "1h", dry_run = true }
+once = { remember = "1h", match = "data", dry_run = true }
 fair = { limit = "10/min", burst = 20, source_v4 = 24, source_v6 = 56, dry_run = true }
 clamp = { factor = 100 }
 [service.shed]
@@ -80,7 +80,11 @@ fn every_key_is_read() {
                     mode: Mode::Shield,
                     guards: Guards {
                         hide: Some(Hide { dry_run: false }),
-                        once: Some(Once { remember: Duration::from_secs(3600), dry_run: true }),
+                        once: Some(Once {
+                            remember: Duration::from_secs(3600),
+                            same: Same::Data,
+                            dry_run: true,
+                        }),
                         fair: Some(Fair {
                             limit: limit(10, 60, 20),
                             source: SourceLen { v4: 24, v6: 56 },
@@ -111,7 +115,11 @@ fn every_key_is_read() {
                     mode: Mode::Accelerate,
                     guards: Guards {
                         hide: Some(Hide { dry_run: true }),
-                        once: Some(Once { remember: Duration::from_secs(60), dry_run: false }),
+                        once: Some(Once {
+                            remember: Duration::from_secs(60),
+                            same: Same::Syn,
+                            dry_run: false,
+                        }),
                         fair: Some(Fair {
                             limit: limit(7, 1, 7),
                             source: SourceLen { v4: 32, v6: 64 },
@@ -225,11 +233,12 @@ const WRONG: &[(&str, &[(usize, &str)])] = &[
         ],
     ),
     (
-        "[[service]]\nname = 'a'\nports = [1]\nmode = 'drop'\nhide = 1\nonce = { remember = '61m' }\nclamp.factor = 0",
+        "[[service]]\nname = 'a'\nports = [1]\nmode = 'drop'\nhide = 1\nonce = { remember = '61m', match = 'cookie' }\nclamp.factor = 0",
         &[
             (5, "`drop` is unknown; use one of observe, accelerate, shield"),
             (6, "hide: this is of type integer; it takes true, false, or a table"),
             (7, "service.once.remember: 61m is out of range"),
+            (7, "service.once.match: `cookie` is unknown; use one of syn, data"),
             (8, "service.clamp.factor: 0 is out of range; it takes a whole number from 1 to 100"),
         ],
     ),

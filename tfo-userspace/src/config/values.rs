@@ -4,14 +4,13 @@
 
 use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
-use clap::ValueEnum;
 use tfo_common::verdict::Mode;
 use toml::de::DeValue;
 
 use super::{
     Config, Keys,
     protections::guards,
-    table::{Table, number, text, wrong_type},
+    table::{Table, choice, number, text, wrong_type},
 };
 use crate::{
     kernel::interface,
@@ -126,14 +125,6 @@ fn ports(value: &DeValue) -> Result<RangeInclusive<u16>, String> {
         DeValue::String(range) => parse_ports(range),
         other => Err(wrong_type(other, "ports such as 80 and \"8000-8010\"")),
     }
-}
-
-fn choice<T: ValueEnum>(value: &DeValue) -> Result<T, String> {
-    let names = || T::value_variants().iter().filter_map(T::to_possible_value);
-    let names = || names().map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(", ");
-    text(|name| T::from_str(name, false).map_err(|_| format!("`{name}` is unknown; use one of {}", names())))(
-        value,
-    )
 }
 
 fn not_empty(text: &str) -> Result<String, String> {

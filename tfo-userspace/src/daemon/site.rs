@@ -326,9 +326,13 @@ impl Site {
         let is_new = self.datapath.is_none() || self.device != Device::Ours;
         let is_taken_over = self.device == Device::Ours;
         if let Err(why) = enforced.outcomes() {
-            let has_once =
-                enforced.program().services.named().iter().any(|named| named.guards.once.is_some());
-            let replays = if has_once { ", and `once` protects nothing" } else { "" };
+            let services = &enforced.program().services;
+            let has_once = services.named().iter().any(|named| named.guards.once.is_some());
+            let replays = match (has_once, services.compare_data()) {
+                (false, _) => "",
+                (true, false) => ", and `once` protects nothing",
+                (true, true) => ", and `once` compares nothing but data",
+            };
             warn!("{}: outcomes of connections are not counted{replays}: {why}", self.name);
         }
         let datapath = Datapath::settle(&self.pins, interface, enforced, self.datapath.take());

@@ -41,18 +41,20 @@ use crate::{
 };
 
 /// Maps that tfo 0.1 did not have.
-const SINCE_0_2: [&str; 2] = [names::CARRIED, names::HIDE_FILTER];
+const SINCE_0_2: [&str; 4] = [names::CARRIED, names::HIDE_FILTER, names::CHILDREN, names::REQUESTS];
 
 /// Maps that generations can share, so that their contents need not be carried over.
-const COMMON: [&str; 8] = [
+const COMMON: [&str; 10] = [
     names::KEYS,
     names::WATCH,
     names::PREFIXES,
     names::PENDING,
+    names::CHILDREN,
     names::EVENTS,
     names::SOURCES,
     names::FORGERS,
     names::REPLAYS,
+    names::REQUESTS,
 ];
 
 /// Entry of a guard's table (`Row` in `tfo_common::policy`), as words: a tag and a value for each seat.
@@ -157,14 +159,15 @@ impl EarlierGeneration {
         &self.names
     }
 
-    /// Returns the maps that a program of this layout may go on using, with so many entries for sources and for
-    /// replays.
-    pub(super) fn shareable(&self, [sources, replays]: [u32; 2]) -> Result<Vec<&'static str>> {
+    /// Returns the maps that a program of this layout may go on using, with so many rows for sources, replays and
+    /// requests.
+    pub(super) fn shareable(&self, [sources, replays, requests]: [u32; 3]) -> Result<Vec<&'static str>> {
         let mut shareable = Vec::new();
         for name in COMMON {
             let rows = match name {
                 names::SOURCES | names::FORGERS => Some(sources),
                 names::REPLAYS => Some(replays),
+                names::REQUESTS => Some(requests),
                 _ => None,
             };
             if self.info.layout_version != LAYOUT_VERSION {
@@ -416,8 +419,9 @@ impl Object {
     /// ones.
     pub(super) fn carry_memory(&mut self, past: &EarlierGenerations, shared: &[&str]) -> Result<()> {
         for earlier in past.newest_first() {
-            for name in [names::SOURCES, names::FORGERS, names::REPLAYS] {
-                if !shared.contains(&name) {
+            for name in [names::SOURCES, names::FORGERS, names::REPLAYS, names::REQUESTS] {
+                let is_there = earlier.carried.is_some() || !SINCE_0_2.contains(&name);
+                if is_there && !shared.contains(&name) {
                     self.carry_rows(earlier, name)?;
                 }
             }

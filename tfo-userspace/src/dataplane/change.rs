@@ -79,7 +79,7 @@ impl Built {
         };
         let options = LoadOptions { seed, ..program.options };
         let (shared, before) = match &past.in_force {
-            Some(earlier) => (earlier.shareable(options.sizes.rows())?, earlier.names()),
+            Some(earlier) => (earlier.shareable(options.rows())?, earlier.names()),
             None => (Vec::new(), [].as_slice()),
         };
         let shares = past

@@ -93,9 +93,10 @@ impl Object {
         locked_memory::lift_limit();
         let (link, mode, has_services) =
             (options.link as u8, options.mode as u8, u8::from(options.services > 0));
-        let [source_rows, replay_rows] = options.sizes.rows();
-        let [last_source_row, last_replay_row] = [source_rows, replay_rows].map(|rows| rows - 1);
+        let rows @ [source_rows, replay_rows, request_rows] = options.rows();
+        let [last_source_row, last_replay_row, last_request_row] = rows.map(|rows| rows - 1);
         let Seed(seed) = Seed::new(options.seed);
+        let compares_data = u8::from(options.compares_data);
         let (answers, hz) = (u8::from(options.answers), jiffies_per_second()? as u32);
         let places = if options.answers { Some(places()?) } else { None };
         let mut loader = EbpfLoader::new();
@@ -105,6 +106,7 @@ impl Object {
         loader
             .override_global(names::LINK_LAYER, &link, true)
             .override_global(names::MODE, &mode, true)
+            .override_global(names::COMPARES_DATA, &compares_data, true)
             .override_global(names::ANSWERS, &answers, true)
             .override_global(names::HZ, &hz, true)
             .override_global(names::HAS_SERVICES, &has_services, true)
@@ -113,6 +115,7 @@ impl Object {
             .override_global(names::SEARCHES_PER_JIFFY, &options.searches, true)
             .override_global(names::LAST_SOURCE_ROW, &last_source_row, true)
             .override_global(names::LAST_REPLAY_ROW, &last_replay_row, true)
+            .override_global(names::LAST_REQUEST_ROW, &last_request_row, true)
             .override_global(names::LOG_LEVEL, &options.log_level, true)
             .verifier_log_level(VerifierLogLevel::STATS);
         let capacity = options.capacity();
@@ -123,6 +126,7 @@ impl Object {
             loader.map_max_entries(name, source_rows);
         }
         loader.map_max_entries(names::REPLAYS, replay_rows);
+        loader.map_max_entries(names::REQUESTS, request_rows);
         if let Some(SharedMaps { generation, maps }) = shared {
             for name in maps {
                 loader.map_pin_path(name, generation.map(name));

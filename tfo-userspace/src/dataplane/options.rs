@@ -21,6 +21,8 @@ pub struct LoadOptions {
     pub netns_cookie: u64,
     /// Sizes of the guards' tables.
     pub sizes: Sizes,
+    /// Whether any service compares the data of SYNs. The table for it has one row otherwise.
+    pub compares_data: bool,
     /// Number of cookies in a jiffy that a CPU may compare in vain with the keys that the kernel does not hold.
     pub searches: u32,
     /// Hash seed of the tags of remembered sources and SYNs. With another seed, they are not found again.
@@ -36,6 +38,7 @@ impl LoadOptions {
         services: 0,
         netns_cookie: 0,
         sizes: Sizes::DEFAULT,
+        compares_data: false,
         searches: SEARCHES_PER_JIFFY,
         seed: 0,
     };
@@ -43,6 +46,12 @@ impl LoadOptions {
     /// Returns the options for frames of `link`, in `mode`, without services.
     pub const fn new(link: LinkLayer, mode: Mode) -> Self {
         Self { link, mode, ..Self::DEFAULT }
+    }
+
+    /// Returns the number of rows of the tables for sources, replays and requests, each a power of two.
+    pub(super) fn rows(&self) -> [u32; 3] {
+        let [sources, replays] = self.sizes.rows();
+        [sources, replays, if self.compares_data { replays } else { 1 }]
     }
 
     /// Returns the number of entries for services in the maps. Two more than there are services are needed: one for

@@ -36,7 +36,7 @@ const NEXT_LINK: &str = "link-next";
 /// File name of the link of the program that follows connections.
 const OUTCOMES_LINK: &str = "outcomes-link";
 /// Names of the maps that are pinned.
-pub const MAPS: [&str; 20] = [
+pub const MAPS: [&str; 22] = [
     names::COUNTERS,
     names::SAMPLERS,
     names::KEYS,
@@ -46,6 +46,7 @@ pub const MAPS: [&str; 20] = [
     names::WATCH,
     names::PREFIXES,
     names::PENDING,
+    names::CHILDREN,
     names::OUTCOMES,
     names::CARRIED,
     names::EVENTS,
@@ -57,6 +58,7 @@ pub const MAPS: [&str; 20] = [
     names::FORGERS,
     names::UNKNOWN,
     names::REPLAYS,
+    names::REQUESTS,
 ];
 
 /// A BPF file system.

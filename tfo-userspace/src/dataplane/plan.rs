@@ -12,7 +12,7 @@ use tfo_common::{
 };
 
 use crate::model::{
-    guards::{self, Guards, SourceLen},
+    guards::{self, Guards, Same, SourceLen},
     services::{Named, Services, Unfollowed},
 };
 
@@ -163,6 +163,7 @@ fn policy(named: &Named, hz: u64) -> Policy {
     if let Some(once) = once {
         policy =
             Policy { once: once.remember.as_secs() * hz, ..policy }.with(Guard::Once, acts(once.dry_run));
+        policy.flags |= if once.same == Same::Data { Policy::COMPARES_DATA } else { 0 };
     }
     if let Some(fair) = fair {
         policy = Policy { fair: limit(fair.limit), fair_source: source(fair.source), ..policy }

@@ -41,7 +41,8 @@ fn data(map: &Map) -> Result<&MapData> {
         | Map::HashMap(data)
         | Map::LruHashMap(data)
         | Map::LpmTrie(data)
-        | Map::RingBuf(data) => Ok(data),
+        | Map::RingBuf(data)
+        | Map::SkStorage(data) => Ok(data),
         _ => bail!("a map is of an unknown kind"),
     }
 }

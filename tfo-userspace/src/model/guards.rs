@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
+use clap::ValueEnum;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -50,8 +51,20 @@ pub struct Hide {
 pub struct Once {
     /// Time for which a SYN is remembered after the end of its connection: 1 s to 1 h.
     pub remember: Duration,
+    /// Fields that make a SYN the same as an earlier one.
+    pub same: Same,
     /// Whether the protection only counts.
     pub dry_run: bool,
+}
+
+/// Fields of two SYNs that `once` compares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Same {
+    /// Addresses, ports and sequence number: the whole SYN is a copy.
+    #[default]
+    Syn,
+    /// Also the source and the data alone, whatever the ports and the sequence number.
+    Data,
 }
 
 impl Once {

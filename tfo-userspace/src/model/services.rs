@@ -15,7 +15,7 @@ use tfo_common::{
     verdict::Mode,
 };
 
-use crate::model::guards::Guards;
+use crate::model::guards::{Guards, Same};
 
 /// Name of the service for all traffic outside the configured services.
 pub const OTHER_NAME: &str = "other";
@@ -184,6 +184,11 @@ impl Services {
     pub fn mode_of(&self, name: &str) -> Option<Mode> {
         let named = self.named.iter().find(|named| named.name == name).map(|named| named.mode);
         named.or((name == OTHER_NAME).then_some(self.other))
+    }
+
+    /// Whether `once` compares the data of SYNs to any service.
+    pub fn compare_data(&self) -> bool {
+        self.named.iter().any(|named| named.guards.once.is_some_and(|once| once.same == Same::Data))
     }
 
     /// Describes the numbers of services, ports and protections.

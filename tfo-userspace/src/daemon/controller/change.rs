@@ -59,6 +59,7 @@ impl Desired {
                 services: self.services.len(),
                 netns_cookie: self.netns_cookie,
                 sizes: self.sizes,
+                compares_data: self.services.compare_data(),
                 ..LoadOptions::new(link, mode)
             },
             services: self.services.clone(),

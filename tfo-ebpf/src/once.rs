@@ -1,0 +1,83 @@
+//! Data of SYNs for [`Guard::Once`](tfo_common::policy::Guard::Once), of services that compare it. Both steps are global
+//! functions, so that no other service's SYNs pay for them.
+
+use aya_ebpf::bindings::xdp_md;
+use tfo_common::{
+    bytes::Bytes as _,
+    class::Class,
+    description::Description,
+    policy::{Policy, Tag, syn_tag},
+    request::{Request, request_tag},
+};
+
+use crate::{frame::Frame, maps, outcome};
+
+/// Compares the data of the described SYN with what is remembered, and describes the result. The result is always 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tfo_compare(ctx: *mut xdp_md) -> u32 {
+    if let Some(syn) = maps::packet() {
+        compare(ctx, syn);
+    }
+    0
+}
+
+#[inline(always)]
+fn compare(ctx: *mut xdp_md, syn: &mut Description) {
+    (syn.request, syn.repeats) = (0, 0);
+    let may_be_served =
+        matches!(syn.class(), Some(Class::CookieCurrent | Class::CookieBackup | Class::CookieRetired));
+    if !may_be_served || syn.signed != 0 {
+        return;
+    }
+    let (frame, tcp, addresses) = (&Frame::anew(ctx), syn.tcp as usize, &syn.addresses());
+    let service = maps::service_at(frame, tcp, addresses);
+    let Some(policy) = maps::policy(service).filter(|policy| policy.has(Policy::COMPARES_DATA)) else {
+        return;
+    };
+    if syn.fragment != 0 {
+        // The rest of the data is in another frame. A client's SYN is not fragmented, so nobody loses anything.
+        syn.repeats = 1;
+        return;
+    }
+    if syn.data_len == 0 {
+        return;
+    }
+    let Some(first) = frame.read(tcp) else { return };
+    let what = (service, syn.data_len);
+    let Some(tag) = request_tag(frame, tcp, addresses, what, maps::seed) else { return };
+    let same_syn = syn_tag(addresses, first, maps::seed);
+    (syn.request, syn.same_syn) = (tag.word(), same_syn.word());
+    if let Some(seat) = maps::request_row(tag).and_then(|row| row.find(tag)) {
+        let found = Request::from_word(seat.value.get());
+        syn.repeats = found.is_repeated(maps::jiffies(), policy.once, same_syn).into();
+    }
+}
+
+/// Remembers the data of the described SYN, which the kernel is about to serve. The result is always 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tfo_remember() -> u32 {
+    if let Some(syn) = maps::packet()
+        && let Some(policy) = maps::policy(syn.service)
+    {
+        remember(syn, policy.once);
+    }
+    0
+}
+
+#[inline(always)]
+fn remember(syn: &Description, jiffies: u64) {
+    let tag = Tag::from_word(syn.request);
+    let Some(row) = maps::request_row(tag) else { return };
+    let now = maps::jiffies();
+    let new = Request::new(now, Tag::from_word(syn.same_syn)).word();
+    if let Some(seat) = row.find(tag) {
+        // A retransmission, or a repeated request in a dry run, does not prolong the time.
+        if !Request::from_word(seat.value.get()).is_remembered(now, jiffies) {
+            seat.value.set(new);
+        }
+    } else if Request::from_word(row.seat(tag, new)).is_remembered(now, jiffies) {
+        outcome::count_forgotten(syn.service);
+    }
+}
