@@ -437,11 +437,90 @@ fn gaps(about: u64) -> impl Strategy<Value = Vec<u64>> {
     vec(prop_oneof![2 => Just(0), 4 => 0..3_u64, 2 => 0..=about, 1 => 0..=50 * about], 1..300)
 }
 
+/// Jiffy at which the kernel's clock begins, about (`INITIAL_JIFFIES`, linux/jiffies.h).
+const FIRST_JIFFY: u64 = 4_294_900_000;
+
+/// Adds to a word, as long as there is one CPU.
+fn add(word: &Cell<u64>, n: u64) {
+    word.set(word.get().wrapping_add(n));
+}
+
 /// Returns the number of grants to a source that asks for `asked` in each of these jiffies.
 fn granted(limit: &Limit, jiffies: u64, asked: impl Fn(u64) -> u64) -> u64 {
-    let until = Cell::new(0);
-    let granted = |jiffy| (0..asked(jiffy)).filter(|_| limit.spend(&until, jiffy * TICKS)).count() as u64;
+    let last = Cell::new(0);
+    let spend = |jiffy| limit.spend(&last, (FIRST_JIFFY + jiffy) * TICKS, add);
+    let granted = |jiffy| (0..asked(jiffy)).filter(|_| spend(jiffy)).count() as u64;
     (1..=jiffies).map(granted).sum()
+}
+
+/// CPUs that spend at the same instant are granted no more than one after the other, in every interleaving of two.
+#[test]
+fn cpus_together_are_granted_no_more() {
+    let now = FIRST_JIFFY * TICKS;
+    for burst in 1..4 {
+        let limit = Limit::new(1, 10, burst);
+        // Times at which the last SYN was due, from a full share to none. After a long pause, one too many does not matter.
+        for last in (0..=burst + 4).map(|intervals| now + limit.tolerance - intervals * limit.interval) {
+            let alone = Cell::new(last);
+            let granted_alone = (0..2).filter(|_| limit.spend(&alone, now, add)).count();
+            // The other CPU spends before this one adds, before it reads, or before it takes back.
+            for at in 0..4 {
+                let (word, steps, other) = (Cell::new(last), Cell::new(0), Cell::new(None));
+                let interrupt = || {
+                    if steps.replace(steps.get() + 1) == at {
+                        other.set(Some(limit.spend(&word, now, add)));
+                    }
+                };
+                let granted = limit.spend(&word, now, |word, n| {
+                    interrupt();
+                    add(word, n);
+                    interrupt();
+                });
+                let other = other.get().unwrap_or_else(|| limit.spend(&word, now, add));
+                let together = usize::from(granted) + usize::from(other);
+                assert!(together <= granted_alone, "burst {burst}, {last}, step {at}");
+                assert!(word.get() <= now + limit.tolerance, "what was taken back is no debt");
+            }
+        }
+    }
+}
+
+/// A source that has lost its seat to another one is granted its SYN, and takes nothing from the other.
+#[test]
+fn a_seat_that_is_taken_over_harms_nobody() {
+    let (limit, now) = (Limit::new(1, 10, 4), FIRST_JIFFY * TICKS);
+    let seed = Seed::new(5);
+    let tag = |who: u64| Tag::of(|at| seed.word(at), [who]);
+    let spend = |row: &Row, who, now| row.spend(tag(who), &limit, now, add);
+    for before in [true, false] {
+        let row = Row::default();
+        // The first source has spent twice, so its time is later than that of the others.
+        assert_eq!((0..2).map(|_| spend(&row, 0, now)).collect::<Vec<_>>(), [Spent::Granted; 2]);
+        let later = now + 2 * limit.interval;
+        let take_over = |row: &Row| {
+            for who in 1..=SEATS as u64 {
+                spend(row, who, later);
+            }
+        };
+        let steps = Cell::new(0);
+        let spent = row.spend(tag(0), &limit, now, |word, n| {
+            let is_first = steps.replace(steps.get() + 1) == 0;
+            if is_first && before {
+                take_over(&row);
+            }
+            add(word, n);
+            if is_first && !before {
+                take_over(&row);
+            }
+        });
+        assert_eq!((spent, row.find(tag(0)).is_none()), (Spent::Granted, true), "{before}");
+        let alone = Row::default();
+        take_over(&alone);
+        for who in 1..=SEATS as u64 {
+            let left = |row: &Row| (0..9).filter(|_| spend(row, who, later) == Spent::Granted).count();
+            assert!(left(&row) >= left(&alone), "{before}: source {who}");
+        }
+    }
 }
 
 /// The least burst grants the whole rate to a source that always asks, and to one that asks evenly. One less does not.
@@ -488,13 +567,13 @@ proptest! {
             (Just(Limit::new(count, jiffies, burst)), gaps(jiffies / count + 1))
         }),
     ) {
-        let mut now = 4_294_900_000 * TICKS;
+        let mut now = FIRST_JIFFY * TICKS;
         let mut bucket = Bucket::full(&limit, now);
-        let until = std::cell::Cell::new(0);
+        let last = Cell::new(0);
         let mut granted = Vec::new();
         for gap in gaps {
             now += gap * TICKS;
-            let is_granted = limit.spend(&until, now);
+            let is_granted = limit.spend(&last, now, add);
             prop_assert_eq!(is_granted, bucket.take(now));
             if is_granted {
                 granted.push(now);
@@ -521,7 +600,7 @@ proptest! {
         let seed = Seed::new(77);
         let tag_of = |who| Tag::of(|at| seed.word(at), [who]);
         let row = Row::default();
-        let mut now = 4_294_900_000 * TICKS;
+        let mut now = FIRST_JIFFY * TICKS;
         let mut seats: [Option<(u64, Bucket)>; SEATS] = [None; SEATS];
         // Time at which the bucket of the seat is full again.
         let until = |seat: &Option<(u64, Bucket)>| seat.map_or(0, |(_, bucket)| bucket.at + bucket.room - bucket.level);
@@ -532,7 +611,7 @@ proptest! {
             let tag = tag_of(who);
             let known = seats.iter_mut().flatten().find(|(tenant, _)| *tenant == who);
             prop_assert_eq!(row.find(tag).is_some(), known.is_some());
-            let spent = row.spend(tag, &limit, now);
+            let spent = row.spend(tag, &limit, now, add);
             let by_himself = alone.entry(who).or_insert_with(|| Bucket::full(&limit, now)).take(now);
             if crowd <= SEATS as u64 {
                 prop_assert_eq!(spent, if by_himself { Spent::Granted } else { Spent::Denied });

@@ -400,27 +400,69 @@ impl Limit {
         (count / divisor - 1).div_ceil(jiffies / divisor) + 1
     }
 
-    /// Returns the time to remember after one more SYN at `now`, if `until` was remembered; `None` beyond the limit.
+    /// Returns the time to remember after one more SYN at `now`, if `last` was remembered; `None` beyond the limit.
+    ///
+    /// It is the time at which the SYN was due, had all come evenly: the next one is due an interval later.
     #[inline(always)]
-    pub const fn grant(&self, until: u64, now: u64) -> Option<u64> {
-        if until <= now {
-            Some(now + self.interval)
-        } else if until - now <= self.tolerance {
-            Some(until + self.interval)
+    pub const fn grant(&self, last: u64, now: u64) -> Option<u64> {
+        let due = last + self.interval;
+        if due <= now {
+            Some(now)
+        } else if due - now <= self.tolerance {
+            Some(due)
         } else {
             None
         }
     }
 
-    /// Grants one SYN if the limit allows it, and stores the new time in `until`. Returns false if it does not. CPUs
-    /// that call it at the same instant may all be granted one.
+    /// Whether a source whose last SYN was due at `last` has left unused what so many intervals would have granted that
+    /// one SYN too many does not matter.
     #[inline(always)]
-    pub fn spend(&self, until: &Cell<u64>, now: u64) -> bool {
-        let next = self.grant(until.get(), now);
-        if let Some(next) = next {
-            until.set(next);
+    const fn was_idle(&self, last: u64, now: u64) -> bool {
+        /// Power of two of the number of intervals.
+        const SHIFT: u32 = 3;
+        last < now && (now - last) >> SHIFT >= self.interval
+    }
+
+    /// Grants one SYN if the limit allows it, and stores the new time in `last`. Returns false if it does not. `add` adds to
+    /// a word, in one step for all CPUs.
+    #[inline(always)]
+    pub fn spend(&self, last: &Cell<u64>, now: u64, add: impl Fn(&Cell<u64>, u64)) -> bool {
+        self.spend_while(last, now, add, || true)
+    }
+
+    /// Grants one SYN as [`spend`](Self::spend) does. If `last` is no longer the caller's, as `is_mine` tells, it is left
+    /// as it is, and the SYN is granted.
+    ///
+    /// A CPU adds its SYN to the word and then reads it. It takes the SYN back if others have added theirs, so that the
+    /// limit does not allow for it any more. So CPUs that spend at the same instant are never granted too many, and
+    /// sometimes one too few. Linux 5.10 has this addition, and no compare-and-swap.
+    ///
+    /// After a pause, a plain store saves the atomic addition. If several CPUs do so at the same instant, all are granted
+    /// one SYN, and one is counted.
+    #[inline(always)]
+    fn spend_while(
+        &self,
+        last: &Cell<u64>,
+        now: u64,
+        add: impl Fn(&Cell<u64>, u64),
+        is_mine: impl Fn() -> bool,
+    ) -> bool {
+        let before = last.get();
+        let Some(next) = self.grant(before, now) else { return false };
+        if self.was_idle(before, now) {
+            // The same for any limit. So it harms nobody who has taken the word over meanwhile.
+            last.set(now);
+            return true;
         }
-        next.is_some()
+        let more = next - before;
+        add(last, more);
+        let is_mine = is_mine();
+        if is_mine && last.get() <= now + self.tolerance {
+            return true;
+        }
+        add(last, more.wrapping_neg());
+        !is_mine
     }
 }
 
@@ -556,8 +598,8 @@ pub struct Seat {
 
 /// Row of a hash table: the entries in which a [`Tag`] may be.
 ///
-/// An array of rows costs a fraction of the kernel's hash map. Two CPUs seldom write to a row at once. If they do,
-/// something is remembered twice or not at all, which does no harm.
+/// An array of rows costs a fraction of the kernel's hash map. Two CPUs seldom take a seat at once. If they do, something is
+/// remembered twice or not at all, which does no harm.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Row {
@@ -571,14 +613,17 @@ impl Row {
         self.seats.iter().find(|seat| seat.tag.get() == tag.0)
     }
 
-    /// Grants `tag` one SYN at `now` if `limit` allows it, and gives a new tag a seat.
+    /// Grants `tag` one SYN at `now` if `limit` allows it, and gives a new tag a seat. `add` is as for [`Limit::spend`]. A tag
+    /// whose seat another one takes over meanwhile is forgotten, as by any eviction.
     #[inline(always)]
-    pub fn spend(&self, tag: Tag, limit: &Limit, now: u64) -> Spent {
+    pub fn spend(&self, tag: Tag, limit: &Limit, now: u64, add: impl Fn(&Cell<u64>, u64)) -> Spent {
         match self.find(tag) {
-            Some(seat) if limit.spend(&seat.value, now) => Spent::Granted,
+            Some(seat) if limit.spend_while(&seat.value, now, add, || seat.tag.get() == tag.0) => {
+                Spent::Granted
+            }
             Some(_) => Spent::Denied,
             // The tag that made room had used some of its limit.
-            None if self.seat(tag, now + limit.interval) > now => Spent::GrantedEvicting,
+            None if self.seat(tag, now) + limit.interval > now => Spent::GrantedEvicting,
             None => Spent::Granted,
         }
     }

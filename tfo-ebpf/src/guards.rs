@@ -69,7 +69,7 @@ impl Syn<'_> {
     ) -> bool {
         let tag = source.tag(self.addresses, self.service, maps::seed);
         let Some(row) = row(tag) else { return true };
-        let spent = row.spend(tag, limit, now());
+        let spent = row.spend(tag, limit, now(), maps::add);
         if spent == Spent::GrantedEvicting {
             maps::watch(|watch| watch.sources_forgotten += 1);
         }
@@ -89,7 +89,7 @@ impl Syn<'_> {
     fn count_towards_flood(&self) -> bool {
         let Policy { shed, shed_source, shed_per_source, .. } = self.policy;
         let exceeds_total =
-            || maps::unknown_until(self.service).is_some_and(|until| !shed.spend(until, now()));
+            || maps::last_unknown(self.service).is_some_and(|last| !shed.spend(last, now(), maps::add));
         self.policy.has(Policy::SHEDS_SOURCES)
             && !self.spend_token(shed_source, shed_per_source, maps::forger_row)
             || self.policy.has(Policy::SHEDS_ALL) && exceeds_total()

@@ -1,7 +1,7 @@
 //! Maps and globals of the programs, behind functions. Other modules name none of them but `TFO_PREFIXES` and
 //! `TFO_PENDING`.
 
-use core::cell::Cell as Word;
+use core::{arch::asm, cell::Cell as Word};
 
 use aya_ebpf::{
     Global,
@@ -407,10 +407,21 @@ pub(crate) fn forger_row(tag: Tag) -> Option<&'static Row> {
     TFO_FORGERS.get(tag.row(TFO_LAST_SOURCE_ROW.load()))
 }
 
-/// State of the limit on all unknown cookies at `service`: the time up to which tokens are spent, in the unit of
-/// [`Limit`](tfo_common::policy::Limit).
+/// Adds `n` to `word`, in one step for all CPUs.
 #[inline(always)]
-pub(crate) fn unknown_until(service: u32) -> Option<&'static Word<u64>> {
+pub(crate) fn add(word: &Word<u64>, n: u64) {
+    // In assembly, since Linux 5.10 refuses the instruction that also fetches the old value. LLVM does not know what is
+    // added, so it reads the word again.
+    // SAFETY: the word is in an entry of an array map, which lives as long as the program. It may be changed through a
+    // shared reference.
+    unsafe {
+        asm!("lock *(u64 *)({word} + 0) += {n}", word = in(reg) word.as_ptr(), n = in(reg) n, options(nostack));
+    }
+}
+
+/// State of the limit on all unknown cookies at `service`: see [`Limit::grant`](tfo_common::policy::Limit::grant).
+#[inline(always)]
+pub(crate) fn last_unknown(service: u32) -> Option<&'static Word<u64>> {
     TFO_UNKNOWN.get(service)
 }
 
