@@ -171,7 +171,7 @@ fn the_example_is_right_and_complete() {
     assert_eq!(config.keys, Keys { retire_below, max_age, ..Keys::default() }, "they are the defaults");
     assert!(config.metrics.is_some() && retire_below.is_some() && max_age.is_some());
     let [web] = config.services.named() else { panic!("one service") };
-    assert_eq!(web.guards.dry_runs().count(), 5);
+    assert_eq!(web.guards.dry_runs().count(), 6);
     assert!(!web.addresses.is_empty());
     assert_eq!((web.mode, web.unfollowed), (Mode::Shield, Unfollowed::Drop));
 }
