@@ -7,6 +7,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::Write as _,
+    net::IpAddr,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -15,7 +16,9 @@ use serde_json::Value;
 use tfo_common::segment::Family;
 use tfo_tests::{
     netns::{IFACE, Running, eventually, ip, server_and_client, tfo},
+    packet::{Carry as _, MORE_FRAGMENTS, eth_between, protocol},
     scrape::{self, Samples, get, run},
+    wire::Wire,
 };
 use tfo_userspace::lab::{
     client::fast_open,
@@ -74,7 +77,7 @@ fn scrape_of_everything() -> String {
         let _listeners = Listeners::start(&SERVERS).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let (state, config) = (dir.path().join("keys.json"), dir.path().join("tfo.toml"));
-        let service = "name = \"echo\"\nports = [7413]\nmode = \"shield\"\nhide = { dry_run = true }";
+        let service = "name = \"echo\"\nports = [7413]\nmode = \"shield\"\nhide = { dry_run = true }\nanswer = { dry_run = true }";
         let keys = format!("source = \"random\"\nstate = {state:?}");
         let text_of_config = format!(
             "interfaces = [\"{IFACE}\"]\nmetrics = \"{}\"\n[keys]\n{keys}\n[[service]]\n{service}\n",
@@ -88,9 +91,17 @@ fn scrape_of_everything() -> String {
         // The client requests a cookie, and then connects with data in the SYN.
         let connect = || fast_open(source(Family::Ipv4, 1), server(Family::Ipv4), b"some data");
         client.run(|| connect().and_then(|_| connect())).unwrap();
+        // A fragment that ends behind the ports.
+        let IpAddr::V4(to) = server(Family::Ipv4).ip() else { unreachable!("it is IPv4's") };
+        let from_client =
+            || eth_between([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1]).ipv4([198, 18, 0, 2].into(), to);
+        let segment = from_client().syn().ports(1024, 7413).segment();
+        let cut = from_client().fragment(MORE_FRAGMENTS).carrying(protocol::TCP, &segment[..8]);
+        client.run(|| Ok(Wire::blind("tfo-client").send(&cut))).unwrap();
         eventually("the connection is counted", || {
             text = get("/metrics").body;
             text.contains("\ntfo_accepted_total{service=\"echo\"} 1\n")
+                && text.contains("\ntfo_unfollowed_total{")
                 && text.contains("\ntfo_listeners_omitted ")
         });
     });

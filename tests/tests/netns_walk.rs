@@ -348,9 +348,10 @@ impl<'a> Walk<'a> {
                 self.running.take().unwrap().end_or_die(*by);
                 self.hold_up();
                 INTERFACES.iter().for_each(|name| downgrade_pins(name));
-                self.resume();
                 self.write(desired);
                 self.running = Some(self.file.run());
+                // Not before: the program that was attached does not count in the maps that are pinned now.
+                self.resume();
             }
             Step::Order { on, what, only } => {
                 let verb = if *on { "hide" } else { "show" };

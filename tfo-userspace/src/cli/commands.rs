@@ -31,8 +31,10 @@ use crate::{
 
 /// Carries out the command line.
 pub fn run(cli: Cli) -> Result<ExitCode> {
-    // Nearly all commands hold keys, if only to show their fingerprints.
-    protect_process()?;
+    // Nearly all other commands hold keys, if only to show their fingerprints. Memory that is locked stays in use.
+    if !matches!(cli.command, Command::GuardSyncookies { .. }) {
+        protect_process()?;
+    }
     if !matches!(cli.command, Command::Run(_) | Command::Lab(_)) {
         // A reader that closes the pipe early, such as `head`, ends the command, but never the controller.
         die_quietly_on_broken_pipe();

@@ -217,9 +217,9 @@ fn mask(bit: u32) -> u8 {
 mod tests {
     use super::*;
 
-    const NAMES: &[u8] = b"\0outer\0a\0b\0flag\0number\0";
+    const NAMES: &[u8] = b"\0outer\0a\0b\0flag\0number\0bits\0";
 
-    /// Returns `struct outer { number a; union { number b; struct { number: 3, flag: 1 } } }`, where `number` is a name
+    /// Returns `struct outer { number a; union { number b; struct { bits: 3, flag: 1 } } }`, where `number` is a name
     /// for an integer of four bytes.
     fn example() -> Vec<u8> {
         let name =
@@ -233,7 +233,7 @@ mod tests {
             // 3: outer
             &[name("outer"), info(kind::STRUCT, 2, false), 8, name("a\0"), 2, 0, 0, 5, 32],
             // 4: struct of bits
-            &[0, info(kind::STRUCT, 2, true), 4, 0, 1, 3 << 24, name("flag"), 1, 1 << 24 | 3],
+            &[0, info(kind::STRUCT, 2, true), 4, name("bits"), 1, 3 << 24, name("flag"), 1, 1 << 24 | 3],
             // 5: const union
             &[0, info(kind::CONST, 0, false), 6],
             // 6: union
@@ -255,16 +255,16 @@ mod tests {
         assert_eq!(structures.place("outer", "b").unwrap(), 4);
         assert_eq!(structures.place("outer", "flag").unwrap(), 4 | u32::from(mask(3)) << OFFSET_BITS);
         assert_eq!(
-            structures.place("outer", "number:1").unwrap(),
+            structures.place("outer", "bits:1").unwrap(),
             4 | u32::from(mask(bit_of(1, 3))) << OFFSET_BITS
         );
         assert_eq!(structures.place("outer", "a:2").unwrap(), 4 << OFFSET_BITS);
         let wrong = [
             ("outer", "c"),
             ("outer", "a.b"),
-            ("outer", "number"),
-            ("outer", "number:3"),
-            ("outer", "number:x"),
+            ("outer", "bits"),
+            ("outer", "bits:3"),
+            ("outer", "bits:x"),
             ("outer", "a:8"),
             ("oute", "a"),
             ("number", "a"),
