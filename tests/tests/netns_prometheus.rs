@@ -97,7 +97,7 @@ fn scrape_of_everything() -> String {
             || eth_between([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1]).ipv4([198, 18, 0, 2].into(), to);
         let segment = from_client().syn().ports(1024, 7413).segment();
         let cut = from_client().fragment(MORE_FRAGMENTS).carrying(protocol::TCP, &segment[..8]);
-        client.run(|| Ok(Wire::blind("tfo-client").send(&cut))).unwrap();
+        client.run(|| Ok(Wire::blind("tfo-client"))).unwrap().send(&cut);
         eventually("the connection is counted", || {
             text = get("/metrics").body;
             text.contains("\ntfo_accepted_total{service=\"echo\"} 1\n")

@@ -12,7 +12,7 @@ mod tcp;
 mod unfollowed;
 mod usual;
 
-pub use eth::LinkLayer;
+pub use eth::{LinkLayer, network_offset};
 pub use fault::{Fault, Malformed, Unsupported};
 pub use options::{MAX as MAX_OPTIONS, area as option_area, fast_open_places};
 pub use unfollowed::{Unfollowed, unfollowed};
@@ -21,12 +21,6 @@ use crate::{
     bytes::Bytes,
     segment::{Family, Segment},
 };
-
-/// Returns the offset of the IP header of an Ethernet frame, behind its VLAN tags.
-#[inline(always)]
-pub fn network_offset<B: Bytes + ?Sized>(frame: &B) -> Option<usize> {
-    eth::parse(frame, LinkLayer::Ethernet).ok()?.map(|network| network.offset)
-}
 
 /// Returns the SYN in `frame`, or `None` for anything else that the kernel may accept.
 #[inline(always)]

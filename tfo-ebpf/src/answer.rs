@@ -1,5 +1,5 @@
-//! Answers to SYNs in the kernel's place. [`tfo_prepare`] finds out whether the kernel would take the client's ACK, and makes
-//! the SYN cookie. The SYN is counted, and then [`tfo_answer`] turns it into the SYN-ACK.
+//! Answers to SYNs in the kernel's place. [`tfo_prepare`] finds out whether the kernel would take the client's ACK, and
+//! [`tfo_compose`] makes the SYN cookie. The SYN is counted, and then [`tfo_answer`] turns it into the SYN-ACK.
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
@@ -18,7 +18,7 @@ use tfo_common::{
     keyring::CURRENT,
     listener::{Field, REUSE_PORT},
     parse::network_offset,
-    segment::{Addresses, Family},
+    segment::Family,
     verdict::Verdict,
 };
 
@@ -39,18 +39,41 @@ const ETHERNET: usize = 14;
 /// Length of the shortest Ethernet frame, without its checksum. No answer is cut below it.
 const SHORTEST: usize = 60;
 
-/// Prepares the answer to the described SYN, or takes the decision to answer back. The result is always 0.
+/// Looks up whether the described SYN can be answered, and takes the decision back if not. The result is always 0.
+///
+/// The verifier checks each of these functions once. As one, they would have too many paths for it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_prepare(ctx: *mut xdp_md) -> u32 {
-    if maps::answers()
-        && prepare(ctx).is_none()
-        && let Some(syn) = maps::packet()
-    {
+    if !maps::answers() {
+        return 0;
+    }
+    if prepare(ctx).is_none() {
+        leave();
+    }
+    0
+}
+
+/// Makes the answer that [`tfo_prepare`] has found possible, or takes the decision to answer back. The result is always 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tfo_compose(ctx: *mut xdp_md) -> u32 {
+    if !maps::answers() {
+        return 0;
+    }
+    if compose(ctx).is_none() {
+        leave();
+    }
+    0
+}
+
+/// Leaves the described SYN to the kernel.
+#[inline(always)]
+fn leave() {
+    if let Some(syn) = maps::packet() {
         syn.leave_to_kernel();
         maps::watch(|watch| watch.unanswered += 1);
     }
-    0
 }
 
 /// Turns the described SYN into the prepared SYN-ACK. Returns the XDP action.
@@ -117,10 +140,7 @@ fn prepare(ctx: *mut xdp_md) -> Option<()> {
     {
         return None;
     }
-    if is_dry_run {
-        return Some(());
-    }
-    compose(ctx, maps::packet()?, &addresses, listener, host)
+    Some(())
 }
 
 /// Returns the listener whose socket was found last.
@@ -138,7 +158,8 @@ fn listener(ctx: *mut xdp_md, answering: &mut Answering) -> Listener {
         unsafe { bpf_check_mtu(ctx.cast(), 0, &raw mut mtu, 0, 0) };
         answering.mtu = mtu;
     }
-    *known
+    answering.listener = *known;
+    answering.listener
 }
 
 /// Reads the facts about the listener at `socket`.
@@ -168,17 +189,13 @@ fn look_at(socket: u64, jiffy: u64) -> Listener {
     Listener { socket, jiffy, flags, window }
 }
 
-/// Makes the SYN cookie and the rest of the SYN-ACK, and makes room for it in the frame.
+/// Makes the SYN cookie and the rest of the SYN-ACK for the listener that was found last, and room for it in the frame.
 #[inline(always)]
-fn compose(
-    ctx: *mut xdp_md,
-    syn: &mut Description,
-    addresses: &Addresses,
-    listener: Listener,
-    host: Host,
-) -> Option<()> {
-    let Answering { reply, input, mtu, .. } = maps::answering()?;
-    let (frame, tcp) = (Frame::anew(ctx), syn.tcp as usize);
+fn compose(ctx: *mut xdp_md) -> Option<()> {
+    let (syn, host) = (maps::packet()?, maps::host());
+    let (addresses, tcp) = (&syn.addresses(), syn.tcp as usize);
+    let Answering { reply, input, mtu, listener, .. } = maps::answering()?;
+    let frame = Frame::anew(ctx);
     let has_timestamps = host.has(Host::TIMESTAMPS) && !listener.has(Listener::OWN_WINDOW);
     let offer = Offer::read(&frame, tcp, has_timestamps);
     let family = addresses.family;

@@ -237,6 +237,8 @@ pub(crate) struct Answering {
     /// Maximum transmission unit of the interface, in bytes.
     pub(crate) mtu: u32,
     reserved: u32,
+    /// Listener whose socket it is.
+    pub(crate) listener: Listener,
     /// Listeners that this CPU remembers, each at a place that follows from its socket.
     pub(crate) listeners: [Listener; LISTENERS],
 }

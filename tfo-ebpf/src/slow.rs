@@ -12,7 +12,7 @@ use tfo_common::{
     parse::walk,
     policy::{Policy, decide},
     segment::Segment,
-    verdict::Mode,
+    verdict::{Mode, Verdict},
 };
 
 use crate::{act, answer, frame::Frame, guards::Syn, local, maps, once, watch};
@@ -87,6 +87,9 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     }
     if maps::mode() == Mode::Shield && maps::answers() && syn.is_answered() {
         answer::tfo_prepare(ctx);
+        if maps::packet()?.verdict == Verdict::Answer as u32 {
+            answer::tfo_compose(ctx);
+        }
     }
     let syn = black_box(syn);
     if maps::compares_data() && syn.request != 0 && Subject::is_pending(class, syn.verdict as u16) {

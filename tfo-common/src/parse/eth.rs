@@ -73,6 +73,22 @@ fn ethernet<B: Bytes + ?Sized>(frame: &B) -> Result<Option<Network>, Fault> {
     Err(Unsupported::VlanDepth.into())
 }
 
+/// Returns the offset of the IP header of an Ethernet frame with at most four VLAN tags.
+#[inline(always)]
+pub fn network_offset<B: Bytes + ?Sized>(frame: &B) -> Option<usize> {
+    const MOST: usize = 4;
+
+    let mut offset = EthHdr::LEN;
+    for _ in 0..=MOST {
+        let kind = frame.read(offset - size_of::<EtherType>())?;
+        if kind == IPV4 || kind == IPV6 {
+            return Some(offset);
+        }
+        offset += VlanHdr::LEN;
+    }
+    None
+}
+
 #[inline(always)]
 fn ip<B: Bytes + ?Sized>(frame: &B) -> Result<Option<Network>, Fault> {
     // No IP header is shorter than this. To read the first byte alone would not do: the kernel's verifier learns
