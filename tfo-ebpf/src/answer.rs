@@ -121,26 +121,25 @@ fn prepare(ctx: *mut xdp_md) -> Option<()> {
         }
         state
     })?;
-    if state == TCP_NEW_SYN_RECV {
-        // It would keep its place in the queue for as long as it is repeated (`tcp_check_req`). The kernel repeats its
-        // SYN-ACK without being asked.
-        maps::packet()?.drop_repeated();
-        return Some(());
+    match state {
+        TCP_LISTEN => {}
+        TCP_NEW_SYN_RECV if check_confirmed() => {
+            // It would keep its place in the queue for as long as it is repeated (`tcp_check_req`). The kernel repeats its
+            // SYN-ACK without being asked.
+            maps::packet()?.drop_repeated();
+            return Some(());
+        }
+        // Any other state is the kernel's, such as TIME_WAIT, which a SYN may end.
+        _ => return None,
     }
     let listener = listener(ctx, maps::answering()?);
     let has_option = !matches!(class, Some(Class::PlainSyn | Class::OptionIgnored));
-    // Any other state is the kernel's, such as TIME_WAIT, which a SYN may end.
+    // Nothing is sent in a dry run, and nothing is marked for it.
     let is_dry_run = verdict != Verdict::Answer as u32;
-    if state != TCP_LISTEN
-        // Nothing is sent in a dry run, and nothing is marked for it.
-        || !is_dry_run && !listener.has(Listener::MARKED)
-        || listener.judges_itself(host, has_option, data_len)
-        || !is_local(ctx)
-        || !check_confirmed()
-    {
-        return None;
-    }
-    Some(())
+    let is_marked = is_dry_run || listener.has(Listener::MARKED);
+    let is_judged = listener.judges_itself(host, has_option, data_len);
+    let is_ours = is_marked && !is_judged && is_local(ctx) && check_confirmed();
+    is_ours.then_some(())
 }
 
 /// Returns the listener whose socket was found last.
@@ -216,7 +215,10 @@ fn compose(ctx: *mut xdp_md) -> Option<()> {
     reply.network = network_offset(&frame)? as u32;
     reply.window = listener.window;
     let headers = (network_len(family) + 20) as u32;
-    reply.mss = mtu.saturating_sub(headers).min(u16::MAX.into());
+    if *mtu <= headers {
+        return None;
+    }
+    reply.mss = (*mtu - headers).min(u16::MAX.into());
     reply.flags = 0;
     let ring = maps::key_ring();
     let gives_cookie = host.has(Host::FAST_OPEN) && listener.has(Listener::FAST_OPEN) && ring.holds(CURRENT);

@@ -227,11 +227,12 @@ impl Floods {
             is_old(record) && !was_tried(record) && engaged.iter().any(|named| is_its(named, record))
         };
         let due: Vec<_> = records.iter().filter(is_due).collect();
-        let Some(walk) = self.walk.as_mut().filter(|_| !due.is_empty()) else { return Ok(()) };
+        let is_needed = !due.is_empty() && !interfaces.is_empty();
+        let Some(walk) = self.walk.as_mut().filter(|_| is_needed) else { return Ok(()) };
         if self.guardian.as_mut().is_none_or(|guardian| !guardian.is_there()) {
             self.guardian = Some(Guardian::start(FOLDER.as_ref())?);
         }
-        Journal::new(FOLDER.as_ref())?.forced(|| {
+        let marked = Journal::new(FOLDER.as_ref())?.forced(|| {
             // A listener that is bound to an interface is found through that one only, and fails on the others.
             for (record, index) in
                 due.iter().flat_map(|record| interfaces.iter().map(move |index| (record, index)))
@@ -241,6 +242,8 @@ impl Floods {
                 }
             }
         })?;
+        // Another tfo marks its own listeners right now. The next step is soon.
+        let Some(()) = marked else { return Ok(()) };
         let after = walk.read()?;
         let failed: Vec<_> =
             after.iter().filter(is_due).map(|record| (record.local_address(), record.port)).collect();

@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
+    errno::Errno,
     fcntl::{Flock, FlockArg},
     sys::signal::{SigHandler, Signal, signal},
 };
@@ -94,13 +95,14 @@ impl Journal {
         &self.path
     }
 
-    /// Calls `work` while `tcp_syncookies` is 2. That should take microseconds only.
-    pub fn forced<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
-        let _lock = self.lock()?;
+    /// Calls `work` while `tcp_syncookies` is 2. That should take microseconds only. Returns `None`, and does nothing, while
+    /// another process uses the journal.
+    pub fn forced<T>(&self, work: impl FnOnce() -> T) -> Result<Option<T>> {
+        let Some(_lock) = self.lock(FlockArg::LockExclusiveNonblock)? else { return Ok(None) };
         self.restore_locked()?;
         let before = syncookies()?;
         if before == 2 {
-            return Ok(work());
+            return Ok(Some(work()));
         }
         if before == 0 {
             bail!("{SYNCOOKIES} is 0");
@@ -120,7 +122,7 @@ impl Journal {
         let result = work();
         set(before)?;
         fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))?;
-        Ok(result)
+        Ok(Some(result))
     }
 
     /// Writes the value back that a process which died had changed. Returns whether there was one.
@@ -128,7 +130,7 @@ impl Journal {
         if !self.path.exists() {
             return Ok(false);
         }
-        let _lock = self.lock()?;
+        let _lock = self.lock(FlockArg::LockExclusive)?;
         self.restore_locked()
     }
 
@@ -147,8 +149,8 @@ impl Journal {
         Ok(is_changed)
     }
 
-    /// Waits until no other process uses the journal.
-    fn lock(&self) -> Result<Flock<File>> {
+    /// Locks the journal. Returns `None` if `how` does not wait and another process uses it.
+    fn lock(&self, how: FlockArg) -> Result<Option<Flock<File>>> {
         if let Some(folder) = self.path.parent() {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
             made.with_context(|| format!("cannot make {}", folder.display()))?;
@@ -156,8 +158,11 @@ impl Journal {
         let path = self.path.with_extension("lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-        let locked = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error);
-        locked.with_context(|| format!("cannot lock {}", path.display()))
+        match Flock::lock(file, how) {
+            Ok(locked) => Ok(Some(locked)),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        }
     }
 }
 
