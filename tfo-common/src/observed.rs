@@ -281,7 +281,8 @@ pub struct Watch {
     pub sources_forgotten: u64,
     /// Cached answer of this CPU to the question whether the keys are confirmed.
     pub confirmed: Confirmed,
-    /// Number of SYNs that were not shed, and of retired cookies that were not translated, because of unconfirmed keys.
+    /// Number of SYNs that were not shed or answered, and of retired cookies that were not translated, because of
+    /// unconfirmed keys.
     pub unconfirmed: u64,
     /// Number of signed SYNs that passed as they came although a guard, an order or a translation had a reason to act.
     pub signed_spared: u64,

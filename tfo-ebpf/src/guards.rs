@@ -106,7 +106,7 @@ fn now() -> u64 {
 /// SYN as [unconfirmed](tfo_common::observed::Watch::unconfirmed), so call this last, when all else has been decided.
 ///
 /// Without a confirmation, a cookie that the kernel would take may be unknown here. So no cookie is shed or translated
-/// then.
+/// then, and no SYN is answered.
 #[inline(always)]
 pub(crate) fn check_confirmed() -> bool {
     let confirmed_ns = maps::confirmed_ns();

@@ -136,7 +136,9 @@ fn text(report: &Report) -> String {
     let controller = match controller {
         true => pid.map_or_else(|| "running".to_owned(), |pid| format!("running, process {pid}")),
         false => {
-            format!("none: keys are not followed, and shed does nothing; `tfo run -i {interface}` takes over")
+            format!(
+                "none: keys are not followed, and shed and answer do nothing; `tfo run -i {interface}` takes over"
+            )
         }
     };
     let retired = if keys.retired.is_empty() { "none".to_owned() } else { keys.retired.join(", ") };

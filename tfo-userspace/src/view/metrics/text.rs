@@ -278,7 +278,7 @@ impl Snapshot {
         if let Some(seconds) = self.rotation_interval {
             interval.encode_gauge(&seconds)?;
         }
-        let help = "SYNs not shed and cookies not translated because the keys in the map were not confirmed";
+        let help = "SYNs not shed or answered and cookies not translated because the keys in the map were not confirmed";
         let mut unconfirmed = counter(encoder, "tfo_keys_unconfirmed", help, None)?;
         for (name, program) in self.programs() {
             add(&mut unconfirmed, &[("interface", name)], program.watch.unconfirmed)?;
