@@ -17,6 +17,22 @@ pub enum Setting {
     Acts,
 }
 
+/// Whether a listener on the port of a SYN needs no cookie, and whether the SYN has data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// The listeners need one.
+    No,
+    /// It needs none, and the SYN has no data.
+    WithoutData,
+    /// It needs none, and the SYN has data.
+    WithData,
+}
+
+impl Open {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::No, Self::WithoutData, Self::WithData];
+}
+
 /// Settings of a service, and the orders that concern it.
 #[derive(Clone, Copy, Debug)]
 pub struct ServiceSettings {
@@ -60,16 +76,25 @@ impl ServiceSettings {
         policy
     }
 
-    /// Returns the expected decision for a SYN of `class`. `has_translation` says whether the kernel holds a key to
-    /// translate into, `triggers` which guards have a reason to act.
+    /// Returns the expected decision for a SYN of `class`, where `open` listeners may need no cookie. `has_translation` says
+    /// whether the kernel holds a key to translate into, `triggers` which guards have a reason to act.
     pub fn expected(
         &self,
         class: Class,
+        open: Open,
         has_translation: bool,
         triggers: impl Fn(Guard) -> bool,
     ) -> Expected {
         let translated = class == Class::CookieRetired && self.translates && has_translation;
+        let is_good = translated || matches!(class, Class::CookieCurrent | Class::CookieBackup);
+        let has_option = !matches!(class, Class::PlainSyn | Class::OptionIgnored);
+        let hidden_as = if open == Open::WithData { Verdict::Drop } else { Verdict::Hide };
         let concerned: &[Guard] = match class {
+            // Here the kernel serves all that has data or the option.
+            Class::CookieUnknown | Class::CookieBadLength if open != Open::No => &Guard::ALL[..],
+            _ if open == Open::WithData || open == Open::WithoutData && has_option => {
+                &[Guard::Hide, Guard::Once, Guard::Fair, Guard::Clamp, Guard::Answer]
+            }
             Class::PlainSyn | Class::OptionIgnored => &[Guard::Answer],
             Class::CookieRetired if !translated => &[Guard::Hide, Guard::Answer],
             Class::CookieRequest => &[Guard::Hide, Guard::Answer],
@@ -85,12 +110,14 @@ impl ServiceSettings {
             would: 0,
             asked: 0,
         };
-        let is_good = concerned.contains(&Guard::Fair);
         for guard in concerned {
             let setting = self.guards[guard.index()];
             if *guard == Guard::Answer {
                 // A good cookie goes to the kernel, and so does the SYN of a service that is not flooded.
                 if !self.answers || is_good && expected.verdict != Verdict::Hide {
+                    continue;
+                }
+                if expected.verdict == Verdict::Drop {
                     continue;
                 }
                 match setting {
@@ -103,7 +130,7 @@ impl ServiceSettings {
                 }
                 continue;
             }
-            if expected.verdict == Verdict::Hide {
+            if matches!(expected.verdict, Verdict::Hide | Verdict::Drop) {
                 continue;
             }
             let (needs_reason, has_to) = match guard {
@@ -127,7 +154,7 @@ impl ServiceSettings {
                 expected.verdict = Verdict::Drop;
                 break;
             }
-            expected.verdict = Verdict::Hide;
+            expected.verdict = hidden_as;
         }
         expected
     }

@@ -84,6 +84,14 @@ impl Facts for Syn<'_> {
         false
     }
 
+    fn needs_no_cookie(&self) -> bool {
+        false
+    }
+
+    fn has_data(&self) -> bool {
+        self.segment.data_len > 0
+    }
+
     fn triggers(&mut self, guard: Guard) -> bool {
         match guard {
             Guard::Hide => false,

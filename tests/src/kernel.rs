@@ -11,7 +11,7 @@ use tfo_common::{
 use tfo_userspace::{
     dataplane::{LoadOptions, Object, ServiceCounters, SharedMaps},
     model::{
-        guards::{Hidden, Orders},
+        guards::{Hidden, Orders, SpecialPorts},
         services::Services,
     },
 };
@@ -107,6 +107,11 @@ impl Kernel {
     pub fn set_hidden(&mut self, hidden: &[Hidden]) {
         let hidden = hidden.iter().cloned().collect();
         self.0.set_orders(&Orders { hidden, ..Orders::default() }).expect("the order is carried out");
+    }
+
+    /// Writes `special` as the ports whose listeners are special.
+    pub fn set_special(&mut self, special: SpecialPorts) {
+        self.0.set_orders(&Orders { special, ..Orders::default() }).expect("the flags are written");
     }
 
     /// Writes the facts about the host that decide on answers.

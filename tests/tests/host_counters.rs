@@ -109,6 +109,7 @@ fn carried_counts_add_up() {
         unconfirmed: 6 * n,
         signed_spared: 7 * n,
         searches: searches(8 * n),
+        own_keys_spared: 9 * n,
         ..Watch::EMPTY
     };
     let mut one = Carried { watch: watch(1), ..Carried::EMPTY };

@@ -24,12 +24,13 @@ use tfo_common::{
 };
 use tfo_tests::{
     cases::{all, rows},
-    guards::{Expected, ServiceSettings, Setting},
+    guards::{Expected, Open, ServiceSettings, Setting},
     keys,
 };
 
 /// Facts for guards, which record what guards are asked.
 struct RecordedFacts<'a> {
+    open: Open,
     has_translation: bool,
     trips: u8,
     asked: &'a mut u8,
@@ -44,6 +45,14 @@ impl Facts for RecordedFacts<'_> {
         panic!("only the quick decision asks")
     }
 
+    fn needs_no_cookie(&self) -> bool {
+        self.open != Open::No
+    }
+
+    fn has_data(&self) -> bool {
+        self.open == Open::WithData
+    }
+
     fn triggers(&mut self, guard: Guard) -> bool {
         let bit = 1 << guard.index();
         assert_eq!(*self.asked >> guard.index(), 0, "{guard} is asked late, or once more");
@@ -52,9 +61,15 @@ impl Facts for RecordedFacts<'_> {
     }
 }
 
-fn decided(policy: &Policy, class: Class, has_translation: bool, trips: u8) -> (Decision, Expected) {
+fn decided(
+    policy: &Policy,
+    class: Class,
+    open: Open,
+    has_translation: bool,
+    trips: u8,
+) -> (Decision, Expected) {
     let mut asked = 0;
-    let decision = decide(policy, class, RecordedFacts { has_translation, trips, asked: &mut asked });
+    let decision = decide(policy, class, RecordedFacts { open, has_translation, trips, asked: &mut asked });
     let (verdict, clamps, would) = (decision.verdict, decision.clamps, decision.would);
     (decision, Expected { verdict, clamps, guard: decision.guard, would, asked })
 }
@@ -85,10 +100,15 @@ fn every_decision() {
             let policy = wanted.policy();
             // `answer`, the last one, is not asked for a reason.
             for trips in 0..1 << Guard::Answer.index() {
-                for (class, known) in Class::ALL.iter().flat_map(|class| [(*class, false), (*class, true)]) {
-                    let (decision, got) = decided(&policy, class, known, trips);
-                    let expected = wanted.expected(class, known, |guard| trips >> guard.index() & 1 == 1);
-                    assert_eq!(got, expected, "{wanted:?}, {class}, translation: {known}, trips {trips:05b}");
+                let cases = Class::ALL.iter().flat_map(|class| Open::ALL.map(|open| (*class, open)));
+                for ((class, open), known) in cases.flat_map(|case| [(case, false), (case, true)]) {
+                    let (decision, got) = decided(&policy, class, open, known, trips);
+                    let expected =
+                        wanted.expected(class, open, known, |guard| trips >> guard.index() & 1 == 1);
+                    assert_eq!(
+                        got, expected,
+                        "{wanted:?}, {class}, {open:?}, translation: {known}, trips {trips:05b}"
+                    );
                     if let Class::CookieCurrent | Class::CookieBackup = class {
                         // A filter may err, but only for sources that no order hides.
                         let is_hidden = trips >> Guard::Hide.index() & 1 == 1;
@@ -121,6 +141,14 @@ fn check_quick(policy: &Policy, trips: u8, may_be_hidden: bool, decision: Decisi
 
         fn may_be_hidden(&self) -> bool {
             self.may_be_hidden
+        }
+
+        fn needs_no_cookie(&self) -> bool {
+            panic!("a good cookie that passes is served anyway")
+        }
+
+        fn has_data(&self) -> bool {
+            panic!("a good cookie that passes is served anyway")
         }
 
         fn triggers(&mut self, guard: Guard) -> bool {
@@ -199,7 +227,7 @@ fn check_signed(segment: &Segment, found: Classified, ring: &KeyRing, decision: 
 #[test]
 fn the_empty_policy_passes_everything() {
     for class in Class::ALL {
-        let (decision, _) = decided(&Policy::default(), *class, true, u8::MAX);
+        let (decision, _) = decided(&Policy::default(), *class, Open::WithData, true, u8::MAX);
         assert_eq!(decision, Decision::PASS);
     }
 }
@@ -784,6 +812,6 @@ fn a_cookie_that_stays_refused_costs_nobody_his_share() {
         answers: false,
         drops: true,
     };
-    let (_, got) = decided(&wanted.policy(), Class::CookieRetired, false, u8::MAX);
+    let (_, got) = decided(&wanted.policy(), Class::CookieRetired, Open::No, false, u8::MAX);
     assert_eq!((got.verdict, got.asked), (Verdict::Pass, 0));
 }

@@ -72,6 +72,8 @@ pub struct Description {
     pub would: u32,
     /// 1 if the data repeats that of an earlier SYN, else 0.
     pub repeats: u32,
+    /// 1 if a listener on the port needs no cookie ([`NO_COOKIE`](crate::ports::NO_COOKIE)), else 0. In mode `shield` only.
+    pub no_cookie: u32,
     /// Index of the counter for the hits of the cookie's key ([`KeyRing::tracks`]), plus one; 0 without a known key.
     pub track: u32,
 }
@@ -148,13 +150,21 @@ impl Description {
         self.guard == Guard::Shed as u32 + 1 || self.would >> Guard::Shed as u32 & 1 != 0
     }
 
-    /// Takes a decision of [`Guard::Shed`] back, as for a SYN to another host: it passes, and the guard is not counted.
+    /// Takes a decision of [`Guard::Shed`] back, as for a SYN to another host: it passes, and the guard is not counted. A clamp
+    /// stays.
     #[inline(always)]
     pub fn spare_shed(&mut self) {
         self.would &= !(1 << Guard::Shed as u32);
         if self.guard == Guard::Shed as u32 + 1 {
-            (self.verdict, self.guard) = (Verdict::Pass as u32, 0);
+            let clamp = if self.clamps != 0 { Guard::Clamp as u32 + 1 } else { 0 };
+            (self.verdict, self.guard) = (Verdict::Pass as u32, clamp);
         }
+    }
+
+    /// Whether the kernel is about to serve the SYN's data, if it needs no cookie.
+    #[inline(always)]
+    pub const fn passes_without_cookie(&self) -> bool {
+        self.no_cookie != 0 && self.verdict == Verdict::Pass as u32
     }
 
     /// Whether the SYN is to be answered, or would be but for a dry run.

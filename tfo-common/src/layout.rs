@@ -62,7 +62,7 @@ const _: () = {
     assert!(size_of::<Prefix>() == 16);
     assert!(size_of::<PrefixTally>() == 24 + 8 * 8 + 8);
     assert!(size_of::<Budget>() == 8 + 2 * 16);
-    assert!(size_of::<Watch>() == 40 + 5 * 8 + 24 + 2 * 8 + 24 + 40 + 8);
+    assert!(size_of::<Watch>() == 40 + 5 * 8 + 24 + 2 * 8 + 24 + 40 + 2 * 8);
     assert!(offset_of!(Carried, outcomes) == size_of::<Cell>());
     assert!(offset_of!(Carried, watch) == size_of::<Cell>() + size_of::<Outcomes>());
     assert!(size_of::<Carried>() == size_of::<Cell>() + size_of::<Outcomes>() + size_of::<Watch>());

@@ -40,6 +40,7 @@ pub mod names;
 pub mod observed;
 pub mod parse;
 pub mod policy;
+pub mod ports;
 pub mod request;
 pub mod rewrite;
 pub mod sample;

@@ -56,6 +56,8 @@ pub const CHILDREN: &str = "TFO_CHILDREN";
 pub const REPLAYS: &str = "TFO_REPLAYS";
 /// Map of the [`Host`](crate::answer::Host), whose facts decide on answers.
 pub const HOST: &str = "TFO_HOST";
+/// Map of the flags of local ports ([`ports`](crate::ports)), in words.
+pub const LISTENING: &str = "TFO_LISTENING";
 /// Global that tells whether any service has the data of its SYNs compared.
 pub const COMPARES_DATA: &str = "TFO_COMPARES_DATA";
 /// Global that tells whether any service may have its SYNs answered.
@@ -115,6 +117,7 @@ const _: () = {
         UNKNOWN,
         REPLAYS,
         HOST,
+        LISTENING,
         MARK_PROGRAM,
         REQUESTS,
     ];

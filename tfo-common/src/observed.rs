@@ -292,6 +292,9 @@ pub struct Watch {
     pub local: Local,
     /// Number of SYNs that were left to the kernel although [`Guard::Answer`] was engaged.
     pub unanswered: u64,
+    /// Number of SYNs on which [`Guard::Shed`] had decided, acting or in a dry run, and which it left alone since a listener
+    /// on their port has keys of its own.
+    pub own_keys_spared: u64,
 }
 
 impl Watch {
@@ -309,6 +312,7 @@ impl Watch {
         searches: Searches::NEW,
         local: Local::NEVER,
         unanswered: 0,
+        own_keys_spared: 0,
     };
 
     /// Adds the counts of `other`.
@@ -326,6 +330,7 @@ impl Watch {
             searches,
             local: _,
             unanswered,
+            own_keys_spared,
         } = other;
         self.events += events;
         self.events_lost += events_lost;
@@ -336,6 +341,7 @@ impl Watch {
         self.signed_spared += signed_spared;
         self.searches.skipped += searches.skipped;
         self.unanswered += unanswered;
+        self.own_keys_spared += own_keys_spared;
     }
 }
 

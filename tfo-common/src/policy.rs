@@ -49,9 +49,9 @@ pub const SEATS: usize = 2;
 
 impl Guard {
     /// Whether the guard concerns a SYN of `class`, after the decision of the guards before it. `is_good` says that the
-    /// kernel would accept its cookie.
+    /// kernel would accept its cookie, `is_served` that it would serve the SYN with or without one.
     #[inline(always)]
-    const fn concerns(self, class: Class, is_good: bool, before: Decision) -> bool {
+    const fn concerns(self, class: Class, is_good: bool, is_served: bool, before: Decision) -> bool {
         match self {
             // A hidden SYN is an ordinary one for the kernel, whatever cookie it came with.
             Self::Answer => match before.verdict {
@@ -60,10 +60,10 @@ impl Guard {
                 Verdict::Pass | Verdict::Rewrite | Verdict::Answer => !is_good,
             },
             _ if before.is_final() => false,
-            Self::Hide => !matches!(class, Class::PlainSyn | Class::OptionIgnored),
-            // Only a SYN with a good cookie takes a place in the listener's queue or has its data served. A forger's
-            // SYN must not count against the address that it claims.
-            Self::Once | Self::Fair | Self::Clamp => is_good,
+            Self::Hide => is_served || has_option(class),
+            // Only such a SYN takes a place in the listener's queue or has its data served. A forger's SYN must not count
+            // against the address that it claims.
+            Self::Once | Self::Fair | Self::Clamp => is_served,
             Self::Shed => matches!(class, Class::CookieUnknown | Class::CookieBadLength),
         }
     }
@@ -71,6 +71,12 @@ impl Guard {
     const fn bit(self) -> u64 {
         1 << self as u32
     }
+}
+
+/// Whether the kernel finds a Fast Open option in a SYN of `class`.
+#[inline(always)]
+const fn has_option(class: Class) -> bool {
+    !matches!(class, Class::PlainSyn | Class::OptionIgnored)
 }
 
 /// Policy of a service. In maps that a program uses, only [`flags`](Self::flags) changes: one word, for orders of `tfo
@@ -119,6 +125,8 @@ impl Policy {
 
     /// Flag that [`Guard::Shed`] also judges SYNs that are not for a listener of this host.
     pub const SHEDS_OTHERS: u64 = 1 << 23;
+    /// Flag that [`Guard::Shed`] also judges SYNs to ports where a listener has keys of its own.
+    pub const SHEDS_OWN_KEYS: u64 = 1 << 25;
     /// Flag that [`Guard::Answer`] is engaged: by the controller when a flood has come, or for good.
     pub const ANSWERS: u64 = 1 << 24;
     /// Flag that frames that may bring a SYN past all guards are dropped ([`unfollowed`](crate::parse::unfollowed())).
@@ -244,6 +252,13 @@ pub trait Facts {
     /// longer.
     fn may_be_hidden(&self) -> bool;
 
+    /// Whether a listener on the SYN's port needs no cookie: the kernel serves any SYN to it that has data or a Fast Open
+    /// option (`tcp_try_fastopen`).
+    fn needs_no_cookie(&self) -> bool;
+
+    /// Whether the SYN has data.
+    fn has_data(&self) -> bool;
+
     /// Checks whether `guard` has a reason to act. [`Guard::Fair`] and [`Guard::Shed`] count the SYN in their limits.
     ///
     /// For [`Guard::Hide`], the reason is an order that hides the source. [`Guard::Shed`] has no reason while the keys
@@ -267,6 +282,16 @@ impl Facts for WithoutGuards {
     }
 
     #[inline(always)]
+    fn needs_no_cookie(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn has_data(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn triggers(&mut self, _guard: Guard) -> bool {
         false
     }
@@ -275,17 +300,23 @@ impl Facts for WithoutGuards {
 /// Decides on a SYN of `class` under `policy`. Each guard is asked only if it can matter.
 ///
 /// An invalid cookie is legal: the kernel answers it with a full handshake and a fresh cookie.
+///
+/// Where no cookie is needed, guards judge a SYN of any class as one with a good cookie. To hide its option does not keep
+/// the kernel from serving data there. So a SYN with data is dropped instead, and the client sends it again without data.
 #[inline(always)]
 pub fn decide(policy: &Policy, class: Class, mut facts: impl Facts) -> Decision {
     let translates =
         matches!(class, Class::CookieRetired) && policy.has(Policy::TRANSLATES) && facts.has_translation();
     let is_good = matches!(class, Class::CookieCurrent | Class::CookieBackup) || translates;
+    let needs_no_cookie = facts.needs_no_cookie();
+    let is_served = is_good || needs_no_cookie && (has_option(class) || facts.has_data());
+    let hides = if needs_no_cookie && facts.has_data() { Verdict::Drop } else { Verdict::Hide };
     let verdict = if translates { Verdict::Rewrite } else { Verdict::Pass };
     let mut decision = Decision::without_guard(verdict);
     // Each call is a copy in which the guard is a constant. LLVM would keep a loop as a loop.
     let mut apply = |guard: Guard| {
-        if policy.is_on(guard) && guard.concerns(class, is_good, decision) {
-            decision = judge(policy, guard, decision, &mut facts);
+        if policy.is_on(guard) && guard.concerns(class, is_good, is_served, decision) {
+            decision = judge(policy, guard, decision, hides, &mut facts);
         }
     };
     apply(Guard::Hide);
@@ -325,9 +356,15 @@ pub fn decide_good(policy: &Policy, mut facts: impl Facts, then: impl Fn(Decisio
     true
 }
 
-/// Applies `guard` to `decision`.
+/// Applies `guard` to `decision`. `hides` is the verdict by which the kernel is kept from Fast Open.
 #[inline(always)]
-fn judge(policy: &Policy, guard: Guard, decision: Decision, facts: &mut impl Facts) -> Decision {
+fn judge(
+    policy: &Policy,
+    guard: Guard,
+    decision: Decision,
+    hides: Verdict,
+    facts: &mut impl Facts,
+) -> Decision {
     let acts = match guard {
         // An order acts even if the guard is in a dry run.
         Guard::Hide => {
@@ -358,7 +395,7 @@ fn judge(policy: &Policy, guard: Guard, decision: Decision, facts: &mut impl Fac
             Decision { verdict: Verdict::Answer, guard: Some(reason), ..decision }
         }
         Guard::Hide | Guard::Once | Guard::Fair | Guard::Shed => {
-            Decision { verdict: Verdict::Hide, guard: Some(guard), ..decision }
+            Decision { verdict: hides, guard: Some(guard), ..decision }
         }
     }
 }

@@ -6,6 +6,7 @@ use tfo_common::{
     class::{Class, Classified, classify},
     keyring::KeyRing,
     policy::{Decision, Policy, decide, decide_good},
+    ports,
     segment::{FastOpen, Segment},
     service::OTHER,
 };
@@ -40,23 +41,27 @@ pub(crate) fn unguarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> S
     }))
 }
 
-/// Serves a SYN of [`tfo_shield`](crate::tfo_shield) that has no Fast Open option and is not answered, or a good cookie that
-/// no guard stops. Describes any other SYN for the slow path.
+/// Serves a SYN of [`tfo_shield`](crate::tfo_shield) that has no Fast Open option and is neither answered nor served, or a
+/// good cookie that no guard stops. Describes any other SYN for the slow path.
 #[inline(always)]
 pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Served {
     let ring = maps::key_ring_for(segment);
     let found = classify(segment, ring, maps::Budget);
     let is_served = match segment.fast_open {
-        // Only `answer` concerns a SYN without the option, or with an option that is ignored. The latter is rare, and
-        // takes the slow path.
+        // Without data, only `answer` concerns a SYN without the option, or with an option that is ignored. The latter is
+        // rare, and takes the slow path.
         FastOpen::Absent => {
             let service = maps::service(frame, segment);
             let is_answered =
                 maps::answers() && maps::policy(service).is_some_and(|policy| policy.has(Policy::ANSWERS));
-            if !is_answered {
+            // The kernel serves the data of such a SYN only where it needs no cookie.
+            let is_served =
+                segment.data_len != 0 && maps::listening(frame, segment.tcp as usize) & ports::NO_COOKIE != 0;
+            let is_done = !is_answered && !is_served;
+            if is_done {
                 count(ctx, segment, ring, found, Decision::PASS, service);
             }
-            !is_answered
+            is_done
         }
         FastOpen::Ignored | FastOpen::Request | FastOpen::Cookie(_) | FastOpen::BadLength => {
             found.class.constant(|class| serve_good(ctx, frame, segment, ring, Classified { class, ..found }))
@@ -93,7 +98,9 @@ fn serve_good(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing
 #[inline(always)]
 fn syn<'a>(frame: &'a Frame, segment: &'a Segment, policy: &'a Policy, service: u32) -> Syn<'a> {
     let Segment { addresses, tcp, data_len, .. } = segment;
-    Syn { frame, addresses, tcp: *tcp as usize, data_len: *data_len, policy, service, repeats: false }
+    let (repeats, needs_no_cookie, has_data) = (false, false, *data_len != 0);
+    let (tcp, data_len) = (*tcp as usize, *data_len);
+    Syn { frame, addresses, tcp, data_len, policy, service, repeats, needs_no_cookie, has_data }
 }
 
 /// Counts the SYN under its class and `decision`. Takes the closer look if one is due.

@@ -1,5 +1,5 @@
-//! Look-ups in the kernel that tell whether a SYN is for a listener of this host. Others are not for this host to judge: a
-//! router forwards them, and their cookies are of another host's keys.
+//! Look-ups that tell whether a SYN is for a listener of this host that uses the kernel's keys. Others are not for us to
+//! judge: a router forwards them, and their cookies are of another host's or the listener's own keys.
 
 use core::hint::black_box;
 
@@ -11,6 +11,7 @@ use tfo_common::{
     bytes::Bytes as _,
     observed::{Destination, Local},
     policy::Policy,
+    ports,
     segment::Family,
 };
 
@@ -31,21 +32,42 @@ const BPF_FIB_LKUP_RET_NOT_FWDED: i64 = 4;
 /// Result of `bpf_fib_lookup` on a host, or an interface, that forwards nothing.
 const BPF_FIB_LKUP_RET_FWD_DISABLED: i64 = 5;
 
-/// Takes a decision of `shed` on the described SYN back, unless the SYN is for a listener of this host or the policy says that
-/// this does not matter. The result is always 0.
+/// Takes a decision of `shed` on the described SYN back, unless the SYN is for a listener of this host without keys of its own,
+/// or the policy says that this does not matter. The result is always 0.
 ///
 /// It is not inlined, since Linux 5.10 has hardly any stack left for `tfo_shield`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_spare_others(ctx: *mut xdp_md) -> u32 {
-    if let Some(syn) = maps::packet()
-        && maps::policy(syn.service).is_some_and(|policy| !policy.has(Policy::SHEDS_OTHERS))
-        && !is_local(ctx)
-        && let Some(syn) = maps::packet()
-    {
-        syn.spare_shed();
+    if has_own_keys(ctx) {
+        maps::watch(|watch| watch.own_keys_spared += 1);
+        spare();
+    } else if has_flag(Policy::SHEDS_OTHERS) == Some(false) && !is_local(ctx) {
+        spare();
     }
     0
+}
+
+/// Whether a listener on the port of the described SYN has keys of its own, and the policy spares it.
+#[inline(always)]
+fn has_own_keys(ctx: *mut xdp_md) -> bool {
+    let Some(syn) = maps::packet() else { return false };
+    maps::listening(&Frame::anew(ctx), syn.tcp as usize) & ports::OWN_KEYS != 0
+        && has_flag(Policy::SHEDS_OWN_KEYS) == Some(false)
+}
+
+/// Whether the policy for the described SYN has `flag`.
+#[inline(always)]
+fn has_flag(flag: u64) -> Option<bool> {
+    let policy = maps::policy(maps::packet()?.service)?;
+    Some(policy.has(flag))
+}
+
+#[inline(always)]
+fn spare() {
+    if let Some(syn) = maps::packet() {
+        syn.spare_shed();
+    }
 }
 
 /// Whether the described SYN is for an address of this host, and the kernel has a socket for it. The answer is kept for a

@@ -27,6 +27,7 @@ use tfo_common::{
     },
     parse::LinkLayer,
     policy::{HIDDEN, Policy, Row, SEED_WORDS, Tag, hidden_key},
+    ports,
     sample::Samplers,
     segment::{Addresses, FastOpen, Segment},
     service::{ADDRESSES, BY_ADDRESS, NO_PORT, OTHER, PORTS, Service, address_scope},
@@ -63,6 +64,10 @@ static TFO_PACKET: PerCpuArray<Description, 1> = PerCpuArray::new();
 /// [`tfo_common::names::HOST`].
 #[btf_map]
 static TFO_HOST: Array<Host, 1> = Array::new();
+
+/// [`tfo_common::names::LISTENING`].
+#[btf_map]
+static TFO_LISTENING: Array<u64, { ports::WORDS }> = Array::new();
 
 /// State of answering on each CPU: see [`answering`].
 #[btf_map]
@@ -317,12 +322,20 @@ pub(crate) fn service(frame: &Frame, segment: &Segment) -> u32 {
     service_at(frame, segment.tcp as usize, &segment.addresses)
 }
 
+/// Offset of the destination port in a TCP header.
+const DESTINATION: usize = 2;
+
+/// Flags of the listeners on the local port of the SYN with its TCP header at `tcp`.
+#[inline(always)]
+pub(crate) fn listening(frame: &Frame, tcp: usize) -> u64 {
+    let Some(port) = frame.read(tcp + DESTINATION) else { return 0 };
+    let port = u16::from_be_bytes(port);
+    TFO_LISTENING.get(ports::word(port)).map_or(0, |word| ports::get(port, *word))
+}
+
 /// Service that the SYN with its TCP header at `tcp` is for.
 #[inline(always)]
 pub(crate) fn service_at(frame: &Frame, tcp: usize, addresses: &Addresses) -> u32 {
-    /// Offset of the destination port in a TCP header.
-    const DESTINATION: usize = 2;
-
     if !has_services() {
         return OTHER;
     }

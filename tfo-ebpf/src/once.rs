@@ -25,8 +25,9 @@ pub extern "C" fn tfo_compare(ctx: *mut xdp_md) -> u32 {
 #[inline(always)]
 fn compare(ctx: *mut xdp_md, syn: &mut Description) {
     (syn.request, syn.repeats) = (0, 0);
-    let may_be_served =
+    let is_known =
         matches!(syn.class(), Some(Class::CookieCurrent | Class::CookieBackup | Class::CookieRetired));
+    let may_be_served = is_known || syn.no_cookie != 0;
     if !may_be_served || syn.signed != 0 {
         return;
     }

@@ -11,6 +11,7 @@ use tfo_common::{
     observed::Subject,
     parse::walk,
     policy::{Policy, decide},
+    ports,
     segment::Segment,
     verdict::{Mode, Verdict},
 };
@@ -58,15 +59,24 @@ pub(crate) fn describe(segment: &Segment, found: Classified, ring: &KeyRing) {
 /// Serves the described SYN: decides, counts and acts. Returns the XDP action, or `None` if the SYN goes on unchanged.
 #[inline(always)]
 pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
+    if maps::mode() == Mode::Shield
+        && let Some(syn) = maps::packet()
+    {
+        let flags = maps::listening(&Frame::anew(ctx), syn.tcp as usize);
+        syn.no_cookie = u32::from(flags & ports::NO_COOKIE != 0);
+    }
     if maps::compares_data() {
         once::tfo_compare(ctx);
     }
-    let syn = maps::packet()?;
+    let syn = black_box(maps::packet()?);
     let (class, addresses, tcp) = (syn.class()?, &syn.addresses(), syn.tcp as usize);
     let frame = &Frame::anew(ctx);
     let service = maps::service_at(frame, tcp, addresses);
     let repeats = maps::compares_data() && syn.repeats != 0;
-    let facts = |policy| Syn { frame, addresses, tcp, data_len: syn.data_len, policy, service, repeats };
+    let needs_no_cookie = maps::mode() == Mode::Shield && syn.no_cookie != 0;
+    let (data_len, has_data) = (syn.data_len, syn.data_len != 0 || syn.fragment != 0);
+    let facts =
+        |policy| Syn { frame, addresses, tcp, data_len, policy, service, repeats, needs_no_cookie, has_data };
     // `tfo_shield` takes the policy from its map. `tfo_ingress` has one that is made of constants.
     let decision = if maps::mode() == Mode::Shield {
         let policy = maps::policy(service)?;
@@ -92,7 +102,10 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
         }
     }
     let syn = black_box(syn);
-    if maps::compares_data() && syn.request != 0 && Subject::is_pending(class, syn.verdict as u16) {
+    if maps::compares_data()
+        && syn.request != 0
+        && (Subject::is_pending(class, syn.verdict as u16) || syn.passes_without_cookie())
+    {
         once::tfo_remember();
     }
     let syn = black_box(syn);

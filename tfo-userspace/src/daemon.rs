@@ -7,4 +7,5 @@ pub mod http;
 pub mod order_file;
 pub mod reconcile;
 pub mod site;
+pub mod special;
 pub mod wake;

@@ -14,6 +14,7 @@ mod pinned;
 pub mod pins;
 mod plan;
 mod services;
+mod special;
 mod syscall;
 mod tables;
 mod unpinned;

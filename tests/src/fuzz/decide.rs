@@ -14,7 +14,7 @@ use tfo_common::{
 
 use crate::{
     cases::Expected,
-    guards::{ServiceSettings, Setting},
+    guards::{Open, ServiceSettings, Setting},
     keys::TestKey,
 };
 
@@ -40,11 +40,14 @@ struct Input {
     drops: bool,
     all_hidden: bool,
     is_signed: bool,
+    needs_no_cookie: bool,
 }
 
 /// Facts of an input that guards read.
 struct Guards {
     has_translation: bool,
+    needs_no_cookie: bool,
+    has_data: bool,
     triggers: u8,
 }
 
@@ -55,6 +58,14 @@ impl Facts for Guards {
 
     fn may_be_hidden(&self) -> bool {
         panic!("only the quick decision asks")
+    }
+
+    fn needs_no_cookie(&self) -> bool {
+        self.needs_no_cookie
+    }
+
+    fn has_data(&self) -> bool {
+        self.has_data
     }
 
     fn triggers(&mut self, guard: Guard) -> bool {
@@ -147,9 +158,16 @@ pub fn check(data: &[u8]) {
         answers: input.answers,
         drops: input.drops,
     };
-    let facts = Guards { has_translation: ring.translation().is_some(), triggers: input.triggers };
-    let expected =
-        service_settings.expected(class, kernels.is_some(), |guard| input.triggers >> guard.index() & 1 == 1);
+    let (needs_no_cookie, has_data) = (input.needs_no_cookie, data_len > 0);
+    let has_translation = ring.translation().is_some();
+    let facts = Guards { has_translation, needs_no_cookie, has_data, triggers: input.triggers };
+    let open = match (needs_no_cookie, has_data) {
+        (false, _) => Open::No,
+        (true, false) => Open::WithoutData,
+        (true, true) => Open::WithData,
+    };
+    let triggers = |guard: Guard| input.triggers >> guard.index() & 1 == 1;
+    let expected = service_settings.expected(class, open, kernels.is_some(), triggers);
     let decision = decide(&service_settings.policy(), found.class, facts);
     let verdict = decision.verdict;
     assert_eq!((verdict, decision.clamps), (expected.verdict, expected.clamps));

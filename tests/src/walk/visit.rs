@@ -16,7 +16,7 @@ use tfo_userspace::{
 
 use super::{BURST, Desired, Model};
 use crate::{
-    guards::Setting,
+    guards::{Open, Setting},
     netns::{eventually, has_no_connections, key},
     packet::{Carry as _, Ip, Tcp, eth_between},
     wire::Wire,
@@ -125,7 +125,7 @@ impl<'a> Visit<'a> {
         let interface = *interface;
         let service = model.in_force[interface].as_ref().and_then(|desired| desired.on(visitor.to.1));
         let service_settings = model.service_settings(interface, service);
-        let decided = service_settings.expected(class, model.controller, |guard| match guard {
+        let decided = service_settings.expected(class, Open::No, model.controller, |guard| match guard {
             Guard::Hide => model.is_hidden(interface, visitor.from),
             Guard::Once => is_first && visitor.is_remembered,
             Guard::Fair => visitor.spent[0] >= BURST,

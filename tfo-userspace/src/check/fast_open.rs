@@ -63,41 +63,11 @@ pub(super) fn key(listeners: &Listeners) -> Result<Finding> {
 /// Judges the three ways in which a host takes data without a cookie (`tcp_fastopen_no_cookie`). `routes` are the
 /// destinations whose routes allow it.
 pub(super) fn no_cookie(all: &Listeners, routes: Result<&[String], &anyhow::Error>) -> Result<Finding> {
-    let mut ways = Vec::new();
-    if all.tcp_fastopen & SERVER_NO_COOKIE != 0 {
-        ways.push("net.ipv4.tcp_fastopen has bit 0x200".to_owned());
-    }
-    let takes = |listener: &&Listener| {
-        listener.fast_open.as_ref().is_some_and(|fast_open| fast_open.queue > 0 && fast_open.no_cookie)
-    };
-    let listeners: Vec<_> = all.listeners.iter().filter(takes).collect();
-    if !listeners.is_empty() {
-        ways.push(format!("TCP_FASTOPEN_NO_COOKIE on {}", names(&listeners)));
-    }
-    match routes {
-        Ok([]) => {}
-        Ok(routes) => ways.push(format!("fastopen_no_cookie on the route to {}", few(routes))),
-        // The other ways are known, and worse than an unknown one.
-        Err(error) if ways.is_empty() => return Err(anyhow::anyhow!("{error:#}")),
-        Err(_) => {}
-    }
-    Ok(if ways.is_empty() {
-        Finding::ok("data is taken with a cookie only")
-    } else {
-        Finding::warn(
-            format!("data is taken without a cookie: {}", ways.join("; ")),
-            "SYNs without the option are served with their data, also from forged addresses: hide, once, fair and clamp \
-             can't stop that",
-        )
-    })
-}
-
-/// Joins the first few of `texts`, and says how many there are beyond.
-fn few(texts: &[String]) -> String {
-    const FEW: usize = 5;
-    match texts.len().checked_sub(FEW) {
-        Some(more @ 1..) => format!("{} and {more} more", texts[..FEW].join(", ")),
-        _ => texts.join(", "),
+    let found = all.without_cookie(routes.unwrap_or_default());
+    match (found.text(), routes) {
+        (Some(text), _) => Ok(Finding::warn(text, found.advice())),
+        (None, Ok(_)) => Ok(Finding::ok("data is taken with a cookie only")),
+        (None, Err(error)) => Err(anyhow::anyhow!("{error:#}")),
     }
 }
 
@@ -217,11 +187,7 @@ fn share(failed: u64, succeeded: u64, [what, did]: [&str; 2]) -> (String, bool) 
 }
 
 fn names(listeners: &[&Listener]) -> String {
-    let name = |listener: &&Listener| match listener.processes.first() {
-        Some(process) => format!("{} ({})", listener.address, process.name),
-        None => listener.address.to_string(),
-    };
-    listeners.iter().map(name).collect::<Vec<_>>().join(", ")
+    listeners.iter().map(|listener| listener.name()).collect::<Vec<_>>().join(", ")
 }
 
 fn remarks(listeners: &[&Listener]) -> String {
@@ -255,6 +221,7 @@ mod tests {
             every_listener: false,
             listeners: Vec::new(),
             queues_unknown: None,
+            no_cookie: None,
         };
         let judge = |bits, routes| no_cookie(&host(bits), routes);
         assert_eq!(judge(3, Ok(&[])).unwrap().status, Status::Ok);

@@ -50,7 +50,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Counters(args) => counters::run(&args, &bpffs).map(done),
         Command::Events(args) => block_on(events::run(&args, &bpffs)).map(done),
         Command::Check(args) => block_on(check::run(&args, &bpffs)),
-        Command::Listeners(args) => listeners::run(&args).map(done),
+        Command::Listeners(args) => block_on(listeners::run(&args)).map(done),
         Command::Top(args) => top::run(&args, &bpffs).map(done),
         Command::Report(args) => block_on(report::run(&args, &bpffs)).map(done),
         Command::Keys(Keys::Cookie(args)) => keys::cookie(&args).map(done),

@@ -55,6 +55,7 @@ fn shed(table: &mut Table) -> Option<Shed> {
         source: source(table),
         drop: table.get("drop", flag).unwrap_or(false),
         others: table.get("others", flag).unwrap_or(false),
+        own_keys: table.get("own_keys", flag).unwrap_or(false),
         dry_run: dry_run(table),
     })
 }

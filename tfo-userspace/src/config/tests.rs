@@ -35,6 +35,7 @@ per_source = "36000/h"
 per_source_burst = 1
 drop = true
 others = true
+own_keys = true
 [service.answer]
 when = "always"
 above = 500
@@ -97,6 +98,7 @@ fn every_key_is_read() {
                             source: SourceLen::default(),
                             drop: true,
                             others: true,
+                            own_keys: true,
                             dry_run: false,
                         }),
                         answer: Some(Answer {

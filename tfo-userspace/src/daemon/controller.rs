@@ -12,10 +12,10 @@ use std::{
 use anyhow::{Context as _, Result};
 pub use change::FromFile;
 use change::{Change, Desired};
-use tfo_common::{counters::Counters, keyring::KeyRing};
+use tfo_common::{counters::Counters, keyring::KeyRing, verdict::Mode};
 use tracing::{debug, info, warn};
 
-use super::{flood::Floods, order_file::OrderFile, site::Site, wake::Wake};
+use super::{flood::Floods, order_file::OrderFile, site::Site, special::Special, wake::Wake};
 use crate::{
     control::{FOLDER, Reply},
     dataplane::{
@@ -24,7 +24,8 @@ use crate::{
         preflight,
     },
     kernel::{
-        interface::Interface, netns::netns_cookie, syncookies::Journal, sysctl::KernelKeys, tcp_ext::TcpExt,
+        interface::Interface, listeners::Walk, netns::netns_cookie, syncookies::Journal, sysctl::KernelKeys,
+        tcp_ext::TcpExt,
     },
     keys::keeper::{Keeper, Maps, Source},
     model::{
@@ -60,6 +61,9 @@ pub struct Controller {
     /// Time of the last confirmation of the keys in all maps; `None` if it failed.
     confirmed: Option<Instant>,
     floods: Floods,
+    special: Special,
+    /// The reader of listeners, while it is needed.
+    walk: Option<Walk>,
     // The last field, so that it is dropped after the pins are gone.
     _mount: MountGuard,
 }
@@ -142,6 +146,8 @@ impl Controller {
             wake,
             confirmed: None,
             floods: Floods::new(answering),
+            special: Special::default(),
+            walk: None,
             _mount: mount,
         })
     }
@@ -185,11 +191,26 @@ impl Controller {
     /// Decides for which services SYNs are answered. The steps that follow carry it out.
     fn watch_floods(&mut self) {
         let datapaths = self.sites.iter_mut().filter_map(|site| site.datapath.as_mut());
-        let answering = self.floods.step(&self.desired.services, datapaths);
+        let answering = self.floods.step(&self.desired.services, &mut self.walk, datapaths);
         let changes = self.floods.take_changes();
         for site in &mut self.sites {
             changes.iter().for_each(|(service, is_engaged)| site.note_answering(service, *is_engaged));
             site.answering.clone_from(&answering);
+        }
+    }
+
+    /// Looks for listeners that are special. The steps that follow tell the programs of mode `shield`.
+    async fn watch_listeners(&mut self) {
+        if self.sites.iter().all(|site| self.desired.mode(site) != Mode::Shield) {
+            self.special.rest();
+            self.walk = None;
+            return;
+        }
+        let ports = self.special.look(&self.desired.services, &mut self.walk).await;
+        for site in &mut self.sites {
+            if site.special != *ports {
+                site.special.clone_from(ports);
+            }
         }
     }
 

@@ -48,8 +48,6 @@ const BACKLOG_SHARE: f64 = 4.0;
 /// Watch over the services that have the protection `answer`.
 pub struct Floods {
     gauges: BTreeMap<String, Gauge>,
-    /// The reader of listeners, once it is needed.
-    walk: Option<Walk>,
     /// The process that writes `tcp_syncookies` back if we die.
     guardian: Option<Guardian>,
     /// Time of the last step, and the number of right SYN cookies until then.
@@ -93,7 +91,6 @@ impl Floods {
         let gauge = |name| (name, Gauge { is_engaged: true, ..Gauge::default() });
         Self {
             gauges: engaged.into_iter().map(gauge).collect(),
-            walk: None,
             guardian: None,
             last: None,
             tried: HashMap::new(),
@@ -102,11 +99,12 @@ impl Floods {
         }
     }
 
-    /// Returns the services whose SYNs are to be answered, and has marked their listeners. A failure is logged, and lets
-    /// all go.
+    /// Returns the services whose SYNs are to be answered, and has marked their listeners. `walk` reads the listeners, and
+    /// is loaded for it. A failure is logged, and lets all go.
     pub fn step<'a>(
         &mut self,
         services: &Services,
+        walk: &mut Option<Walk>,
         datapaths: impl Iterator<Item = &'a mut Datapath>,
     ) -> BTreeSet<String> {
         let watched: Vec<&Named> = services.named().iter().filter(|named| named.answers()).collect();
@@ -119,7 +117,7 @@ impl Floods {
         if self.last.is_some_and(|(at, _)| at.elapsed() < SHORTEST) {
             return self.engaged();
         }
-        match self.measure(&watched, datapaths) {
+        match self.measure(&watched, walk, datapaths) {
             Ok(()) => self.failure = None,
             Err(error) => {
                 let failure = format!("{error:#}");
@@ -156,6 +154,7 @@ impl Floods {
     fn measure<'a>(
         &mut self,
         watched: &[&Named],
+        walk: &mut Option<Walk>,
         datapaths: impl Iterator<Item = &'a mut Datapath>,
     ) -> Result<()> {
         let mut unproved: BTreeMap<String, u64> = BTreeMap::new();
@@ -168,12 +167,11 @@ impl Floods {
                 *unproved.entry(name).or_default() += count(&counters);
             }
         }
-        if self.walk.is_none() {
-            let mut walk = Walk::load()?;
-            walk.load_marker()?;
-            self.walk = Some(walk);
+        if walk.is_none() {
+            *walk = Some(Walk::load()?);
         }
-        let walk = self.walk.as_mut().context("there is no reader of listeners")?;
+        let walk = walk.as_mut().context("there is no reader of listeners")?;
+        walk.load_marker()?;
         let records = walk.read()?;
         let now = Instant::now();
         let right = TcpExt::read()?.cookies_received;
@@ -210,11 +208,17 @@ impl Floods {
                 self.changes.push((named.name.clone(), gauge.is_engaged));
             }
         }
-        self.mark(watched, &records, &interfaces)
+        self.mark(watched, walk, &records, &interfaces)
     }
 
     /// Marks the listeners of engaged services whose mark gets old.
-    fn mark(&mut self, watched: &[&Named], records: &[Record], interfaces: &[u32]) -> Result<()> {
+    fn mark(
+        &mut self,
+        watched: &[&Named],
+        walk: &mut Walk,
+        records: &[Record],
+        interfaces: &[u32],
+    ) -> Result<()> {
         let hz = u32::try_from(jiffies_per_second()?)?;
         let is_engaged = |named: &&&Named| {
             named.answers_indeed() && self.gauges.get(&named.name).is_some_and(|gauge| gauge.is_engaged)
@@ -227,8 +231,9 @@ impl Floods {
             is_old(record) && !was_tried(record) && engaged.iter().any(|named| is_its(named, record))
         };
         let due: Vec<_> = records.iter().filter(is_due).collect();
-        let is_needed = !due.is_empty() && !interfaces.is_empty();
-        let Some(walk) = self.walk.as_mut().filter(|_| is_needed) else { return Ok(()) };
+        if due.is_empty() || interfaces.is_empty() {
+            return Ok(());
+        }
         if self.guardian.as_mut().is_none_or(|guardian| !guardian.is_there()) {
             self.guardian = Some(Guardian::start(FOLDER.as_ref())?);
         }
@@ -256,7 +261,7 @@ impl Floods {
 }
 
 /// Whether `record` is a listener of the service `named`.
-fn is_its(named: &Named, record: &Record) -> bool {
+pub(super) fn is_its(named: &Named, record: &Record) -> bool {
     let address = Some(record.local_address()).filter(|address| !address.is_unspecified());
     named.is_at(address, record.port)
 }

@@ -145,7 +145,7 @@ mod tests {
     fn an_order_comes_first() {
         let (wanted, old) = (program(Mode::Shield), program(Mode::Observe));
         let (none, all) =
-            (Orders::default(), Orders { hidden: BTreeSet::from([Hidden::All]), answering: BTreeSet::new() });
+            (Orders::default(), Orders { hidden: BTreeSet::from([Hidden::All]), ..Orders::default() });
         let desired = Desired { program: &wanted, orders: &all };
         for device in [Device::Absent, Device::Bare, Device::Ours, Device::Refused] {
             let actual = Actual {

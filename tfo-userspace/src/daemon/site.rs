@@ -26,7 +26,11 @@ use crate::{
         syncookies,
         sysctl::KernelKeys,
     },
-    model::{guards::Orders, keys::DatedKey, settings::AttachMode},
+    model::{
+        guards::{Orders, SpecialPorts},
+        keys::DatedKey,
+        settings::AttachMode,
+    },
     util::secrecy::leaving_no_trace,
     view::events::{Event, EventLog},
 };
@@ -43,6 +47,8 @@ pub struct Site {
     pub(super) orders: OrderFile,
     /// Services whose SYNs are to be answered.
     pub(super) answering: BTreeSet<String>,
+    /// Ports whose listeners are special.
+    pub(super) special: SpecialPorts,
     /// Orders in the maps in force.
     ordered: Orders,
     device: Device,
@@ -101,6 +107,7 @@ impl Site {
             events: EventLog::default(),
             orders,
             answering,
+            special: SpecialPorts::default(),
             ordered: Orders::default(),
             device: Device::Bare,
             interface: Some(interface),
@@ -380,7 +387,11 @@ impl Site {
 
     /// Returns the orders that are desired.
     fn desired_orders(&self) -> Orders {
-        Orders { hidden: self.orders.hidden().clone(), answering: self.answering.clone() }
+        Orders {
+            hidden: self.orders.hidden().clone(),
+            answering: self.answering.clone(),
+            special: self.special.clone(),
+        }
     }
 
     /// Notes that a step has failed, and sets the time of its next try.

@@ -24,6 +24,7 @@ use tracing::info;
 use super::{
     options::LoadOptions,
     orders::OrderMaps,
+    special::SpecialMap,
     tables::{Entries, ServiceCounters, Shared, Tables},
     unpinned::Unpinned,
 };
@@ -70,6 +71,7 @@ pub struct Object {
     pub(super) ports: Array<MapData, u32>,
     pub(super) orders: OrderMaps,
     host: Array<MapData, Shared<Host>>,
+    special: SpecialMap,
     pub(super) addresses: LpmTrie<MapData, [u32; 5], u32>,
     events: RingBuf<MapData>,
     pub(super) info: Array<MapData, Shared<Info>>,
@@ -143,6 +145,7 @@ impl Object {
             info: take(names::INFO)?.try_into()?,
             orders: OrderMaps::new(&mut take)?,
             host: take(names::HOST)?.try_into()?,
+            special: SpecialMap::new(take(names::LISTENING)?.try_into()?),
             tables: Tables::new(take)?,
             mode: options.mode,
             seed: options.seed,
@@ -181,7 +184,8 @@ impl Object {
     /// Replaces the orders in the maps by `orders`.
     pub fn set_orders(&mut self, orders: &Orders) -> Result<()> {
         let tables = &self.tables;
-        self.orders.set(tables.capacity(), |index| tables.service(index), orders)
+        self.orders.set(tables.capacity(), |index| tables.service(index), orders)?;
+        self.special.set(&orders.special)
     }
 
     /// Returns the counts of SYNs of each service that `is_wanted`, without those of earlier maps.

@@ -62,7 +62,7 @@ impl OrderMaps {
         name: impl Fn(u32) -> Result<Option<String>>,
         orders: &Orders,
     ) -> Result<()> {
-        let Orders { hidden, answering } = orders;
+        let Orders { hidden, answering, special: _ } = orders;
         let sources: HashSet<_> = hidden.iter().filter_map(source).collect();
         let there = self.sources()?;
         // At each moment the filter has all sources in the map. The kernel copies it byte by byte at worst, and each

@@ -189,6 +189,9 @@ fn policy(named: &Named, hz: u64) -> Policy {
         if shed.others {
             policy.flags |= Policy::SHEDS_OTHERS;
         }
+        if shed.own_keys {
+            policy.flags |= Policy::SHEDS_OWN_KEYS;
+        }
     }
     if let Some(answer) = answer {
         policy = policy.with(Guard::Answer, acts(answer.dry_run));

@@ -2,6 +2,7 @@
 
 mod diag;
 mod monitor;
+mod no_cookie;
 mod sockopt;
 mod walk;
 
@@ -10,6 +11,7 @@ use std::{collections::HashMap, net::SocketAddr};
 use anyhow::Result;
 use diag::{ListeningSocket, listening_sockets};
 pub use monitor::{ByAddress, Monitor, Totals};
+pub use no_cookie::NoCookie;
 use serde::Serialize;
 use sockopt::{Holder, fast_open, holders};
 use tfo_common::listener::{NO_COOKIE, OWN_KEYS, REUSE_PORT, Record};
@@ -31,6 +33,9 @@ pub struct Listeners {
     pub listeners: Vec<Listener>,
     /// Reason why no socket has its [`Queues`]; `None` if they could be read.
     pub queues_unknown: Option<String>,
+    /// Ways in which data is taken without a cookie, as text; `None` if there are none. Routes are among them if the caller
+    /// has [added](Self::add_routes) them.
+    pub no_cookie: Option<String>,
 }
 
 /// A listening TCP socket.
@@ -155,12 +160,41 @@ impl Listeners {
         let listeners = sockets
             .into_iter()
             .map(|socket| listener(socket, &holders, records.get(&socket.cookie), tcp_fastopen));
-        Ok(Self {
+        let listeners = Self {
             tcp_fastopen,
             every_listener: tcp_fastopen & EVERY_LISTENER != 0,
             listeners: listeners.collect(),
             queues_unknown,
-        })
+            no_cookie: None,
+        };
+        Ok(listeners.add_routes(&[]))
+    }
+
+    /// Adds `routes` to the ways in which data is taken without a cookie. They are the destinations of routes that allow it.
+    pub fn add_routes(self, routes: &[String]) -> Self {
+        Self { no_cookie: self.without_cookie(routes).text(), ..self }
+    }
+
+    /// Returns the ways in which data is taken without a cookie: these listeners, the sysctl, and `routes`.
+    pub fn without_cookie(&self, routes: &[String]) -> NoCookie {
+        let takes = |listener: &&Listener| {
+            listener.fast_open.as_ref().is_some_and(|fast_open| fast_open.queue > 0 && fast_open.no_cookie)
+        };
+        NoCookie {
+            sysctl: NoCookie::is_for_all(self.tcp_fastopen),
+            listeners: self.listeners.iter().filter(takes).map(Listener::name).collect(),
+            routes: routes.to_vec(),
+        }
+    }
+}
+
+impl Listener {
+    /// Returns its address, and the first process that holds it.
+    pub fn name(&self) -> String {
+        match self.processes.first() {
+            Some(process) => format!("{} ({})", self.address, process.name),
+            None => self.address.to_string(),
+        }
     }
 }
 

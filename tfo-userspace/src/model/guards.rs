@@ -110,6 +110,8 @@ pub struct Shed {
     pub drop: bool,
     /// Whether it also acts on SYNs that are not for a listener of this host.
     pub others: bool,
+    /// Whether it also acts on SYNs to ports where a listener has keys of its own.
+    pub own_keys: bool,
     /// Whether the protection only counts.
     pub dry_run: bool,
 }
@@ -171,13 +173,26 @@ pub enum Hidden {
     Source(IpNet),
 }
 
-/// State of services that changes while their program stays: by orders, and by floods.
+/// Local ports whose listeners judge a SYN by something else than the kernel's keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialPorts {
+    /// Ports on which a listener has keys of its own.
+    pub own_keys: BTreeSet<u16>,
+    /// Ports on which a listener needs no cookie.
+    pub no_cookie: BTreeSet<u16>,
+    /// Whether no listener needs a cookie.
+    pub all_no_cookie: bool,
+}
+
+/// State of services that changes while their program stays: by orders, by floods, and by their listeners.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Orders {
     /// Orders of `tfo hide`.
     pub hidden: BTreeSet<Hidden>,
     /// Names of the services whose protection `answer` is engaged.
     pub answering: BTreeSet<String>,
+    /// Ports whose listeners are special.
+    pub special: SpecialPorts,
 }
 
 impl fmt::Display for Hidden {

@@ -2,10 +2,17 @@
 
 use anyhow::Result;
 
-use crate::{cli::args, kernel::listeners::Listeners, util::output::print, view::listeners::text};
+use crate::{
+    cli::args,
+    kernel::{listeners::Listeners, route},
+    util::output::print,
+    view::listeners::text,
+};
 
 /// Prints every listening socket.
-pub(super) fn run(args: &args::Listeners) -> Result<()> {
-    let listeners = Listeners::read_with_queues()?;
+pub(super) async fn run(args: &args::Listeners) -> Result<()> {
+    // Without routes, the rest is still worth showing. `tfo check` says why they can't be read.
+    let routes = route::without_cookie().await.unwrap_or_default();
+    let listeners = Listeners::read_with_queues()?.add_routes(&routes);
     print(&if args.json { serde_json::to_string(&listeners)? } else { text(&listeners) })
 }

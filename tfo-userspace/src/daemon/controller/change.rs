@@ -47,11 +47,16 @@ pub(super) struct Desired {
 }
 
 impl Desired {
-    /// Returns the program for `site`.
-    fn program(&self, site: &Site) -> Program {
+    /// Returns the mode of the program for `site`.
+    pub(super) fn mode(&self, site: &Site) -> Mode {
         // An order of `tfo hide` stays in force in any mode.
         let hides = !site.orders.hidden().is_empty();
-        let mode = if hides { Mode::Shield } else { self.services.program() };
+        if hides { Mode::Shield } else { self.services.program() }
+    }
+
+    /// Returns the program for `site`.
+    fn program(&self, site: &Site) -> Program {
+        let mode = self.mode(site);
         site.desired(|link| Program {
             options: LoadOptions {
                 log_level: self.log_level,
@@ -91,6 +96,7 @@ impl Controller {
                 let desired = Desired { services, ..self.desired.clone() };
                 let former = Some(std::mem::replace(&mut self.desired, desired));
                 self.sites.iter_mut().for_each(Site::retry_now);
+                self.special.look_again();
                 self.change = Some(Change { former, file: Some(file), replies, outcome: None });
                 // If nothing differs, the next step ends the change at once.
                 self.wake.up();
@@ -130,6 +136,8 @@ impl Controller {
                 self.sites.push(site);
             }
         }
+        // Before a program comes into force, so that it knows its listeners from the first packet on.
+        self.watch_listeners().await;
         let mut ready = Vec::new();
         for index in 0..self.sites.len() {
             let program = self.desired.program(&self.sites[index]);
@@ -181,8 +189,12 @@ impl Controller {
     fn end_change(&mut self, change: Change, outcome: Result<()>) {
         let summary = match (&outcome, change.file, change.former) {
             (Ok(()), Some(file), _) => {
-                let summary = format!("{}: {}", file.path.display(), file.config.services.summary());
+                let mut summary = format!("{}: {}", file.path.display(), file.config.services.summary());
                 info!("read again {summary}");
+                self.special
+                    .warnings()
+                    .iter()
+                    .for_each(|warning| summary += &format!("\nwarning: {warning}"));
                 self.file = Some(file);
                 summary
             }

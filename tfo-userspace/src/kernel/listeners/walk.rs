@@ -45,9 +45,13 @@ impl Walk {
         Ok(Self(ebpf))
     }
 
-    /// Loads the program for [`mark`](Self::mark), too. It needs Linux 5.3.
+    /// Loads the program for [`mark`](Self::mark), too, unless it is loaded. It needs Linux 5.3.
     pub fn load_marker(&mut self) -> Result<()> {
-        marker(&mut self.0)?.load().context("cannot load the program that marks listeners")
+        let marker = marker(&mut self.0)?;
+        if marker.fd().is_ok() {
+            return Ok(());
+        }
+        marker.load().context("cannot load the program that marks listeners")
     }
 
     /// Marks the listener of `record`, or its group: from now on, the kernel takes SYN cookies for it for two minutes. The

@@ -295,6 +295,11 @@ impl Snapshot {
         for (name, program) in self.programs() {
             add(&mut spared, &[("interface", name)], program.watch.signed_spared)?;
         }
+        let help = "SYNs that shed left alone, since a listener on their port has keys of its own";
+        let mut own_keys = counter(encoder, "tfo_own_keys_spared", help, None)?;
+        for (name, program) in self.programs() {
+            add(&mut own_keys, &[("interface", name)], program.watch.own_keys_spared)?;
+        }
         let help =
             "Times that the kernel's keys could not be read or written, or were changed by somebody else";
         let mut failures = counter(encoder, "tfo_key_failures", help, None)?;
