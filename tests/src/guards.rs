@@ -88,7 +88,6 @@ impl ServiceSettings {
         let translated = class == Class::CookieRetired && self.translates && has_translation;
         let is_good = translated || matches!(class, Class::CookieCurrent | Class::CookieBackup);
         let has_option = !matches!(class, Class::PlainSyn | Class::OptionIgnored);
-        let hidden_as = if open == Open::WithData { Verdict::Drop } else { Verdict::Hide };
         let concerned: &[Guard] = match class {
             // Here the kernel serves all that has data or the option.
             Class::CookieUnknown | Class::CookieBadLength if open != Open::No => &Guard::ALL[..],
@@ -117,9 +116,6 @@ impl ServiceSettings {
                 if !self.answers || is_good && expected.verdict != Verdict::Hide {
                     continue;
                 }
-                if expected.verdict == Verdict::Drop {
-                    continue;
-                }
                 match setting {
                     Setting::Acts => {
                         expected.verdict = Verdict::Answer;
@@ -130,7 +126,7 @@ impl ServiceSettings {
                 }
                 continue;
             }
-            if matches!(expected.verdict, Verdict::Hide | Verdict::Drop) {
+            if expected.verdict == Verdict::Hide {
                 continue;
             }
             let (needs_reason, has_to) = match guard {
@@ -154,13 +150,19 @@ impl ServiceSettings {
                 expected.verdict = Verdict::Drop;
                 break;
             }
-            expected.verdict = hidden_as;
+            expected.verdict = Verdict::Hide;
         }
         expected
     }
 }
 
 impl Expected {
+    /// Returns the decision on the same SYN after its last step: with data, it is dropped where it would be hidden in vain.
+    pub fn last(self, open: Open) -> Self {
+        let in_vain = open == Open::WithData && self.verdict == Verdict::Hide;
+        Self { verdict: if in_vain { Verdict::Drop } else { self.verdict }, ..self }
+    }
+
     /// Returns the decision on the same SYN if it is signed, and whether it would have been changed or dropped otherwise.
     /// Guards are asked all the same.
     pub fn signed(self) -> (Self, bool) {

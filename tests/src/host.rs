@@ -88,10 +88,6 @@ impl Facts for Syn<'_> {
         false
     }
 
-    fn has_data(&self) -> bool {
-        self.segment.data_len > 0
-    }
-
     fn triggers(&mut self, guard: Guard) -> bool {
         match guard {
             Guard::Hide => false,

@@ -10,7 +10,7 @@ use proptest::{collection::vec, prelude::*};
 use tfo_common::{
     class::{Class, Classified, Unlimited, classify},
     counters::{self, Counters, GuardCounts},
-    description::Description,
+    description::{Description, Kind},
     filter::SourceFilter,
     keyring::KeyRing,
     observed::EventGuard,
@@ -20,6 +20,7 @@ use tfo_common::{
         decide, decide_good, syn_tag,
     },
     segment::{Addresses, Family, FastOpen, Segment},
+    service::OTHER,
     verdict::Verdict,
 };
 use tfo_tests::{
@@ -30,7 +31,7 @@ use tfo_tests::{
 
 /// Facts for guards, which record what guards are asked.
 struct RecordedFacts<'a> {
-    open: Open,
+    is_served: bool,
     has_translation: bool,
     trips: u8,
     asked: &'a mut u8,
@@ -46,11 +47,7 @@ impl Facts for RecordedFacts<'_> {
     }
 
     fn needs_no_cookie(&self) -> bool {
-        self.open != Open::No
-    }
-
-    fn has_data(&self) -> bool {
-        self.open == Open::WithData
+        self.is_served
     }
 
     fn triggers(&mut self, guard: Guard) -> bool {
@@ -69,9 +66,21 @@ fn decided(
     trips: u8,
 ) -> (Decision, Expected) {
     let mut asked = 0;
-    let decision = decide(policy, class, RecordedFacts { open, has_translation, trips, asked: &mut asked });
+    let described = open_syn(class, open);
+    let is_served = described.no_cookie != 0;
+    let facts = RecordedFacts { is_served, has_translation, trips, asked: &mut asked };
+    let decision = decide(policy, class, facts);
     let (verdict, clamps, would) = (decision.verdict, decision.clamps, decision.would);
     (decision, Expected { verdict, clamps, guard: decision.guard, would, asked })
+}
+
+/// Returns the description of a SYN before the decision.
+fn open_syn(class: Class, open: Open) -> Description {
+    let mut described =
+        Description { kind: Kind::Syn as u32, detail: class as u32, ..Description::default() };
+    described.data_len = u32::from(open == Open::WithData);
+    described.set_no_cookie(open != Open::No);
+    described
 }
 
 /// Returns all combinations of settings.
@@ -109,6 +118,11 @@ fn every_decision() {
                         got, expected,
                         "{wanted:?}, {class}, {open:?}, translation: {known}, trips {trips:05b}"
                     );
+                    let mut described = open_syn(class, open);
+                    described.set_decision(decision, OTHER);
+                    described.drop_served();
+                    let verdict = described.decision().verdict;
+                    assert_eq!(verdict, expected.last(open).verdict, "{wanted:?}, {class}, {open:?}");
                     if let Class::CookieCurrent | Class::CookieBackup = class {
                         // A filter may err, but only for sources that no order hides.
                         let is_hidden = trips >> Guard::Hide.index() & 1 == 1;
@@ -144,10 +158,6 @@ fn check_quick(policy: &Policy, trips: u8, may_be_hidden: bool, decision: Decisi
         }
 
         fn needs_no_cookie(&self) -> bool {
-            panic!("a good cookie that passes is served anyway")
-        }
-
-        fn has_data(&self) -> bool {
             panic!("a good cookie that passes is served anyway")
         }
 

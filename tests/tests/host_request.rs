@@ -119,10 +119,6 @@ fn data_is_not_compared_on_the_fast_path() {
             false
         }
 
-        fn has_data(&self) -> bool {
-            true
-        }
-
         fn triggers(&mut self, _guard: Guard) -> bool {
             false
         }

@@ -34,6 +34,12 @@ impl Class {
     pub const fn is_fast_open(self) -> bool {
         !matches!(self, Self::PlainSyn)
     }
+
+    /// Whether the kernel finds a Fast Open option in the SYN.
+    #[inline(always)]
+    pub const fn has_option(self) -> bool {
+        !matches!(self, Self::PlainSyn | Self::OptionIgnored)
+    }
 }
 
 /// A SYN's class, and the key that made its cookie.

@@ -72,7 +72,10 @@ pub struct Description {
     pub would: u32,
     /// 1 if the data repeats that of an earlier SYN, else 0.
     pub repeats: u32,
-    /// 1 if a listener on the port needs no cookie ([`NO_COOKIE`](crate::ports::NO_COOKIE)), else 0. In mode `shield` only.
+    /// Guards that concern the SYN ([`Concern`]).
+    pub concern: u32,
+    /// Whether the kernel serves the SYN without a good cookie: see [`set_no_cookie`](Self::set_no_cookie). In mode `shield`
+    /// only.
     pub no_cookie: u32,
     /// Index of the counter for the hits of the cookie's key ([`KeyRing::tracks`]), plus one; 0 without a known key.
     pub track: u32,
@@ -112,6 +115,35 @@ impl Description {
             (self.cookie, self.cookie_offset) = (value, offset);
         }
         self.track = found.slot.map_or(0, |slot| u32::from(ring.track(slot)) + 1);
+    }
+
+    /// Value of [`no_cookie`](Self::no_cookie) for a SYN that is served for its option.
+    const FOR_OPTION: u32 = 1;
+    /// Value of [`no_cookie`](Self::no_cookie) for a SYN that is served for its data, with or without an option.
+    const FOR_DATA: u32 = 2;
+
+    /// Describes whether the kernel serves the SYN without a good cookie. `is_open` says that a listener on its port needs
+    /// none ([`NO_COOKIE`](crate::ports::NO_COOKIE)). A fragment may have data in a later frame.
+    #[inline(always)]
+    pub fn set_no_cookie(&mut self, is_open: bool) {
+        self.no_cookie = if !is_open {
+            0
+        } else if self.data_len != 0 || self.fragment != 0 {
+            Self::FOR_DATA
+        } else if self.class().is_some_and(Class::has_option) {
+            Self::FOR_OPTION
+        } else {
+            0
+        };
+    }
+
+    /// Turns the decision to hide Fast Open into one to drop the SYN, if the kernel would serve its data all the same. The
+    /// client sends it again without data.
+    #[inline(always)]
+    pub fn drop_served(&mut self) {
+        if self.no_cookie == Self::FOR_DATA && self.verdict == Verdict::Hide as u32 {
+            self.verdict = Verdict::Drop as u32;
+        }
     }
 
     /// Describes the decision, and the service that it is for.
@@ -161,7 +193,7 @@ impl Description {
         }
     }
 
-    /// Whether the kernel is about to serve the SYN's data, if it needs no cookie.
+    /// Whether the kernel is about to serve the SYN, since it needs no cookie.
     #[inline(always)]
     pub const fn passes_without_cookie(&self) -> bool {
         self.no_cookie != 0 && self.verdict == Verdict::Pass as u32

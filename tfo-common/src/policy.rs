@@ -48,35 +48,9 @@ pub const fn hidden_key(family: Family, [a0, a1, a2, a3]: [u32; 4]) -> [u32; 5] 
 pub const SEATS: usize = 2;
 
 impl Guard {
-    /// Whether the guard concerns a SYN of `class`, after the decision of the guards before it. `is_good` says that the
-    /// kernel would accept its cookie, `is_served` that it would serve the SYN with or without one.
-    #[inline(always)]
-    const fn concerns(self, class: Class, is_good: bool, is_served: bool, before: Decision) -> bool {
-        match self {
-            // A hidden SYN is an ordinary one for the kernel, whatever cookie it came with.
-            Self::Answer => match before.verdict {
-                Verdict::Drop => false,
-                Verdict::Hide => true,
-                Verdict::Pass | Verdict::Rewrite | Verdict::Answer => !is_good,
-            },
-            _ if before.is_final() => false,
-            Self::Hide => is_served || has_option(class),
-            // Only such a SYN takes a place in the listener's queue or has its data served. A forger's SYN must not count
-            // against the address that it claims.
-            Self::Once | Self::Fair | Self::Clamp => is_served,
-            Self::Shed => matches!(class, Class::CookieUnknown | Class::CookieBadLength),
-        }
-    }
-
     const fn bit(self) -> u64 {
         1 << self as u32
     }
-}
-
-/// Whether the kernel finds a Fast Open option in a SYN of `class`.
-#[inline(always)]
-const fn has_option(class: Class) -> bool {
-    !matches!(class, Class::PlainSyn | Class::OptionIgnored)
 }
 
 /// Policy of a service. In maps that a program uses, only [`flags`](Self::flags) changes: one word, for orders of `tfo
@@ -252,12 +226,9 @@ pub trait Facts {
     /// longer.
     fn may_be_hidden(&self) -> bool;
 
-    /// Whether a listener on the SYN's port needs no cookie: the kernel serves any SYN to it that has data or a Fast Open
-    /// option (`tcp_try_fastopen`).
+    /// Whether the kernel serves the SYN without a good cookie: a listener on its port needs none, and it has data or a Fast
+    /// Open option (`tcp_try_fastopen`).
     fn needs_no_cookie(&self) -> bool;
-
-    /// Whether the SYN has data.
-    fn has_data(&self) -> bool;
 
     /// Checks whether `guard` has a reason to act. [`Guard::Fair`] and [`Guard::Shed`] count the SYN in their limits.
     ///
@@ -287,36 +258,110 @@ impl Facts for WithoutGuards {
     }
 
     #[inline(always)]
-    fn has_data(&self) -> bool {
-        false
-    }
-
-    #[inline(always)]
     fn triggers(&mut self, _guard: Guard) -> bool {
         false
     }
 }
 
+/// Guards that concern a SYN, before any has decided, and the verdict without them. It is a plain word, so that the slow
+/// path can keep it in a map: the verifier then knows nothing of the class any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Concern(u32);
+
+impl Concern {
+    /// Flag that the cookie is translated. The bits below are those of guards, by index.
+    const TRANSLATES: u32 = 1 << GUARD_SLOTS;
+
+    /// Returns the guards that concern a SYN of `class` under `policy`.
+    ///
+    /// Where no cookie is needed, a SYN of any class is judged as one with a good cookie. To hide its option does not keep
+    /// the kernel from serving data there: see
+    /// [`Description::drop_served`](crate::description::Description::drop_served).
+    #[inline(always)]
+    pub fn of(policy: &Policy, class: Class, facts: &impl Facts) -> Self {
+        let translates = matches!(class, Class::CookieRetired)
+            && policy.has(Policy::TRANSLATES)
+            && facts.has_translation();
+        let is_good = matches!(class, Class::CookieCurrent | Class::CookieBackup) || translates;
+        let is_served = is_good || facts.needs_no_cookie();
+        let mut word = if translates { Self::TRANSLATES } else { 0 };
+        if is_served || class.has_option() {
+            word |= bits(&[Guard::Hide]);
+        }
+        // Only a SYN that is served takes a place in the listener's queue or has its data served. A forger's SYN must not
+        // count against the address that it claims.
+        if is_served {
+            word |= bits(&[Guard::Once, Guard::Fair, Guard::Clamp]);
+        }
+        if matches!(class, Class::CookieUnknown | Class::CookieBadLength) {
+            word |= bits(&[Guard::Shed]);
+        }
+        if !is_good {
+            word |= bits(&[Guard::Answer]);
+        }
+        Self(word)
+    }
+
+    /// Returns it as a word.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+
+    /// Returns it for a word that [`word`](Self::word) has returned.
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+
+    /// Whether `guard` is asked after the decision `before` of the guards before it.
+    #[inline(always)]
+    const fn asks(self, guard: Guard, before: Decision) -> bool {
+        let concerns = self.0 & guard.bit() as u32 != 0;
+        match guard {
+            // A hidden SYN is an ordinary one for the kernel, whatever cookie it came with.
+            Guard::Answer => match before.verdict {
+                Verdict::Drop => false,
+                Verdict::Hide => true,
+                Verdict::Pass | Verdict::Rewrite | Verdict::Answer => concerns,
+            },
+            Guard::Hide | Guard::Once | Guard::Fair | Guard::Clamp | Guard::Shed => {
+                concerns && !before.is_final()
+            }
+        }
+    }
+}
+
+/// Returns the bits of `guards`.
+#[inline(always)]
+const fn bits(guards: &[Guard]) -> u32 {
+    let (mut bits, mut at) = (0, 0);
+    while at < guards.len() {
+        bits |= guards[at].bit() as u32;
+        at += 1;
+    }
+    bits
+}
+
 /// Decides on a SYN of `class` under `policy`. Each guard is asked only if it can matter.
 ///
 /// An invalid cookie is legal: the kernel answers it with a full handshake and a fresh cookie.
-///
-/// Where no cookie is needed, guards judge a SYN of any class as one with a good cookie. To hide its option does not keep
-/// the kernel from serving data there. So a SYN with data is dropped instead, and the client sends it again without data.
 #[inline(always)]
-pub fn decide(policy: &Policy, class: Class, mut facts: impl Facts) -> Decision {
-    let translates =
-        matches!(class, Class::CookieRetired) && policy.has(Policy::TRANSLATES) && facts.has_translation();
-    let is_good = matches!(class, Class::CookieCurrent | Class::CookieBackup) || translates;
-    let needs_no_cookie = facts.needs_no_cookie();
-    let is_served = is_good || needs_no_cookie && (has_option(class) || facts.has_data());
-    let hides = if needs_no_cookie && facts.has_data() { Verdict::Drop } else { Verdict::Hide };
+pub fn decide(policy: &Policy, class: Class, facts: impl Facts) -> Decision {
+    let concern = Concern::of(policy, class, &facts);
+    decide_on(policy, concern, facts)
+}
+
+/// Decides as [`decide`] does on a SYN that concerns the guards in `concern`.
+#[inline(always)]
+pub fn decide_on(policy: &Policy, concern: Concern, mut facts: impl Facts) -> Decision {
+    let translates = concern.0 & Concern::TRANSLATES != 0;
     let verdict = if translates { Verdict::Rewrite } else { Verdict::Pass };
     let mut decision = Decision::without_guard(verdict);
     // Each call is a copy in which the guard is a constant. LLVM would keep a loop as a loop.
     let mut apply = |guard: Guard| {
-        if policy.is_on(guard) && guard.concerns(class, is_good, is_served, decision) {
-            decision = judge(policy, guard, decision, hides, &mut facts);
+        if policy.is_on(guard) && concern.asks(guard, decision) {
+            decision = judge(policy, guard, decision, &mut facts);
         }
     };
     apply(Guard::Hide);
@@ -356,15 +401,9 @@ pub fn decide_good(policy: &Policy, mut facts: impl Facts, then: impl Fn(Decisio
     true
 }
 
-/// Applies `guard` to `decision`. `hides` is the verdict by which the kernel is kept from Fast Open.
+/// Applies `guard` to `decision`.
 #[inline(always)]
-fn judge(
-    policy: &Policy,
-    guard: Guard,
-    decision: Decision,
-    hides: Verdict,
-    facts: &mut impl Facts,
-) -> Decision {
+fn judge(policy: &Policy, guard: Guard, decision: Decision, facts: &mut impl Facts) -> Decision {
     let acts = match guard {
         // An order acts even if the guard is in a dry run.
         Guard::Hide => {
@@ -395,7 +434,7 @@ fn judge(
             Decision { verdict: Verdict::Answer, guard: Some(reason), ..decision }
         }
         Guard::Hide | Guard::Once | Guard::Fair | Guard::Shed => {
-            Decision { verdict: hides, guard: Some(guard), ..decision }
+            Decision { verdict: Verdict::Hide, guard: Some(guard), ..decision }
         }
     }
 }

@@ -98,9 +98,8 @@ fn serve_good(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing
 #[inline(always)]
 fn syn<'a>(frame: &'a Frame, segment: &'a Segment, policy: &'a Policy, service: u32) -> Syn<'a> {
     let Segment { addresses, tcp, data_len, .. } = segment;
-    let (repeats, needs_no_cookie, has_data) = (false, false, *data_len != 0);
     let (tcp, data_len) = (*tcp as usize, *data_len);
-    Syn { frame, addresses, tcp, data_len, policy, service, repeats, needs_no_cookie, has_data }
+    Syn { frame, addresses, tcp, data_len, policy, service, repeats: false, needs_no_cookie: false }
 }
 
 /// Counts the SYN under its class and `decision`. Takes the closer look if one is due.

@@ -19,11 +19,9 @@ pub(crate) struct Syn<'a> {
     pub(crate) service: u32,
     /// Whether its data repeats that of an earlier SYN. It is compared on the slow path, for services that want that.
     pub(crate) repeats: bool,
-    /// Whether a listener on its port needs no cookie. It is looked up on the slow path: a good cookie that no guard stops
-    /// passes in any case.
+    /// Whether the kernel serves it without a good cookie. That is looked up on the slow path: a good cookie that no guard
+    /// stops passes in any case.
     pub(crate) needs_no_cookie: bool,
-    /// Whether it has data. Those of a fragment may be in a later frame.
-    pub(crate) has_data: bool,
 }
 
 /// Asking [`Guard::Fair`] or [`Guard::Shed`] spends a token. [`Guard::Hide`] is asked for orders on sources only.
@@ -41,11 +39,6 @@ impl Facts for Syn<'_> {
     #[inline(always)]
     fn needs_no_cookie(&self) -> bool {
         self.needs_no_cookie
-    }
-
-    #[inline(always)]
-    fn has_data(&self) -> bool {
-        self.has_data
     }
 
     #[inline(always)]

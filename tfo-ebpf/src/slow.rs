@@ -10,7 +10,7 @@ use tfo_common::{
     keyring::KeyRing,
     observed::Subject,
     parse::walk,
-    policy::{Policy, decide},
+    policy::{Concern, Policy, decide, decide_on},
     ports,
     segment::Segment,
     verdict::{Mode, Verdict},
@@ -63,7 +63,7 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
         && let Some(syn) = maps::packet()
     {
         let flags = maps::listening(&Frame::anew(ctx), syn.tcp as usize);
-        syn.no_cookie = u32::from(flags & ports::NO_COOKIE != 0);
+        syn.set_no_cookie(flags & ports::NO_COOKIE != 0);
     }
     if maps::compares_data() {
         once::tfo_compare(ctx);
@@ -73,14 +73,15 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     let frame = &Frame::anew(ctx);
     let service = maps::service_at(frame, tcp, addresses);
     let repeats = maps::compares_data() && syn.repeats != 0;
-    let needs_no_cookie = maps::mode() == Mode::Shield && syn.no_cookie != 0;
-    let (data_len, has_data) = (syn.data_len, syn.data_len != 0 || syn.fragment != 0);
-    let facts =
-        |policy| Syn { frame, addresses, tcp, data_len, policy, service, repeats, needs_no_cookie, has_data };
+    let (data_len, needs_no_cookie) = (syn.data_len, maps::mode() == Mode::Shield && syn.no_cookie != 0);
+    let facts = |policy| Syn { frame, addresses, tcp, data_len, policy, service, repeats, needs_no_cookie };
     // `tfo_shield` takes the policy from its map. `tfo_ingress` has one that is made of constants.
     let decision = if maps::mode() == Mode::Shield {
         let policy = maps::policy(service)?;
-        decide(policy, class, facts(policy))
+        syn.concern = Concern::of(policy, class, &facts(policy)).word();
+        // From here on, the verifier does not know what concerns the SYN.
+        let concern = Concern::from_word(black_box(&*syn).concern);
+        decide_on(policy, concern, facts(policy))
     } else {
         let policy = &Policy::of_mode(maps::mode());
         decide(policy, class, facts(policy))
@@ -102,14 +103,17 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
         }
     }
     let syn = black_box(syn);
+    if maps::mode() == Mode::Shield {
+        syn.drop_served();
+    }
     if maps::compares_data()
         && syn.request != 0
-        && (Subject::is_pending(class, syn.verdict as u16) || syn.passes_without_cookie())
+        && (Subject::is_pending(syn.class()?, syn.verdict as u16) || syn.passes_without_cookie())
     {
         once::tfo_remember();
     }
     let syn = black_box(syn);
-    let decision = syn.decision();
+    let (class, decision) = (syn.class()?, syn.decision());
     if maps::cell(syn.service)?.count_described(syn) && class.is_fast_open() {
         watch::tfo_look(ctx);
     }

@@ -47,7 +47,6 @@ struct Input {
 struct Guards {
     has_translation: bool,
     needs_no_cookie: bool,
-    has_data: bool,
     triggers: u8,
 }
 
@@ -62,10 +61,6 @@ impl Facts for Guards {
 
     fn needs_no_cookie(&self) -> bool {
         self.needs_no_cookie
-    }
-
-    fn has_data(&self) -> bool {
-        self.has_data
     }
 
     fn triggers(&mut self, guard: Guard) -> bool {
@@ -158,10 +153,13 @@ pub fn check(data: &[u8]) {
         answers: input.answers,
         drops: input.drops,
     };
-    let (needs_no_cookie, has_data) = (input.needs_no_cookie, data_len > 0);
     let has_translation = ring.translation().is_some();
-    let facts = Guards { has_translation, needs_no_cookie, has_data, triggers: input.triggers };
-    let open = match (needs_no_cookie, has_data) {
+    let mut described = Description::default();
+    described.set_syn(&segment, found.class);
+    described.set_no_cookie(input.needs_no_cookie);
+    let needs_no_cookie = described.no_cookie != 0;
+    let facts = Guards { has_translation, needs_no_cookie, triggers: input.triggers };
+    let open = match (input.needs_no_cookie, data_len > 0) {
         (false, _) => Open::No,
         (true, false) => Open::WithoutData,
         (true, true) => Open::WithData,
@@ -173,12 +171,12 @@ pub fn check(data: &[u8]) {
     assert_eq!((verdict, decision.clamps), (expected.verdict, expected.clamps));
     assert_eq!((decision.guard, decision.would), (expected.guard, expected.would));
 
-    let mut described = Description::default();
-    described.set_syn(&segment, found.class);
     described.set_cookie(&segment, found, &ring);
     described.set_decision(decision, 1);
     let (expected, is_spared) = if is_signed { expected.signed() } else { (expected, false) };
     assert_eq!(described.spare_signed(), is_spared);
+    described.drop_served();
+    let expected = expected.last(open);
     let (verdict, clamps, service) = (expected.verdict, expected.clamps, 1);
     assert_eq!((described.decision().verdict, described.decision().clamps), (verdict, clamps));
     assert_eq!(described.service, service);
