@@ -230,6 +230,13 @@ pub trait Facts {
     /// Open option (`tcp_try_fastopen`).
     fn needs_no_cookie(&self) -> bool;
 
+    /// Returns `decision`. The program hides it from the verifier, which would verify [`Guard::Shed`] anew for each decision of
+    /// the guards before it.
+    #[inline(always)]
+    fn anew(&self, decision: Decision) -> Decision {
+        decision
+    }
+
     /// Checks whether `guard` has a reason to act. [`Guard::Fair`] and [`Guard::Shed`] count the SYN in their limits.
     ///
     /// For [`Guard::Hide`], the reason is an order that hides the source. [`Guard::Shed`] has no reason while the keys
@@ -361,6 +368,9 @@ pub fn decide_on(policy: &Policy, concern: Concern, mut facts: impl Facts) -> De
     // Each call is a copy in which the guard is a constant. LLVM would keep a loop as a loop.
     let mut apply = |guard: Guard| {
         if policy.is_on(guard) && concern.asks(guard, decision) {
+            if matches!(guard, Guard::Shed) {
+                decision = facts.anew(decision);
+            }
             decision = judge(policy, guard, decision, &mut facts);
         }
     };

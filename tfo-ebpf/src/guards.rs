@@ -1,8 +1,12 @@
 //! [`Facts`] about a SYN for the guards: look-ups in their tables, and tokens of their rate limits.
 
+use core::hint::black_box;
+
 use tfo_common::{
     bytes::Bytes as _,
-    policy::{Facts, Guard, Limit, Policy, Remembered, Row, SourceMask, Spent, TICKS, Tag, syn_tag},
+    policy::{
+        Decision, Facts, Guard, Limit, Policy, Remembered, Row, SourceMask, Spent, TICKS, Tag, syn_tag,
+    },
     rewrite,
     segment::Addresses,
 };
@@ -39,6 +43,13 @@ impl Facts for Syn<'_> {
     #[inline(always)]
     fn needs_no_cookie(&self) -> bool {
         self.needs_no_cookie
+    }
+
+    #[inline(always)]
+    fn anew(&self, decision: Decision) -> Decision {
+        let Some(syn) = maps::packet() else { return decision };
+        syn.set_decision(decision, self.service);
+        black_box(syn).decision()
     }
 
     #[inline(always)]
