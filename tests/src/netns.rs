@@ -347,6 +347,11 @@ impl Counts {
             .sum()
     }
 
+    /// Returns the number of SYNs of a verdict, over all classes.
+    pub fn total_of(&self, verdict: Verdict) -> u64 {
+        Class::ALL.iter().map(|class| self.verdict(*class, verdict)).sum()
+    }
+
     /// Returns the number of SYNs of a class, over both families.
     pub fn class(&self, class: Class) -> u64 {
         Family::ALL.iter().map(|family| self.syn(*family, class).packets).sum()

@@ -147,8 +147,8 @@ impl Special {
     }
 }
 
-/// Returns the warning about the listeners with keys of their own at `addresses`, which belong to the service `name` that has
-/// the protection `shed`; `None` if there are no such listeners. `sheds` says whether it acts on their SYNs, too.
+/// Returns the warning about the listeners with keys of their own at `addresses`, which belong to the service `name` with the
+/// protection `shed`; `None` if there are no such listeners. `sheds` says whether it acts on their SYNs, too.
 pub fn own_keys_warning(name: &str, sheds: bool, addresses: &[String]) -> Option<String> {
     let at = addresses.join(", ");
     let what = match sheds {

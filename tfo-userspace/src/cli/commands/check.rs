@@ -9,8 +9,14 @@ use crate::{
     check::{Report, Status, fix::Fix},
     cli::args::Check,
     config::{Config, Fault, Invalid},
+    daemon::special::own_keys_warning,
     dataplane::{check_answers, pins::Bpffs},
-    kernel::interface::Interface,
+    kernel::{
+        interface::Interface,
+        listeners::{Listener, Listeners},
+        route,
+    },
+    model::services::{Named, Services},
     util::output::print,
 };
 
@@ -21,6 +27,8 @@ struct Verdict<'a> {
     faults: Vec<Fault>,
     /// Summary of the services; `None` if there are faults.
     summary: Option<String>,
+    /// Warnings about listeners of this host, as `tfo run` would log them.
+    warnings: Vec<String>,
 }
 
 /// Prints the changes of `--fix`, then every check. The exit status is 1 if a check fails.
@@ -57,13 +65,44 @@ async fn config(file: &Path, json: bool) -> Result<ExitCode> {
                     check_answers(&services, interface.link_layer).with_context(context)?;
                 }
             }
-            let summary = services.summary();
-            let text = format!("{}: ok: {summary}", file.display());
-            (text, Verdict { file, faults: Vec::new(), summary: Some(summary) })
+            let (summary, warnings) = (services.summary(), warnings(&services).await);
+            let mut text = format!("{}: ok: {summary}", file.display());
+            warnings.iter().for_each(|warning| text += &format!("\nwarning: {warning}"));
+            (text, Verdict { file, faults: Vec::new(), summary: Some(summary), warnings })
         }
-        Err(Ok(invalid)) => (invalid.to_string(), Verdict { file, faults: invalid.faults, summary: None }),
+        Err(Ok(invalid)) => {
+            let text = invalid.to_string();
+            (text, Verdict { file, faults: invalid.faults, summary: None, warnings: Vec::new() })
+        }
         Err(Err(error)) => return Err(error),
     };
     print(&if json { serde_json::to_string(&verdict)? } else { text })?;
     Ok(if verdict.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Returns warnings about listeners of this host that concern the protections of `services`. What can't be read is left out:
+/// the file may be for another host.
+async fn warnings(services: &Services) -> Vec<String> {
+    if !services.named().iter().any(|named| named.guards.dry_runs().next().is_some()) {
+        return Vec::new();
+    }
+    let Ok(listeners) = Listeners::read_with_queues() else { return Vec::new() };
+    let own_keys = services.named().iter().filter_map(|named| {
+        let its = listeners.listeners.iter().filter(|listener| has_own_keys(named, listener));
+        own_keys_warning(
+            &named.name,
+            named.guards.shed?.own_keys,
+            &its.map(Listener::name).collect::<Vec<_>>(),
+        )
+    });
+    let no_cookie = listeners.without_cookie(&route::without_cookie().await.unwrap_or_default());
+    let no_cookie = no_cookie.text().map(|text| format!("{text}: {}", no_cookie.advice()));
+    own_keys.chain(no_cookie).collect()
+}
+
+/// Whether `listener` is one of the service `named`, and has Fast Open with keys of its own.
+fn has_own_keys(named: &Named, listener: &Listener) -> bool {
+    let address = Some(listener.address.ip()).filter(|address| !address.is_unspecified());
+    listener.fast_open.as_ref().is_some_and(|fast_open| fast_open.queue > 0 && fast_open.has_own_keys)
+        && named.is_at(address, listener.address.port())
 }
