@@ -20,16 +20,16 @@ pub enum Setting {
 /// Whether a listener on the port of a SYN needs no cookie, and whether the SYN has data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Open {
-    /// The listeners need one.
+    /// A cookie is needed.
     No,
-    /// It needs none, and the SYN has no data.
+    /// No cookie is needed, and the SYN has no data.
     WithoutData,
-    /// It needs none, and the SYN has data.
+    /// No cookie is needed, and the SYN has data.
     WithData,
 }
 
 impl Open {
-    /// All of them.
+    /// All values.
     pub const ALL: [Self; 3] = [Self::No, Self::WithoutData, Self::WithData];
 }
 
@@ -90,7 +90,7 @@ impl ServiceSettings {
         let has_option = !matches!(class, Class::PlainSyn | Class::OptionIgnored);
         let concerned: &[Guard] = match class {
             // Here the kernel serves all that has data or the option.
-            Class::CookieUnknown | Class::CookieBadLength if open != Open::No => &Guard::ALL[..],
+            Class::CookieUnknown | Class::CookieBadLength if open != Open::No => Guard::ALL,
             _ if open == Open::WithData || open == Open::WithoutData && has_option => {
                 &[Guard::Hide, Guard::Once, Guard::Fair, Guard::Clamp, Guard::Answer]
             }

@@ -25,8 +25,11 @@ const USUAL: u16 = 442;
 /// More jiffies than any of these tests takes.
 const FOREVER: u64 = 1 << 30;
 
+/// Step that adds an option to a SYN.
+type Add = fn(Tcp) -> Tcp;
+
 /// A SYN of each class.
-const SYNS: [(Class, fn(Tcp) -> Tcp); 8] = [
+const SYNS: [(Class, Add); 8] = [
     (Class::PlainSyn, |tcp| tcp.nops(2)),
     (Class::OptionIgnored, |tcp| tcp.fast_open(&[7; 3]).nop()),
     (Class::CookieRequest, |tcp| tcp.request()),
@@ -41,7 +44,7 @@ fn families() -> [Ip; 2] {
     [eth().ipv4(CLIENT_V4, SERVER_V4).into(), eth().ipv6(CLIENT_V6, SERVER_V6).into()]
 }
 
-fn frame(ip: &Ip, port: u16, fast_open: fn(Tcp) -> Tcp, data: &[u8]) -> Vec<u8> {
+fn frame(ip: &Ip, port: u16, fast_open: Add, data: &[u8]) -> Vec<u8> {
     fast_open(ip.clone().syn().ports(5000, port).linux_options_without_timestamps()).data(data).build()
 }
 
@@ -56,7 +59,7 @@ fn port(port: u16) -> BTreeSet<u16> {
     BTreeSet::from([port])
 }
 
-/// What the counters of a SYN say: its verdict, the guard that acted, and bits of those that would have.
+/// Returns how one SYN was counted: its verdict, the guard that acted, and bits of those that would have.
 fn difference(before: &Counters, after: &Counters, class: Class) -> (Verdict, Option<Guard>, u8) {
     let more = |verdict: &Verdict| after.verdict(class, *verdict) > before.verdict(class, *verdict);
     let verdicts: Vec<_> = Verdict::ALL.iter().filter(|verdict| more(verdict)).collect();

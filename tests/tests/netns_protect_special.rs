@@ -303,7 +303,7 @@ fn an_order_hides_where_no_cookie_is_needed() {
     });
 }
 
-/// What a protection knows of a listener follows the listener, in both directions.
+/// Changes of a listener's option and of the sysctl, in both directions.
 #[test]
 fn a_listener_that_changes_is_noticed() {
     server_and_client(|client| {

@@ -72,7 +72,7 @@ pub struct Description {
     pub would: u32,
     /// 1 if the data repeats that of an earlier SYN, else 0.
     pub repeats: u32,
-    /// Guards that concern the SYN ([`Concern`]).
+    /// Guards that concern the SYN ([`Concern`](crate::policy::Concern)).
     pub concern: u32,
     /// Whether the kernel serves the SYN without a good cookie: see [`set_no_cookie`](Self::set_no_cookie). In mode `shield`
     /// only.
