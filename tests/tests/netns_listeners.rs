@@ -107,7 +107,9 @@ fn settings_of_another_process_are_shown() {
             );
         }
         assert!(text.starts_with("net.ipv4.tcp_fastopen = 0x3: 0x1 client, 0x2 server\n"), "{text}");
-        assert_eq!(text.lines().count(), 2 + 4, "{text}");
+        assert_eq!(text.lines().count(), 2 + 4 + 1, "{text}");
+        let way = "data is taken without a cookie: TCP_FASTOPEN_NO_COOKIE on [::]:81 (sleep)";
+        assert_eq!(text.lines().last(), Some(way));
         assert!(text.contains(&format!("sleep ({})", plain.id())), "{text}");
     });
 }

@@ -25,8 +25,8 @@ pub fn text(listeners: &Listeners) -> String {
         ("remarks", Left),
     ];
     text += &table(&columns, listeners.listeners.iter().map(row));
-    if let Some(text_of_ways) = &listeners.no_cookie {
-        text += &format!("{text_of_ways}\n");
+    if let Some(ways) = &listeners.no_cookie {
+        text += &format!("{ways}\n");
     }
     if let Some(why) = &listeners.queues_unknown {
         text += &format!("SYN queues, and Fast Open connections in use, are unknown: {why}\n");
