@@ -187,69 +187,54 @@ impl Reply {
     #[inline(always)]
     pub fn write<B: BytesMut + ?Sized>(&self, frame: &mut B, tcp: usize, addresses: &Addresses) -> bool {
         let network = self.network as usize;
-        let (Some([s0, s1, d0, d1]), Some(isn)) = (frame.read(tcp), frame.read(tcp + 4)) else {
-            return false;
-        };
-        let (Some(destination), Some(source)): (Option<[u8; 6]>, Option<[u8; 6]>) =
-            (frame.read(0), frame.read(6))
-        else {
-            return false;
-        };
+        let (Some(ports), Some(isn)) = (frame.read(tcp), frame.read(tcp + 4)) else { return false };
+        let (Some(destination), Some(source)) = (mac(frame, 0), mac(frame, 6)) else { return false };
         if frame.read::<1>(self.frame_len(addresses.family) - 1).is_none() {
             return false;
         }
-        frame.write(0, pair(source, destination));
+        let middle = source.1 | destination.0 << 16;
+        frame.write_words(0, [source.0, middle, destination.0 >> 16 | destination.1 << 16]);
         let [m0, m1] = (self.mss as u16).to_be_bytes();
         let [w0, w1] = (self.window as u16).to_be_bytes();
         let mut header = [
-            u32::from_le_bytes([d0, d1, s0, s1]),
+            u32::from_le_bytes(ports).rotate_left(16),
             self.sequence.to_be(),
             u32::from_be_bytes(isn).wrapping_add(1).to_be(),
             u32::from_le_bytes([(self.tcp_len() as u8 / 4) << 4, SYN_ACK, w0, w1]),
             0,
             u32::from_le_bytes([2, 4, m0, m1]),
         ];
-        let more = network + network_len(addresses.family) + TcpHdr::LEN + MSS_LEN;
-        let sum = self.write_options(frame, more) + pseudo_sum(addresses, self.tcp_len());
+        let tcp = network + network_len(addresses.family);
+        let sum =
+            self.write_options(frame, tcp + TcpHdr::LEN + MSS_LEN) + pseudo_sum(addresses, self.tcp_len());
         header[4] = u32::from(!fold(sum + sum_of(header)));
-        // One write, since each is checked.
-        match addresses.family {
-            Family::Ipv4 => {
-                let [i0, i1, i2, i3, i4] = ipv4(addresses, self.tcp_len());
-                let [t0, t1, t2, t3, t4, t5] = header;
-                frame.write::<44>(network, bytes([i0, i1, i2, i3, i4, t0, t1, t2, t3, t4, t5]))
-            }
-            Family::Ipv6 => {
-                let [i0, i1, i2, i3, i4, i5, i6, i7, i8, i9] = ipv6(addresses, self.tcp_len());
-                let [t0, t1, t2, t3, t4, t5] = header;
-                let words = [i0, i1, i2, i3, i4, i5, i6, i7, i8, i9, t0, t1, t2, t3, t4, t5];
-                frame.write::<64>(network, bytes(words))
-            }
-        }
+        let is_written = match addresses.family {
+            Family::Ipv4 => frame.write_words(network, ipv4(addresses, self.tcp_len())),
+            Family::Ipv6 => frame.write_words(network, ipv6(addresses, self.tcp_len())),
+        };
+        is_written && frame.write_words(tcp, header)
     }
 
     /// Writes the options behind the maximum segment size from `at` on, and returns the sum of their words.
     #[inline(always)]
     fn write_options<B: BytesMut + ?Sized>(&self, frame: &mut B, at: usize) -> u64 {
         let (mut at, mut sum) = (at, 0);
-        let mut put = |bytes: [u8; 4]| {
-            frame.write(at, bytes);
-            at += 4;
-            sum += u64::from(u32::from_le_bytes(bytes));
-        };
         if self.has(Self::TIMESTAMPS) {
             let [sack, permitted] = if self.has(Self::SACK) { [4, 2] } else { [1, 1] };
-            put([sack, permitted, 8, 10]);
-            put(self.timestamp.to_be_bytes());
-            put(self.echo.to_le_bytes());
+            let words = [u32::from_le_bytes([sack, permitted, 8, 10]), self.timestamp.to_be(), self.echo];
+            frame.write_words(at, words);
+            (at, sum) = (at + 12, sum + sum_of(words));
         }
         if self.has(Self::SCALE) {
-            put([1, 3, 3, self.scale as u8]);
+            let words = [u32::from_le_bytes([1, 3, 3, self.scale as u8])];
+            frame.write_words(at, words);
+            (at, sum) = (at + 4, sum + sum_of(words));
         }
         if self.has(Self::COOKIE) {
-            put([1, 1, 34, 10]);
-            put((self.cookie as u32).to_le_bytes());
-            put(((self.cookie >> 32) as u32).to_le_bytes());
+            let [low, high] = halves(self.cookie);
+            let words = [u32::from_le_bytes([1, 1, 34, 10]), low, high];
+            frame.write_words(at, words);
+            sum += sum_of(words);
         }
         sum
     }
@@ -340,22 +325,12 @@ const fn sum_of<const N: usize>(words: [u32; N]) -> u64 {
     sum
 }
 
-/// Returns the `M` bytes of `N` little-endian words.
+/// Reads the MAC address at `at`: its first four bytes, and the other two.
 #[inline(always)]
-const fn bytes<const N: usize, const M: usize>(words: [u32; N]) -> [u8; M] {
-    let (mut bytes, mut at) = ([0; M], 0);
-    while at < N {
-        let [a, b, c, d] = words[at].to_le_bytes();
-        (bytes[4 * at], bytes[4 * at + 1], bytes[4 * at + 2], bytes[4 * at + 3]) = (a, b, c, d);
-        at += 1;
-    }
-    bytes
-}
-
-/// Returns both MAC addresses, one behind the other.
-#[inline(always)]
-const fn pair([a, b, c, d, e, f]: [u8; 6], [g, h, i, j, k, l]: [u8; 6]) -> [u8; 12] {
-    [a, b, c, d, e, f, g, h, i, j, k, l]
+fn mac<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<(u32, u32)> {
+    let (first, rest) =
+        (frame.read(at).map(u32::from_le_bytes)?, frame.read(at + 4).map(u16::from_le_bytes)?);
+    Some((first, rest.into()))
 }
 
 /// Folds a sum of little-endian words, far below 2^40, into 16 bits (RFC 1071).

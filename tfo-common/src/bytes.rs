@@ -13,6 +13,18 @@ pub trait Bytes {
     /// Returns a copy of the `N` bytes from `offset` on, or `None` if they do not all lie inside the frame.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
+    /// Returns the lowest six bits of `word`, as an offset for [`read_near`](Self::read_near).
+    #[inline(always)]
+    fn near(&self, word: u64) -> Near {
+        Near(word as usize & Near::MASK)
+    }
+
+    /// Reads like [`read`](Self::read).
+    #[inline(always)]
+    fn read_near<const N: usize>(&self, offset: Near) -> Option<[u8; N]> {
+        self.read(offset.0)
+    }
+
     /// Returns `value`, and makes the kernel's verifier forget everything about it. On the host this is the identity.
     ///
     /// The verifier follows each path through each turn of a loop that carries state. If the whole state is in one
@@ -23,10 +35,23 @@ pub trait Bytes {
     }
 }
 
+/// Offset below 64. The kernel's verifier knows that it is, so a read there needs no mask.
+#[derive(Clone, Copy, Debug)]
+pub struct Near(pub usize);
+
+impl Near {
+    /// The bits of such an offset.
+    pub const MASK: usize = 0x3f;
+}
+
 /// A frame that can also be written to at any offset.
 pub trait BytesMut: Bytes {
     /// Writes `bytes` at `offset`. Returns false and changes nothing if they would not all lie inside the frame.
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> bool;
+
+    /// Writes little-endian `words` at `offset`, with one check for all. Returns false and changes nothing if they would not all
+    /// lie inside the frame.
+    fn write_words<const N: usize>(&mut self, offset: usize, words: [u32; N]) -> bool;
 }
 
 impl Bytes for [u8] {
@@ -41,10 +66,31 @@ impl Bytes for [u8] {
     }
 }
 
+impl Bytes for &[u8] {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        <[u8]>::len(self)
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        (**self).read(offset)
+    }
+}
+
 impl BytesMut for [u8] {
     #[inline(always)]
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> bool {
         let place = self.get_mut(offset..).and_then(|rest| rest.first_chunk_mut());
         place.map(|place| *place = bytes).is_some()
+    }
+
+    fn write_words<const N: usize>(&mut self, offset: usize, words: [u32; N]) -> bool {
+        let Some((places, _)) = self.get_mut(offset..).map(|rest| rest.as_chunks_mut()) else { return false };
+        let is_inside = places.len() >= N;
+        if is_inside {
+            places.iter_mut().zip(words).for_each(|(place, word)| *place = word.to_le_bytes());
+        }
+        is_inside
     }
 }

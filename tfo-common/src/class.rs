@@ -2,7 +2,7 @@
 
 use crate::{
     keyring::{BACKUP, CURRENT, KeyRing, NEXT, Role, SLOTS},
-    segment::{FastOpen, Segment},
+    segment::{Addresses, FastOpen, Segment},
 };
 
 named! {
@@ -58,6 +58,12 @@ pub trait SearchBudget {
 
     /// Spends from the budget, for a cookie that none of these keys made.
     fn spend(&self);
+
+    /// Returns the result of [`find`]. The kernel program makes it a function of its own, which the verifier checks once.
+    #[inline(always)]
+    fn find(&self, addresses: &Addresses, cookie: u64, ring: &KeyRing) -> Option<usize> {
+        find(addresses, cookie, ring)
+    }
 }
 
 /// Budget without a limit.
@@ -105,24 +111,30 @@ pub fn classify(segment: &Segment, ring: &KeyRing, budget: impl SearchBudget) ->
 #[inline(always)]
 fn matching_slot(segment: &Segment, cookie: u64, ring: &KeyRing, budget: impl SearchBudget) -> Option<usize> {
     // Nearly all cookies are of the kernel's keys. Their slots are constants here.
-    if is_made_by(CURRENT, segment, cookie, ring) {
+    if is_made_by(CURRENT, &segment.addresses, cookie, ring) {
         return Some(CURRENT);
     }
-    if is_made_by(BACKUP, segment, cookie, ring) {
+    if is_made_by(BACKUP, &segment.addresses, cookie, ring) {
         return Some(BACKUP);
     }
     if !ring.holds_from(NEXT) || !budget.may_search() {
         return None;
     }
-    let mut others = (NEXT..SLOTS).take_while(|slot| ring.holds_from(*slot));
-    let found = others.find(|slot| is_made_by(*slot, segment, cookie, ring));
+    let found = budget.find(&segment.addresses, cookie, ring);
     if found.is_none() {
         budget.spend();
     }
     found
 }
 
+/// Returns the slot of the key that made `cookie`, among those that the kernel does not hold.
 #[inline(always)]
-fn is_made_by(slot: usize, segment: &Segment, cookie: u64, ring: &KeyRing) -> bool {
-    ring.holds(slot) && ring.slots[slot].cookie(&segment.addresses) == cookie
+pub fn find(addresses: &Addresses, cookie: u64, ring: &KeyRing) -> Option<usize> {
+    let mut others = (NEXT..SLOTS).take_while(|slot| ring.holds_from(*slot));
+    others.find(|slot| is_made_by(*slot, addresses, cookie, ring))
+}
+
+#[inline(always)]
+fn is_made_by(slot: usize, addresses: &Addresses, cookie: u64, ring: &KeyRing) -> bool {
+    ring.holds(slot) && ring.slots[slot].cookie(addresses) == cookie
 }

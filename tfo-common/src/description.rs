@@ -100,12 +100,23 @@ impl Description {
         (self.tcp, self.data_len) = (segment.tcp, segment.data_len);
         self.signed = segment.is_signed.into();
         self.fragment = segment.is_fragment.into();
-        let Addresses { family, words } = segment.addresses;
-        self.family = family as u32;
-        match family {
-            Family::Ipv4 => self.words[0] = words[0],
-            Family::Ipv6 => self.words = words,
+        self.set_addresses(&segment.addresses);
+    }
+
+    #[inline(always)]
+    fn set_addresses(&mut self, addresses: &Addresses) {
+        self.family = addresses.family as u32;
+        match addresses.family {
+            Family::Ipv4 => self.words[0] = addresses.words[0],
+            Family::Ipv6 => self.words = addresses.words,
         }
+    }
+
+    /// Describes what a search for the key of a cookie needs.
+    #[inline(always)]
+    pub fn set_search(&mut self, addresses: &Addresses, cookie: u64) {
+        self.set_addresses(addresses);
+        self.cookie = cookie;
     }
 
     /// Describes the cookie of a SYN that was classified under `ring`.

@@ -104,3 +104,12 @@ pub struct Segment {
     /// Number of bytes of data behind the TCP header, in this frame.
     pub data_len: u32,
 }
+
+impl Segment {
+    /// Returns the same SYN in a frame with `bytes` more in front of its TCP header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn further_in(&self, bytes: usize) -> Self {
+        Self { tcp: self.tcp + bytes as u32, ..*self }
+    }
+}

@@ -1,18 +1,14 @@
 //! Execution of decisions. Nothing else in the program writes to a packet or drops one. The functions that rewrite a
 //! frame are in `tfo_common::rewrite`.
 
-use aya_ebpf::{
-    bindings::{xdp_action, xdp_md},
-    programs::XdpContext,
-};
+use aya_ebpf::bindings::{xdp_action, xdp_md};
 use tfo_common::{description::Description, keyring::KeyRing, rewrite, segment::Segment, verdict::Verdict};
 
 use crate::{answer, frame::Frame, maps};
 
-/// Carries out `verdict` and returns the XDP action.
+/// Carries out `verdict` on the SYN at `segment` in `frame`, and returns the XDP action.
 #[inline(always)]
-pub(crate) fn act(ctx: &XdpContext, verdict: Verdict, segment: &Segment, ring: &KeyRing) -> u32 {
-    let mut frame = Frame::new(ctx);
+pub(crate) fn act(mut frame: Frame, verdict: Verdict, segment: &Segment, ring: &KeyRing) -> u32 {
     match verdict {
         Verdict::Pass => {}
         Verdict::Rewrite => {
@@ -20,9 +16,9 @@ pub(crate) fn act(ctx: &XdpContext, verdict: Verdict, segment: &Segment, ring: &
                 rewrite::translate(&mut frame, segment, key.cookie(&segment.addresses));
             }
         }
-        Verdict::Hide => hide(ctx.ctx, segment.tcp),
+        Verdict::Hide => hide(frame.ctx, frame.skipped as u32 + segment.tcp),
         Verdict::Drop => return xdp_action::XDP_DROP,
-        Verdict::Answer if maps::answers() => return answer::tfo_answer(ctx.ctx),
+        Verdict::Answer if maps::answers() => return answer::tfo_answer(frame.ctx),
         Verdict::Answer => {}
     }
     xdp_action::XDP_PASS

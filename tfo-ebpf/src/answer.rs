@@ -27,7 +27,7 @@ use crate::{
     frame::Frame,
     guards::check_confirmed,
     local::{is_local, with_socket},
-    maps::{self, Answering, LISTENERS},
+    maps::{self, Answering, Clock, LISTENERS},
 };
 
 /// State of a listening socket, from `enum` in net/tcp_states.h.
@@ -193,7 +193,8 @@ fn look_at(socket: u64, jiffy: u64) -> Listener {
 fn compose(ctx: *mut xdp_md) -> Option<()> {
     let (syn, host) = (maps::packet()?, maps::host());
     let (addresses, tcp) = (&syn.addresses(), syn.tcp as usize);
-    let Answering { reply, input, mtu, listener, .. } = maps::answering()?;
+    let jiffies = maps::jiffies();
+    let Answering { reply, input, mtu, listener, clock, .. } = maps::answering()?;
     let frame = Frame::anew(ctx);
     let has_timestamps = host.has(Host::TIMESTAMPS) && !listener.has(Listener::OWN_WINDOW);
     let offer = Offer::read(&frame, tcp, has_timestamps);
@@ -235,7 +236,11 @@ fn compose(ctx: *mut xdp_md) -> Option<()> {
         if reply.frame_len(family) > frame.len() {
             reply.flags = without;
         }
-        let now = (maps::monotonic_ns() / 1_000_000) as u32;
+        // Reading the clock costs as much as a look-up. The timestamp counts in steps of 64 ms.
+        if clock.jiffy != jiffies {
+            *clock = Clock { jiffy: jiffies, ms: maps::monotonic_ns() / 1_000_000 };
+        }
+        let now = clock.ms as u32;
         (reply.timestamp, reply.echo) = (timestamp(now, offer.scale, offer.sack), echo);
         reply.scale = host.scale().into();
     }

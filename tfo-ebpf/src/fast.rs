@@ -1,7 +1,7 @@
 //! Fast path for the SYNs of usual frames: classifies, decides, counts and acts, in copies of the code in which family
 //! and class are constants.
 
-use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
+use aya_ebpf::bindings::xdp_action;
 use tfo_common::{
     class::{Class, Classified, classify},
     keyring::KeyRing,
@@ -23,7 +23,7 @@ pub(crate) enum Served {
 
 /// Serves a SYN of [`tfo_ingress`](crate::tfo_ingress).
 #[inline(always)]
-pub(crate) fn unguarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Served {
+pub(crate) fn unguarded(frame: &Frame, segment: &Segment) -> Served {
     let ring = maps::key_ring_for(segment);
     let found = classify(segment, ring, maps::Budget);
     Served::Done(found.class.constant(|class| {
@@ -31,20 +31,20 @@ pub(crate) fn unguarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> S
         // This policy has no guards, so `decide` does not ask for the service. `OTHER` stands in for it.
         let decision = decide(policy, class, syn(frame, segment, policy, OTHER));
         // Without services, `count` gets a constant. With a variable, each key that is tried takes a nanosecond longer.
-        let count = |service| count(ctx, segment, ring, Classified { class, ..found }, decision, service);
+        let count = |service| count(frame, segment, ring, Classified { class, ..found }, decision, service);
         if maps::has_services() {
             count(maps::service(frame, segment))
         } else {
             count(OTHER)
         }
-        act::act(ctx, decision.verdict, segment, ring)
+        act::act(*frame, decision.verdict, segment, ring)
     }))
 }
 
 /// Serves a SYN of [`tfo_shield`](crate::tfo_shield) that has no Fast Open option and is neither answered nor served, or a
 /// good cookie that no guard stops. Describes any other SYN for the slow path.
 #[inline(always)]
-pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Served {
+pub(crate) fn guarded(frame: &Frame, segment: &Segment) -> Served {
     let ring = maps::key_ring_for(segment);
     let found = classify(segment, ring, maps::Budget);
     let is_served = match segment.fast_open {
@@ -59,18 +59,18 @@ pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Ser
                 segment.data_len != 0 && maps::listening(frame, segment.tcp as usize) & ports::NO_COOKIE != 0;
             let is_done = !is_answered && !is_served;
             if is_done {
-                count(ctx, segment, ring, found, Decision::PASS, service);
+                count(frame, segment, ring, found, Decision::PASS, service);
             }
             is_done
         }
         FastOpen::Ignored | FastOpen::Request | FastOpen::Cookie(_) | FastOpen::BadLength => {
-            found.class.constant(|class| serve_good(ctx, frame, segment, ring, Classified { class, ..found }))
+            found.class.constant(|class| serve_good(frame, segment, ring, Classified { class, ..found }))
         }
     };
     if is_served {
         Served::Done(xdp_action::XDP_PASS)
     } else {
-        slow::describe(segment, found, ring);
+        slow::describe(&segment.further_in(frame.skipped), found, ring);
         Served::NeedsSlowPath
     }
 }
@@ -80,14 +80,14 @@ pub(crate) fn guarded(ctx: &XdpContext, frame: &Frame, segment: &Segment) -> Ser
 ///
 /// Returns true for such a SYN. For any other it returns false, and has counted, spent and changed nothing.
 #[inline(always)]
-fn serve_good(ctx: &XdpContext, frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classified) -> bool {
+fn serve_good(frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classified) -> bool {
     if !matches!(found.class, Class::CookieCurrent | Class::CookieBackup) {
         return false;
     }
     let service = maps::service(frame, segment);
     let Some(policy) = maps::policy(service) else { return false };
     decide_good(policy, syn(frame, segment, policy, service), |decision| {
-        count(ctx, segment, ring, found, decision, service);
+        count(frame, segment, ring, found, decision, service);
         if decision.clamps {
             act::clamp(*frame, segment.tcp as usize, policy.max_window(segment.data_len));
         }
@@ -105,7 +105,7 @@ fn syn<'a>(frame: &'a Frame, segment: &'a Segment, policy: &'a Policy, service: 
 /// Counts the SYN under its class and `decision`. Takes the closer look if one is due.
 #[inline(always)]
 fn count(
-    ctx: &XdpContext,
+    frame: &Frame,
     segment: &Segment,
     ring: &KeyRing,
     found: Classified,
@@ -121,8 +121,8 @@ fn count(
     {
         // Without `set_cookie`: the closer look reads neither the cookie nor the track of its key, and `count_syn` has
         // counted the hit of that key.
-        syn.set_syn(segment, found.class);
+        syn.set_syn(&segment.further_in(frame.skipped), found.class);
         syn.set_decision(decision, service);
-        watch::tfo_look(ctx.ctx);
+        watch::tfo_look(frame.ctx);
     }
 }

@@ -3,7 +3,10 @@
 use core::{arch::asm, intrinsics::is_val_statically_known};
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
-use tfo_common::bytes::{Bytes, BytesMut};
+use tfo_common::{
+    bytes::{Bytes, BytesMut, Near},
+    parse::{self, Headers, Options},
+};
 
 /// Largest offset into a frame, and mask of offsets. The verifier follows a variable offset only while it knows it to
 /// be small. The mask loses nothing: no header that is parsed ends beyond 32 KiB.
@@ -12,6 +15,10 @@ const MAX_OFFSET: usize = 0x7fff;
 /// Bytes of the frame between `data` and `data_end`.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame {
+    /// Context of the program.
+    pub(crate) ctx: *mut xdp_md,
+    /// Number of bytes in front of this part of the frame.
+    pub(crate) skipped: usize,
     data: usize,
     data_end: usize,
 }
@@ -19,7 +26,7 @@ pub(crate) struct Frame {
 impl Frame {
     #[inline(always)]
     pub(crate) fn new(ctx: &XdpContext) -> Self {
-        Self { data: ctx.data(), data_end: ctx.data_end() }
+        Self { ctx: ctx.ctx, skipped: 0, data: ctx.data(), data_end: ctx.data_end() }
     }
 
     /// Reads the bounds of the frame, for a function that is not inlined.
@@ -37,13 +44,34 @@ impl Frame {
     }
 }
 
-impl Frame {
-    /// Address of the `N` bytes at `offset`, or `None` if they do not all lie inside the frame.
+impl Headers for Frame {
     #[inline(always)]
-    fn place<const N: usize>(&self, offset: usize) -> Option<usize> {
+    fn behind(self, len: usize) -> Self {
+        let len = if is_val_statically_known(len) { len } else { small(len) };
+        Self { skipped: self.skipped + len, data: self.data + len, ..self }
+    }
+
+    #[inline(always)]
+    fn options(self, start: usize, area: usize) -> Options {
+        Options::from_word(tfo_options(self.ctx, (start + self.skipped) as u32, area as u32))
+    }
+}
+
+/// Walks through the `area` bytes of TCP options that begin at `start`, and returns the word of what it finds. It is a global
+/// function, so the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tfo_options(ctx: *mut xdp_md, start: u32, area: u32) -> u64 {
+    parse::options(&Frame::anew(ctx).behind(start as usize), area as usize).word()
+}
+
+impl Frame {
+    /// Address of the `len` bytes at `offset`, or `None` if they do not all lie inside the frame. LLVM knows `len`.
+    #[inline(always)]
+    fn place(&self, offset: usize, len: usize) -> Option<usize> {
         let offset = if is_val_statically_known(offset) { offset } else { small(offset) };
         let start = self.data + offset;
-        if start + N > self.data_end { None } else { Some(start) }
+        if start + len > self.data_end { None } else { Some(start) }
     }
 }
 
@@ -88,9 +116,34 @@ impl Bytes for Frame {
 
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let start = self.place::<N>(offset)?;
+        let start = self.place(offset, N)?;
         // SAFETY: `start..start + N` lies between `data` and `data_end`, which the kernel keeps readable while the
         // program runs; `[u8; N]` has no alignment and takes any bytes.
+        Some(unsafe { *(start as *const [u8; N]) })
+    }
+
+    #[inline(always)]
+    fn near(&self, word: u64) -> Near {
+        let mut offset = word as usize;
+        // SAFETY: works on one register and touches neither memory nor the stack.
+        unsafe {
+            asm!(
+                "{offset} &= {MASK}",
+                offset = inout(reg) offset,
+                MASK = const Near::MASK,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        Near(offset)
+    }
+
+    #[inline(always)]
+    fn read_near<const N: usize>(&self, offset: Near) -> Option<[u8; N]> {
+        let start = self.data + offset.0;
+        if start + N > self.data_end {
+            return None;
+        }
+        // SAFETY: as in `read`.
         Some(unsafe { *(start as *const [u8; N]) })
     }
 
@@ -116,9 +169,19 @@ impl Bytes for Frame {
 impl BytesMut for Frame {
     #[inline(always)]
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> bool {
-        let Some(start) = self.place::<N>(offset) else { return false };
+        let Some(start) = self.place(offset, N) else { return false };
         // SAFETY: `place` has checked the range; XDP may write to the packet, which nobody else has while it runs.
         unsafe { *(start as *mut [u8; N]) = bytes };
+        true
+    }
+
+    #[inline(always)]
+    fn write_words<const N: usize>(&mut self, offset: usize, words: [u32; N]) -> bool {
+        let Some(start) = self.place(offset, 4 * N) else { return false };
+        for (at, word) in words.into_iter().enumerate() {
+            // SAFETY: as in `write`. The write is an unaligned one.
+            unsafe { ((start + 4 * at) as *mut u32).write_unaligned(word.to_le()) };
+        }
         true
     }
 }

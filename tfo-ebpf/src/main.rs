@@ -42,21 +42,21 @@ use crate::{fast::Served, frame::Frame};
 /// XDP program for interfaces whose services have no protections and share one mode.
 #[xdp]
 pub fn tfo_ingress(ctx: XdpContext) -> u32 {
-    serve(&ctx, |frame, segment| fast::unguarded(&ctx, frame, segment))
+    serve(&ctx, fast::unguarded)
 }
 
 /// XDP program for interfaces whose services have protections or differ in mode. [`maps::mode`] is then shield,
 /// whatever the modes of the services.
 #[xdp]
 pub fn tfo_shield(ctx: XdpContext) -> u32 {
-    serve(&ctx, |frame, segment| fast::guarded(&ctx, frame, segment))
+    serve(&ctx, fast::guarded)
 }
 
 /// Serves a frame and returns its XDP action. `fast` gets the SYN of a usual frame (see [`usual`]). The slow path gets the SYNs that
 /// `fast` leaves to it, and the frames that need a walk.
 #[inline(always)]
 fn serve(ctx: &XdpContext, fast: impl Fn(&Frame, &Segment) -> Served) -> u32 {
-    let is_described = match usual(&Frame::new(ctx), maps::link_layer(), fast) {
+    let is_described = match usual(Frame::new(ctx), maps::link_layer(), fast) {
         Usual::Syn(Served::Done(action)) => return action,
         Usual::Syn(Served::NeedsSlowPath) => true,
         Usual::NotSyn => false,

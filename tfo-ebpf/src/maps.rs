@@ -1,7 +1,7 @@
 //! Maps and globals of the programs, behind functions. Other modules name none of them but `TFO_PREFIXES` and
 //! `TFO_PENDING`.
 
-use core::{arch::asm, cell::Cell as Word};
+use core::{arch::asm, cell::Cell as Word, mem::offset_of};
 
 use aya_ebpf::{
     Global,
@@ -16,12 +16,12 @@ use tfo_common::{
     answer::{Host, Input, Listener, Reply},
     bytes::Bytes as _,
     carried::Carried,
-    class::SearchBudget,
+    class::{SearchBudget, find},
     counters::Cell,
     description::Description,
     filter::SourceFilter,
     info::Info,
-    keyring::{KeyRing, KeyStore},
+    keyring::{KeyRing, KeyStore, SLOTS, TRACKS},
     observed::{
         Connection, EVENT_BYTES, Event, Outcomes, PENDING, PREFIXES, Pending, Prefix, PrefixTally, Watch,
     },
@@ -230,6 +230,15 @@ pub(crate) fn host() -> Host {
 /// Number of listeners that a CPU remembers.
 pub(crate) const LISTENERS: usize = 16;
 
+/// CLOCK_MONOTONIC, read once for each jiffy.
+#[repr(C)]
+pub(crate) struct Clock {
+    /// The jiffy in which it was read.
+    pub(crate) jiffy: u64,
+    /// Time, in milliseconds.
+    pub(crate) ms: u64,
+}
+
 /// State of answering on one CPU.
 #[repr(C)]
 pub(crate) struct Answering {
@@ -242,6 +251,8 @@ pub(crate) struct Answering {
     /// Maximum transmission unit of the interface, in bytes.
     pub(crate) mtu: u32,
     reserved: u32,
+    /// Clock, as it was read last.
+    pub(crate) clock: Clock,
     /// Listener whose socket it is.
     pub(crate) listener: Listener,
     /// Listeners that this CPU remembers, each at a place that follows from its socket.
@@ -314,6 +325,42 @@ impl SearchBudget for Budget {
     fn spend(&self) {
         watch(|watch| watch.searches.spend());
     }
+
+    #[inline(always)]
+    fn find(&self, addresses: &Addresses, cookie: u64, ring: &KeyRing) -> Option<usize> {
+        packet()?.set_search(addresses, cookie);
+        let store = TFO_KEYS.get_ptr(0)? as usize;
+        let mut slot = tfo_find(((&raw const *ring) as usize).wrapping_sub(store) as u64) as usize;
+        if slot >= SLOTS {
+            return None;
+        }
+        // In assembly: LLVM knows that the mask changes nothing, and the verifier does not.
+        // SAFETY: works on one register and touches neither memory nor the stack.
+        unsafe {
+            asm!(
+                "{slot} &= {MASK}",
+                slot = inout(reg) slot,
+                MASK = const TRACKS - 1,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        Some(slot)
+    }
+}
+
+/// Finds the slot of the key that made the described cookie, among the keys that the kernel does not hold. Returns [`SLOTS`] if
+/// there is none. Few cookies need it, and it is a global function, so the verifier checks it once.
+///
+/// `ring` is the offset in the map's entry of the caller's ring. It stays that, even if the other one has come into force
+/// meanwhile.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tfo_find(ring: u64) -> u32 {
+    let (Some(store), Some(packet)) = (TFO_KEYS.get_ptr(0), packet()) else { return SLOTS as u32 };
+    // SAFETY: as in `in_force`.
+    let rings = unsafe { &(*store).rings };
+    let ring = &rings[usize::from(ring as usize != offset_of!(KeyStore, rings))];
+    find(&packet.addresses(), packet.cookie, ring).unwrap_or(SLOTS) as u32
 }
 
 /// Service that a SYN is for.

@@ -30,7 +30,7 @@ pub(crate) const FAULT: u32 = 2;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
-    match walk(&Frame::anew(ctx), maps::link_layer()) {
+    match walk(Frame::anew(ctx), maps::link_layer()) {
         Ok(Some(segment)) => {
             let ring = maps::key_ring_for(&segment);
             describe(&segment, classify(&segment, ring, maps::Budget), ring);
@@ -126,5 +126,5 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
         act::clamp(Frame::anew(ctx), syn.tcp as usize, policy.max_window(syn.data_len));
     }
     // Without a cookie, `segment` has the one of an earlier packet. Only a rewrite reads it, and it is of a cookie.
-    Some(act::act(&XdpContext::new(ctx), decision.verdict, &syn.segment(), maps::key_ring()))
+    Some(act::act(Frame::anew(ctx), decision.verdict, &syn.segment(), maps::key_ring()))
 }

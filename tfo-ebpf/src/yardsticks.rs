@@ -16,7 +16,7 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::{
     Global,
     bindings::{bpf_sock_tuple, xdp_action},
-    btf_maps::{Array, ProgramArray},
+    btf_maps::{Array, PerCpuArray, ProgramArray},
     helpers::generated::{
         bpf_redirect, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_raw_gen_syncookie_ipv4,
         bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_tail,
@@ -122,11 +122,99 @@ pub fn parse_hash_drop(ctx: XdpContext) -> u32 {
 /// Drops usual SYNs with a cookie that `is_bad`.
 #[inline(always)]
 fn drop_cookies(ctx: &XdpContext, is_bad: impl Fn(&Segment, u64) -> bool) -> u32 {
-    let is_dropped = usual(&Frame::new(ctx), LinkLayer::Ethernet, |_, segment| match segment.fast_open {
+    let is_dropped = usual(Frame::new(ctx), LinkLayer::Ethernet, |_, segment| match segment.fast_open {
         FastOpen::Cookie(cookie) => is_bad(segment, cookie.value),
         FastOpen::Absent | FastOpen::Ignored | FastOpen::Request | FastOpen::BadLength => false,
     });
     if is_dropped == Usual::Syn(true) { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
+}
+
+/// Counters of [`plain`].
+#[btf_map]
+static CLASSES: PerCpuArray<u64, 4> = PerCpuArray::new();
+
+/// The obvious way to do what `tfo` does with a SYN: walk through tags, headers and options with an offset, each
+/// read checked, make the cookies of two keys, count the class, pass the frame. It knows no layout, follows neither
+/// extension headers nor fragments, and looks for no signature.
+#[xdp]
+pub fn plain(ctx: XdpContext) -> u32 {
+    if let Some(class) = plain_class(&Frame::new(&ctx))
+        && let Some(count) = CLASSES.get_ptr_mut(class)
+    {
+        // SAFETY: the entry of a per-CPU map lives as long as the program.
+        unsafe { *count += 1 };
+    }
+    xdp_action::XDP_PASS
+}
+
+/// Index in [`CLASSES`] of the SYN in `frame`: without an option, with a cookie of either key, or other.
+#[inline(always)]
+fn plain_class(frame: &Frame) -> Option<u32> {
+    const IPV4: u16 = 0x0800_u16.to_be();
+    const IPV6: u16 = 0x86dd_u16.to_be();
+    const VLAN: [u16; 2] = [0x8100_u16.to_be(), 0x88a8_u16.to_be()];
+    const TCP: u8 = 6;
+
+    let mut at = 14;
+    let mut kind = u16::from_ne_bytes(frame.read(at - 2)?);
+    for _ in 0..2 {
+        if VLAN.contains(&kind) {
+            at += 4;
+            kind = u16::from_ne_bytes(frame.read(at - 2)?);
+        }
+    }
+    let (addresses, len) = if kind == IPV4 {
+        let header: [u8; 20] = frame.read(at)?;
+        if header[9] != TCP || header[6] & 0x3f != 0 || header[7] != 0 || header[0] & 0xf < 5 {
+            return None;
+        }
+        (Addresses::from_ipv4(frame.read(at + 12)?), usize::from(header[0] & 0xf) * 4)
+    } else if kind == IPV6 {
+        let header: [u8; 40] = frame.read(at)?;
+        if header[6] != TCP {
+            return None;
+        }
+        (Addresses::from_ipv6(frame.read(at + 8)?), 40)
+    } else {
+        return None;
+    };
+    at += len;
+    let header: [u8; 20] = frame.read(at)?;
+    if header[13] & 0x12 != 2 || header[12] < 0x50 {
+        return None;
+    }
+    let (options, area) = (at + 20, usize::from(header[12] >> 4) * 4 - 20);
+    let (mut position, mut cookie) = (0, None);
+    for _ in 0..40 {
+        // Without this, the verifier would follow every way through the options.
+        position = (frame.opaque(position as u64) & 0x3f) as usize;
+        if position >= area {
+            break;
+        }
+        let option = options + position;
+        let [kind] = frame.read(option)?;
+        if kind == 1 {
+            position += 1;
+            continue;
+        }
+        let len = usize::from(frame.read::<1>(option + 1)?[0]);
+        if kind == 0 || len < 2 || position + len > area {
+            break;
+        }
+        if kind == 34 && len == 10 {
+            cookie = Some(u64::from_le_bytes(frame.read(option + 2)?));
+        }
+        position += len;
+    }
+    let Some(cookie) = cookie else { return Some(0) };
+    let keys = KEYS.get(0)?;
+    if cookie::make(&keys[0], &addresses) == cookie {
+        Some(1)
+    } else if cookie::make(&keys[1], &addresses) == cookie {
+        Some(2)
+    } else {
+        Some(3)
+    }
 }
 
 /// Variants of the frame, as little-endian words.

@@ -203,6 +203,11 @@ impl Tcp {
         self.mss(1460).nop().wscale(8).nop().nop().sackok()
     }
 
+    /// Adds FreeBSD's options in their order (`tcp_addoptions`), which is that of Windows with timestamps, too.
+    pub fn freebsd_options(self) -> Self {
+        self.mss(1460).nop().wscale(6).sackok().timestamps(0x1234_5678, 0)
+    }
+
     /// Sets the data behind the header.
     pub fn data(mut self, data: &[u8]) -> Self {
         self.data = data.to_vec();

@@ -24,37 +24,30 @@ const MD5_LEN: usize = 18;
 const AO: u8 = 29;
 const AO_MIN_LEN: usize = 4;
 
-/// Result of [`walk`].
-pub(super) struct Options {
-    /// Fast Open option, as the kernel understands it.
-    pub(super) fast_open: FastOpen,
-    /// Whether there is a signature, before or behind the Fast Open option.
-    pub(super) is_signed: bool,
-}
-
-/// Walks through the options from `start` to `end`.
+/// Walks through the first `area` bytes of `frame`, which are all TCP options of a segment.
 ///
 /// `tcp_parse_options` (net/ipv4/tcp_input.c) stops without complaint at an end-of-list, at a length below two and at a
 /// length past the end. It keeps what it has found by then. The last Fast Open option counts.
 #[inline(always)]
-pub(super) fn walk<B: Bytes + ?Sized>(frame: &B, start: usize, end: usize) -> Options {
-    let area = end - start;
-    let mut walk = Walk::START;
+pub fn options<B: Bytes + ?Sized>(frame: &B, area: usize) -> Options {
+    // The verifier does not know it, and so does not follow each way through the options.
+    let mut found = Options::NONE.opaque(frame);
     for _ in 0..MAX {
-        walk = walk.opaque(frame);
-        let position = walk.position();
-        match option(frame, start, area, position) {
+        let near = frame.near(found.0);
+        let position = near.0;
+        match option(frame.read_near(near), || frame.read(position + 2), area, position) {
             Item::End => break,
             // Nearly all turns of a long walk come here, so this path is the shortest.
-            Item::NoOperation => walk = walk.advance(1),
-            Item::Other { len } => walk = walk.advance(len),
-            Item::Signature { len } => walk = walk.signed().advance(len),
+            Item::NoOperation => found = found.advance(1),
+            Item::TwoNoOperations => found = found.advance(2),
+            Item::Other { len } => found = found.advance(len),
+            Item::Signature { len } => found = found.signed().advance(len),
             Item::FastOpen { len, header } => {
-                walk = walk.found(position + header, len - header).advance(len);
+                found = found.fast_open_at(position + header, len - header).advance(len);
             }
         }
     }
-    Options { fast_open: walk.fast_open(frame, start), is_signed: walk.is_signed() }
+    found
 }
 
 /// Item at a position in the option area.
@@ -63,6 +56,8 @@ enum Item {
     End,
     /// A no-operation, of one byte.
     NoOperation,
+    /// Two of them.
+    TwoNoOperations,
     /// An option of `len` bytes.
     Other { len: usize },
     /// A signature of `len` bytes.
@@ -71,32 +66,43 @@ enum Item {
     FastOpen { len: usize, header: usize },
 }
 
-/// Returns the item at `position` in the area.
+/// Returns the item at `position` in an area of `area` bytes, of which the `first` two bytes are these, and `more` reads the next.
 #[inline(always)]
-fn option<B: Bytes + ?Sized>(frame: &B, start: usize, area: usize, position: usize) -> Item {
+fn option(
+    first: Option<[u8; 2]>,
+    more: impl FnOnce() -> Option<[u8; 2]>,
+    area: usize,
+    position: usize,
+) -> Item {
     // A lone last byte can only be an end, a no-operation or a broken option, so it can be ignored. Kind and length are
-    // therefore read together, which also takes only one bounds check for the verifier.
-    if position + 2 > area {
-        return Item::End;
+    // therefore read together, which takes one bounds check.
+    let Some(option) = first else { return Item::End };
+    // In words, so that no half of a register has to be extended.
+    let option = usize::from(u16::from_le_bytes(option));
+    let (kind, len) = (option & 0xff, option >> 8);
+    let is = |of: u8| kind == usize::from(of);
+    if kind <= usize::from(NO_OPERATION) {
+        return match option.to_le_bytes() {
+            _ if position >= area => Item::End,
+            [NO_OPERATION, NO_OPERATION, ..] => Item::TwoNoOperations,
+            [NO_OPERATION, ..] => Item::NoOperation,
+            _ => Item::End,
+        };
     }
-    let Some([kind, len]) = frame.read(start + position) else { return Item::End };
-    if kind == END_OF_LIST {
-        return Item::End;
-    }
-    if kind == NO_OPERATION {
-        return Item::NoOperation;
-    }
-    let len = usize::from(len);
     if len < 2 || position + len > area {
         return Item::End;
     }
-    if kind == FAST_OPEN {
+    // The usual kinds are below those of interest.
+    if kind < usize::from(MD5) {
+        return Item::Other { len };
+    }
+    if is(FAST_OPEN) {
         return Item::FastOpen { len, header: 2 };
     }
-    if kind == EXPERIMENTAL && len >= 4 && frame.read(start + position + 2) == Some(EXPERIMENT_FAST_OPEN) {
+    if is(EXPERIMENTAL) && len >= 4 && more() == Some(EXPERIMENT_FAST_OPEN) {
         return Item::FastOpen { len, header: 4 };
     }
-    if kind == MD5 && len == MD5_LEN || kind == AO && len >= AO_MIN_LEN {
+    if is(MD5) && len == MD5_LEN || is(AO) && len >= AO_MIN_LEN {
         return Item::Signature { len };
     }
     Item::Other { len }
@@ -121,21 +127,23 @@ pub fn fast_open_places<B: Bytes + ?Sized>(frame: &B, start: usize, area: usize)
     for _ in 0..MAX {
         walk = frame.opaque(walk);
         let position = (walk >> POSITION & 0x3f) as usize;
-        let len = match option(frame, start, area, position) {
-            Item::End => break,
-            Item::NoOperation => 1,
-            Item::Other { len } | Item::Signature { len } => len,
-            Item::FastOpen { len, .. } => {
-                walk |= ((1_u64 << (len & 0x3f)) - 1) << position & PLACES;
-                len
-            }
-        };
+        let len =
+            match option(frame.read(start + position), || frame.read(start + position + 2), area, position) {
+                Item::End => break,
+                Item::NoOperation => 1,
+                Item::TwoNoOperations => 2,
+                Item::Other { len } | Item::Signature { len } => len,
+                Item::FastOpen { len, .. } => {
+                    walk |= ((1_u64 << (len & 0x3f)) - 1) << position & PLACES;
+                    len
+                }
+            };
         walk += (len as u64) << POSITION;
     }
     walk & PLACES
 }
 
-/// Returns the Fast Open option that [`walk`] finds in the `AREA` bytes from `start` on, if they are laid out as a real system does, or
+/// Returns the Fast Open option that [`options`] finds in the `AREA` bytes from `start` on, if they are laid out as a real system does, or
 /// `None`. No such layout has a signature. It compares a few words and walks nothing.
 #[inline(always)]
 pub(super) fn usual<const AREA: usize, B: Bytes + ?Sized>(frame: &B, start: usize) -> Option<FastOpen> {
@@ -162,6 +170,9 @@ pub(super) fn usual<const AREA: usize, B: Bytes + ?Sized>(frame: &B, start: usiz
         if is_window_scale(frame, start + 8) { tail::<AREA, 12, B>(frame, start) } else { None }
     } else if !is_window_scale(frame, start + 4) {
         None
+    } else if AREA >= 20 && is(frame, start + 8, pair(SACK_PERMITTED, TIMESTAMPS)) {
+        // FreeBSD, and Windows with timestamps.
+        tail::<AREA, 20, B>(frame, start)
     } else if is(frame, start + 8, pair(NOPS, SACK_PERMITTED)) {
         // Windows.
         tail::<AREA, 12, B>(frame, start)
@@ -221,7 +232,7 @@ const fn pair([a, b]: [u8; 2], [c, d]: [u8; 2]) -> [u8; 4] {
     [a, b, c, d]
 }
 
-/// State of the walk, in one word: see [`Bytes::opaque`].
+/// Result of [`options()`], with the position that it has come to, in one word: see [`Bytes::opaque`].
 ///
 /// | bits | meaning |
 /// |---|---|
@@ -231,30 +242,37 @@ const fn pair([a, b]: [u8; 2], [c, d]: [u8; 2]) -> [u8; 4] {
 /// | 24 | a Fast Open option was seen |
 /// | 25 | the last Fast Open option of even length is a request, or has a cookie of a legal length |
 /// | 26 | a signature was seen |
-#[derive(Clone, Copy)]
-struct Walk(u32);
+#[derive(Clone, Copy, Debug)]
+pub struct Options(u64);
 
-impl Walk {
-    const START: Self = Self(0);
-    const SEEN: u32 = 1 << 24;
-    const VALID: u32 = 1 << 25;
-    const SIGNED: u32 = 1 << 26;
-    const POSITION: u32 = 0xff;
+impl Options {
+    const NONE: Self = Self(0);
+    const SEEN: u64 = 1 << 24;
+    const VALID: u64 = 1 << 25;
+    const SIGNED: u64 = 1 << 26;
+    const POSITION: u64 = 0xff;
 
+    /// Returns the word, for [`from_word`](Self::from_word).
     #[inline(always)]
-    fn opaque<B: Bytes + ?Sized>(self, frame: &B) -> Self {
-        Self(frame.opaque(self.0.into()) as u32)
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// Returns what [`word`](Self::word) has returned the word of.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
     }
 
     #[inline(always)]
-    const fn position(self) -> usize {
-        (self.0 & 0x3f) as usize
+    fn opaque<B: Bytes + ?Sized>(self, frame: &B) -> Self {
+        Self(frame.opaque(self.0))
     }
 
     /// Goes on by `len` bytes. They are at most 40 in all, so the sum stays inside its field.
     #[inline(always)]
     const fn advance(self, len: usize) -> Self {
-        Self(self.0 + len as u32)
+        Self(self.0 + len as u64)
     }
 
     /// Notes a signature.
@@ -263,14 +281,15 @@ impl Walk {
         Self(self.0 | Self::SIGNED)
     }
 
+    /// Whether there is a signature, before or behind the Fast Open option.
     #[inline(always)]
-    const fn is_signed(self) -> bool {
+    pub const fn is_signed(self) -> bool {
         self.0 & Self::SIGNED != 0
     }
 
     /// Notes a Fast Open option with a cookie of `len` bytes at `cookie`, as `tcp_parse_fastopen_option` does.
     #[inline(always)]
-    const fn found(self, cookie: usize, len: usize) -> Self {
+    const fn fast_open_at(self, cookie: usize, len: usize) -> Self {
         // The kernel ignores an option of odd length, and an earlier one stands.
         if len & 1 == 1 {
             return Self(self.0 | Self::SEEN);
@@ -281,26 +300,29 @@ impl Walk {
         if len != 0 && (len < 4 || len > 16) {
             return Self(rest | Self::SEEN);
         }
-        Self(rest | (cookie as u32) << 8 | (len as u32) << 16 | Self::SEEN | Self::VALID)
+        Self(rest | (cookie as u64) << 8 | (len as u64) << 16 | Self::SEEN | Self::VALID)
     }
 
+    /// Returns the Fast Open option, as the kernel understands it. `options` begins with the first one.
     #[inline(always)]
-    fn fast_open<B: Bytes + ?Sized>(self, frame: &B, start: usize) -> FastOpen {
-        if self.0 & Self::VALID == 0 {
-            return if self.0 & Self::SEEN == 0 { FastOpen::Absent } else { FastOpen::Ignored };
-        }
-        let cookie = (self.0 >> 8 & 0x3f) as usize;
-        match self.0 >> 16 & 0x1f {
-            0 => FastOpen::Request,
-            8 => match frame.read(start + cookie) {
+    pub fn fast_open<B: Bytes + ?Sized>(self, options: &B) -> FastOpen {
+        const LENGTH: u64 = 0x1f << 16;
+        const COOKIE: u64 = 8 << 16;
+
+        if self.0 & (Self::VALID | LENGTH) == Self::VALID | COOKIE {
+            let cookie = options.near(self.0 >> 8);
+            return match options.read_near(cookie) {
                 Some(bytes) => FastOpen::Cookie(Cookie {
                     value: u64::from_le_bytes(bytes),
-                    offset: (TcpHdr::LEN + cookie) as u32,
+                    offset: (TcpHdr::LEN + cookie.0) as u32,
                 }),
                 // Unreachable: the option ends inside the area, and the area inside the frame.
                 None => FastOpen::Ignored,
-            },
-            _ => FastOpen::BadLength,
+            };
         }
+        if self.0 & Self::VALID == 0 {
+            return if self.0 & Self::SEEN == 0 { FastOpen::Absent } else { FastOpen::Ignored };
+        }
+        if self.0 & LENGTH == 0 { FastOpen::Request } else { FastOpen::BadLength }
     }
 }

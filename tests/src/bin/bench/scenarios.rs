@@ -208,14 +208,25 @@ impl Table {
     fn layouts(&mut self) {
         for &family in Family::ALL {
             let without_timestamps = syn(family).linux_options_without_timestamps();
+            let cookie_first =
+                syn(family).cookie_of(CURRENT).wscale(7).mss(1460).nop().sackok().timestamps(1, 0);
             for (name, tcp) in [
+                ("Linux", syn(family).linux_options().cookie_of(CURRENT).nops(2)),
                 ("Linux without timestamps", without_timestamps.cookie_of(CURRENT).nops(2)),
                 ("macOS", syn(family).macos_options().cookie_of(CURRENT)),
                 ("Windows", syn(family).windows_options().cookie_of(CURRENT).nops(2)),
+                ("FreeBSD", syn(family).freebsd_options().cookie_of(CURRENT).nops(2)),
+                ("unknown order", cookie_first),
                 ("thirty NOPs", syn(family).nops(30).cookie_of(CURRENT)),
                 ("VLAN", ip(eth().vlan(5), family).syn().linux_options().cookie_of(CURRENT).nops(2)),
             ] {
-                self.tfo(format!("{family}: current, {name}"), ALL_KEYS, tcp.data(DATA).build());
+                let frame = tcp.data(DATA).build();
+                self.add(
+                    format!("{family}: {name}, a plain walk"),
+                    Subject::Yardstick("plain"),
+                    frame.clone(),
+                );
+                self.tfo(format!("{family}: current, {name}"), ALL_KEYS, frame);
             }
         }
     }

@@ -10,7 +10,7 @@ use tfo_common::{
     description::Kind,
     keyring::{KeyRing, NEWEST, Role, SLOTS},
     observed::{self, Connection, EventGuard, Prefix},
-    parse::{LinkLayer, Malformed, Unsupported, parse},
+    parse::{Headers, LinkLayer, Malformed, Unsupported, parse},
     segment::{Addresses, Cookie, Family, FastOpen},
     verdict::Verdict,
 };
@@ -37,7 +37,7 @@ impl Explainer<'_> {
     /// Explains `event`. Handles keys: call it within [`leaving_no_trace`](crate::util::secrecy::leaving_no_trace).
     pub fn explain(&self, event: &observed::Event) -> Event {
         let subject = &event.subject;
-        let head = Head(&event.head[..event.head.len().min(event.head_len as usize)]);
+        let head = Head::new(&event.head[..event.head.len().min(event.head_len as usize)]);
         let (kind, detail) = (Kind::ALL.get(subject.kind as usize), subject.detail as usize);
         let (what, why, experimental) = match kind {
             Some(Kind::Malformed) => (name(Malformed::ALL, detail, Malformed::name), Why::Malformed, false),
@@ -52,7 +52,7 @@ impl Explainer<'_> {
         };
         let guard = EventGuard::from_number(subject.guard);
         let is_parsed = matches!(kind, Some(Kind::Syn | Kind::Refused));
-        let ends = if is_parsed { ends(&subject.connection) } else { self.ends_of_frame(head.0) };
+        let ends = if is_parsed { ends(&subject.connection) } else { self.ends_of_frame(head.bytes) };
         Event {
             number: 0,
             time: Timestamp::now(),
@@ -81,7 +81,7 @@ impl Explainer<'_> {
             Some(Class::CookieBadLength) => Why::WrongLength,
             _ => Why::Forged,
         };
-        let Ok(Some(segment)) = parse(head, self.link) else { return (why, false) };
+        let Ok(Some(segment)) = parse(*head, self.link) else { return (why, false) };
         let FastOpen::Cookie(cookie) = segment.fast_open else { return (why, false) };
         let why = if why == Why::GoodCookie { why } else { self.explain_cookie(connection, cookie) };
         (why, is_experimental(head, segment.tcp, cookie))
@@ -152,16 +152,34 @@ impl Explainer<'_> {
 }
 
 /// First bytes of a frame. Zeros stand for the rest, which the event does not contain and no explanation needs.
-struct Head<'a>(&'a [u8]);
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    bytes: &'a [u8],
+    len: usize,
+}
+
+impl<'a> Head<'a> {
+    /// More than the length field of any IP header can say.
+    const LEN: usize = 1 << 20;
+
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, len: Self::LEN }
+    }
+}
 
 impl Bytes for Head<'_> {
     fn len(&self) -> usize {
-        // More than the length field of any IP header can say.
-        1 << 20
+        self.len
     }
 
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        Some(std::array::from_fn(|i| self.0.get(offset + i).copied().unwrap_or_default()))
+        Some(std::array::from_fn(|i| self.bytes.get(offset + i).copied().unwrap_or_default()))
+    }
+}
+
+impl Headers for Head<'_> {
+    fn behind(self, len: usize) -> Self {
+        Self { bytes: self.bytes.get(len..).unwrap_or_default(), len: self.len - len }
     }
 }
 
