@@ -6,7 +6,6 @@ use tfo_common::{
     class::{Class, Classified, classify},
     keyring::KeyRing,
     policy::{Decision, Policy, decide, decide_good},
-    ports,
     segment::{FastOpen, Segment},
     service::OTHER,
 };
@@ -41,7 +40,7 @@ pub(crate) fn unguarded(frame: &Frame, segment: &Segment) -> Served {
     }))
 }
 
-/// Serves a SYN of [`tfo_shield`](crate::tfo_shield) that has no Fast Open option and is neither answered nor served, or a
+/// Serves a SYN of [`tfo_shield`](crate::tfo_shield) that has no Fast Open option, no data and no answer, or a
 /// good cookie that no guard stops. Describes any other SYN for the slow path.
 #[inline(always)]
 pub(crate) fn guarded(frame: &Frame, segment: &Segment) -> Served {
@@ -54,10 +53,8 @@ pub(crate) fn guarded(frame: &Frame, segment: &Segment) -> Served {
             let service = maps::service(frame, segment);
             let is_answered =
                 maps::answers() && maps::policy(service).is_some_and(|policy| policy.has(Policy::ANSWERS));
-            // The kernel serves the data of such a SYN only where it needs no cookie.
-            let is_served =
-                segment.data_len != 0 && maps::listening(frame, segment.tcp as usize) & ports::NO_COOKIE != 0;
-            let is_done = !is_answered && !is_served;
+            // The kernel serves the data of such a SYN where it needs no cookie. Few have data, and these take the slow path.
+            let is_done = !is_answered && segment.data_len == 0;
             if is_done {
                 count(frame, segment, ring, found, Decision::PASS, service);
             }
