@@ -53,6 +53,19 @@ pub struct ServiceSettings {
 }
 
 impl ServiceSettings {
+    /// Returns the settings with these guards, and nothing else.
+    pub fn of(guards: [Setting; Guard::COUNT]) -> Self {
+        Self {
+            guards,
+            translates: false,
+            hidden: false,
+            all_hidden: false,
+            hides_sources: false,
+            drops: false,
+            answers: false,
+        }
+    }
+
     /// Returns the policy with these settings.
     pub fn policy(&self) -> Policy {
         let mut policy = Policy::default();

@@ -14,7 +14,9 @@ use fastrand::Rng;
 use nix::sys::signal::Signal;
 use tfo_common::{
     class::Class,
-    policy::{Guard, Limit, Policy, SourceMask},
+    limit::Limit,
+    policy::{Guard, Policy},
+    table::SourceMask,
     verdict::Mode,
 };
 use tfo_userspace::{

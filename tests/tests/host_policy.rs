@@ -13,14 +13,13 @@ use tfo_common::{
     description::{Description, Kind},
     filter::SourceFilter,
     keyring::KeyRing,
+    limit::{Limit, TICKS},
     observed::EventGuard,
     parse::parse,
-    policy::{
-        Decision, Facts, Guard, Limit, Policy, Remembered, Row, SEATS, Seed, SourceMask, Spent, TICKS, Tag,
-        decide, decide_good, syn_tag,
-    },
+    policy::{Decision, Facts, Guard, Policy, decide, decide_good},
     segment::{Addresses, Family, FastOpen, Segment},
     service::OTHER,
+    table::{Remembered, Row, SEATS, Seed, SourceMask, Spent, Tag, syn_tag},
     verdict::Verdict,
 };
 use tfo_tests::{
@@ -813,15 +812,7 @@ fn a_cookie_that_stays_refused_costs_nobody_his_share() {
     assert!(KeyRing::EMPTY.translation().is_none());
     let mut guards = [Setting::Acts; Guard::COUNT];
     guards[Guard::Hide.index()] = Setting::Off;
-    let wanted = ServiceSettings {
-        guards,
-        translates: true,
-        hidden: false,
-        all_hidden: false,
-        hides_sources: false,
-        answers: false,
-        drops: true,
-    };
+    let wanted = ServiceSettings { translates: true, drops: true, ..ServiceSettings::of(guards) };
     let (_, got) = decided(&wanted.policy(), Class::CookieRetired, Open::No, false, u8::MAX);
     assert_eq!((got.verdict, got.asked), (Verdict::Pass, 0));
 }

@@ -4,9 +4,10 @@ use proptest::prelude::*;
 use tfo_common::{
     bytes::Bytes as _,
     parse::{LinkLayer, parse},
-    policy::{Policy, Seed, Tag, decide_good, syn_tag},
+    policy::{Policy, decide_good},
     request::{COMPARED, Request, request_tag},
     segment::Segment,
+    table::{Seed, Tag, syn_tag},
 };
 use tfo_tests::{
     cases::{CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6},

@@ -8,10 +8,12 @@ use nix::{
     unistd::Pid,
 };
 use tfo_common::{
+    limit::Limit,
     parse::LinkLayer,
-    policy::{Guard, Limit, Policy, SourceMask},
+    policy::{Guard, Policy},
     segment::Family,
     service::OTHER,
+    table::SourceMask,
     verdict::Mode,
 };
 use tfo_tests::{

@@ -13,11 +13,13 @@ use tfo_common::{
     class::Class,
     counters::Counters,
     keyring::KeyRing,
+    limit::Limit,
     names,
     parse::{LinkLayer, parse},
-    policy::{Guard, Limit, Policy, Remembered, SEATS, Seed, SourceMask},
+    policy::{Guard, Policy},
     segment::{Addresses, Family},
     service::OTHER,
+    table::{Remembered, SEATS, Seed, SourceMask},
     verdict::{Mode, Verdict},
 };
 use tfo_tests::{

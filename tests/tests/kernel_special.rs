@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use tfo_common::{
     class::Class,
     counters::Counters,
+    limit::Limit,
     parse::LinkLayer,
-    policy::{Guard, Limit, Policy, SourceMask},
+    policy::{Guard, Policy},
     service::OTHER,
+    table::SourceMask,
     verdict::{Mode, Verdict},
 };
 use tfo_tests::{
@@ -85,15 +87,8 @@ fn where_no_cookie_is_needed_every_syn_that_is_served_is_judged() {
         for (place, guard) in judged.iter().enumerate() {
             guards[guard.index()] = settings[combination / 3_usize.pow(place as u32) % 3];
         }
-        let wanted = ServiceSettings {
-            guards,
-            translates: true,
-            hidden: false,
-            all_hidden: false,
-            hides_sources: false,
-            drops: combination >= 81,
-            answers: false,
-        };
+        let wanted =
+            ServiceSettings { translates: true, drops: combination >= 81, ..ServiceSettings::of(guards) };
         let mut policy = wanted.policy();
         policy.flags |= Policy::SHEDS_OTHERS | Policy::SHEDS_ALL;
         // Nothing is left of either limit after its first SYN.

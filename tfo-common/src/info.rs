@@ -29,7 +29,7 @@ pub struct Info {
     pub wanted: [u64; 2],
     /// Number of times that the kernel's keys could not be read or written, or were changed by somebody else.
     pub key_failures: u64,
-    /// Seed of [`Tag`](crate::policy::Tag)s.
+    /// Seed of [`Tag`](crate::table::Tag)s.
     pub seed: u64,
 }
 

@@ -13,12 +13,14 @@ use crate::{
     filter::SourceFilter,
     info::{Info, LAYOUT_VERSION},
     keyring::{KeyRing, KeyStore, SLOTS, TRACKS},
+    limit::Limit,
     observed::{Connection, Event, Outcomes, Pending, Prefix, PrefixTally, Subject, Watch},
     parse::{Malformed, Unsupported},
-    policy::{GUARD_SLOTS, Guard, Limit, Policy, Row, SEATS},
+    policy::{GUARD_SLOTS, Guard, Policy},
     sample::{Budget, Sampler, Samplers},
     segment::Family,
     service::Service,
+    table::{Row, SEATS},
     verdict::Verdict,
 };
 

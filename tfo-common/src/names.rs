@@ -44,15 +44,15 @@ pub const ADDRESSES: &str = "TFO_ADDRESSES";
 pub const HIDDEN: &str = "TFO_HIDDEN";
 /// Map of the [`SourceFilter`](crate::filter::SourceFilter) in front of [`HIDDEN`].
 pub const HIDE_FILTER: &str = "TFO_HIDE_FILTER";
-/// Map of [`Row`](crate::policy::Row)s of sources, with their use of the rate limit for good cookies.
+/// Map of [`Row`](crate::table::Row)s of sources, with their use of the rate limit for good cookies.
 pub const SOURCES: &str = "TFO_SOURCES";
-/// Map of [`Row`](crate::policy::Row)s of sources, with their use of the rate limit for unknown cookies.
+/// Map of [`Row`](crate::table::Row)s of sources, with their use of the rate limit for unknown cookies.
 pub const FORGERS: &str = "TFO_FORGERS";
 /// Map of the state of the rate limit for all unknown cookies, for each service.
 pub const UNKNOWN: &str = "TFO_UNKNOWN";
 /// Storage of the sockets that began with Fast Open: the first sequence number of their client.
 pub const CHILDREN: &str = "TFO_CHILDREN";
-/// Map of [`Row`](crate::policy::Row)s of SYNs whose connections have ended.
+/// Map of [`Row`](crate::table::Row)s of SYNs whose connections have ended.
 pub const REPLAYS: &str = "TFO_REPLAYS";
 /// Map of the [`Host`](crate::answer::Host), whose facts decide on answers.
 pub const HOST: &str = "TFO_HOST";
@@ -66,7 +66,7 @@ pub const ANSWERS: &str = "TFO_ANSWERS";
 pub const HZ: &str = "TFO_HZ";
 /// The program that marks a listener, in the object of [`LISTENERS_PROGRAM`].
 pub const MARK_PROGRAM: &str = "tfo_mark";
-/// Map of [`Row`](crate::policy::Row)s of [`Request`](crate::request::Request)s.
+/// Map of [`Row`](crate::table::Row)s of [`Request`](crate::request::Request)s.
 pub const REQUESTS: &str = "TFO_REQUESTS";
 /// Global with the index of the last row of [`SOURCES`] and of [`FORGERS`].
 pub const LAST_SOURCE_ROW: &str = "TFO_LAST_SOURCE_ROW";
@@ -76,7 +76,7 @@ pub const LAST_REPLAY_ROW: &str = "TFO_LAST_REPLAY_ROW";
 pub const LAST_REQUEST_ROW: &str = "TFO_LAST_REQUEST_ROW";
 /// Global with the number of searches in vain that [`Searches`](crate::keyring::Searches) allows in a jiffy.
 pub const SEARCHES_PER_JIFFY: &str = "TFO_SEARCHES_PER_JIFFY";
-/// Global with the [`Seed`](crate::policy::Seed) of tags.
+/// Global with the [`Seed`](crate::table::Seed) of tags.
 pub const SEED: &str = "TFO_SEED";
 /// Global that tells whether any port has a service.
 pub const HAS_SERVICES: &str = "TFO_HAS_SERVICES";

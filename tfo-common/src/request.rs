@@ -2,8 +2,8 @@
 
 use crate::{
     bytes::Bytes,
-    policy::{SEED_WORDS, Tag, TagSum},
     segment::Addresses,
+    table::{SEED_WORDS, Tag, TagSum},
 };
 
 /// Number of bytes of data that are compared, besides its length.

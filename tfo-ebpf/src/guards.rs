@@ -4,11 +4,11 @@ use core::hint::black_box;
 
 use tfo_common::{
     bytes::Bytes as _,
-    policy::{
-        Decision, Facts, Guard, Limit, Policy, Remembered, Row, SourceMask, Spent, TICKS, Tag, syn_tag,
-    },
+    limit::{Limit, TICKS},
+    policy::{Decision, Facts, Guard, Policy},
     rewrite,
     segment::Addresses,
+    table::{Remembered, Row, SourceMask, Spent, Tag, syn_tag},
 };
 
 use crate::{frame::Frame, maps};

@@ -26,11 +26,12 @@ use tfo_common::{
         Connection, EVENT_BYTES, Event, Outcomes, PENDING, PREFIXES, Pending, Prefix, PrefixTally, Watch,
     },
     parse::LinkLayer,
-    policy::{HIDDEN, Policy, Row, SEED_WORDS, Tag, hidden_key},
+    policy::{HIDDEN, Policy, hidden_key},
     ports,
     sample::Samplers,
     segment::{Addresses, FastOpen, Segment},
     service::{ADDRESSES, BY_ADDRESS, NO_PORT, OTHER, PORTS, Service, address_scope},
+    table::{Row, SEED_WORDS, Tag},
     verdict::Mode,
 };
 
@@ -481,7 +482,7 @@ pub(crate) fn add(word: &Word<u64>, n: u64) {
     }
 }
 
-/// State of the limit on all unknown cookies at `service`: see [`Limit::grant`](tfo_common::policy::Limit::grant).
+/// State of the limit on all unknown cookies at `service`: see [`Limit::grant`](tfo_common::limit::Limit::grant).
 #[inline(always)]
 pub(crate) fn last_unknown(service: u32) -> Option<&'static Word<u64>> {
     TFO_UNKNOWN.get(service)

@@ -6,8 +6,9 @@ use tfo_common::{
     bytes::Bytes as _,
     class::Class,
     description::Description,
-    policy::{Policy, Tag, syn_tag},
+    policy::Policy,
     request::{Request, request_tag},
+    table::{Tag, syn_tag},
 };
 
 use crate::{frame::Frame, maps, outcome};

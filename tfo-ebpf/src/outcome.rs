@@ -14,8 +14,8 @@ use aya_ebpf::{
 use tfo_common::{
     description::Kind,
     observed::{Connection, Outcomes, Pending, RTT_BUCKETS, RttBucket, Subject, rtt_bucket},
-    policy::{Remembered, Tag, syn_tag},
     segment::{Addresses, Family},
+    table::{Remembered, Tag, syn_tag},
 };
 
 use crate::maps::{self, Socket, TFO_PENDING};

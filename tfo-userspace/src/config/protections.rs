@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tfo_common::policy;
+use tfo_common::limit;
 
 use super::table::{Table, choice, flag, number, text};
 use crate::{
@@ -92,7 +92,7 @@ fn limit(table: &mut Table, limit: &'static str, burst: &'static str) -> Option<
 fn check_burst(count: u32, per: Duration, burst: u32) -> Result<(), String> {
     // If the frequency can't be read, `tfo run` fails at its start and gives the reason.
     let Ok(hz) = jiffies_per_second() else { return Ok(()) };
-    let least = policy::Limit::least_burst(count.into(), per.as_secs() * hz);
+    let least = limit::Limit::least_burst(count.into(), per.as_secs() * hz);
     if u64::from(burst) >= least {
         return Ok(());
     }

@@ -18,8 +18,9 @@ use tfo_common::{
     keyring::{Held, KeyRing, KeyStore, Moment, TRACKS},
     names,
     observed::{Connection, Outcomes, Pending, Prefix, PrefixTally, Watch},
-    policy::{Policy, SEATS},
+    policy::Policy,
     service::{OTHER, Service},
+    table::SEATS,
 };
 use tracing::{debug, warn};
 

@@ -16,7 +16,7 @@ use tfo_common::{
     keyring::{Held, Key, KeyRing, KeyStore, Moment},
     names,
     observed::{Event, Prefix, Watch},
-    policy::Seed,
+    table::Seed,
     verdict::Mode,
 };
 use tracing::info;
@@ -176,7 +176,7 @@ impl Object {
         self.unpinned.take().map_or(Ok(()), |unpinned| unpinned.pin(generation))
     }
 
-    /// Returns the hash seed of all [`Tag`](tfo_common::policy::Tag)s.
+    /// Returns the hash seed of all [`Tag`](tfo_common::table::Tag)s.
     pub(super) fn seed(&self) -> u64 {
         self.seed
     }

@@ -5,9 +5,11 @@ use std::{collections::BTreeMap, net::Ipv6Addr};
 use anyhow::{Result, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tfo_common::{
-    policy::{Guard, Limit, Policy, SourceMask},
+    limit::Limit,
+    policy::{Guard, Policy},
     segment::Family,
     service::{ADDRESSES, BY_ADDRESS, NO_PORT, OTHER, PORT_BITS, PORTS, Service, address_key},
+    table::SourceMask,
     verdict::Mode,
 };
 

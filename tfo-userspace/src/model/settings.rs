@@ -1,7 +1,7 @@
 //! Settings of `tfo run`, from its command line or its configuration file.
 
 use clap::ValueEnum;
-use tfo_common::{policy::SEATS, verdict::Mode};
+use tfo_common::{table::SEATS, verdict::Mode};
 
 /// Value of `--keys`: the source of the keys.
 #[derive(Clone, Debug, PartialEq, Eq)]

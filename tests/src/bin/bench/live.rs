@@ -29,7 +29,8 @@ use nix::unistd::Pid;
 use tfo_common::{
     class::Class,
     counters::Counters,
-    policy::{Guard, Limit, Policy},
+    limit::Limit,
+    policy::{Guard, Policy},
     verdict::{Mode, Verdict},
 };
 use tfo_tests::{

@@ -3,10 +3,12 @@
 use tfo_common::{
     answer::Host,
     keyring::{KeyRing, NEWEST, SLOTS},
+    limit::Limit,
     parse::LinkLayer,
-    policy::{Guard, Limit, Policy, SourceMask},
+    policy::{Guard, Policy},
     segment::Family,
     service::OTHER,
+    table::SourceMask,
     verdict::Mode,
 };
 use tfo_tests::{
