@@ -40,8 +40,8 @@ pub(crate) fn unguarded(frame: &Frame, segment: &Segment) -> Served {
     }))
 }
 
-/// Serves a SYN of [`tfo_shield`](crate::tfo_shield) that has no Fast Open option, no data and no answer, or a
-/// good cookie that no guard stops. Describes any other SYN for the slow path.
+/// Serves a SYN of [`tfo_shield`](crate::tfo_shield) that has neither Fast Open option nor data and is not answered, or a good
+/// cookie that no guard stops. Describes any other SYN for the slow path.
 #[inline(always)]
 pub(crate) fn guarded(frame: &Frame, segment: &Segment) -> Served {
     let ring = maps::key_ring_for(segment);

@@ -133,9 +133,9 @@ fn drop_cookies(ctx: &XdpContext, is_bad: impl Fn(&Segment, u64) -> bool) -> u32
 #[btf_map]
 static CLASSES: PerCpuArray<u64, 4> = PerCpuArray::new();
 
-/// The obvious way to do what `tfo` does with a SYN: walk through tags, headers and options with an offset, each
-/// read checked, make the cookies of two keys, count the class, pass the frame. It knows no layout, follows neither
-/// extension headers nor fragments, and looks for no signature.
+/// Does the obvious with a SYN: walks through tags, headers and options with an offset, each read checked, makes the cookies of
+/// two keys, counts the class and passes the frame. It knows no layout, follows neither extension headers nor fragments, and
+/// looks for no signature.
 #[xdp]
 pub fn plain(ctx: XdpContext) -> u32 {
     if let Some(class) = plain_class(&Frame::new(&ctx))

@@ -15,7 +15,7 @@ use network_types::{
 use super::{Headers, options, tcp};
 use crate::{
     bytes::Bytes,
-    segment::{Addresses, Segment},
+    segment::{Addresses, FastOpen, Segment},
 };
 
 const IP: usize = EthHdr::LEN;
@@ -165,15 +165,7 @@ impl<const AT: usize, B: Headers> Syn<AT, B> {
         if self.left < AREA {
             return None;
         }
-        Some(Segment {
-            fast_open: options::usual::<AREA, B>(&self.frame, Self::OPTIONS)?,
-            // No usual layout has room for a signature.
-            is_signed: false,
-            is_fragment: false,
-            addresses: addresses(&self.frame)?,
-            tcp: AT as u32,
-            data_len: (self.left - AREA) as u32,
-        })
+        self.with(options::usual::<AREA, B>(&self.frame, Self::OPTIONS)?, AREA, addresses)
     }
 
     /// Returns the SYN, with options in any order. Returns `None` for a signed one, so that `is_signed` is a constant here,
@@ -189,8 +181,20 @@ impl<const AT: usize, B: Headers> Syn<AT, B> {
         if found.is_signed() {
             return None;
         }
+        self.with(found.fast_open(&options), area, addresses)
+    }
+
+    /// Returns the SYN with this option in its `area` bytes of options, none of which is a signature: no usual layout has room
+    /// for one.
+    #[inline(always)]
+    fn with(
+        &self,
+        fast_open: FastOpen,
+        area: usize,
+        addresses: impl Fn(&B) -> Option<Addresses>,
+    ) -> Option<Segment> {
         Some(Segment {
-            fast_open: found.fast_open(&options),
+            fast_open,
             is_signed: false,
             is_fragment: false,
             addresses: addresses(&self.frame)?,
