@@ -221,6 +221,11 @@ impl Table {
                 ("unknown order", cookie_first),
                 ("thirty NOPs", syn(family).nops(30).cookie_of(CURRENT)),
                 ("VLAN", ip(eth().vlan(5), family).syn().linux_options().cookie_of(CURRENT).nops(2)),
+                // All its headers are walked.
+                (
+                    "two tags",
+                    ip(eth().vlan(5).vlan(6), family).syn().linux_options().cookie_of(CURRENT).nops(2),
+                ),
             ] {
                 let frame = tcp.data(DATA).build();
                 self.add(
