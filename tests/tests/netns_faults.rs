@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::programs::loaded_programs;
+use aya::programs::{
+    links::{FdLink, PinnedLink},
+    loaded_programs,
+};
 use nix::{
     mount::{MsFlags, mount},
     sys::signal::Signal,
@@ -29,6 +32,7 @@ use tfo_tests::{
 };
 use tfo_userspace::{
     daemon::controller::FOLLOW_EVERY,
+    dataplane::pins::{Bpffs, Generation},
     kernel::tcp_ext::TcpExt,
     lab::{
         client::{Syn, fast_open},
@@ -313,6 +317,43 @@ fn a_log_that_is_full_stops_nothing() {
         let log = tfo_run.end(Signal::SIGINT);
         let logged = log.matches("unclassified frame: tcp_data_offset").count();
         assert!((1..EVENTS as usize).contains(&logged), "{logged} events logged");
+        assert_clean(IFACE);
+    });
+}
+
+/// A start dies after each step of moving the links' pins to its generation, when both programs are in force. The next
+/// one goes on with the same links: a second program that follows connections would count them twice.
+#[test]
+fn a_start_that_dies_while_it_moves_the_links() {
+    server_and_client(|client| {
+        let _listeners = Listeners::start(&SERVERS).unwrap();
+        let before = TcpExt::read().unwrap();
+        let tfo_run = Running::start(&RUN);
+        set_keys(IFACE, key(1), None);
+        set_keys(IFACE, key(2), Some(key(1)));
+        let generations = || Bpffs::new(Path::new(BPFFS)).pins(IFACE).generations().unwrap();
+        let following = || {
+            let links: Vec<_> = generations().iter().map(Generation::outcomes_link).collect();
+            let link = links.iter().find(|link| link.exists()).unwrap();
+            FdLink::from(PinnedLink::from_pin(link).unwrap()).info().unwrap().id()
+        };
+        let (attached, follows) = (linked(IFACE).link, following());
+        tfo_run.kill();
+        for is_moved in [false, true] {
+            let output = fault::with_call(libc::SYS_rename, Fault::Kills, || tfo(&["run", "-i", IFACE]));
+            assert!(was_killed(output.status), "{output:?}");
+            let [now, next] = &generations()[..] else { panic!("two generations: {:?}", generations()) };
+            if is_moved {
+                fs::rename(now.outcomes_link(), next.outcomes_link()).unwrap();
+            }
+            let tfo_run = Running::start(&RUN);
+            eventually("it has taken over", || generations().len() == 1);
+            assert_eq!((linked(IFACE).link, following()), (attached, follows));
+            assert_counted(&client);
+            Counts::of(IFACE).assert_agree(before);
+            tfo_run.kill();
+        }
+        Running::start(&RUN).end(Signal::SIGINT);
         assert_clean(IFACE);
     });
 }

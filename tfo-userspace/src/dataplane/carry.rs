@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    path::PathBuf,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -343,13 +344,17 @@ pub(super) struct EarlierGenerations {
     /// Generations that were made after it and have no link, since their controller died. Their programs may be
     /// attached all the same, and count there.
     unfinished: Vec<EarlierGeneration>,
+    /// The pinned link of the program that follows connections, wherever a controller that died has left it: it is moved
+    /// before the link of the XDP program. There must not be a second one, since both would count.
+    pub(super) outcomes_link: Option<PathBuf>,
 }
 
 impl EarlierGenerations {
     /// Opens the earlier generations among `all`, the oldest first. Maps that can't be carried over are logged.
     pub(super) fn open(interface: &str, all: &[Generation]) -> Result<Self> {
+        let outcomes_link = all.iter().rev().map(Generation::outcomes_link).find(|link| link.exists());
         let Some(at) = all.iter().rposition(|generation| generation.has_link().unwrap_or(false)) else {
-            return Ok(Self::default());
+            return Ok(Self { outcomes_link, ..Self::default() });
         };
         let in_force = match EarlierGeneration::open(&all[at])? {
             Ok(earlier) => Some(earlier),
@@ -369,7 +374,7 @@ impl EarlierGenerations {
                 Err(why) => debug!("{interface}: {} is incomplete: {why}", generation.dir().display()),
             }
         }
-        Ok(Self { linked: Some(all[at].clone()), in_force, unfinished })
+        Ok(Self { linked: Some(all[at].clone()), in_force, unfinished, outcomes_link })
     }
 
     /// Returns the counts of all these generations until now, by the name of the service.

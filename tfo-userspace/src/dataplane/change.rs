@@ -205,10 +205,10 @@ impl Built {
         updated: &mut UpdatedLinks,
     ) -> Result<(), String> {
         self.outcomes.clone()?;
-        let before = self.past.linked.as_ref().map(Generation::outcomes_link);
+        let before = self.past.outcomes_link.clone();
         let follow = || {
             let program = self.object.outcomes_program()?;
-            match before.filter(|link| link.exists()) {
+            match before {
                 Some(link) => {
                     let program = program.fd()?.as_fd().try_clone_to_owned()?;
                     updated.replace(&link, program.as_fd())
@@ -293,11 +293,13 @@ impl Enforced {
         wait_for_running_programs();
         self.object.carry_counts(&self.past, &self.shared)?;
         self.object.carry_memory(&self.past, &self.shared)?;
+        let now = &self.generation;
+        if self.outcomes.is_ok()
+            && let Some(before) = &self.past.outcomes_link
+        {
+            rename_if_there(before, &now.outcomes_link())?;
+        }
         if let Some(before) = &self.past.linked {
-            let now = &self.generation;
-            if self.outcomes.is_ok() && !now.outcomes_link().exists() {
-                rename_if_there(&before.outcomes_link(), &now.outcomes_link())?;
-            }
             if !now.has_link()? {
                 rename_if_there(&before.link(), &now.link())?;
             }
