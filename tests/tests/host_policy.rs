@@ -16,7 +16,7 @@ use tfo_common::{
     limit::{Limit, TICKS},
     observed::EventGuard,
     parse::parse,
-    policy::{Decision, Facts, Guard, Policy, decide, decide_good},
+    policy::{Decision, Facts, Guard, Policy, decide, decide_good, decide_refused},
     segment::{Addresses, Family, FastOpen, Segment},
     service::OTHER,
     table::{Remembered, Row, SEATS, Seed, SourceMask, Spent, Tag, syn_tag},
@@ -128,6 +128,11 @@ fn every_decision() {
                         check_quick(&policy, trips, is_hidden, decision);
                         check_quick(&policy, trips, true, decision);
                     }
+                    if open == Open::No {
+                        let is_hidden = trips >> Guard::Hide.index() & 1 == 1;
+                        check_refused(&policy, class, trips, is_hidden, decision);
+                        check_refused(&policy, class, trips, true, decision);
+                    }
                     outcomes.insert(decision);
                 }
             }
@@ -181,6 +186,68 @@ fn check_quick(policy: &Policy, trips: u8, may_be_hidden: bool, decision: Decisi
     match quick.get() {
         Some(quick) => assert_eq!(quick, decision, "{policy:?}, trips {trips:05b}"),
         None => assert!(!spent.get() && (asks_hide || !only_clamps), "{policy:?}, trips {trips:05b}"),
+    }
+}
+
+/// Checks that the quick decision on a SYN that is not served is made exactly if nothing but the limit of `shed` concerns it,
+/// and equals `decision`. Only then may that limit be used. `may_be_hidden` is the answer of the filter.
+fn check_refused(policy: &Policy, class: Class, trips: u8, may_be_hidden: bool, decision: Decision) {
+    struct Refused {
+        is_one_of_all: bool,
+        may_be_hidden: bool,
+        trips: bool,
+        spent: bool,
+    }
+    impl Facts for &mut Refused {
+        fn has_translation(&self) -> bool {
+            panic!("its cookie is not translated")
+        }
+
+        fn may_be_hidden(&self) -> bool {
+            self.may_be_hidden
+        }
+
+        fn needs_no_cookie(&self) -> bool {
+            panic!("its listener needs one")
+        }
+
+        fn is_one_of_all(&self) -> bool {
+            self.is_one_of_all
+        }
+
+        fn is_one_too_many(&mut self) -> bool {
+            assert!(self.is_one_of_all && !self.spent, "it is spared, or asked twice");
+            self.spent = true;
+            self.trips
+        }
+
+        fn triggers(&mut self, guard: Guard) -> bool {
+            panic!("{guard} is asked")
+        }
+    }
+    let is_on = |guard| [true, false].iter().any(|acts| policy.with(guard, *acts) == *policy);
+    let concerns = |guard| match guard {
+        Guard::Hide => {
+            policy.has(Policy::HIDDEN_SERVICE | Policy::HIDDEN_ALL)
+                || policy.has(Policy::HIDES_SOURCES) && may_be_hidden
+                || is_on(guard)
+        }
+        Guard::Answer => is_on(guard) && policy.has(Policy::ANSWERS),
+        Guard::Shed => is_on(guard) && class != Class::CookieRequest,
+        Guard::Once | Guard::Fair | Guard::Clamp => false,
+    };
+    for is_one_of_all in [false, true] {
+        let trips = trips >> Guard::Shed.index() & 1 == 1;
+        let mut facts = Refused { is_one_of_all, may_be_hidden, trips, spent: false };
+        let quick = decide_refused(policy, class, &mut facts);
+        let is_refused =
+            matches!(class, Class::CookieRequest | Class::CookieUnknown | Class::CookieBadLength);
+        let takes_more = concerns(Guard::Hide)
+            || concerns(Guard::Answer)
+            || concerns(Guard::Shed) && !is_one_of_all
+            || !is_refused;
+        assert_eq!(quick, (!takes_more).then_some(decision), "{policy:?}, {class}, {is_one_of_all}");
+        assert_eq!(facts.spent, !takes_more && concerns(Guard::Shed), "{policy:?}, {class}");
     }
 }
 

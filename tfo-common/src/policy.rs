@@ -227,6 +227,17 @@ pub trait Facts {
     /// Open option (`tcp_try_fastopen`).
     fn needs_no_cookie(&self) -> bool;
 
+    /// Whether the limit for all unknown cookies is the only one that [`Guard::Shed`] may hold against the SYN, which is for a
+    /// listener of this host.
+    fn is_one_of_all(&self) -> bool {
+        false
+    }
+
+    /// Counts the SYN against that limit. Returns what [`triggers`](Self::triggers) does for [`Guard::Shed`].
+    fn is_one_too_many(&mut self) -> bool {
+        false
+    }
+
     /// Returns `decision`. The program hides it from the verifier, which would verify [`Guard::Shed`] anew for each decision of
     /// the guards before it.
     #[inline(always)]
@@ -363,7 +374,7 @@ pub fn decide_on(policy: &Policy, concern: Concern, mut facts: impl Facts) -> De
     let verdict = if translates { Verdict::Rewrite } else { Verdict::Pass };
     let mut decision = Decision::without_guard(verdict);
     // Each call is a copy in which the guard is a constant. LLVM would keep a loop as a loop.
-    let mut apply = |guard: Guard| {
+    let mut ask = |guard: Guard| {
         if policy.is_on(guard) && concern.asks(guard, decision) {
             if matches!(guard, Guard::Shed) {
                 decision = facts.anew(decision);
@@ -371,12 +382,12 @@ pub fn decide_on(policy: &Policy, concern: Concern, mut facts: impl Facts) -> De
             decision = judge(policy, guard, decision, &mut facts);
         }
     };
-    apply(Guard::Hide);
-    apply(Guard::Once);
-    apply(Guard::Fair);
-    apply(Guard::Clamp);
-    apply(Guard::Shed);
-    apply(Guard::Answer);
+    ask(Guard::Hide);
+    ask(Guard::Once);
+    ask(Guard::Fair);
+    ask(Guard::Clamp);
+    ask(Guard::Shed);
+    ask(Guard::Answer);
     decision
 }
 
@@ -408,7 +419,33 @@ pub fn decide_good(policy: &Policy, mut facts: impl Facts, then: impl Fn(Decisio
     true
 }
 
-/// Applies `guard` to `decision`.
+/// Decides quickly on a SYN of `class` that has no good cookie and goes to a listener that needs one. Returns `None` where
+/// that takes more than a look: then no limit is touched, and the caller must call [`decide`].
+#[inline(always)]
+pub fn decide_refused(policy: &Policy, class: Class, mut facts: impl Facts) -> Option<Decision> {
+    let asks_shed = match class {
+        Class::CookieRequest => false,
+        Class::CookieUnknown | Class::CookieBadLength => policy.is_on(Guard::Shed),
+        // The kernel serves their data, or a cookie may be translated.
+        Class::PlainSyn
+        | Class::OptionIgnored
+        | Class::CookieCurrent
+        | Class::CookieBackup
+        | Class::CookieRetired => return None,
+    };
+    let may_be_hidden = policy.is_on(Guard::Hide) && (policy.hides_all() || facts.may_be_hidden());
+    if may_be_hidden || policy.is_on(Guard::Answer) || asks_shed && !facts.is_one_of_all() {
+        return None;
+    }
+    let is_shed = asks_shed && facts.is_one_too_many();
+    Some(if is_shed {
+        apply(policy, Guard::Shed, policy.acts(Guard::Shed), Decision::PASS)
+    } else {
+        Decision::PASS
+    })
+}
+
+/// Applies `guard` to `decision`, if it has a reason.
 #[inline(always)]
 fn judge(policy: &Policy, guard: Guard, decision: Decision, facts: &mut impl Facts) -> Decision {
     let acts = match guard {
@@ -423,6 +460,12 @@ fn judge(policy: &Policy, guard: Guard, decision: Decision, facts: &mut impl Fac
         _ if facts.triggers(guard) => policy.acts(guard),
         Guard::Once | Guard::Fair | Guard::Clamp | Guard::Shed => return decision,
     };
+    apply(policy, guard, acts, decision)
+}
+
+/// Applies `guard`, which has a reason to act, to `decision`. Without `acts` it is only counted, if it is in a dry run.
+#[inline(always)]
+fn apply(policy: &Policy, guard: Guard, acts: bool, decision: Decision) -> Decision {
     match guard {
         _ if !acts && policy.counts(guard) => {
             Decision { would: decision.would | guard.bit() as u8, ..decision }

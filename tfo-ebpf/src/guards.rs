@@ -11,7 +11,7 @@ use tfo_common::{
     table::{Remembered, Row, SourceMask, Spent, Tag, syn_tag},
 };
 
-use crate::{frame::Frame, maps};
+use crate::{frame::Frame, local, maps};
 
 /// SYN that is presented to the guards of its service.
 pub(crate) struct Syn<'a> {
@@ -46,6 +46,18 @@ impl Facts for Syn<'_> {
     }
 
     #[inline(always)]
+    fn is_one_of_all(&self) -> bool {
+        !self.policy.has(Policy::SHEDS_SOURCES)
+            && (self.policy.has(Policy::SHEDS_OTHERS)
+                || local::is_known_local(self.frame, self.addresses, self.tcp))
+    }
+
+    #[inline(always)]
+    fn is_one_too_many(&mut self) -> bool {
+        self.exceeds_total() && check_confirmed()
+    }
+
+    #[inline(always)]
     fn anew(&self, decision: Decision) -> Decision {
         let Some(syn) = maps::packet() else { return decision };
         syn.set_decision(decision, self.service);
@@ -62,7 +74,7 @@ impl Facts for Syn<'_> {
                 !self.spend_token(fair_source, fair, maps::source_row)
             }
             Guard::Clamp => self.is_too_wide(),
-            Guard::Shed => self.count_towards_flood() && check_confirmed(),
+            Guard::Shed => self.exceeds_a_limit() && check_confirmed(),
             Guard::Answer => true,
         }
     }
@@ -105,13 +117,19 @@ impl Syn<'_> {
     /// Spends a token for an unknown cookie: first one of its source, then one of the service, as far as these limits
     /// are set. Returns true at the first limit that has no token left.
     #[inline(always)]
-    fn count_towards_flood(&self) -> bool {
-        let Policy { shed, shed_source, shed_per_source, .. } = self.policy;
-        let exceeds_total =
-            || maps::last_unknown(self.service).is_some_and(|last| !shed.spend(last, now(), maps::add));
+    fn exceeds_a_limit(&self) -> bool {
+        let Policy { shed_source, shed_per_source, .. } = self.policy;
         self.policy.has(Policy::SHEDS_SOURCES)
             && !self.spend_token(shed_source, shed_per_source, maps::forger_row)
-            || self.policy.has(Policy::SHEDS_ALL) && exceeds_total()
+            || self.exceeds_total()
+    }
+
+    /// Spends a token of the service for an unknown cookie, if that limit is set. Returns true if none is left.
+    #[inline(always)]
+    fn exceeds_total(&self) -> bool {
+        let spend = |last| self.policy.shed.spend(last, now(), maps::add);
+        self.policy.has(Policy::SHEDS_ALL)
+            && maps::last_unknown(self.service).is_some_and(|last| !spend(last))
     }
 }
 

@@ -12,7 +12,7 @@ use tfo_common::{
     observed::{Destination, Local},
     policy::Policy,
     ports,
-    segment::Family,
+    segment::{Addresses, Family},
 };
 
 use crate::{frame::Frame, maps};
@@ -84,6 +84,18 @@ pub(crate) fn is_local(ctx: *mut xdp_md) -> bool {
         maps::watch(|watch| watch.local = Local::new(to, jiffies, is_local));
         is_local
     })
+}
+
+/// Whether the SYN with its TCP header at `tcp` is known to be for a listener of this host: [`is_local`] has found it in this jiffy.
+#[inline(always)]
+pub(crate) fn is_known_local(frame: &Frame, addresses: &Addresses, tcp: usize) -> bool {
+    let (jiffies, mut is_known) = (maps::jiffies(), false);
+    maps::watch(|watch| {
+        is_known = frame
+            .read(tcp)
+            .is_some_and(|ports| watch.local.get(Destination::new(addresses, ports), jiffies) == Some(true));
+    });
+    is_known
 }
 
 /// Whether the kernel's TCP has a socket for the described SYN. A listener on all addresses also has those of other hosts.

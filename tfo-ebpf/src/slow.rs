@@ -10,7 +10,7 @@ use tfo_common::{
     keyring::KeyRing,
     observed::Subject,
     parse::walk,
-    policy::{Concern, Policy, decide, decide_on},
+    policy::{Concern, Policy, decide, decide_on, decide_refused},
     ports,
     segment::Segment,
     verdict::{Mode, Verdict},
@@ -59,12 +59,63 @@ pub(crate) fn describe(segment: &Segment, found: Classified, ring: &KeyRing) {
 /// Serves the described SYN: decides, counts and acts. Returns the XDP action, or `None` if the SYN goes on unchanged.
 #[inline(always)]
 pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
-    if maps::mode() == Mode::Shield
-        && let Some(syn) = maps::packet()
-    {
-        let flags = maps::listening(&Frame::anew(ctx), syn.tcp as usize);
-        syn.set_no_cookie(flags & ports::NO_COOKIE != 0);
+    if !decide_quickly(ctx)? {
+        look_closer(ctx)?;
     }
+    let syn = black_box(maps::packet()?);
+    let (class, decision) = (syn.class()?, syn.decision());
+    if maps::cell(syn.service)?.count_described(syn) && class.is_fast_open() {
+        watch::tfo_look(ctx);
+    }
+    if maps::mode() == Mode::Observe || decision.changes_nothing() {
+        return None;
+    }
+    let syn = maps::packet()?;
+    if decision.clamps {
+        let policy = maps::policy(syn.service)?;
+        act::clamp(Frame::anew(ctx), syn.tcp as usize, policy.max_window(syn.data_len));
+    }
+    // Without a cookie, `segment` has the one of an earlier packet. Only a rewrite reads it, and it is of a cookie.
+    Some(act::act(Frame::anew(ctx), decision.verdict, &syn.segment(), maps::key_ring()))
+}
+
+/// Decides on the described SYN if the kernel will not serve it and no more than a look is needed for that, as for the forged
+/// SYNs of a flood. Returns whether it has decided.
+#[inline(always)]
+fn decide_quickly(ctx: *mut xdp_md) -> Option<bool> {
+    if maps::mode() != Mode::Shield {
+        return Some(false);
+    }
+    let syn = maps::packet()?;
+    let (frame, tcp) = (&Frame::anew(ctx), syn.tcp as usize);
+    let listening = maps::listening(frame, tcp);
+    syn.set_no_cookie(listening & ports::NO_COOKIE != 0);
+    if listening != 0 || syn.signed != 0 {
+        return Some(false);
+    }
+    let (class, addresses) = (syn.class()?, &syn.addresses());
+    let service = maps::service_at(frame, tcp, addresses);
+    let policy = maps::policy(service)?;
+    let facts = Syn {
+        frame,
+        addresses,
+        tcp,
+        data_len: syn.data_len,
+        policy,
+        service,
+        repeats: false,
+        needs_no_cookie: false,
+    };
+    let decision = decide_refused(policy, class, facts);
+    if let Some(decision) = decision {
+        syn.set_decision(decision, service);
+    }
+    Some(decision.is_some())
+}
+
+/// Decides on the described SYN. It looks at all that the policy of its service may ask for.
+#[inline(always)]
+fn look_closer(ctx: *mut xdp_md) -> Option<()> {
     if maps::compares_data() {
         once::tfo_compare(ctx);
     }
@@ -112,19 +163,5 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
     {
         once::tfo_remember();
     }
-    let syn = black_box(syn);
-    let (class, decision) = (syn.class()?, syn.decision());
-    if maps::cell(syn.service)?.count_described(syn) && class.is_fast_open() {
-        watch::tfo_look(ctx);
-    }
-    if maps::mode() == Mode::Observe || decision.changes_nothing() {
-        return None;
-    }
-    let syn = maps::packet()?;
-    if decision.clamps {
-        let policy = maps::policy(syn.service)?;
-        act::clamp(Frame::anew(ctx), syn.tcp as usize, policy.max_window(syn.data_len));
-    }
-    // Without a cookie, `segment` has the one of an earlier packet. Only a rewrite reads it, and it is of a cookie.
-    Some(act::act(Frame::anew(ctx), decision.verdict, &syn.segment(), maps::key_ring()))
+    Some(())
 }
