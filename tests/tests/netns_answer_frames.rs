@@ -391,6 +391,9 @@ fn it_goes_on_in_every_way_to_a_new_program() {
         assert!(tfo(&["reload"]).status.success());
         assert!(is_answered(&mut nic, "reload"), "from the first packet on");
         assert_eq!(status(IFACE)["answering"], json!(["web"]));
+        assert_eq!(Counts::of(IFACE).field("answering"), &json!(["web"]));
+        let page = String::from_utf8(tfo(&["report", "--html", "-"]).stdout).unwrap();
+        assert!(page.contains("SYNs to web are answered"), "{page}");
         // Without a controller, nobody keeps keys and marks up to date.
         tfo_run.kill();
         assert!(is_answered(&mut nic, "death"), "it is confirmed for some seconds");
@@ -405,6 +408,7 @@ fn it_goes_on_in_every_way_to_a_new_program() {
         assert!(tfo(&["reload"]).status.success());
         assert!(!is_answered(&mut nic, "without the protection"));
         assert_eq!(status(IFACE)["answering"], json!([]));
+        assert_eq!(Counts::of(IFACE).field("answering"), &json!([]));
         tfo_run.end(Signal::SIGINT);
         assert_clean(IFACE);
     });

@@ -19,7 +19,7 @@ mod syscall;
 mod tables;
 mod unpinned;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use aya::programs::ProgramType;
@@ -300,6 +300,11 @@ impl Datapath {
     /// Returns the orders of `tfo hide` in the maps.
     pub fn hidden(&self) -> Result<Vec<Hidden>> {
         self.object.hidden()
+    }
+
+    /// Returns the services whose SYNs are answered.
+    pub fn answering(&self) -> Result<BTreeSet<String>> {
+        self.object.answering()
     }
 
     /// Confirms that the keys in the map are the kernel's now.

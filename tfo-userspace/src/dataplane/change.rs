@@ -299,10 +299,10 @@ impl Enforced {
         {
             rename_if_there(before, &now.outcomes_link())?;
         }
-        if let Some(before) = &self.past.linked {
-            if !now.has_link()? {
-                rename_if_there(&before.link(), &now.link())?;
-            }
+        if let Some(before) = &self.past.linked
+            && !now.has_link()?
+        {
+            rename_if_there(&before.link(), &now.link())?;
         }
         pins.remove_others(&self.generation)
     }

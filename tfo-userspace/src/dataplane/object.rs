@@ -1,6 +1,6 @@
 //! The loaded programs and their maps, and the publication of keys in them.
 
-use std::{thread, time::Duration};
+use std::{collections::BTreeSet, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -196,6 +196,11 @@ impl Object {
     /// Returns the orders of `tfo hide` in the maps.
     pub(super) fn hidden(&self) -> Result<Vec<Hidden>> {
         self.orders.hidden(self.tables.capacity(), |index| self.tables.service(index))
+    }
+
+    /// Returns the services whose SYNs are answered.
+    pub(super) fn answering(&self) -> Result<BTreeSet<String>> {
+        self.orders.answering(self.tables.capacity(), |index| self.tables.service(index))
     }
 
     /// Returns the counters, summed over all services and CPUs.

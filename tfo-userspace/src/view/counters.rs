@@ -1,6 +1,6 @@
 //! Report of an interface's counters, as a table and as JSON.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use comfy_table::CellAlignment::{Left, Right};
 use jiff::Timestamp;
@@ -16,7 +16,7 @@ use tfo_common::{
 };
 
 use crate::{
-    dataplane::{Datapath, ServiceCounters},
+    dataplane::{Datapath, Pinned, ServiceCounters, pins::Pins},
     model::services::OTHER_NAME,
     view::{
         rtt_saved::{RttSaved, seconds},
@@ -35,6 +35,8 @@ pub struct Report {
     pub attach: &'static str,
     /// Time at which counting began (RFC 3339, UTC).
     pub since: Timestamp,
+    /// Services whose SYNs are answered now, since a flood is under way or they always are.
+    pub answering: BTreeSet<String>,
     /// SYNs, without the rows that are zero.
     pub syn: Vec<SynRow>,
     /// Frames passed because they are malformed, without the rows that are zero.
@@ -119,11 +121,19 @@ impl Report {
     /// Reads the counters of `datapath`.
     pub fn of(datapath: &Datapath) -> anyhow::Result<Self> {
         let outcomes = datapath.pins().has_outcomes()?;
-        Ok(Self::new(&datapath.interface.name, datapath.info(), &datapath.by_service()?, outcomes))
+        let report = Self::new(&datapath.interface.name, datapath.info(), &datapath.by_service()?, outcomes);
+        Ok(Self { answering: datapath.answering()?, ..report })
+    }
+
+    /// Reads the counters in the maps `pinned` of the interface of `pins`.
+    pub fn read(pins: &Pins, pinned: &Pinned) -> anyhow::Result<Self> {
+        let outcomes = pins.has_outcomes()?;
+        let report = Self::new(pins.interface(), pinned.info(), &pinned.by_service()?, outcomes);
+        Ok(Self { answering: pinned.answering()?, ..report })
     }
 
     /// Makes a report from the counters of each service. `outcomes` says whether outcomes of connections are reported.
-    pub fn new(interface: &str, info: &Info, by_service: &[ServiceCounters], outcomes: bool) -> Self {
+    fn new(interface: &str, info: &Info, by_service: &[ServiceCounters], outcomes: bool) -> Self {
         let mut counters = Counters::default();
         by_service.iter().for_each(|service| counters.add(&service.counters));
         let malformed =
@@ -135,6 +145,7 @@ impl Report {
             mode: mode_name(info),
             attach: attach_name(info),
             since: since(info),
+            answering: BTreeSet::new(),
             syn: syn_rows(&counters),
             malformed: reason_rows(malformed),
             unsupported: reason_rows(unsupported),
@@ -167,6 +178,12 @@ impl Report {
         (sum(|service| service.accepted), sum(|service| service.refused), saved)
     }
 
+    /// Returns the names of the services whose SYNs are answered now, if there are any.
+    pub fn answered(&self) -> Option<String> {
+        let names: Vec<_> = self.answering.iter().map(String::as_str).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+
     /// Returns an empty report, for tests.
     #[cfg(test)]
     pub(crate) fn empty() -> Self {
@@ -194,8 +211,16 @@ impl Report {
 
     /// Returns the report as text for a terminal.
     pub fn text(&self) -> String {
-        let Self { interface, mode, attach, since, syn, malformed, unsupported, outcomes, services } = self;
+        let Self { interface, mode, attach, since, syn, malformed, unsupported, outcomes, services, .. } =
+            self;
         let mut text = format!("{interface}  {mode}  {attach}  counting since {since:.0}\n");
+        if let Some(services) = self.answered() {
+            writeln!(
+                text,
+                "SYNs to {services} are answered, so that a flood of them takes no room in the kernel"
+            )
+            .expect("writing to a String cannot fail");
+        }
         if syn.is_empty() {
             text.push_str("no SYN yet\n");
         } else {

@@ -67,7 +67,7 @@ pub fn look(pins: &Pins) -> Result<Look> {
     let is_our_namespace = pinned.info().netns == netns::netns()?;
     Ok(Look {
         at: Instant::now(),
-        report: Report::new(pins.interface(), pinned.info(), &pinned.by_service()?, pins.has_outcomes()?),
+        report: Report::read(pins, &pinned)?,
         kernel: is_our_namespace.then(TcpExt::read).and_then(Result::ok),
         controller: pins.has_controller()?,
         in_step: keys.attestation.in_step(),

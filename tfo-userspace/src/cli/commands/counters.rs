@@ -46,6 +46,5 @@ fn render(select: &Select, bpffs: &Bpffs) -> Result<(String, Result<()>)> {
 }
 
 fn report(pins: &Pins) -> Result<Report> {
-    let pinned = Pinned::open(pins)?;
-    Ok(Report::new(pins.interface(), pinned.info(), &pinned.by_service()?, pins.has_outcomes()?))
+    Report::read(pins, &Pinned::open(pins)?)
 }

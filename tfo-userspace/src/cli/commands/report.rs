@@ -41,12 +41,10 @@ pub(super) async fn run(args: &args::Report, bpffs: &Bpffs) -> Result<()> {
 
 async fn section(pins: &Pins) -> Result<Section> {
     let interface = pins.interface().to_owned();
-    let samples = control::send(pins, &Request::History { interface: interface.clone() }).await?;
+    let samples = control::send(pins, &Request::History { interface }).await?;
     let hour = Hour::new(history::parse(&samples)?);
     let pinned = Pinned::open(pins)?;
-    let report =
-        counters::Report::new(&interface, pinned.info(), &pinned.by_service()?, pins.has_outcomes()?);
-    Ok(Section { report, keys: Listing::of(pins, &pinned)?, hour })
+    Ok(Section { report: counters::Report::read(pins, &pinned)?, keys: Listing::of(pins, &pinned)?, hour })
 }
 
 /// Writes `page` atomically. Replaces only a regular file, so that nobody can make root replace a link or a device.

@@ -80,6 +80,9 @@ fn section(section: &Section) -> Result<Markup> {
     Ok(html! {
         h2 { (report.interface) }
         @for sentence in summary(section) { p.summary { (sentence) } }
+        @if let Some(services) = report.answered() {
+            p.summary { "SYNs to " (services) " are answered by the program now: a flood is under way, or they always are." }
+        }
         p.quiet { "Mode " (report.mode) ", attached in " (report.attach) " mode, counting since "
             (format!("{:.0}", report.since)) "." }
         div.grid {

@@ -71,6 +71,9 @@ fn draw_head(frame: &mut Frame<'_>, model: &Model, area: Rect) {
         (None, Some(Look { report, controller, .. })) => {
             let since = format!("  {}  {}  since {:.0}", report.mode, report.attach, report.since);
             spans.push(Span::from(since));
+            if let Some(services) = report.answered() {
+                spans.push(Span::from(format!("  ANSWERING {services}")).bold().fg(Color::Yellow));
+            }
             if !controller {
                 spans.push(Span::from("  no controller").fg(Color::Red));
             }
@@ -429,6 +432,14 @@ mod tests {
         assert_eq!(protected(&model), ["2.0", "722"]);
         model.next_service();
         assert_eq!(protected(&model)[1], "701");
+    }
+
+    #[test]
+    fn services_that_are_answered_are_shown() {
+        let mut model = busy();
+        assert!(!picture(&model, 100, 24).contains("ANSWERING"));
+        model.look.as_mut().unwrap().report.answering = ["dns", "web"].map(str::to_owned).into();
+        assert!(picture(&model, 100, 24).lines().next().unwrap().contains("ANSWERING dns, web"));
     }
 
     #[test]
