@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: formatting, layers, links, doc comments, spelling, clippy and rustdoc.
+//! `cargo xtask lint`: formatting, layers, links, doc comments, spelling, crates, clippy and rustdoc.
 
 mod docs;
 mod layers;
@@ -36,6 +36,9 @@ pub(crate) fn lint() -> Result<()> {
     let files = output(command("git").args(["ls-files", "--", "."]).args(NOT_TEXT))?;
     // The file lists right words that codespell takes for wrong ones.
     run(command("codespell").args(["--ignore-words", "xtask/src/lint/words.txt"]).args(files.lines()))?;
+
+    step("licences, sources and duplicates of crates");
+    setup::cargo_deny::check()?;
 
     setup::ensure()?;
     step("clippy, host");

@@ -42,7 +42,7 @@ enum Task {
     Kernels(kernels::Args),
     /// Make the pictures of the README from a real run of nginx, curl and `tfo` (needs root)
     Pictures(pictures::Args),
-    /// Check formatting, layers, links and spelling, and run clippy and rustdoc
+    /// Check formatting, layers, links, spelling and the crates that are used, and run clippy and rustdoc
     Lint,
 }
 

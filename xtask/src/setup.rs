@@ -7,17 +7,23 @@
 //! written last, so that an interrupted installation is done again.
 
 mod bpf_linker;
+pub(crate) mod cargo_deny;
 mod rust_src;
 
 use std::{
+    env,
+    ffi::OsString,
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result};
 
-use crate::workspace::{EBPF_TARGET, cargo, command, ignore_missing, output, step, target_dir, tools};
+use crate::workspace::{
+    EBPF_TARGET, cargo, command, empty_dir, ignore_missing, output, remove_dir, rename, run, step,
+    target_dir, tools,
+};
 
 /// Installs what is missing. Costs one call of rustc if nothing is.
 pub(crate) fn ensure() -> Result<()> {
@@ -54,6 +60,47 @@ pub(crate) fn ebpf_cargo(subcommand: &str) -> Result<Command> {
 /// Returns the folder into which [`ebpf_cargo`] builds.
 pub(crate) fn ebpf_target_dir() -> Result<PathBuf> {
     Ok(target_dir()?.join("ebpf"))
+}
+
+/// Builds the program `name` by `cargo install`, aside, and moves it into target/tools/bin when it is complete. The stamp
+/// is written then. `configure` adds to the command.
+fn cargo_install(
+    name: &str,
+    version: &str,
+    stamp: &Stamp,
+    configure: impl FnOnce(&mut Command),
+) -> Result<()> {
+    stamp.clear()?;
+    let build = tools().join("build");
+    empty_dir(&build)?;
+    let mut cargo = cargo();
+    cargo
+        .args(["install", name, "--version", version, "--locked", "--no-default-features", "--no-track"])
+        .arg("--root")
+        .arg(&build)
+        .arg("--target-dir")
+        .arg(build.join("target"))
+        // Otherwise cargo advises to add the folder to PATH, which is soon removed.
+        .env("PATH", with_folder(&build.join("bin"))?)
+        // The program runs on this machine, even if the workspace is built for another one.
+        .env_remove("CARGO_BUILD_TARGET");
+    configure(&mut cargo);
+    run(&mut cargo).with_context(|| {
+        format!("cannot build {name}; the first time this needs the network, for crates from the registry")
+    })?;
+
+    let bin = tools().join("bin");
+    fs::create_dir_all(&bin).with_context(|| format!("cannot create {}", bin.display()))?;
+    rename(&build.join("bin").join(name), &bin.join(name))?;
+    stamp.write()?;
+    remove_dir(&build)
+}
+
+/// Returns PATH with one more folder.
+fn with_folder(folder: &Path) -> Result<OsString> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain([folder.to_owned()]);
+    env::join_paths(folders).with_context(|| format!("PATH cannot hold {}", folder.display()))
 }
 
 /// Rust toolchain that compiles the workspace.

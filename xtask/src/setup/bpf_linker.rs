@@ -1,8 +1,6 @@
 //! bpf-linker, built against the LLVM of the toolchain, so that bitcode and linker always agree.
 
 use std::{
-    env,
-    ffi::OsString,
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -10,8 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Stamp, Toolchain};
-use crate::workspace::{cargo, empty_dir, is_installed, remove_dir, rename, run, step, tools};
+use super::{Stamp, Toolchain, cargo_install};
+use crate::workspace::{empty_dir, is_installed, step, tools};
 
 const VERSION: &str = "0.13.0";
 
@@ -24,7 +22,7 @@ pub(super) fn is_ready(toolchain: &Toolchain) -> Result<bool> {
     Ok(linker().is_file() && stamp(&LibLlvm::find(toolchain)?).is_current())
 }
 
-/// Builds the linker aside and moves it to its place when it is complete.
+/// Builds the linker.
 pub(super) fn install(toolchain: &Toolchain) -> Result<()> {
     ensure!(
         is_installed("cc"),
@@ -36,37 +34,10 @@ pub(super) fn install(toolchain: &Toolchain) -> Result<()> {
         llvm.major
     ));
 
-    let stamp = stamp(&llvm);
-    stamp.clear()?;
     let prefix = link_llvm(&llvm)?;
-    let build = tools().join("build");
-    empty_dir(&build)?;
-    run(cargo()
-        .args(["install", "bpf-linker", "--version", VERSION, "--locked", "--no-default-features", "--no-track"])
-        .args(["--features", &format!("llvm-{}", llvm.major)])
-        .arg("--root")
-        .arg(&build)
-        .arg("--target-dir")
-        .arg(build.join("target"))
-        .env("LLVM_PREFIX", &prefix)
-        // Otherwise cargo advises to add the folder to PATH, which is soon removed.
-        .env("PATH", with_folder(&build.join("bin"))?)
-        // The linker runs on this machine, even if the workspace is built for another one.
-        .env_remove("CARGO_BUILD_TARGET"))
-    .context("cannot build bpf-linker; the first time this needs the network, for crates from the registry")?;
-
-    let bin = tools().join("bin");
-    fs::create_dir_all(&bin).with_context(|| format!("cannot create {}", bin.display()))?;
-    rename(&build.join("bin/bpf-linker"), &linker())?;
-    stamp.write()?;
-    remove_dir(&build)
-}
-
-/// Returns PATH with one more folder.
-fn with_folder(folder: &Path) -> Result<OsString> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = env::split_paths(&path).chain([folder.to_owned()]);
-    env::join_paths(folders).with_context(|| format!("PATH cannot hold {}", folder.display()))
+    cargo_install("bpf-linker", VERSION, &stamp(&llvm), |cargo| {
+        cargo.args(["--features", &format!("llvm-{}", llvm.major)]).env("LLVM_PREFIX", &prefix);
+    })
 }
 
 /// Returns the stamp of the linker. The linker finds its LLVM by the absolute path of [`link_llvm`]'s folder, so that
