@@ -24,7 +24,7 @@ use std::{collections::BTreeSet, path::Path};
 use anyhow::{Context as _, Result, bail};
 use aya::programs::ProgramType;
 use aya_log::EbpfLogger;
-pub use carry::forget_keys;
+pub use carry::{LAYOUTS, forget_keys};
 pub use change::{Built, Enforced, Program, answering_in, check_answers, hidden_in};
 pub use device::{OnDevice, on_device};
 use link::detach;

@@ -10,6 +10,7 @@ pub mod listeners;
 pub mod locked_memory;
 pub mod netlink;
 pub mod netns;
+pub mod release;
 pub mod route;
 pub mod syncookies;
 pub mod sysctl;

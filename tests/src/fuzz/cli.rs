@@ -64,6 +64,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "keys cookie 1-2-3-4 192.0.2.1 192.168.0.1",
         "keys cookie @FILE fd3d::1 ::1 --json",
         "unload -i eth0",
+        "version --json",
         "help run",
         "--version",
     ];

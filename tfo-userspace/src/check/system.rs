@@ -1,6 +1,6 @@
 //! Checks of the kernel, our privileges, memory locking, cgroups and the clock.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use anyhow::{Context as _, Result};
 use aya::programs::ProgramType;
@@ -9,30 +9,22 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use super::Finding;
 use crate::{
-    kernel::{cgroup, clock},
+    kernel::{cgroup, clock, release},
     util::secrecy::may_lock_memory,
 };
 
-/// Oldest kernel on which the program is known to load.
-const OLDEST: (u32, u32) = (5, 10);
-const RELEASE: &str = "/proc/sys/kernel/osrelease";
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 pub(super) fn kernel() -> Result<Finding> {
-    let release = fs::read_to_string(RELEASE).with_context(|| format!("cannot read {RELEASE}"))?;
-    let release = release.trim_end();
-    let version = version(release).with_context(|| format!("{release:?} is no version of Linux"))?;
+    let release = release::running()?;
+    let version =
+        release::version(&release).with_context(|| format!("{release:?} is no version of Linux"))?;
     let found = format!("Linux {release}");
-    Ok(if version >= OLDEST {
+    Ok(if version >= release::OLDEST {
         Finding::ok(found)
     } else {
         Finding::fail(found, "the XDP program needs Linux 5.10 or later")
     })
-}
-
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 pub(super) fn btf() -> Result<Finding> {
@@ -113,19 +105,4 @@ pub(super) fn clock() -> Result<Finding> {
             "run chrony or systemd-timesyncd; other sources of keys need no clock",
         )
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_are_numbers() {
-        assert_eq!(version("5.10.0-28-amd64"), Some((5, 10)));
-        assert_eq!(version("6.18.44-fc"), Some((6, 18)));
-        assert_eq!(version("7.3"), Some((7, 3)));
-        assert_eq!(version("7.3-rc1"), Some((7, 3)));
-        assert_eq!(version("Darwin"), None);
-        assert!(version("5.9.16") < Some(OLDEST), "as numbers, not as text");
-    }
 }

@@ -122,6 +122,8 @@ pub enum Command {
     Keys(Keys),
     /// Detach the program and remove its state
     Unload(Unload),
+    /// Show the versions of the program, and of what it reads and writes; for a report of a bug
+    Version(Version),
 }
 
 /// Arguments of `tfo run`.
@@ -460,6 +462,14 @@ pub struct Unload {
     /// Interface to unload from; without it, all
     #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
+}
+
+/// Arguments of `tfo version`.
+#[derive(Args, Debug)]
+pub struct Version {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

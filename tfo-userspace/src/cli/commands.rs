@@ -12,6 +12,7 @@ mod run;
 mod status;
 mod top;
 mod unload;
+mod version;
 
 use std::process::ExitCode;
 
@@ -58,6 +59,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Keys(Keys::Status(args)) => keys::status(&args, &bpffs).map(done),
         Command::Keys(Keys::Rotate(args)) => block_on(keys::rotate(&args, &bpffs)).map(done),
         Command::Keys(Keys::Import(args)) => block_on(keys::import(&args, &bpffs)).map(done),
+        Command::Version(args) => version::run(&args).map(done),
         Command::GuardSyncookies { folder } => guard(&folder).map(done),
         Command::Unload(args) => block_on(unload::run(&args, &bpffs, &cli.state_dir)).map(done),
     }

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Version of the file format. Other versions are refused.
-const VERSION: u64 = 1;
+pub const VERSION: u64 = 1;
 /// Limit on the bytes that are read. A file has at most 4,096 prefixes and 4,095 names, which take less.
 const TOO_LONG: u64 = 1 << 20;
 

@@ -42,6 +42,9 @@ use crate::{
     util::time::unix_seconds,
 };
 
+/// Layouts of maps whose contents are taken over, the newest first.
+pub const LAYOUTS: [u32; 2] = [LAYOUT_VERSION, layout_0_1::VERSION];
+
 /// Maps that tfo 0.1 did not have.
 const SINCE_0_2: [&str; 4] = [names::CARRIED, names::HIDE_FILTER, names::CHILDREN, names::REQUESTS];
 

@@ -24,7 +24,7 @@ use crate::{
 pub const REMEMBERED: usize = 2 + RETIRED;
 
 /// Version of the file format. No other version is read.
-const VERSION: u64 = 1;
+pub const VERSION: u64 = 1;
 /// Limit on the size of a state file, in bytes. Real files are smaller.
 const TOO_LONG: u64 = 64 * 1024;
 /// Capacity for the text of an entry, in bytes, with room to spare.

@@ -17,7 +17,7 @@ use crate::{
         route,
     },
     model::services::{Named, Services},
-    util::output::print,
+    util::output::{json, print},
 };
 
 /// Result of the check of a configuration file.
@@ -49,12 +49,12 @@ pub(super) async fn run(args: &Check, bpffs: &Bpffs) -> Result<ExitCode> {
         changes = Some(fix.changes());
     }
     let report = Report { changes, ..Report::new(args.interface.as_deref(), bpffs).await };
-    print(&if args.json { serde_json::to_string(&report)? } else { report.text() })?;
+    print(&if args.json { json(&report)? } else { report.text() })?;
     Ok(if report.worst == Status::Fail { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Prints the faults of a configuration file, or a summary of it. The exit status is 1 if there are faults.
-async fn config(file: &Path, json: bool) -> Result<ExitCode> {
+async fn config(file: &Path, as_json: bool) -> Result<ExitCode> {
     let config = Config::read(file).map_err(|error| error.downcast::<Invalid>());
     let (text, verdict) = match config {
         Ok(Config { services, interfaces, .. }) => {
@@ -76,7 +76,7 @@ async fn config(file: &Path, json: bool) -> Result<ExitCode> {
         }
         Err(Err(error)) => return Err(error),
     };
-    print(&if json { serde_json::to_string(&verdict)? } else { text })?;
+    print(&if as_json { json(&verdict)? } else { text })?;
     Ok(if verdict.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

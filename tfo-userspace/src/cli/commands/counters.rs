@@ -10,7 +10,10 @@ use crate::{
         Pinned,
         pins::{Bpffs, Pins},
     },
-    util::{output::print, screen::Screen},
+    util::{
+        output::{json, print},
+        screen::Screen,
+    },
     view::counters::Report,
 };
 
@@ -37,7 +40,7 @@ fn render(select: &Select, bpffs: &Bpffs) -> Result<(String, Result<()>)> {
     let mut outcome = Ok(());
     for pins in super::attached(select.interface.as_deref(), bpffs)? {
         match report(&pins) {
-            Ok(report) if select.json => writeln!(text, "{}", serde_json::to_string(&report)?)?,
+            Ok(report) if select.json => writeln!(text, "{}", json(&report)?)?,
             Ok(report) => writeln!(text, "{}", report.text())?,
             Err(error) => outcome = outcome.and(Err(error)),
         }

@@ -8,7 +8,7 @@ use crate::{
     cli::args::Events,
     control::{Request, send},
     dataplane::pins::Bpffs,
-    util::output::print,
+    util::output::{json, print},
     view::events::{Event, Host, MAX_ANSWERED, Recent, Why},
 };
 
@@ -57,5 +57,5 @@ struct Seen {
 
 fn show(args: &Events, event: Event) -> Result<()> {
     let event = if args.anonymize { event.anonymized() } else { event };
-    print(&if args.select.json { serde_json::to_string(&event)? } else { event.text() })
+    print(&if args.select.json { json(&event)? } else { event.text() })
 }

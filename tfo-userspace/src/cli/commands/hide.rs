@@ -7,7 +7,7 @@ use crate::{
     control::Request,
     dataplane::pins::Bpffs,
     model::guards::Hidden,
-    util::output::print,
+    util::output::{json, print},
 };
 
 /// Hides Fast Open, or lists the orders in force.
@@ -19,7 +19,7 @@ pub(super) async fn hide(args: &Hide, bpffs: &Bpffs) -> Result<()> {
     let show = |interface: &str, answer: &str| {
         let hidden: Vec<Hidden> = serde_json::from_str(answer).context("the answer is not valid")?;
         if args.json {
-            return print(&serde_json::json!({"interface": interface, "hidden": hidden}).to_string());
+            return print(&json(&serde_json::json!({"interface": interface, "hidden": hidden}))?);
         }
         let names: Vec<_> = hidden.iter().map(Hidden::to_string).collect();
         let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };

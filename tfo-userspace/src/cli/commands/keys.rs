@@ -20,7 +20,12 @@ use crate::{
     kernel::{netns, sysctl::KernelKeys},
     keys::{schedule::Schedule, secret::Secret},
     model::keys::{addresses, fingerprint, parse_key},
-    util::{files::open_regular, output::print, secrecy::leaving_no_trace, time::unix_seconds},
+    util::{
+        files::open_regular,
+        output::{json, print},
+        secrecy::leaving_no_trace,
+        time::unix_seconds,
+    },
     view::key_listing::Listing,
 };
 
@@ -42,10 +47,10 @@ pub(super) fn cookie(args: &Cookie) -> Result<()> {
         let bytes = cookie::make(&key, &addresses).to_le_bytes();
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         if args.json {
-            let json = serde_json::json!({
+            let object = serde_json::json!({
                 "key": role, "family": addresses.family.name(), "src": args.src, "dst": args.dst, "cookie": hex,
             });
-            print(&json.to_string())?;
+            print(&json(&object)?)?;
         } else {
             print(&hex)?;
         }
@@ -82,10 +87,10 @@ pub(super) fn derive(args: &Derive) -> Result<()> {
     let [current, backup, next] = [held.current, held.backup, held.next].map(|key| key.map(fingerprint));
     let until = schedule.next_change(at);
     if args.json {
-        let json = serde_json::json!({
+        let object = serde_json::json!({
             "at": at, "current": current, "backup": backup, "next": next, "changes_at": until,
         });
-        return print(&json.to_string());
+        return print(&json(&object)?);
     }
     let [current, backup, next] = [current, backup, next].map(|key| key.unwrap_or_else(|| "none".to_owned()));
     print(&format!("at {at}, until {until}\n  current {current}\n  backup  {backup}\n  next    {next}"))
@@ -170,7 +175,7 @@ pub(super) async fn import(args: &Import, bpffs: &Bpffs) -> Result<()> {
 pub(super) fn status(args: &KeysStatus, bpffs: &Bpffs) -> Result<()> {
     for pins in super::attached(args.select.interface.as_deref(), bpffs)? {
         let keys = Listing::of(&pins, &Pinned::open(&pins)?)?;
-        print(&if args.select.json { serde_json::to_string(&keys)? } else { keys.text() })?;
+        print(&if args.select.json { json(&keys)? } else { keys.text() })?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::{
         pins::{Bpffs, Pins},
     },
     model::{guards::Hidden, keys::fingerprint},
-    util::output::print,
+    util::output::{json, print},
     view::{
         attestation::Attestation,
         counters::{attach_name, mode_name, since},
@@ -75,14 +75,14 @@ pub(super) async fn run(args: &Status, bpffs: &Bpffs) -> Result<ExitCode> {
                 let (interface, error) = (pins.interface(), format!("{error:#}"));
                 eprintln!("error: {interface}: {error}");
                 if args.select.json {
-                    print(&serde_json::to_string(&Failure { interface, error })?)?;
+                    print(&json(&Failure { interface, error })?)?;
                 }
                 continue;
             }
         };
         all_well &= report.attached && report.controller;
         if args.select.json {
-            print(&serde_json::to_string(&report)?)?;
+            print(&json(&report)?)?;
         } else {
             print(&text(&report))?;
         }

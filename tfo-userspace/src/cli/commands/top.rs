@@ -12,7 +12,10 @@ use crate::{
         Pinned,
         pins::{Bpffs, Pins},
     },
-    util::{output::print, runtime::block_on},
+    util::{
+        output::{json, print},
+        runtime::block_on,
+    },
     view::{
         counters::Report,
         key_listing::{Generation, Listing},
@@ -42,11 +45,11 @@ pub(super) fn run(args: &Top, bpffs: &Bpffs) -> Result<()> {
     block_on(tui::run(first.interface(), bpffs))
 }
 
-fn state(pins: &Pins, json: bool) -> Result<String> {
+fn state(pins: &Pins, as_json: bool) -> Result<String> {
     let look = tui::look(pins)?;
-    if json {
+    if as_json {
         let state = State { report: &look.report, keys: &look.keys, prefixes: &look.prefixes };
-        return Ok(serde_json::to_string(&state)?);
+        return json(&state);
     }
     let keys = Listing::of(pins, &Pinned::open(pins)?)?;
     Ok(format!("{}{}{}", look.report.text(), keys.text(), prefixes(look.prefixes.as_deref())))
