@@ -449,6 +449,22 @@ fn maps_of_another_layout_are_replaced() {
     });
 }
 
+/// State that another version has left can be removed.
+#[test]
+fn maps_of_another_layout_are_unloaded() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        Running::start(&["-i", "v0"]).kill();
+        let info = Path::new(BPFFS).join("tfo/v0/1/TFO_INFO");
+        fs::remove_file(&info).unwrap();
+        aya::maps::Array::<aya::maps::MapData, u64>::create(1, 0).unwrap().pin(&info).unwrap();
+        assert!(xdp_on("v0").is_some());
+        let unload = tfo(&["unload"]);
+        assert!(unload.status.success(), "{:?}", failure(&unload));
+        assert_clean("v0");
+    });
+}
+
 /// The old program stays complete until the new one is in force.
 #[test]
 fn maps_of_another_layout_stay_if_the_start_fails() {
