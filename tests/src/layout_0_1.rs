@@ -63,6 +63,10 @@ pub fn downgrade_pins(interface: &str) {
     for (from, to) in [(generation.link(), "link"), (generation.outcomes_link(), "outcomes-link")] {
         fs::rename(from, pins.dir().join(to)).expect("a link can be moved");
     }
+    // Programs were not pinned.
+    for program in [generation.program(), generation.outcomes_program()] {
+        fs::remove_file(program).expect("a pin");
+    }
     fs::remove_dir(generation.dir()).expect("nothing else is in it");
     let open = |name| {
         let data = MapData::from_pin(pins.dir().join(name)).expect("a pinned map");

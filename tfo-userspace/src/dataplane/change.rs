@@ -7,12 +7,12 @@ use std::{
     collections::BTreeSet,
     fs::File,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::programs::{
-    CgroupAttachMode, ProgramError,
+    CgroupAttachMode, ProgramError, ProgramInfo,
     links::{FdLink, PinnedLink},
     loaded_programs,
 };
@@ -186,7 +186,7 @@ impl Built {
                     }
                     (None, Some(linked)) => {
                         let program = self.object.program()?.fd()?.as_fd().try_clone_to_owned()?;
-                        updated.replace(&linked.link(), program.as_fd())
+                        updated.replace(&linked.link(), program.as_fd(), &self.past)
                     }
                     (None, None) => Err(anyhow!("there is no link to update")),
                 },
@@ -208,10 +208,12 @@ impl Built {
         let before = self.past.outcomes_link.clone();
         let follow = || {
             let program = self.object.outcomes_program()?;
+            let path = generation.outcomes_program();
+            program.pin(&path).with_context(|| format!("cannot pin the program at {}", path.display()))?;
             match before {
                 Some(link) => {
                     let program = program.fd()?.as_fd().try_clone_to_owned()?;
-                    updated.replace(&link, program.as_fd())
+                    updated.replace(&link, program.as_fd(), &self.past)
                 }
                 None => {
                     let cgroup = cgroup::Cgroup2::find()?
@@ -328,22 +330,46 @@ impl Enforced {
     }
 }
 
+/// Opens the program with the kernel's number `id`, which a link of `past` attaches.
+fn program_of(id: u32, past: &EarlierGenerations) -> Result<OwnedFd> {
+    let is_it = |path: &PathBuf| ProgramInfo::from_pin(path).is_ok_and(|program| program.id() == id);
+    if let Some(path) = past.programs().find(is_it) {
+        return syscall::pinned(&path).with_context(|| format!("cannot open {}", path.display()));
+    }
+    // tfo 0.1 pinned no program.
+    let mut failure = None;
+    for program in loaded_programs() {
+        match program {
+            Ok(program) if program.id() == id => return Ok(program.fd()?.as_fd().try_clone_to_owned()?),
+            Ok(_) => {}
+            // One that goes away meanwhile is none that a link attaches.
+            Err(error) => failure = Some(error),
+        }
+    }
+    match failure {
+        Some(error) => {
+            Err(error).context("it is not pinned, and to look at all programs takes CAP_SYS_ADMIN")
+        }
+        None => bail!("there is none"),
+    }
+}
+
 /// Links that were updated, each with the program that it attached before.
 #[derive(Default)]
 struct UpdatedLinks(Vec<(OwnedFd, OwnedFd)>);
 
 impl UpdatedLinks {
-    /// Replaces the program of the link that is pinned at `path` by `program`.
-    fn replace(&mut self, path: &Path, program: BorrowedFd<'_>) -> Result<()> {
+    /// Replaces the program of the link that is pinned at `path`, one of `past`, by `program`.
+    fn replace(&mut self, path: &Path, program: BorrowedFd<'_>, past: &EarlierGenerations) -> Result<()> {
         let context = || format!("cannot open the pinned link {}", path.display());
         let link = FdLink::from(PinnedLink::from_pin(path).with_context(context)?);
         let id = link.info().with_context(context)?.program_id();
-        let before = loaded_programs().flatten().find(|program| program.id() == id);
-        let before = before.with_context(|| format!("{} attaches no program", path.display()))?.fd()?;
+        let before = program_of(id, past);
+        let before = before.with_context(|| format!("cannot open the program of {}", path.display()))?;
         let link = syscall::pinned(path).with_context(context)?;
         syscall::update_link(link.as_fd(), program)
             .with_context(|| format!("cannot update the link {}", path.display()))?;
-        self.0.push((link, before.as_fd().try_clone_to_owned()?));
+        self.0.push((link, before));
         Ok(())
     }
 

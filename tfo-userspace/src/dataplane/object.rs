@@ -171,9 +171,12 @@ impl Object {
         Ok(program.try_into()?)
     }
 
-    /// Pins the maps in `generation`. Later calls do nothing.
+    /// Pins the maps and the XDP program in `generation`. Later calls do nothing.
     pub(super) fn pin(&mut self, generation: &Generation) -> Result<()> {
-        self.unpinned.take().map_or(Ok(()), |unpinned| unpinned.pin(generation))
+        let Some(unpinned) = self.unpinned.take() else { return Ok(()) };
+        unpinned.pin(generation)?;
+        let path = generation.program();
+        self.program()?.pin(&path).with_context(|| format!("cannot pin the program at {}", path.display()))
     }
 
     /// Returns the hash seed of all [`Tag`](tfo_common::table::Tag)s.

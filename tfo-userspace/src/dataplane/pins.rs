@@ -35,6 +35,10 @@ const LINK: &str = "link";
 const NEXT_LINK: &str = "link-next";
 /// File name of the link of the program that follows connections.
 const OUTCOMES_LINK: &str = "outcomes-link";
+/// File name of the XDP program.
+const PROGRAM: &str = "program";
+/// File name of the program that follows connections.
+pub const OUTCOMES_PROGRAM: &str = "outcomes-program";
 /// Names of the maps that are pinned.
 pub const MAPS: [&str; 22] = [
     names::COUNTERS,
@@ -364,6 +368,17 @@ impl Generation {
         self.dir.join(OUTCOMES_LINK)
     }
 
+    /// Returns the pin path of the XDP program. From there, it can be put back in force without CAP_SYS_ADMIN, which a
+    /// search among all programs of the host takes.
+    pub fn program(&self) -> PathBuf {
+        self.dir.join(PROGRAM)
+    }
+
+    /// Returns the pin path of the program that follows connections.
+    pub fn outcomes_program(&self) -> PathBuf {
+        self.dir.join(OUTCOMES_PROGRAM)
+    }
+
     /// Returns whether the XDP program's link is pinned in this generation.
     pub fn has_link(&self) -> Result<bool> {
         exists(&self.link())
@@ -374,6 +389,8 @@ impl Generation {
         remove_if_there(&self.link())?;
         remove_if_there(&self.next_link())?;
         remove_if_there(&self.outcomes_link())?;
+        remove_if_there(&self.program())?;
+        remove_if_there(&self.outcomes_program())?;
         for name in MAPS {
             remove_if_there(&self.map(name))?;
             // tfo before 0.2 set maps aside under this name.
