@@ -24,7 +24,7 @@ use tfo_common::answer::Host;
 use super::{
     listeners::makes_cookies,
     netns::netns_cookie,
-    sysctl::{SERVER, SERVER_NO_COOKIE, read_mode, read_sysctl, syncookies},
+    sysctl::{SERVER, SERVER_NO_COOKIE, open_for_writing, read_mode, read_sysctl, syncookies},
 };
 
 const SYNCOOKIES: &str = "/proc/sys/net/ipv4/tcp_syncookies";
@@ -107,8 +107,7 @@ impl Journal {
         if before == 0 {
             bail!("{SYNCOOKIES} is 0");
         }
-        let sysctl = OpenOptions::new().write(true).open(SYNCOOKIES);
-        let sysctl = sysctl.with_context(|| format!("cannot open {SYNCOOKIES} for writing"))?;
+        let sysctl = open_for_writing(SYNCOOKIES)?;
         let mut file = OpenOptions::new();
         file.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let written =
@@ -143,7 +142,8 @@ impl Journal {
         // An empty file was made just before the sysctl would have been changed.
         let is_changed = text.parse().is_ok_and(|before: u8| before != 2) && syncookies()? == 2;
         if is_changed {
-            fs::write(SYNCOOKIES, &text).with_context(|| format!("cannot write {SYNCOOKIES}"))?;
+            let written = open_for_writing(SYNCOOKIES)?.write_all_at(text.as_bytes(), 0);
+            written.with_context(|| format!("cannot write {SYNCOOKIES}"))?;
         }
         fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))?;
         Ok(is_changed)

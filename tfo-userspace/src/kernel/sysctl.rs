@@ -4,9 +4,11 @@ use std::{
     fs,
     io::{self, Read as _},
     os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
+use procfs::process::{MountInfo, Process};
 use tfo_common::{
     cookie,
     keyring::{Held, Key},
@@ -53,8 +55,7 @@ pub struct KeySysctl(fs::File);
 impl KeySysctl {
     /// Opens the sysctl of the calling thread's network namespace.
     pub fn open() -> Result<Self> {
-        let file = fs::OpenOptions::new().write(true).open(KEY);
-        Ok(Self(file.with_context(|| format!("cannot open {KEY} for writing"))?))
+        open_for_writing(KEY).map(Self)
     }
 
     /// Sets the primary and the backup key.
@@ -68,6 +69,33 @@ impl KeySysctl {
         }
         self.0.write_all_at(text.as_bytes(), 0).with_context(|| format!("cannot write {KEY}"))
     }
+}
+
+/// Opens the sysctl at `path`, below /proc/sys, for writing. Containers have /proc/sys read-only. There, another mount of
+/// the same folder is searched, which has to be writable.
+pub(super) fn open_for_writing(path: &str) -> Result<fs::File> {
+    let open = |path: &Path| fs::OpenOptions::new().write(true).open(path);
+    let error = match open(Path::new(path)) {
+        Ok(file) => return Ok(file),
+        Err(error) => error,
+    };
+    let is_read_only = error.kind() == io::ErrorKind::ReadOnlyFilesystem;
+    if is_read_only {
+        let mounts = Process::myself().and_then(|myself| myself.mountinfo());
+        let mounts = mounts.context("cannot read /proc/self/mountinfo")?;
+        if let Some(file) = mounts.into_iter().find_map(|mount| open(&within(&mount, path)?).ok()) {
+            return Ok(file);
+        }
+    }
+    let advice =
+        if is_read_only { ": in a container, mount the node's /proc/sys/net/ipv4 anywhere" } else { "" };
+    Err(error).with_context(|| format!("cannot open {path} for writing{advice}"))
+}
+
+/// Returns the path at which `mount` shows the file `path` of /proc, if it does.
+fn within(mount: &MountInfo, path: &str) -> Option<PathBuf> {
+    let below = Path::new(path.strip_prefix("/proc")?).strip_prefix(&mount.root).ok()?;
+    (mount.fs_type == "proc").then(|| mount.mount_point.join(below))
 }
 
 /// Reads the bits of `net.ipv4.tcp_fastopen`.
