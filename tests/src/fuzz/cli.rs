@@ -64,6 +64,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "keys cookie 1-2-3-4 192.0.2.1 192.168.0.1",
         "keys cookie @FILE fd3d::1 ::1 --json",
         "unload -i eth0",
+        "unload --if-attached",
+        "run --config FILE --metrics 127.0.0.1:9434",
         "version --json",
         "help run",
         "--version",

@@ -141,7 +141,7 @@ pub struct Run {
 
     /// Read the configuration from this file, instead of the options below; dist/tfo.toml is an example
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "interfaces", "mode", "attach", "services", "keys", "rotate", "key_state", "retire_below", "max_age", "metrics",
+        "interfaces", "mode", "attach", "services", "keys", "rotate", "key_state", "retire_below", "max_age",
     ])]
     pub config: Option<PathBuf>,
 
@@ -184,7 +184,8 @@ pub struct Run {
     /// Serve metrics for Prometheus at http://ADDR/metrics, and at /healthz whether all is well; such as 127.0.0.1:9434
     ///
     /// There is no authentication and no encryption: whoever reaches the address may read it, so it is meant for the
-    /// loopback. It has neither keys nor addresses of clients. If it cannot listen there, tfo does not start.
+    /// loopback. It has neither keys nor addresses of clients. If it cannot listen there, tfo does not start. With
+    /// --config, it comes before the address in the file, so that hosts with addresses of their own can share a file.
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     pub metrics: Option<SocketAddr>,
 }
@@ -462,6 +463,10 @@ pub struct Unload {
     /// Interface to unload from; without it, all
     #[arg(short, long, value_name = "IFACE", value_parser = parse_name)]
     pub interface: Option<String>,
+
+    /// Succeed if nothing is attached, too
+    #[arg(long)]
+    pub if_attached: bool,
 }
 
 /// Arguments of `tfo version`.

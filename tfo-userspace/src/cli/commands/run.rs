@@ -51,6 +51,8 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
     let mut signals = Signals::new()?;
     let config = config(args)?;
     let Config { interfaces, attach, metrics, keys, services, .. } = config.clone();
+    // A file may be for many hosts, and this address is one of this host.
+    let metrics = args.metrics.or(metrics);
     raise_limit(&interfaces, metrics.is_some())?;
     let options = Options {
         attach,

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     cli::args::Unload,
-    control,
+    control::{self, NotRunning},
     daemon::order_file,
     dataplane::{
         pins::{Bpffs, remove_if_there},
@@ -18,7 +18,11 @@ use crate::{
 /// Detaches the program and removes its state, with the orders of `tfo hide`. A running controller notices that and
 /// ends.
 pub(super) async fn run(args: &Unload, bpffs: &Bpffs, state: &Path) -> Result<()> {
-    for pins in super::choose(bpffs.all()?.into_iter(), args.interface.as_deref())? {
+    let chosen = match super::choose(bpffs.all()?.into_iter(), args.interface.as_deref()) {
+        Err(error) if args.if_attached && error.is::<NotRunning>() => return print(&error.to_string()),
+        chosen => chosen?,
+    };
+    for pins in chosen {
         // A killed controller leaves its socket behind.
         let socket = control::socket(&pins).ok();
         unload(&pins).await?;
