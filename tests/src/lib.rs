@@ -12,6 +12,7 @@
 //! | [`host`] | the packet's journey without the kernel |
 //! | [`kernel`] | the program inside the kernel, fed by BPF_PROG_TEST_RUN |
 //! | [`netns`] | sandboxes of namespaces, and the real `tfo` in them |
+//! | [`kubernetes`] | manifests of `dist/kubernetes`, and containers that run as they say |
 //! | [`random_keys`] | the real `tfo` with keys that it makes |
 //! | [`config`] | configuration files, and the counts of the protections in them |
 //! | [`listener`] | listening sockets, also in other processes |
@@ -44,6 +45,7 @@ pub mod guards;
 pub mod host;
 pub mod kernel;
 pub mod keys;
+pub mod kubernetes;
 pub mod layout_0_1;
 pub mod listener;
 pub mod netns;

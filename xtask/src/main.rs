@@ -7,6 +7,7 @@ mod apt;
 mod bench;
 mod build;
 mod fuzz;
+mod image;
 mod kernels;
 mod lint;
 mod packages;
@@ -40,6 +41,8 @@ enum Task {
     Agree(agree::Args),
     /// Run the in-kernel and namespace tests on other kernels, in QEMU
     Kernels(kernels::Args),
+    /// Make a container image of `tfo`, without a container engine
+    Image(image::Args),
     /// Make the pictures of the README from a real run of nginx, curl and `tfo` (needs root)
     Pictures(pictures::Args),
     /// Check formatting, layers, links, spelling and the crates that are used, and run clippy and rustdoc
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Agree(args) => agree::agree(&args).map(|()| ExitCode::SUCCESS),
         Task::Kernels(args) => kernels::kernels(&args),
+        Task::Image(args) => image::image(&args).map(|()| ExitCode::SUCCESS),
         Task::Pictures(args) => pictures::pictures(&args).map(|()| ExitCode::SUCCESS),
         Task::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
     };

@@ -15,7 +15,7 @@ use crate::workspace::{command, is_installed, is_root, run, step};
 pub(crate) type Program = (&'static str, &'static str);
 
 /// Programs that the tests start.
-pub(crate) const FOR_TESTS: [Program; 8] = [
+pub(crate) const FOR_TESTS: [Program; 11] = [
     ("nginx", "nginx"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
@@ -24,6 +24,9 @@ pub(crate) const FOR_TESTS: [Program; 8] = [
     ("prometheus", "prometheus"),
     ("tmux", "tmux"),
     ("chromium", "chromium"),
+    ("crun", "crun"),
+    ("umoci", "umoci"),
+    ("strip", "binutils"),
 ];
 
 /// Programs that make the pictures of the README.

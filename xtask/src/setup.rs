@@ -8,6 +8,7 @@
 
 mod bpf_linker;
 pub(crate) mod cargo_deny;
+pub(crate) mod kubectl;
 mod rust_src;
 
 use std::{

@@ -48,6 +48,11 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
             step(&format!("{err:#}"));
         }
     }
+    if tiers.iter().any(|tier| !tier.needs_root())
+        && let Err(err) = setup::kubectl::ensure()
+    {
+        step(&format!("{err:#}"));
+    }
     build()?;
 
     let mut reports: Vec<Report> = tiers.into_iter().map(|tier| Report::of(tier, &files, args)).collect();
