@@ -460,7 +460,10 @@ fn a_file_is_checked() {
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(
         (code, &json),
-        (Some(0), &serde_json::json!({"file": path, "faults": [], "summary": summary, "warnings": []}))
+        (
+            Some(0),
+            &serde_json::json!({"version": 1, "file": path, "faults": [], "summary": summary, "warnings": []})
+        )
     );
 
     let wrong = format!("attach = 1\n{web}{web}");
