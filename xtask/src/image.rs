@@ -14,9 +14,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    build,
+    build, libraries,
     packages::{self, Program},
-    workspace::{command, empty_dir, output, root, run, step, target_dir},
+    workspace::{command, empty_dir, root, run, step, target_dir},
 };
 
 /// Programs that make the image.
@@ -92,7 +92,7 @@ fn stage(binary: &Path, files: &Path) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
     run(command("strip").arg("-o").arg(&tfo).arg(binary))?;
-    for library in libraries(&tfo)? {
+    for library in libraries::of(&tfo)? {
         copy(&library, &files.join(library.strip_prefix("/")?), 0o755)?;
     }
     for (from, to) in LICENCE_FILES {
@@ -103,22 +103,6 @@ fn stage(binary: &Path, files: &Path) -> Result<()> {
         }
     }
     set_times(files)
-}
-
-/// Returns the shared libraries of `binary`, and the dynamic linker, which lists them.
-fn libraries(binary: &Path) -> Result<Vec<PathBuf>> {
-    // The variable makes the dynamic linker list and not run the program: see ld.so(8).
-    let list = output(command(binary).env("LD_TRACE_LOADED_OBJECTS", "1"))?;
-    if let Some(missing) = list.lines().find(|line| line.contains("not found")) {
-        bail!("{} lacks a library: {}", binary.display(), missing.trim());
-    }
-    Ok(parse(&list))
-}
-
-/// Returns the paths in the list of the dynamic linker. The kernel's library (linux-vdso) has none.
-fn parse(list: &str) -> Vec<PathBuf> {
-    let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
-    list.lines().filter_map(path).collect()
 }
 
 /// Copies a file, or the file to which a link leads.
@@ -183,13 +167,6 @@ fn architecture() -> Result<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn libraries_are_those_with_a_path() {
-        let list = "\tlinux-vdso.so.1 (0x00007ff0)\n\tlibc.so.6 => /lib/libc.so.6 (0x00007ff1)\n\
-                    \t/lib64/ld-linux-x86-64.so.2 (0x00007ff2)\n";
-        assert_eq!(parse(list), ["/lib/libc.so.6", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from));
-    }
 
     #[test]
     fn manifests_name_this_image() {

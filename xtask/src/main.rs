@@ -9,6 +9,7 @@ mod build;
 mod fuzz;
 mod image;
 mod kernels;
+mod libraries;
 mod lint;
 mod packages;
 mod pictures;

@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::packages::{self, Kernel};
-use crate::workspace::{command, describe, empty_dir, output, run};
+use crate::{
+    libraries,
+    workspace::{command, describe, empty_dir, output, run},
+};
 
 /// Makes the initramfs for `kernel`. `programs`, each a name and a file, go to `/tests`. `plan` has one line for each
 /// program to run, with its arguments.
@@ -53,15 +56,10 @@ fn pack(busybox: &Path, root: &Path) -> Result<PathBuf> {
 
 /// Copies the shared libraries of `program`, and the loader that it names, to the same paths under `root`.
 fn copy_libraries(program: &Path, root: &Path) -> Result<()> {
-    for library in libraries(&output(command("ldd").arg(program))?) {
-        copy(Path::new(library), &root.join(library.trim_start_matches('/')))?;
+    for library in libraries::of(program)? {
+        copy(&library, &root.join(library.strip_prefix("/")?))?;
     }
     Ok(())
-}
-
-/// Returns the files that `ldd` names.
-fn libraries(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
 }
 
 fn which(program: &str) -> Result<PathBuf> {
@@ -81,17 +79,4 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         fs::copy(from, to)
     };
     copy().map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ldd_names_libraries_and_the_loader() {
-        let text = "\tlinux-vdso.so.1 (0x00007ffc)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
-                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        let found: Vec<_> = libraries(text).collect();
-        assert_eq!(found, ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
-    }
 }
