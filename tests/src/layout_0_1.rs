@@ -64,8 +64,8 @@ pub fn downgrade_pins(interface: &str) {
         fs::rename(from, pins.dir().join(to)).expect("a link can be moved");
     }
     // Programs were not pinned.
-    for program in [generation.program(), generation.outcomes_program()] {
-        fs::remove_file(program).expect("a pin");
+    for path in [generation.program(), generation.outcomes_program()] {
+        fs::remove_file(path).expect("a pin can be removed");
     }
     fs::remove_dir(generation.dir()).expect("nothing else is in it");
     let open = |name| {

@@ -34,7 +34,7 @@ use super::{
     tables::{Shared, read_info},
 };
 use crate::{
-    dataplane::pins::{Generation, Locked, MAPS, OUTCOMES_PROGRAM},
+    dataplane::pins::{Generation, Locked, MAPS},
     model::guards::Hidden,
 };
 use crate::{
@@ -378,16 +378,6 @@ impl EarlierGenerations {
             }
         }
         Ok(Self { linked: Some(all[at].clone()), in_force, unfinished, outcomes_link })
-    }
-
-    /// Returns the pin paths of the programs that their links may attach.
-    pub(super) fn programs(&self) -> impl Iterator<Item = PathBuf> {
-        // After a change in the middle of which its controller died, a link may attach a program of a later generation.
-        let all = self.linked.iter().chain(self.unfinished.iter().map(|earlier| &earlier.generation));
-        let programs = all.flat_map(|generation| [generation.program(), generation.outcomes_program()]);
-        // A first start that died has left no more than this link.
-        let beside = self.outcomes_link.iter().map(|link| link.with_file_name(OUTCOMES_PROGRAM));
-        programs.chain(beside)
     }
 
     /// Returns the counts of all these generations until now, by the name of the service.

@@ -7,14 +7,17 @@ use std::{
     collections::BTreeSet,
     fs::File,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use aya::programs::{
-    CgroupAttachMode, ProgramError, ProgramInfo,
-    links::{FdLink, PinnedLink},
-    loaded_programs,
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    pin::PinError,
+    programs::{
+        CgroupAttachMode, ProgramError, ProgramInfo,
+        links::{FdLink, PinnedLink},
+        loaded_programs,
+    },
 };
 use jiff::Timestamp;
 use tfo_common::{
@@ -118,7 +121,7 @@ impl Built {
         orders: &Orders,
     ) -> Result<Enforced> {
         let generation = pins.next_generation()?;
-        match self.try_enforce(&generation, interface, live, attach, orders) {
+        match self.try_enforce(pins, &generation, interface, live, attach, orders) {
             Ok(changed) => {
                 let (info, updated, outcomes) = changed;
                 let Self { program, object, past, shared, .. } = self;
@@ -135,6 +138,7 @@ impl Built {
 
     fn try_enforce(
         &mut self,
+        pins: &Locked,
         generation: &Generation,
         interface: &Interface,
         live: Option<Attach>,
@@ -142,10 +146,11 @@ impl Built {
         orders: &Orders,
     ) -> Result<(Info, UpdatedLinks, Result<(), String>)> {
         self.object.pin(generation)?;
+        self.pin_programs(generation)?;
         self.object.set_orders(orders)?;
         self.object.carry_counts(&self.past, &self.shared)?;
         let before = self.past.in_force.as_ref().map(|earlier| *earlier.info());
-        let mut updated = UpdatedLinks::default();
+        let mut updated = UpdatedLinks::new(pins.generations()?);
         // Connections come first, so that those which the new XDP program lets through are remembered from the first
         // packet on.
         let outcomes = self.follow_connections(generation, &mut updated);
@@ -186,7 +191,7 @@ impl Built {
                     }
                     (None, Some(linked)) => {
                         let program = self.object.program()?.fd()?.as_fd().try_clone_to_owned()?;
-                        updated.replace(&linked.link(), program.as_fd(), &self.past)
+                        updated.replace(&linked.link(), program.as_fd())
                     }
                     (None, None) => Err(anyhow!("there is no link to update")),
                 },
@@ -196,6 +201,20 @@ impl Built {
             return Err(error).with_context(|| format!("cannot take over the program on {}", interface.name));
         }
         Ok((info, updated, outcomes))
+    }
+
+    /// Pins the programs, so that the next change can open them: see [`UpdatedLinks`].
+    fn pin_programs(&mut self, generation: &Generation) -> Result<()> {
+        let pin = |path: &Path, pinned: Result<(), PinError>| {
+            pinned.with_context(|| format!("cannot pin the program at {}", path.display()))
+        };
+        let path = generation.program();
+        pin(&path, self.object.program()?.pin(&path))?;
+        if self.outcomes.is_err() {
+            return Ok(());
+        }
+        let path = generation.outcomes_program();
+        pin(&path, self.object.outcomes_program()?.pin(&path))
     }
 
     /// Attaches this generation's program that follows connections. The error says why that failed.
@@ -208,12 +227,10 @@ impl Built {
         let before = self.past.outcomes_link.clone();
         let follow = || {
             let program = self.object.outcomes_program()?;
-            let path = generation.outcomes_program();
-            program.pin(&path).with_context(|| format!("cannot pin the program at {}", path.display()))?;
             match before {
                 Some(link) => {
                     let program = program.fd()?.as_fd().try_clone_to_owned()?;
-                    updated.replace(&link, program.as_fd(), &self.past)
+                    updated.replace(&link, program.as_fd())
                 }
                 None => {
                     let cgroup = cgroup::Cgroup2::find()?
@@ -330,52 +347,57 @@ impl Enforced {
     }
 }
 
-/// Opens the program with the kernel's number `id`, which a link of `past` attaches.
-fn program_of(id: u32, past: &EarlierGenerations) -> Result<OwnedFd> {
-    let is_it = |path: &PathBuf| ProgramInfo::from_pin(path).is_ok_and(|program| program.id() == id);
-    if let Some(path) = past.programs().find(is_it) {
-        return syscall::pinned(&path).with_context(|| format!("cannot open {}", path.display()));
-    }
-    // tfo 0.1 pinned no program.
-    let mut failure = None;
-    for program in loaded_programs() {
-        match program {
-            Ok(program) if program.id() == id => return Ok(program.fd()?.as_fd().try_clone_to_owned()?),
-            Ok(_) => {}
-            // One that goes away meanwhile is none that a link attaches.
-            Err(error) => failure = Some(error),
-        }
-    }
-    match failure {
-        Some(error) => {
-            Err(error).context("it is not pinned, and to look at all programs takes CAP_SYS_ADMIN")
-        }
-        None => bail!("there is none"),
-    }
+/// Links that were updated, each with the program that it attached before.
+struct UpdatedLinks {
+    /// Generations that may have the pins of these programs.
+    generations: Vec<Generation>,
+    links: Vec<(OwnedFd, OwnedFd)>,
 }
 
-/// Links that were updated, each with the program that it attached before.
-#[derive(Default)]
-struct UpdatedLinks(Vec<(OwnedFd, OwnedFd)>);
-
 impl UpdatedLinks {
-    /// Replaces the program of the link that is pinned at `path`, one of `past`, by `program`.
-    fn replace(&mut self, path: &Path, program: BorrowedFd<'_>, past: &EarlierGenerations) -> Result<()> {
+    fn new(generations: Vec<Generation>) -> Self {
+        Self { generations, links: Vec::new() }
+    }
+
+    /// Replaces the program of the link that is pinned at `path` by `program`.
+    fn replace(&mut self, path: &Path, program: BorrowedFd<'_>) -> Result<()> {
         let context = || format!("cannot open the pinned link {}", path.display());
         let link = FdLink::from(PinnedLink::from_pin(path).with_context(context)?);
         let id = link.info().with_context(context)?.program_id();
-        let before = program_of(id, past);
-        let before = before.with_context(|| format!("cannot open the program of {}", path.display()))?;
+        let before = self.program(id).with_context(|| {
+            format!(
+                "cannot open the program that {} attaches. An earlier version of tfo, which did not pin it, may have \
+                 attached it: `tfo unload` removes it; to take it over, start tfo once by hand, with CAP_SYS_ADMIN",
+                path.display()
+            )
+        })?;
         let link = syscall::pinned(path).with_context(context)?;
         syscall::update_link(link.as_fd(), program)
             .with_context(|| format!("cannot update the link {}", path.display()))?;
-        self.0.push((link, before));
+        self.links.push((link, before));
         Ok(())
+    }
+
+    /// Opens the loaded program with this id by its pin. Without one, it takes CAP_SYS_ADMIN.
+    fn program(&self, id: u32) -> Result<OwnedFd> {
+        let pins = self.generations.iter().flat_map(|one| [one.program(), one.outcomes_program()]);
+        for pin in pins {
+            if ProgramInfo::from_pin(&pin).is_ok_and(|program| program.id() == id) {
+                return Ok(syscall::pinned(&pin)?);
+            }
+        }
+        for program in loaded_programs() {
+            let program = program?;
+            if program.id() == id {
+                return Ok(program.fd()?.as_fd().try_clone_to_owned()?);
+            }
+        }
+        Err(anyhow!("it attaches no program"))
     }
 
     /// Puts the earlier programs back into all links, the last link first.
     fn restore(&mut self) {
-        while let Some((link, program)) = self.0.pop() {
+        while let Some((link, program)) = self.links.pop() {
             if let Err(error) = syscall::update_link(link.as_fd(), program.as_fd()) {
                 warn!("cannot go back to the program before (link {}): {error}", link.as_raw_fd());
             }

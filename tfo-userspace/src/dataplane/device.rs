@@ -56,15 +56,19 @@ async fn ensure_stale(pins: &Pins, program: u32) -> Result<()> {
     Ok(())
 }
 
+/// Text for a program whose name can't be read. That takes CAP_SYS_ADMIN, which a service need not have.
+const NAMELESS: &str = "of unknown name";
+
 fn refusal(name: &str, xdp: XdpOnInterface) -> String {
     let XdpOnInterface { program_id, attach } = xdp;
     let program = loaded_programs().flatten().find(|program| program.id() == program_id);
-    let program = program.as_ref().and_then(|program| program.name_as_str()).unwrap_or("?");
+    let program = program.as_ref().and_then(|program| program.name_as_str()).unwrap_or(NAMELESS);
     let hint = match program {
         names::PROGRAM | names::SHIELD_PROGRAM => {
             "a tfo that sees another BPF file system has attached it (--bpffs, or `ip netns exec`): end that tfo; or \
              the interface was renamed: run `tfo unload -i OLDNAME`"
         }
+        NAMELESS => "`bpftool net` names it; have whoever attached it detach it first, or end that other tfo",
         _ => "have whoever attached it detach it first",
     };
     format!(

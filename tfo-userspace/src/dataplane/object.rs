@@ -171,12 +171,9 @@ impl Object {
         Ok(program.try_into()?)
     }
 
-    /// Pins the maps and the XDP program in `generation`. Later calls do nothing.
+    /// Pins the maps in `generation`. Later calls do nothing.
     pub(super) fn pin(&mut self, generation: &Generation) -> Result<()> {
-        let Some(unpinned) = self.unpinned.take() else { return Ok(()) };
-        unpinned.pin(generation)?;
-        let path = generation.program();
-        self.program()?.pin(&path).with_context(|| format!("cannot pin the program at {}", path.display()))
+        self.unpinned.take().map_or(Ok(()), |unpinned| unpinned.pin(generation))
     }
 
     /// Returns the hash seed of all [`Tag`](tfo_common::table::Tag)s.

@@ -35,10 +35,9 @@ const LINK: &str = "link";
 const NEXT_LINK: &str = "link-next";
 /// File name of the link of the program that follows connections.
 const OUTCOMES_LINK: &str = "outcomes-link";
-/// File name of the XDP program.
-const PROGRAM: &str = "program";
-/// File name of the program that follows connections.
-pub const OUTCOMES_PROGRAM: &str = "outcomes-program";
+/// File names of the XDP program and of the program that follows connections. A link shows only the id of its program, and
+/// opening a program by its id takes CAP_SYS_ADMIN. By these pins a change can be taken back without it.
+const PROGRAMS: [&str; 2] = ["program", "outcomes-program"];
 /// Names of the maps that are pinned.
 pub const MAPS: [&str; 22] = [
     names::COUNTERS,
@@ -152,6 +151,13 @@ impl Bpffs {
 #[derive(Debug)]
 #[must_use]
 pub struct MountGuard(Option<PathBuf>);
+
+impl MountGuard {
+    /// Whether its end unmounts the file system.
+    pub fn is_ours(&self) -> bool {
+        self.0.is_some()
+    }
+}
 
 impl Drop for MountGuard {
     fn drop(&mut self) {
@@ -368,15 +374,14 @@ impl Generation {
         self.dir.join(OUTCOMES_LINK)
     }
 
-    /// Returns the pin path of the XDP program. From there, it can be put back in force without CAP_SYS_ADMIN, which a
-    /// search among all programs of the host takes.
+    /// Returns the pin path of the XDP program.
     pub fn program(&self) -> PathBuf {
-        self.dir.join(PROGRAM)
+        self.dir.join(PROGRAMS[0])
     }
 
     /// Returns the pin path of the program that follows connections.
     pub fn outcomes_program(&self) -> PathBuf {
-        self.dir.join(OUTCOMES_PROGRAM)
+        self.dir.join(PROGRAMS[1])
     }
 
     /// Returns whether the XDP program's link is pinned in this generation.
@@ -389,8 +394,9 @@ impl Generation {
         remove_if_there(&self.link())?;
         remove_if_there(&self.next_link())?;
         remove_if_there(&self.outcomes_link())?;
-        remove_if_there(&self.program())?;
-        remove_if_there(&self.outcomes_program())?;
+        for name in PROGRAMS {
+            remove_if_there(&self.dir.join(name))?;
+        }
         for name in MAPS {
             remove_if_there(&self.map(name))?;
             // tfo before 0.2 set maps aside under this name.
