@@ -11,6 +11,11 @@ use std::{
     process::{Command, ExitCode},
 };
 
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+};
+
 /// Environment variables with the compiler, target and flags of this build, which do not apply to the eBPF programs.
 /// `RUSTUP_TOOLCHAIN` is not among them: it names the toolchain of both.
 const FOREIGN: [&str; 7] = [
@@ -90,6 +95,10 @@ fn build() -> Result<(), Box<dyn Error>> {
         .env("RUSTC_BOOTSTRAP", "1")
         // Else a configured build directory would be shared with the cargo that runs this, which has locked it.
         .env("CARGO_BUILD_BUILD_DIR", &target_dir);
+    // Names of source files are in the type information of the programs. They must not depend on where this is built. An
+    // encoded list would replace the flags of the configuration; this one is added to them.
+    let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", target.to_uppercase().replace('-', "_"));
+    cargo.env(flags, remapped(root, &rust_src)?);
     if let RustSrc::Unpacked(library) = rust_src {
         cargo.env("__CARGO_TESTS_ONLY_SRC_ROOT", library);
     }
@@ -100,10 +109,52 @@ fn build() -> Result<(), Box<dyn Error>> {
     }
     for name in OBJECTS {
         let object = target_dir.join(target).join("release").join(name);
-        fs::copy(&object, out_dir.join(name))
-            .map_err(|err| format!("cannot copy {}: {err}", object.display()))?;
+        let content = fs::read(&object).map_err(|err| format!("cannot read {}: {err}", object.display()))?;
+        fs::write(out_dir.join(name), without_dwarf(&content)?)?;
     }
     Ok(())
+}
+
+/// Returns an object without its debug information, which is most of it. The kernel reads the type information (.BTF), which
+/// the linker has made of it.
+fn without_dwarf(object: &[u8]) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut builder = Builder::read(object)?;
+    for section in &mut builder.sections {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    // The linker has one table for the names of symbols and of sections, the library has two.
+    let names = builder.sections.add();
+    names.name = b".shstrtab".as_slice().into();
+    names.sh_type = SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    builder.delete_orphans();
+    builder.delete_unused_versions();
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    Ok(stripped)
+}
+
+/// Returns the flags of rustc that give the folders of this machine fixed names. Where several apply, the last one does.
+fn remapped(root: &Path, rust_src: &RustSrc) -> Result<String, Box<dyn Error>> {
+    let home = variable("CARGO_HOME")?;
+    let library = match rust_src {
+        RustSrc::InToolchain => sysroot()?.join("lib/rustlib/src/rust/library"),
+        RustSrc::Unpacked(library) => library.clone(),
+    };
+    let mut folders = vec![(root.to_owned(), "/usr/src/tfo")];
+    for registry in fs::read_dir(Path::new(&home).join("registry/src"))? {
+        folders.push((registry?.path(), "/usr/src/crates"));
+    }
+    folders.push((library, "/usr/src/rust/library"));
+    let flags = folders.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
+    Ok(flags.collect::<Vec<_>>().join(" "))
+}
+
+/// Returns the folder of the toolchain.
+fn sysroot() -> Result<PathBuf, Box<dyn Error>> {
+    let output = Command::new(variable("RUSTC")?).args(["--print", "sysroot"]).output()?;
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }
 
 /// Place of the sources of `core`, which `cargo xtask setup` provides.
@@ -116,9 +167,7 @@ enum RustSrc {
 
 impl RustSrc {
     fn find(root: &Path) -> Result<Self, Box<dyn Error>> {
-        let output = Command::new(variable("RUSTC")?).args(["--print", "sysroot"]).output()?;
-        let sysroot = PathBuf::from(String::from_utf8(output.stdout)?.trim());
-        if sysroot.join("lib/rustlib/src/rust/library/core").is_dir() {
+        if sysroot()?.join("lib/rustlib/src/rust/library/core").is_dir() {
             return Ok(Self::InToolchain);
         }
         let unpacked = root.join("target/tools/rust-src/library");

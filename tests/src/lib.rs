@@ -28,6 +28,7 @@
 //! | [`agree`] | comparison of kernel and host on millions of frames |
 //! | [`terminal`] | terminal in tmux |
 //! | [`walk`] | random steps of an operator, and a model of their effects |
+//! | [`unit`] | systemd's unit, in force without systemd |
 //! | [`verifier`] | cost of the program to the kernel's verifier |
 //!
 //! `src/bin` has the programs behind `cargo xtask agree` and `cargo xtask bench`.
@@ -59,6 +60,7 @@ pub mod steps;
 pub mod tap;
 pub mod terminal;
 pub mod two_hosts;
+pub mod unit;
 pub mod verifier;
 pub mod walk;
 pub mod wire;

@@ -210,6 +210,13 @@ impl Running {
         Self::wait_until_up(command, args)
     }
 
+    /// Starts it as [`start_under`](Self::start_under) does, without waiting.
+    pub fn spawn_under(prefix: &[&str], args: &[&str]) -> Self {
+        let mut command = Command::new(prefix[0]);
+        command.args(&prefix[1..]).arg(binary());
+        Self::spawn_by(command, args)
+    }
+
     /// Starts `tfo run ARGS`, without waiting.
     pub fn spawn(args: &[&str]) -> Self {
         Self::spawn_by(Command::new(binary()), args)

@@ -3,6 +3,7 @@
 pub mod controller;
 mod events;
 pub mod flood;
+pub mod health;
 pub mod http;
 pub mod order_file;
 pub mod reconcile;

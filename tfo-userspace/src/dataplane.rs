@@ -51,7 +51,7 @@ use crate::{
         guards::{Hidden, Orders},
         settings::AttachMode,
     },
-    util::time::unix_seconds,
+    util::{privileges, time::unix_seconds},
 };
 
 /// Checks that this user and this kernel can run the program, before anything is changed. The error says why not.
@@ -59,6 +59,7 @@ pub fn preflight() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("loading an XDP program needs root: run it with sudo");
     }
+    privileges::check()?;
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
         bail!(
             "this kernel has no BTF (/sys/kernel/btf/vmlinux): it needs CONFIG_DEBUG_INFO_BTF=y, as the kernels of \

@@ -15,7 +15,7 @@ use crate::workspace::{command, is_installed, is_root, run, step};
 pub(crate) type Program = (&'static str, &'static str);
 
 /// Programs that the tests start.
-pub(crate) const FOR_TESTS: [Program; 11] = [
+pub(crate) const FOR_TESTS: [Program; 14] = [
     ("nginx", "nginx"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
@@ -27,6 +27,9 @@ pub(crate) const FOR_TESTS: [Program; 11] = [
     ("crun", "crun"),
     ("umoci", "umoci"),
     ("strip", "binutils"),
+    ("setpriv", "util-linux"),
+    ("systemd-analyze", "systemd"),
+    ("man", "man-db"),
 ];
 
 /// Programs that make the pictures of the README.

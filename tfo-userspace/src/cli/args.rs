@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use tracing::level_filters::LevelFilter;
 
@@ -38,10 +38,10 @@ pub struct Cli {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 
-    /// Format of log lines. -v, or the environment variable RUST_LOG (such as warn,tfo=debug), selects which are
-    /// written
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
-    pub log_format: Format,
+    /// Format of log lines: text, unless standard error leads to systemd's journal, which gets entries with fields. -v, or
+    /// the environment variable RUST_LOG (such as warn,tfo=debug), selects which are written
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    pub log_format: Option<Format>,
 }
 
 impl Cli {
@@ -124,6 +124,27 @@ pub enum Command {
     Unload(Unload),
     /// Show the versions of the program, and of what it reads and writes; for a report of a bug
     Version(Version),
+    /// Write the manual pages or the completions of shells into a folder (for packages)
+    #[command(hide = true)]
+    Generate(Generate),
+}
+
+/// Arguments of `tfo generate`.
+#[derive(Args, Debug)]
+pub struct Generate {
+    /// Kind of files
+    pub what: Generated,
+    /// Folder to write into, which has to exist
+    pub folder: PathBuf,
+}
+
+/// Kind of files that `tfo generate` writes.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Generated {
+    /// A manual page for each command
+    Man,
+    /// Completions for bash, zsh and fish
+    Completions,
 }
 
 /// Arguments of `tfo run`.

@@ -3,6 +3,7 @@
 mod check;
 mod counters;
 mod events;
+mod generate;
 mod hide;
 mod keys;
 mod listeners;
@@ -27,7 +28,7 @@ use crate::{
     dataplane::pins::{Bpffs, Pins},
     kernel::syncookies::guard,
     lab,
-    util::{runtime::block_on, secrecy::protect_process},
+    util::{runtime::block_on, secrecy::protect_process, service},
 };
 
 /// Carries out the command line.
@@ -42,7 +43,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     }
     let bpffs = Bpffs::new(&cli.bpffs);
     match cli.command {
-        Command::Run(args) => block_on(run::run(&args, &bpffs, &cli.state_dir)).map(done),
+        Command::Run(args) => block_on(run::run(&args, &bpffs, &cli.state_dir))
+            .inspect_err(|error| service::failed(&format!("{error:#}")))
+            .map(done),
         Command::Reload(args) => block_on(reload::run(&args, &bpffs)).map(done),
         Command::Hide(args) => block_on(hide::hide(&args, &bpffs)).map(done),
         Command::Show(args) => block_on(hide::show(&args, &bpffs)).map(done),
@@ -61,6 +64,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Keys(Keys::Import(args)) => block_on(keys::import(&args, &bpffs)).map(done),
         Command::Version(args) => version::run(&args).map(done),
         Command::GuardSyncookies { folder } => guard(&folder).map(done),
+        Command::Generate(args) => generate::run(&args).map(done),
         Command::Unload(args) => block_on(unload::run(&args, &bpffs, &cli.state_dir)).map(done),
     }
 }

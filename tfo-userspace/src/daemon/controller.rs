@@ -65,7 +65,7 @@ pub struct Controller {
     /// The reader of listeners, while it is needed.
     walk: Option<Walk>,
     // The last field, so that it is dropped after the pins are gone.
-    _mount: MountGuard,
+    mount: MountGuard,
 }
 
 /// Options of a controller.
@@ -148,7 +148,7 @@ impl Controller {
             floods: Floods::new(answering),
             special: Special::default(),
             walk: None,
-            _mount: mount,
+            mount,
         })
     }
 
@@ -259,6 +259,16 @@ impl Controller {
     /// Whether no interface is left, because all were unloaded.
     pub fn is_idle(&self) -> bool {
         self.sites.is_empty()
+    }
+
+    /// Whether a reload is in progress.
+    pub fn is_changing(&self) -> bool {
+        self.change.is_some()
+    }
+
+    /// Whether the end of this controller unmounts the BPF file system.
+    pub fn will_unmount(&self) -> bool {
+        self.mount.is_ours()
     }
 
     /// Returns the sites of all interfaces, present or gone.

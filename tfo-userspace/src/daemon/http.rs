@@ -35,7 +35,7 @@ use tokio::{
 use tracing::info;
 
 use crate::{
-    daemon::controller::Controller,
+    daemon::{controller::Controller, health::health},
     kernel::listeners::Monitor,
     view::metrics::{Format, Snapshot},
 };
@@ -68,7 +68,7 @@ impl Question {
     pub fn answer(self, controller: &Controller, interfaces: &[String]) {
         match self {
             Self::Metrics(reply) => drop(reply.send(snapshot::take(controller, interfaces))),
-            Self::Health(reply) => drop(reply.send(snapshot::health(controller, interfaces))),
+            Self::Health(reply) => drop(reply.send(health(controller, interfaces))),
         }
     }
 }

@@ -12,7 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A writer with its own thread. A write that finds the queue full is dropped.
+use crate::util::privileges;
+
+/// A writer with its own thread, which has no capabilities. A write that finds the queue full is dropped.
 ///
 /// `tracing_appender::non_blocking` is similar. But if its queue stays full at the end, it says so on standard output,
 /// and blocks for ever if that is not read either.
@@ -33,7 +35,11 @@ impl Background {
     /// Starts a thread that writes to `out`. At most `queue` writes wait for it.
     pub fn new(out: impl Write + Send + 'static, queue: usize) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(queue);
-        thread::Builder::new().name("writer".to_owned()).spawn(move || write_all(out, &receiver))?;
+        thread::Builder::new().name("writer".to_owned()).spawn(move || {
+            // To write into an open file takes none. If this fails, the thread is no worse off than the others.
+            drop(privileges::drop_all());
+            write_all(out, &receiver);
+        })?;
         Ok(Self { queue: sender, dropped: Arc::default() })
     }
 

@@ -18,7 +18,10 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::util::background::Background;
+use crate::util::{
+    background::Background,
+    journal::{self, Entries, Journal, priority},
+};
 
 /// Number of log writes that may wait for the reader of standard error.
 const QUEUE: usize = 1024;
@@ -55,9 +58,10 @@ pub enum Format {
     Journald,
 }
 
-/// Begins to log to standard error, in `format`. The environment variable RUST_LOG selects the records. Without it, tfo
+/// Begins to log to standard error, in `format`. Without one, it is text; if standard error leads to systemd's journal, the
+/// entries go there themselves, with their fields. The environment variable RUST_LOG selects the records. Without it, tfo
 /// logs up to level `ours`, and libraries up to level `libraries`.
-pub fn init(format: Format, ours: LevelFilter, libraries: LevelFilter) -> Result<()> {
+pub fn init(format: Option<Format>, ours: LevelFilter, libraries: LevelFilter) -> Result<()> {
     let directives = match env::var("RUST_LOG") {
         Ok(directives) if !directives.is_empty() => directives,
         _ => format!("{libraries},tfo={ours}"),
@@ -67,10 +71,17 @@ pub fn init(format: Format, ours: LevelFilter, libraries: LevelFilter) -> Result
             "RUST_LOG is {directives:?}: give it a level, such as debug, or a list such as warn,tfo=debug"
         )
     })?;
-    log().out = Some(Background::new(io::stderr(), QUEUE).context("cannot start a thread")?);
+    let journal = if format.is_none() && journal::is_on_stderr() { Journal::open().ok() } else { None };
+    let is_journal = journal.is_some();
+    let out = match journal {
+        Some(journal) => Background::new(journal, QUEUE),
+        None => Background::new(io::stderr(), QUEUE),
+    };
+    log().out = Some(out.context("cannot start a thread")?);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     let builder = builder.with_target(false).with_writer(|| Records);
-    match format {
+    match format.unwrap_or_default() {
+        _ if is_journal => builder.event_format(Entries).init(),
         Format::Text => builder.init(),
         Format::Json => builder.json().flatten_event(true).init(),
         Format::Journald => builder.event_format(Journald).init(),
@@ -120,13 +131,7 @@ where
         mut writer: format::Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let priority = match *event.metadata().level() {
-            Level::ERROR => libc::LOG_ERR,
-            Level::WARN => libc::LOG_WARNING,
-            Level::INFO => libc::LOG_INFO,
-            Level::DEBUG | Level::TRACE => libc::LOG_DEBUG,
-        };
-        write!(writer, "<{priority}>")?;
+        write!(writer, "<{}>", priority(*event.metadata().level()))?;
         context.format_fields(writer.by_ref(), event)?;
         writeln!(writer)
     }

@@ -18,9 +18,10 @@ use tracing::{info, warn};
 use crate::{
     cli::args::Run,
     config::{Config, Keys},
-    control::Server,
+    control::{Request, Server},
     daemon::{
         controller::{Controller, FOLLOW_EVERY, FromFile, Options, Retire},
+        health::health,
         http,
     },
     dataplane::{Datapath, pins::Bpffs},
@@ -31,8 +32,10 @@ use crate::{
     },
     util::{
         descriptors::raise_limit,
+        privileges,
         screen::Screen,
         secrecy::leaving_no_trace,
+        service::Service,
         signals::{Caught, Signals},
         time::{every, unix_seconds},
     },
@@ -50,18 +53,11 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
     // Signals are caught before the first attachment, so that each leads to a cleanup.
     let mut signals = Signals::new()?;
     let config = config(args)?;
-    let Config { interfaces, attach, metrics, keys, services, .. } = config.clone();
+    let interfaces = config.interfaces.clone();
     // A file may be for many hosts, and this address is one of this host.
-    let metrics = args.metrics.or(metrics);
+    let metrics = args.metrics.or(config.metrics);
     raise_limit(&interfaces, metrics.is_some())?;
-    let options = Options {
-        attach,
-        source: leaving_no_trace(|| source(&keys))?,
-        retire: Retire { below: keys.retire_below, max_age: keys.max_age },
-        services,
-        file: args.config.clone().map(|path| FromFile { path, config }),
-        state: state.to_owned(),
-    };
+    let options = options(config, args, state)?;
     // Before anything is attached: if it fails, a service manager that restarts us does not attach and detach all the
     // time.
     let listener = match metrics {
@@ -72,6 +68,10 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
     // Before anything is attached: clients that see an attached program can send requests.
     let (mut server, mut requests) = Server::listen(controller.sites().iter().map(|site| &**site.pins()));
     controller.start().await?;
+    if let Err(error) = privileges::drop_unneeded(controller.will_unmount()) {
+        warn!("{error:#}");
+    }
+    let mut service = Service::default();
     let wake = controller.wake();
     let mut questions = http::serve(listener);
     let mut screen = Screen::open();
@@ -82,9 +82,13 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
     while !controller.is_idle() {
         tokio::select! {
             caught = signals.next() => match caught {
-                Caught::HangUp if args.config.is_some() => controller.reload(Vec::new()),
+                Caught::HangUp if args.config.is_some() => {
+                    service.reload_begins();
+                    controller.reload(Vec::new());
+                }
                 Caught::HangUp | Caught::Interrupt => break,
                 Caught::Terminate => {
+                    service.stops();
                     controller.leave();
                     return Ok(());
                 }
@@ -93,14 +97,52 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
             () = wake.wait() => controller.step().await,
             _ = sample.tick() => controller.sample(),
             Some(waiting) = requests.recv() => if let Some((request, reply)) = waiting.take() {
+                if matches!(request, Request::Reload) {
+                    service.reload_begins();
+                }
                 controller.handle(request, reply);
             },
             Some(question) = questions.recv() => question.answer(&controller, &interfaces),
             _ = show.tick() => display(&reports(&controller, &mut unread), screen.as_mut()),
         }
         server.retain(|interface| controller.sites().iter().any(|site| site.name() == interface));
+        attend(&mut service, &controller, &interfaces);
     }
+    service.stops();
     controller.stop().await
+}
+
+/// Returns the options of a controller with `config`, whose orders are kept in the folder `state`.
+fn options(config: Config, args: &Run, state: &Path) -> Result<Options> {
+    let Config { attach, keys, services, .. } = config.clone();
+    Ok(Options {
+        attach,
+        source: leaving_no_trace(|| source(&keys))?,
+        retire: Retire { below: keys.retire_below, max_age: keys.max_age },
+        services,
+        file: args.config.clone().map(|path| FromFile { path, config }),
+        state: state.to_owned(),
+    })
+}
+
+/// Tells the service manager how `controller` fares, which should be attached to `interfaces`.
+fn attend(service: &mut Service, controller: &Controller, interfaces: &[String]) {
+    service.is_alive();
+    if !controller.is_changing() {
+        service.reload_ended();
+    }
+    if !service.is_report_due() {
+        return;
+    }
+    match health(controller, interfaces) {
+        Ok(()) => {
+            let attached =
+                controller.datapaths().map(|one| format!("{} ({})", one.interface.name, one.attach()));
+            let attached = attached.collect::<Vec<_>>().join(", ");
+            service.report(Ok(&format!("attached to {attached}, keys in step")));
+        }
+        Err(why) => service.report(Err(&why)),
+    }
 }
 
 /// Reads the configuration file, or makes a configuration of the command line.

@@ -5,14 +5,15 @@ use tfo_common::keyring::{KeyRing, Role, SLOTS};
 use tracing::debug;
 
 use crate::{
-    daemon::{controller::Controller, site::Site},
+    daemon::{
+        controller::Controller,
+        health::{attest, each},
+        site::Site,
+    },
     dataplane::Datapath,
     kernel::tcp_ext::TcpExt,
     util::{logging, secrecy::leaving_no_trace, time::unix_seconds},
-    view::{
-        attestation::Attestation,
-        metrics::{InterfaceSnapshot, Program, RoleKeys, Snapshot},
-    },
+    view::metrics::{InterfaceSnapshot, Program, RoleKeys, Snapshot},
 };
 
 /// Reads the metrics of `controller`, which should be attached to `interfaces`.
@@ -67,14 +68,6 @@ fn read(datapath: &Datapath, dropped_events: u64) -> Result<Program> {
     })
 }
 
-/// Reads the keys of the map, and compares them with the kernel's and the schedule's. Call it only below
-/// [`leaving_no_trace`].
-fn attest(datapath: &Datapath) -> Result<(KeyRing, Attestation)> {
-    let ring = datapath.key_ring()?;
-    let attestation = Attestation::of(datapath.pins(), &ring, datapath.info())?;
-    Ok((ring, attestation))
-}
-
 /// Counts the keys of `ring` by role. `now` is in seconds since 1970.
 fn roles(ring: &KeyRing, now: u64) -> Vec<RoleKeys> {
     let of_role = |role| {
@@ -83,39 +76,4 @@ fn roles(ring: &KeyRing, now: u64) -> Vec<RoleKeys> {
         RoleKeys { role, count: ages.clone().count() as u64, age: ages.max() }
     };
     [Role::Current, Role::Backup, Role::Next, Role::Retired].map(of_role).into()
-}
-
-/// Returns `interfaces` in their order and without duplicates, each with its site.
-fn each<'a>(
-    controller: &'a Controller,
-    interfaces: &'a [String],
-) -> impl Iterator<Item = (&'a str, Option<&'a Site>)> {
-    let is_first = |(place, name): &(usize, &String)| !interfaces[..*place].contains(name);
-    interfaces
-        .iter()
-        .enumerate()
-        .filter(is_first)
-        .map(|(_, name)| (name.as_str(), controller.sites().iter().find(|site| site.name() == name)))
-}
-
-/// Checks that `controller` is attached to all of `interfaces`, with keys in step. The error has all reasons.
-pub(super) fn health(controller: &Controller, interfaces: &[String]) -> Result<(), String> {
-    let mut reasons: Vec<String> = each(controller, interfaces)
-        .filter_map(|(name, site)| {
-            let Some(datapath) = site.and_then(Site::attached) else {
-                return Some(format!(
-                    "{name}: not attached: the interface is gone, or the program was unloaded"
-                ));
-            };
-            match leaving_no_trace(|| attest(datapath).map(|(_, attestation)| attestation.in_step())) {
-                Ok(Some(false)) => {
-                    Some(format!("{name}: keys are out of step (`tfo keys status` shows them)"))
-                }
-                Ok(Some(true) | None) => None,
-                Err(error) => Some(format!("{name}: cannot read the keys: {error:#}")),
-            }
-        })
-        .collect();
-    reasons.extend(controller.keeper().failure().map(|failure| format!("keys: {failure}")));
-    if reasons.is_empty() { Ok(()) } else { Err(reasons.join("\n")) }
 }
