@@ -6,6 +6,7 @@ mod agree;
 mod apt;
 mod bench;
 mod build;
+mod dist;
 mod fuzz;
 mod image;
 mod kernels;
@@ -46,6 +47,8 @@ enum Task {
     Image(image::Args),
     /// Make the pictures of the README from a real run of nginx, curl and `tfo` (needs root)
     Pictures(pictures::Args),
+    /// Make what is installed: binary, packages, tarball, checksums, a bill of materials
+    Dist(dist::Args),
     /// Check formatting, layers, links, spelling and the crates that are used, and run clippy and rustdoc
     Lint,
 }
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Task::Kernels(args) => kernels::kernels(&args),
         Task::Image(args) => image::image(&args).map(|()| ExitCode::SUCCESS),
         Task::Pictures(args) => pictures::pictures(&args).map(|()| ExitCode::SUCCESS),
+        Task::Dist(args) => dist::dist(&args).map(|()| ExitCode::SUCCESS),
         Task::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|err| {

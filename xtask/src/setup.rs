@@ -125,7 +125,7 @@ impl Toolchain {
 }
 
 /// Locks the setup, so that a second one waits. Dropping the file ends the lock.
-fn lock() -> Result<File> {
+pub(crate) fn lock() -> Result<File> {
     let path = tools().join("lock");
     let lock = || {
         fs::create_dir_all(tools())?;
@@ -137,25 +137,25 @@ fn lock() -> Result<File> {
 }
 
 /// File that says for which toolchain and version a tool under `target/tools` was made.
-struct Stamp {
+pub(crate) struct Stamp {
     path: PathBuf,
     content: String,
 }
 
 impl Stamp {
-    fn new(tool: &str, content: String) -> Self {
+    pub(crate) fn new(tool: &str, content: String) -> Self {
         Self { path: tools().join(format!("{tool}.stamp")), content }
     }
 
-    fn is_current(&self) -> bool {
+    pub(crate) fn is_current(&self) -> bool {
         fs::read_to_string(&self.path).is_ok_and(|content| content == self.content)
     }
 
-    fn write(&self) -> Result<()> {
+    pub(crate) fn write(&self) -> Result<()> {
         fs::write(&self.path, &self.content).with_context(|| format!("cannot write {}", self.path.display()))
     }
 
-    fn clear(&self) -> Result<()> {
+    pub(crate) fn clear(&self) -> Result<()> {
         ignore_missing(fs::remove_file(&self.path))
             .with_context(|| format!("cannot remove {}", self.path.display()))
     }
