@@ -95,29 +95,34 @@ fn strict<T: DeserializeOwned + Serialize>(object: Value) -> T {
 /// Image that `cargo xtask image` has made of the `tfo` under test, unpacked.
 #[derive(Debug)]
 pub struct Image {
-    folder: TempDir,
+    folder: PathBuf,
 }
 
 impl Image {
-    /// Makes the image and unpacks it.
+    /// Makes the image and unpacks it, in a folder beside `tfo` that the next call empties. So a test program can keep it
+    /// in a static, which is never dropped.
     pub fn make() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let made = folder.path().join("image");
+        let folder = binary().with_file_name("container");
+        if folder.exists() {
+            fs::remove_dir_all(&folder).expect("the folder is ours");
+        }
+        fs::create_dir(&folder).expect("the folder of tfo is ours");
+        let made = folder.join("image");
         let mut xtask = Command::new(binary().with_file_name("xtask"));
         succeed(xtask.arg("image").arg("--binary").arg(binary()).arg("--output").arg(&made));
         let image = format!("{}:tfo:{}", made.join("layout").display(), env!("CARGO_PKG_VERSION"));
-        succeed(Command::new("umoci").args(["unpack", "--image", &image]).arg(folder.path().join("bundle")));
+        succeed(Command::new("umoci").args(["unpack", "--image", &image]).arg(folder.join("bundle")));
         Self { folder }
     }
 
     /// Returns the folder of its files.
     pub fn files(&self) -> PathBuf {
-        self.folder.path().join("bundle/rootfs")
+        self.folder.join("bundle/rootfs")
     }
 
     /// Returns the OCI configuration that an engine makes of the image.
     fn config(&self) -> Value {
-        let text = fs::read(self.folder.path().join("bundle/config.json")).expect("umoci has unpacked it");
+        let text = fs::read(self.folder.join("bundle/config.json")).expect("umoci has unpacked it");
         serde_json::from_slice(&text).expect("JSON")
     }
 }
