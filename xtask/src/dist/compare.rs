@@ -2,17 +2,18 @@
 
 use std::{fs, os::unix::fs::symlink};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail};
 
 use super::{Release, packages::names};
-use crate::workspace::{command, empty_dir, output, remove_dir, step, tools};
+use crate::workspace::{command, output, step, tools};
 
 /// Copies the tracked files, builds them there and compares.
 pub(super) fn compare(first: &Release) -> Result<()> {
     step("a second build, in another folder");
-    // A longer path than the first, so that no path of the same length hides.
-    let root = first.root.join("target/dist-compare/a-folder-of-another-length");
-    empty_dir(&root)?;
+    // Outside of this workspace, whose configuration cargo would find, too. The path has another length than the first, so
+    // that none of the same length hides.
+    let folder = tempfile::Builder::new().prefix("a-second-build-of-tfo-").tempdir()?;
+    let root = folder.path().to_owned();
     let files = output(command("git").args(["ls-files", "-z"]))?;
     for file in files.split('\0').filter(|file| !file.is_empty()) {
         let (from, to) = (first.root.join(file), root.join(file));
@@ -31,8 +32,10 @@ pub(super) fn compare(first: &Release) -> Result<()> {
     };
     let (one, two) = (sums(first)?, sums(&second)?);
     let differ: Vec<_> = one.iter().zip(&two).filter(|(one, two)| one != two).collect();
-    ensure!(differ.is_empty(), "these differ, and are kept in {}: {differ:#?}", second.dir.display());
+    if !differ.is_empty() {
+        bail!("these differ, and are kept in {}: {differ:#?}", folder.keep().display());
+    }
     one.iter().for_each(|sum| println!("{sum}"));
     println!("both builds have made the same {} files", one.len());
-    remove_dir(root.parent().expect("it is below target"))
+    folder.close().context("cannot remove the second build")
 }
