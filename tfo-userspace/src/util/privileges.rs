@@ -52,7 +52,7 @@ pub fn check() -> Result<()> {
         .collect();
     if !missing.is_empty() {
         bail!(
-            "this process lacks {}: run it as root with all capabilities, or add it to CapabilityBoundingSet= of the service",
+            "this process lacks {}: run it as root with all capabilities, or add it to those of the service (CapabilityBoundingSet=) or container",
             missing.join(" and ")
         );
     }
