@@ -23,7 +23,8 @@ pub(super) fn compare(first: &Release) -> Result<()> {
     fs::create_dir_all(root.join("target"))?;
     symlink(tools(), root.join("target/tools"))?;
 
-    let second = Release::new(&root, root.join("target/dist"))?;
+    let (version, epoch) = (first.version.clone(), first.epoch.clone());
+    let second = Release { dir: root.join("target/dist"), root, version, epoch };
     second.make()?;
     let names = names(first)?;
     let sums = |release: &Release| {
