@@ -80,22 +80,16 @@ impl Unit {
         })
     }
 
-    /// Makes the files read-only that the unit makes so, in this mount namespace: `ProtectKernelTunables`,
-    /// `ProtectControlGroups` and `ProtectSystem`, but for `BindPaths`, `ReadWritePaths` and the folders that it makes.
+    /// Makes the files read-only that the unit makes so, in this mount namespace: `ProtectControlGroups`, `ProtectSystem` and
+    /// `ReadOnlyPaths`, but for `ReadWritePaths` and the folders that it makes.
     pub fn protect_files(&self) {
-        for setting in ["ProtectKernelTunables", "ProtectControlGroups"] {
-            assert_eq!(self.value(setting), "yes");
-        }
+        assert_eq!(self.value("ProtectControlGroups"), "yes");
         assert_eq!(self.value("ProtectSystem"), "strict");
-        let bound: Vec<&str> = self.value("BindPaths").split_whitespace().collect();
-        let mut writable: Vec<&str> = self.value("ReadWritePaths").split_whitespace().collect();
-        writable.extend(&bound);
+        let paths = |setting| self.value(setting).split_whitespace().collect::<Vec<_>>();
+        let (writable, closed) = (paths("ReadWritePaths"), paths("ReadOnlyPaths"));
         // A mount of its own keeps what it is when the one above becomes read-only.
         writable.iter().chain(&["/run", "/var/lib"]).for_each(|path| bind(path));
-        let mut closed = vec!["/", "/proc/sys", "/sys"];
-        // systemd lists it beside /sys, and of two rules for one path takes the stricter, but for `BindPaths`
-        // (`protect_kernel_tunables_sys_table`, `mount_path_compare`).
-        closed.extend(Some("/sys/fs/bpf").filter(|path| !bound.contains(path)));
+        let mut closed = [vec!["/"], closed].concat();
         let groups = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
         closed.extend(
             groups
