@@ -1,7 +1,11 @@
 //! Facts about an attached program, which its controller leaves to the commands in a map.
 
 /// Version of the layout of all maps. A program and a command of different versions do not read each other's maps.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = RELEASED_LAYOUT + cfg!(feature = "next-layout") as u32;
+
+/// [`LAYOUT_VERSION`] without the feature `next-layout`. With it, the maps are of a layout with another number and the same
+/// contents, and those of this one have to be carried over.
+pub const RELEASED_LAYOUT: u32 = 7;
 
 /// The only entry of the info map. The program never reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

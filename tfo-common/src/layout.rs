@@ -1,6 +1,6 @@
 //! The layout that kernel and user space agree on, checked when either is compiled.
 //!
-//! A change here needs a higher [`LAYOUT_VERSION`], once between two releases. Readers refuse another version instead
+//! A change here needs a higher [`RELEASED_LAYOUT`], once between two releases. Readers refuse another version instead
 //! of misreading it. Only `dataplane/carry.rs` of the controller also reads version 6, that of tfo 0.1.
 
 use core::mem::{offset_of, size_of};
@@ -11,7 +11,7 @@ use crate::{
     cookie::ExpandedKey,
     counters::{Cell, MALFORMED_SLOTS, Sampled, Tally, UNSUPPORTED_SLOTS, VERDICT_SLOTS},
     filter::SourceFilter,
-    info::{Info, LAYOUT_VERSION},
+    info::{Info, RELEASED_LAYOUT},
     keyring::{KeyRing, KeyStore, SLOTS, TRACKS},
     limit::Limit,
     observed::{Connection, Event, Outcomes, Pending, Prefix, PrefixTally, Subject, Watch},
@@ -25,7 +25,7 @@ use crate::{
 };
 
 const _: () = {
-    assert!(LAYOUT_VERSION == 7);
+    assert!(RELEASED_LAYOUT == 7);
 
     assert!(size_of::<ExpandedKey>() == 32);
     assert!(offset_of!(KeyRing, present) == 8);

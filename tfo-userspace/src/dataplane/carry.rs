@@ -15,7 +15,7 @@ use aya::maps::{Array, HashMap, Map, MapData, lpm_trie::LpmTrie};
 use tfo_common::{
     carried::Carried,
     counters::{Cell, Counters},
-    info::{Info, LAYOUT_VERSION},
+    info::{Info, LAYOUT_VERSION, RELEASED_LAYOUT},
     keyring::{Held, KeyRing, KeyStore, Moment, TRACKS},
     names,
     observed::{Connection, Outcomes, Pending, Prefix, PrefixTally, Watch},
@@ -43,7 +43,10 @@ use crate::{
 };
 
 /// Layouts of maps whose contents are taken over, the newest first.
-pub const LAYOUTS: [u32; 2] = [LAYOUT_VERSION, layout_0_1::VERSION];
+pub const LAYOUTS: &[u32] = match LAYOUT_VERSION {
+    RELEASED_LAYOUT => &[LAYOUT_VERSION, layout_0_1::VERSION],
+    _ => &[LAYOUT_VERSION, RELEASED_LAYOUT, layout_0_1::VERSION],
+};
 
 /// Maps that tfo 0.1 did not have.
 const SINCE_0_2: [&str; 4] = [names::CARRIED, names::HIDE_FILTER, names::CHILDREN, names::REQUESTS];
@@ -114,12 +117,13 @@ impl EarlierGeneration {
         };
         let info = read_info(&info)?;
         let has_carried = match info.layout_version {
-            LAYOUT_VERSION => true,
             layout_0_1::VERSION => false,
+            known if LAYOUTS.contains(&known) => true,
             other => {
+                let known: Vec<_> = LAYOUTS.iter().rev().map(u32::to_string).collect();
                 return Ok(Err(format!(
-                    "they are of layout {other}, and this tfo knows {} and {LAYOUT_VERSION}",
-                    layout_0_1::VERSION
+                    "they are of layout {other}, and this tfo knows {}",
+                    known.join(" and ")
                 )));
             }
         };
@@ -147,6 +151,11 @@ impl EarlierGeneration {
             outcomes: BatchReader::of(&open(names::OUTCOMES)?, Shared(Outcomes::default()))?,
             carried,
         }))
+    }
+
+    /// Whether a tfo after 0.1 made these maps. Their contents are then laid out as now.
+    fn is_since_0_2(&self) -> bool {
+        self.carried.is_some()
     }
 
     /// Returns the pins of the maps.
@@ -222,7 +231,7 @@ impl EarlierGeneration {
     fn watch(&self) -> Result<Watch> {
         let map = open(&self.generation, names::WATCH)?;
         let mut sum = Watch::EMPTY;
-        if self.info.layout_version == LAYOUT_VERSION {
+        if self.is_since_0_2() {
             let all = BatchReader::of(&map, Shared(Watch::default()))?;
             all.each(|_, cpus| cpus.iter().for_each(|Shared(watch)| sum.add(watch)))
                 .context("cannot read the counters of events")?;
@@ -243,7 +252,7 @@ impl EarlierGeneration {
 
     /// Returns the services whose SYNs are answered.
     pub(super) fn answering(&self) -> Result<BTreeSet<String>> {
-        if self.info.layout_version != LAYOUT_VERSION {
+        if !self.is_since_0_2() {
             return Ok(BTreeSet::new());
         }
         let orders = OrderMaps::new(|name| open(&self.generation, name))?;
@@ -252,7 +261,7 @@ impl EarlierGeneration {
 
     /// Returns the orders of `tfo hide` in these maps.
     pub(super) fn hidden(&self) -> Result<Vec<Hidden>> {
-        if self.info.layout_version == LAYOUT_VERSION {
+        if self.is_since_0_2() {
             let orders = OrderMaps::new(|name| open(&self.generation, name))?;
             return orders.hidden(self.names.len() as u32, |index| Ok(self.names[index as usize].clone()));
         }
@@ -429,7 +438,7 @@ impl Object {
     pub(super) fn carry_memory(&mut self, past: &EarlierGenerations, shared: &[&str]) -> Result<()> {
         for earlier in past.newest_first() {
             for name in [names::SOURCES, names::FORGERS, names::REPLAYS, names::REQUESTS] {
-                let is_there = earlier.carried.is_some() || !SINCE_0_2.contains(&name);
+                let is_there = earlier.is_since_0_2() || !SINCE_0_2.contains(&name);
                 if is_there && !shared.contains(&name) {
                     self.carry_rows(earlier, name)?;
                 }

@@ -40,7 +40,7 @@ struct Versions {
 /// Prints the versions. It needs neither root nor a running program.
 pub(super) fn run(args: &Version) -> Result<()> {
     let (major, minor) = release::OLDEST;
-    let [map_layout, other_map_layouts @ ..] = &LAYOUTS;
+    let (map_layout, other_map_layouts) = LAYOUTS.split_first().expect("it has our own layout");
     let versions = Versions {
         tfo: env!("CARGO_PKG_VERSION"),
         map_layout: *map_layout,
