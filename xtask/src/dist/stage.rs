@@ -6,10 +6,12 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+
+use serde_json::Value;
 
 use super::Release;
-use crate::workspace::{command, run, step};
+use crate::workspace::{command, output, run, step};
 
 /// Files of the tree, and the places where they are installed.
 const FILES: [(&str, &str); 8] = [
@@ -20,8 +22,18 @@ const FILES: [(&str, &str); 8] = [
     ("dist/grafana/tfo.json", "usr/share/tfo/grafana/tfo.json"),
     ("LICENSE-APACHE", "usr/share/doc/tfo/LICENSE-APACHE"),
     ("LICENSE-MIT", "usr/share/doc/tfo/LICENSE-MIT"),
-    ("CHANGELOG.md", "usr/share/doc/tfo/CHANGELOG.md"),
+    ("CHANGELOG.md", CHANGELOG),
 ];
+
+/// Installed changelog, before it is compressed. Debian's policy (12.7) names it.
+const CHANGELOG: &str = "usr/share/doc/tfo/changelog";
+
+/// Scripts that Debian's package manager runs.
+const SCRIPTS: [&str; 3] = ["preinst", "prerm", "postrm"];
+/// Maintainer of the package, as in `tfo-userspace/Cargo.toml`.
+const MAINTAINER: &str = "The authors of tfo <tfo@localhost>";
+/// Place in them of the layouts of maps that this version knows.
+const LAYOUTS: &str = "@LAYOUTS@";
 
 /// Folder of manual pages.
 const MAN: &str = "usr/share/man/man8";
@@ -46,6 +58,7 @@ pub(super) fn fill(release: &Release) -> Result<()> {
     let mut pages: Vec<_> =
         fs::read_dir(&man)?.map(|page| page.map(|page| page.path())).collect::<Result<_, _>>()?;
     pages.sort();
+    pages.push(stage.join(CHANGELOG));
     // Without the name and the time of the file.
     run(command("gzip").args(["-9", "--no-name"]).args(&pages))?;
 
@@ -55,7 +68,33 @@ pub(super) fn fill(release: &Release) -> Result<()> {
     for (from, to) in COMPLETIONS {
         install(&made.join(from), &stage.join(to))?;
     }
-    fs::remove_dir_all(&made).with_context(|| format!("cannot remove {}", made.display()))
+    fs::remove_dir_all(&made).with_context(|| format!("cannot remove {}", made.display()))?;
+    for_debian(release)
+}
+
+/// Copies the scripts of Debian's package, and fills in what the binary knows. Writes its changelog, which has no changes but
+/// those of tfo.
+fn for_debian(release: &Release) -> Result<()> {
+    let versions = output(command(release.binary()).args(["version", "--json"]))?;
+    let versions: Value = serde_json::from_str(&versions).context("`tfo version` wrote no JSON")?;
+    let others = versions["other_map_layouts"].as_array();
+    let layouts: Vec<_> = [&versions["map_layout"]].into_iter().chain(others.into_iter().flatten()).collect();
+    ensure!(layouts.iter().all(|layout| layout.is_u64()), "`tfo version` names no layouts: {versions}");
+    let layouts = layouts.iter().map(|layout| layout.to_string()).collect::<Vec<_>>().join(" ");
+    let folder = release.dir.join("debian");
+    fs::create_dir_all(&folder)?;
+    for name in SCRIPTS {
+        let text = fs::read_to_string(release.root.join("dist/debian").join(name))
+            .with_context(|| format!("cannot read the script {name}"))?;
+        fs::write(folder.join(name), text.replace(LAYOUTS, &layouts))
+            .with_context(|| format!("cannot write the script {name}"))?;
+    }
+    let date = output(command("date").args(["--utc", "--rfc-email", &format!("--date=@{}", release.epoch)]))?;
+    let changelog = format!(
+        "tfo ({}-1) unstable; urgency=medium\n\n  * changelog.gz has the changes.\n\n -- {MAINTAINER}  {date}",
+        release.version
+    );
+    fs::write(folder.join("changelog"), changelog).context("cannot write the changelog of the package")
 }
 
 fn generate(release: &Release, what: &str, folder: &Path) -> Result<()> {
