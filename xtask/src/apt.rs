@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::workspace::{command, empty_dir, is_installed, output, run};
 
 /// Keys with which Debian signs its archive.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Packages of one suite.
 pub(crate) struct Apt {
@@ -74,7 +74,7 @@ impl Apt {
 }
 
 /// Returns the mirror that this machine's apt already uses.
-fn mirror() -> Result<String> {
+pub(crate) fn mirror() -> Result<String> {
     let uris = output(command("apt-get").args([
         "indextargets",
         "--format",

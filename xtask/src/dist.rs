@@ -3,7 +3,9 @@
 //! [`binary`] builds `tfo`, [`stage`] lays all files out as they are installed, [`bill`] lists the crates in the binary, and
 //! [`packages`] packs. Each fails where the result is not what it should be: too large, a crate that is not listed, a unit
 //! that systemd does not like ([`unit`](mod@unit)). The same commit makes the same bits in any folder: [`compare`] tries it.
+//! [`attempt`](mod@attempt) tries the Debian package on a booted system.
 
+mod attempt;
 mod bill;
 mod binary;
 mod compare;
@@ -40,6 +42,15 @@ pub(crate) struct Args {
     /// Build a second time in another folder, and compare every bit
     #[arg(long)]
     compare: bool,
+    /// Install, use, upgrade and purge the Debian package on booted systems, in QEMU (needs root)
+    #[arg(long = "try")]
+    attempt: bool,
+    /// Let the guests of --try use /dev/kvm, if it works here, instead of emulating a processor
+    #[arg(long, requires = "attempt")]
+    kvm: bool,
+    /// Try only on this release of Debian, such as 12; may be repeated
+    #[arg(long = "debian", value_name = "RELEASE", requires = "attempt", value_parser = attempt::release)]
+    releases: Vec<attempt::Debian>,
 }
 
 /// Source that is packed, and the folders of the work.
@@ -51,6 +62,8 @@ struct Release {
     version: String,
     /// Time of the commit, in seconds since 1970: the time of all that is packed.
     epoch: String,
+    /// Whether it stands for the release after this one, with another layout of maps.
+    is_next: bool,
 }
 
 impl Release {
@@ -63,6 +76,7 @@ impl Release {
             dir,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: epoch.trim().to_owned(),
+            is_next: false,
         })
     }
 
@@ -92,12 +106,18 @@ pub(crate) fn dist(args: &Args) -> Result<()> {
     programs::ensure(&PROGRAMS)?;
     tools::ensure()?;
     let release = Release::new(root(), root().join("target/dist"))?;
+    // Before the release, since both are packed from the same folder.
+    let next = if args.attempt && attempt::is_possible() { Some(attempt::next(&release)?) } else { None };
     release.make()?;
     unit::check(&release)?;
     if args.compare {
         compare::compare(&release)?;
     }
-    list(&release.dir)
+    list(&release.dir)?;
+    match next {
+        Some(next) => attempt::attempt(&release, &next, args),
+        None => Ok(()),
+    }
 }
 
 /// Prints the files of `dir`, each with its size.

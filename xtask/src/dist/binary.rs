@@ -24,6 +24,7 @@ pub(super) fn build(release: &Release) -> Result<()> {
         .current_dir(&release.root)
         .args(["build", "--locked", "--package", "tfo-userspace", "--profile", PROFILE, "--target-dir"])
         .arg(&target)
+        .args(release.is_next.then_some("--features=tfo-common/next-layout"))
         .env("CARGO_ENCODED_RUSTFLAGS", flags(release)?)
         .env_remove("CARGO_BUILD_TARGET")
         .env("SOURCE_DATE_EPOCH", &release.epoch))?;

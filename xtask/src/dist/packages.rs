@@ -1,6 +1,6 @@
 //! Tarball, packages and checksums. All times in them are that of the commit.
 
-use std::{env::consts::ARCH, fs};
+use std::{env::consts::ARCH, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -30,14 +30,15 @@ fn tarball(release: &Release) -> Result<()> {
     run(command("gzip").args(["-9", "--no-name"]).arg(&tar))
 }
 
-/// Makes the Debian package from `[package.metadata.deb]` of `tfo-userspace/Cargo.toml`.
-fn deb(release: &Release) -> Result<()> {
+/// Makes the Debian package from `[package.metadata.deb]` of `tfo-userspace/Cargo.toml`. Returns its path.
+pub(super) fn deb(release: &Release) -> Result<PathBuf> {
     step("Debian package");
     run(tool("deb")?
         .current_dir(&release.root)
         // Quiet, since it warns that it will not build what is built.
         .args(["--quiet", "--package", "tfo-userspace", "--no-build", "--no-strip", "--profile", "shipped", "--output"])
         .arg(&release.dir)
+        .args(release.is_next.then(|| format!("--deb-version={}-2~next", release.version)))
         .env("SOURCE_DATE_EPOCH", &release.epoch))?;
     let file = find(release, ".deb")?;
     let listed = output(command("dpkg-deb").arg("--contents").arg(release.dir.join(&file)))?;
@@ -45,7 +46,7 @@ fn deb(release: &Release) -> Result<()> {
     {
         ensure!(listed.contains(path), "{file} has no {path}:\n{listed}");
     }
-    Ok(())
+    Ok(release.dir.join(file))
 }
 
 /// Makes the package for RPM from `[package.metadata.generate-rpm]` of `tfo-userspace/Cargo.toml`.
@@ -60,7 +61,7 @@ fn rpm(release: &Release) -> Result<()> {
 }
 
 /// Returns the name of the only result that ends like this.
-fn find(release: &Release, end: &str) -> Result<String> {
+pub(super) fn find(release: &Release, end: &str) -> Result<String> {
     let mut names = names(release)?;
     names.retain(|name| name.ends_with(end));
     ensure!(names.len() == 1, "there should be one file *{end} in {}: {names:?}", release.dir.display());
