@@ -24,7 +24,7 @@ pub(super) fn compare(first: &Release) -> Result<()> {
     symlink(tools(), root.join("target/tools"))?;
 
     let (version, epoch) = (first.version.clone(), first.epoch.clone());
-    let second = Release { dir: root.join("target/dist"), root, version, epoch };
+    let second = Release { dir: root.join("target/dist"), root, version, epoch, is_next: first.is_next };
     second.make()?;
     let names = names(first)?;
     let sums = |release: &Release| {
