@@ -5,6 +5,7 @@ pub mod fix;
 mod interface;
 mod netdev;
 mod system;
+mod weak_keys;
 
 use anyhow::Result;
 use fast_open::{

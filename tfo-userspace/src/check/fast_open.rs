@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Finding;
+use super::{Finding, weak_keys::weakness};
 use crate::{
     kernel::{
         listeners::{Listener, Listeners, bits},
@@ -39,10 +39,19 @@ pub(super) fn mode(tcp_fastopen: u32) -> Finding {
 }
 
 pub(super) fn key(listeners: &Listeners) -> Result<Finding> {
-    let shown = leaving_no_trace(|| {
+    let (shown, weak) = leaving_no_trace(|| {
         let KernelKeys { current, backup } = KernelKeys::read()?;
-        anyhow::Ok([current, backup].map(|key| key.map(fingerprint)))
+        let weak = [("current", current), ("backup", backup)]
+            .into_iter()
+            .find_map(|(role, key)| Some(format!("the {role} key can be guessed: {}", weakness(key?)?)));
+        anyhow::Ok(([current, backup].map(|key| key.map(fingerprint)), weak))
     })?;
+    if let Some(weak) = weak {
+        return Ok(Finding::warn(
+            format!("{weak}; anybody can make cookies"),
+            "`tfo run --keys random`, or a secret for the fleet: `head -c 32 /dev/urandom` makes one",
+        ));
+    }
     let uses_sysctl =
         |listener: &Listener| listener.fast_open.as_ref().is_some_and(|it| it.queue > 0 && !it.has_own_keys);
     Ok(match shown {
