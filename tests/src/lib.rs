@@ -24,6 +24,7 @@
 //! | [`steps`] | the real `tfo`, killed between two system calls |
 //! | [`tap`] | interface whose wire is the test |
 //! | [`wire`] | frames past the kernel's stack |
+//! | [`fleet`] | hosts with one address, and clients that meet another of them each time |
 //! | [`two_hosts`] | two hosts, with a wire that can lose and repeat segments |
 //! | [`agree`] | comparison of kernel and host on millions of frames |
 //! | [`terminal`] | terminal in tmux |
@@ -39,6 +40,7 @@ pub mod agree;
 pub mod cases;
 pub mod config;
 pub mod fault;
+pub mod fleet;
 pub mod flood;
 pub mod forger;
 pub mod fuzz;

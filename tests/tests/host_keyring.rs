@@ -51,6 +51,22 @@ fn retires_the_newest_first() {
 }
 
 #[test]
+fn a_key_of_another_host_is_the_newest_retired_one() {
+    let moment = Moment { seconds: 7, hits: &[3; TRACKS] };
+    let mut ring = (2..20).fold(follow(&KeyRing::EMPTY, 1, None), |ring, n| follow(&ring, n, n - 1));
+    let before = held(&ring);
+    ring = ring.with_newest(key(99), moment);
+    let after = held(&ring);
+    assert_eq!(after[..3], before[..3], "the kernel's keys stay");
+    assert_eq!(after[3], Some(99));
+    assert_eq!(after[4..], before[3..SLOTS - 1], "the others move on, and the oldest goes");
+    assert_eq!((ring.since[3], ring.hits(3, &[5; TRACKS])), (7, 2));
+    let tracks: std::collections::BTreeSet<_> = (0..SLOTS).map(|slot| ring.track(slot)).collect();
+    assert_eq!(tracks.len(), SLOTS, "each key has a counter of its own");
+    assert_eq!(held(&ring.with_newest(key(19), moment)), after, "a key that is there stays where it is");
+}
+
+#[test]
 fn follows_keys_back() {
     let ring = follow(&follow(&KeyRing::EMPTY, 1, 2), 3, 4);
     // A retired key that the kernel takes again is no longer retired.

@@ -6,7 +6,6 @@ use nix::{
     mount::{MsFlags, mount},
     sys::signal::Signal,
 };
-use tfo_common::keyring::Key;
 use tfo_tests::{
     netns::{
         IFACE, Running, eventually, failure, ip, key, keys_status, rotate, sandbox, server_and_client,
@@ -78,36 +77,6 @@ fn an_imported_key_is_used() {
         assert!(output.status.success(), "{:?}", failure(&output));
         assert!(kernel_keys() == KernelKeys { current: Some(key(7)), backup: before.current });
         assert_eq!(keys_status(IFACE)["in_step"], true);
-    });
-}
-
-/// After the secret was replaced, an emergency removes the keys of the old one from the map.
-#[test]
-fn a_replaced_secret_can_be_forgotten() {
-    sandbox(|| {
-        ip("link add v0 type veth peer name v1");
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("secret");
-        let start = |byte: u8| {
-            fs::write(&file, [byte; 32]).unwrap();
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-            let source = format!("secret:{}", file.display());
-            let running = Running::start(&["-i", "v0", "--keys", &source, "--rotate", "1w"]);
-            wait_until_in_step("v0", "secret");
-            running
-        };
-        start(1).kill();
-        let leaked = kernel_keys();
-        let _tfo = start(2);
-        eventually("the kernel has the new secret's keys", || kernel_keys() != leaked);
-        wait_until_in_step("v0", "secret");
-        let holds =
-            |key: Option<Key>| keys_status("v0")["keys"].to_string().contains(&fingerprint(key.unwrap()));
-        assert!(holds(leaked.current), "as a retired key");
-        rotate(&["--emergency"]);
-        assert!(!holds(leaked.current) && !holds(leaked.backup));
-        let now = kernel_keys();
-        assert!(holds(now.current) && holds(now.backup));
     });
 }
 

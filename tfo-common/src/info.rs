@@ -35,6 +35,9 @@ pub struct Info {
     pub key_failures: u64,
     /// Seed of [`Tag`](crate::table::Tag)s.
     pub seed: u64,
+    /// Time from which a secret that is known will be in force, in seconds since 1970; 0 for none, [`u64::MAX`] if it waits
+    /// for a word.
+    pub next_secret: u64,
 }
 
 named! {

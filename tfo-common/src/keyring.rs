@@ -240,6 +240,27 @@ impl KeyRing {
         ring
     }
 
+    /// Returns the ring with `key` as its newest retired key, since `moment`. If it has no room, the oldest is dropped. The ring
+    /// stays the same if it already holds the key.
+    #[must_use]
+    pub fn with_newest(&self, key: Key, moment: Moment<'_>) -> Self {
+        if self.find(key).is_some() {
+            return *self;
+        }
+        let mut ring = Self { generation: self.generation + 1, ..Self::EMPTY };
+        for slot in [CURRENT, BACKUP, NEXT] {
+            if let Some(key) = self.get(slot) {
+                ring.copy(slot, key, self, slot);
+            }
+        }
+        ring.put(NEWEST, key, self, moment);
+        let retired = (NEWEST..SLOTS).filter_map(|slot| self.get(slot).map(|key| (slot, key)));
+        for (to, (from, key)) in (NEWEST + 1..SLOTS).zip(retired) {
+            ring.copy(to, key, self, from);
+        }
+        ring
+    }
+
     /// Puts `key` into `slot`. A key that is in `before` keeps its age and counter. A new one gets a counter that no
     /// key of `before` or of this ring has.
     fn put(&mut self, slot: usize, key: Key, before: &Self, moment: Moment<'_>) {

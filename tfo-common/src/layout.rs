@@ -76,7 +76,7 @@ const _: () = {
     assert!(offset_of!(Info, netns) == 16);
     assert!(offset_of!(Info, since_unix_ns) == 24);
     assert!(offset_of!(Info, wanted) == 56);
-    assert!(size_of::<Info>() == 88);
+    assert!(size_of::<Info>() == 96);
 
     assert!(TRACKS.is_power_of_two() && TRACKS >= SLOTS + 3);
     // Cell::count_syn, Cell::count_fault and Samplers::of mask their indices.

@@ -19,11 +19,14 @@ use open::open;
 use serde::Serialize;
 use table::{Faults, Table};
 use toml::de::DeTable;
-pub(crate) use values::parse_address;
+pub(crate) use values::{overlap, parse_address};
 
-use crate::model::{
-    services::Services,
-    settings::{AttachMode, KeysFrom, Sizes},
+use crate::{
+    keys::schedule,
+    model::{
+        services::Services,
+        settings::{AttachMode, KeysFrom, Sizes},
+    },
 };
 
 /// Maximum length of the file, in bytes.
@@ -51,8 +54,10 @@ pub struct Config {
 pub struct Keys {
     /// Source of the keys.
     pub source: KeysFrom,
-    /// Interval between rotations.
-    pub rotate: Duration,
+    /// Interval between rotations; `None` for the default of the source.
+    pub rotate: Option<Duration>,
+    /// Time within which all hosts learn a new secret.
+    pub overlap: Duration,
     /// Path of the state file, which keeps random keys over a restart.
     pub state: PathBuf,
     /// Share of all valid cookies, from 0 to 1. A rotation drops the retired keys whose share is smaller.
@@ -61,11 +66,26 @@ pub struct Keys {
     pub max_age: Option<Duration>,
 }
 
+/// Default of [`Keys::overlap`].
+pub const OVERLAP: Duration = Duration::from_hours(1);
+
+impl Keys {
+    /// Returns the interval between rotations. For a secret, the default is tofurkey's, so that a mixed fleet agrees.
+    pub fn interval(&self) -> Duration {
+        let default = match self.source {
+            KeysFrom::Secret(_) => schedule::USUAL,
+            KeysFrom::Kernel | KeysFrom::Random => Duration::from_hours(4),
+        };
+        self.rotate.unwrap_or(default)
+    }
+}
+
 impl Default for Keys {
     fn default() -> Self {
         Self {
             source: KeysFrom::Kernel,
-            rotate: Duration::from_secs(4 * 60 * 60),
+            rotate: None,
+            overlap: OVERLAP,
             state: "/var/lib/tfo/keys.json".into(),
             retire_below: None,
             max_age: None,
@@ -144,7 +164,8 @@ impl Config {
             ("attach", self.attach == other.attach),
             ("metrics", self.metrics == other.metrics),
             ("keys.source", keys.source == others.source),
-            ("keys.rotate", keys.rotate == others.rotate),
+            ("keys.rotate", keys.interval() == others.interval()),
+            ("keys.overlap", keys.overlap == others.overlap),
             ("keys.state", keys.state == others.state),
             ("keys.retire_below", keys.retire_below == others.retire_below),
             ("keys.max_age", keys.max_age == others.max_age),

@@ -24,7 +24,7 @@ use std::{collections::BTreeSet, path::Path};
 use anyhow::{Context as _, Result, bail};
 use aya::programs::ProgramType;
 use aya_log::EbpfLogger;
-pub use carry::{LAYOUTS, forget_keys};
+pub use carry::{LAYOUTS, confirm_keys, forget_keys};
 pub use change::{Built, Enforced, Program, answering_in, check_answers, hidden_in};
 pub use device::{OnDevice, on_device};
 use link::detach;
@@ -49,6 +49,7 @@ use crate::{
     kernel::interface::{self, Interface, XdpOnInterface},
     model::{
         guards::{Hidden, Orders},
+        keys::DatedKey,
         settings::AttachMode,
     },
     util::{privileges, time::unix_seconds},
@@ -100,6 +101,9 @@ pub struct KeyInfo {
     pub wanted: [u64; 2],
     /// Number of times that the kernel's keys could not be read or written, or were changed by somebody else.
     pub failures: u64,
+    /// Time from which a secret that is known will be in force, in seconds since 1970; 0 for none, `u64::MAX` if it waits
+    /// for a word.
+    pub next_secret: u64,
 }
 
 /// Change of the keys in a map.
@@ -183,6 +187,11 @@ impl Datapath {
         Ok(())
     }
 
+    /// Makes the map know `keys`, newest first, with which other hosts make cookies.
+    pub fn know(&mut self, keys: &[DatedKey]) -> Result<()> {
+        if keys.is_empty() { Ok(()) } else { self.object.know(&self.interface.name, keys) }
+    }
+
     /// Drops retired keys that have been in the map for longer than `max_age` seconds.
     pub fn forget_older(&mut self, max_age: u64) -> Result<()> {
         let (ring, now) = (self.object.key_ring()?, unix_seconds());
@@ -201,6 +210,7 @@ impl Datapath {
             max_age_seconds: keys.max_age_seconds,
             wanted: keys.wanted,
             key_failures: keys.failures,
+            next_secret: keys.next_secret,
             ..self.info
         };
         if info == self.info { Ok(()) } else { self.set_info(info) }

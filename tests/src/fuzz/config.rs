@@ -60,7 +60,7 @@ fn check_parsed(config: &Config) {
     let Config { interfaces, metrics, keys, maps, services, .. } = config;
     assert!(interfaces.iter().all(|name| (1..=15).contains(&name.len()) && !name.contains(['/', ' ', '\0'])));
     assert!(metrics.is_none_or(|address| address.port() != 0));
-    assert!((10..=7 * 86400).contains(&keys.rotate.as_secs()) && keys.max_age != Some(Duration::ZERO));
+    assert!((10..=7 * 86400).contains(&keys.interval().as_secs()) && keys.max_age != Some(Duration::ZERO));
     assert!([maps.sources, maps.replays].iter().all(|size| (1024..=16 << 20).contains(size)));
     assert_eq!(services.other(), Mode::Observe);
     assert!(!services.summary().is_empty());

@@ -8,7 +8,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::{
     check::fix::FOLDER,
-    config::parse_address,
+    config::{overlap, parse_address},
     kernel::{interface::parse_name, syncookies::GUARD},
     model::{
         guards::Hidden,
@@ -162,7 +162,7 @@ pub struct Run {
 
     /// Read the configuration from this file, instead of the options below; dist/tfo.toml is an example
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "interfaces", "mode", "attach", "services", "keys", "rotate", "key_state", "retire_below", "max_age",
+        "interfaces", "mode", "attach", "services", "keys", "rotate", "overlap", "key_state", "retire_below", "max_age",
     ])]
     pub config: Option<PathBuf>,
 
@@ -185,9 +185,13 @@ pub struct Run {
     #[arg(long, value_name = "SOURCE", default_value = "kernel", value_parser = KeysFrom::parse)]
     pub keys: KeysFrom,
 
-    /// Time between key changes with --keys random or secret: 10s to 1w
-    #[arg(long, value_name = "TIME", default_value = "4h", value_parser = parse_duration)]
-    pub rotate: Duration,
+    /// Time between key changes: 10s to 1w; without it, 4h with --keys random, and 1d, as tofurkey has, with a secret
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub rotate: Option<Duration>,
+
+    /// Time within which all hosts of a fleet learn a new secret: it is in force after that; 0s puts it in force at once
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = overlap)]
+    pub overlap: Duration,
 
     /// File in which --keys random keeps its keys over a restart; only root can read it
     #[arg(long, value_name = "FILE", default_value = "/var/lib/tfo/keys.json")]
@@ -397,7 +401,7 @@ pub struct Select {
 pub enum Keys {
     /// Show each key's role, age, share of hits, and when it expires; shows fingerprints, never keys
     Status(KeysStatus),
-    /// Make a new key and use it now (with `tfo run --keys random`)
+    /// Make a new key and use it now (--keys random), or put a new secret in force that is known already
     Rotate(Rotate),
     /// Use this key now (with `tfo run --keys random`)
     Import(Import),
@@ -447,7 +451,7 @@ pub struct Derive {
     pub secret: String,
 
     /// Time between key changes
-    #[arg(long, value_name = "TIME", default_value = "4h", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "1d", value_parser = parse_duration)]
     pub rotate: Duration,
 
     /// Time of the keys, in seconds since 1970; without it, now
@@ -516,8 +520,8 @@ mod tests {
         let Command::Run(run) = Cli::parse_from(["tfo", "run", "-i", "v0"]).command else { panic!("a run") };
         let Config { attach, metrics, keys, services, .. } =
             Config::parse(b"interfaces = ['v0']").expect("a configuration");
-        let Run { key_state: state, rotate, retire_below, max_age, .. } = run;
-        assert_eq!(keys, KeysConfig { source: run.keys, rotate, state, retire_below, max_age });
+        let Run { key_state: state, rotate, overlap, retire_below, max_age, .. } = run;
+        assert_eq!(keys, KeysConfig { source: run.keys, rotate, overlap, state, retire_below, max_age });
         assert_eq!((attach, metrics, services.other()), (run.attach, run.metrics, run.mode.into()));
     }
 }

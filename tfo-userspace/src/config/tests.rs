@@ -66,7 +66,8 @@ fn every_key_is_read() {
         metrics: Some("[::1]:9434".parse().unwrap()),
         keys: Keys {
             source: KeysFrom::Secret("FILE".to_owned()),
-            rotate: Duration::from_secs(600),
+            rotate: Some(Duration::from_secs(600)),
+            overlap: Duration::from_hours(1),
             state: "keys".into(),
             retire_below: Some(0.001),
             max_age: Some(Duration::from_secs(86400)),

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     kernel::interface,
-    keys::schedule::Schedule,
+    keys::schedule::{LONGEST, Schedule},
     model::{
         services::{
             Conflict, Conflicts, Named, Place, Services, Unfollowed, parse_name, parse_ports, parse_prefix,
@@ -48,7 +48,8 @@ fn keys(table: &mut Table) -> Keys {
     let default = Keys::default();
     Keys {
         source: table.get("source", text(KeysFrom::parse)).unwrap_or(default.source),
-        rotate: table.get("rotate", text(interval)).unwrap_or(default.rotate),
+        rotate: table.get("rotate", text(interval)),
+        overlap: table.get("overlap", text(overlap)).unwrap_or(default.overlap),
         state: table.get("state", text(not_empty)).map_or(default.state, PathBuf::from),
         retire_below: table.get("retire_below", text(parse_share)),
         max_age: table.get("max_age", text(age)),
@@ -147,6 +148,14 @@ fn interval(text: &str) -> Result<Duration, String> {
     Schedule::new(parse_duration(text)?)
         .map(|schedule| schedule.interval())
         .map_err(|error| error.to_string())
+}
+
+/// Parses the value of `keys.overlap` and `--overlap`.
+pub(crate) fn overlap(text: &str) -> Result<Duration, String> {
+    parse_duration(text).and_then(|overlap| match overlap {
+        overlap if overlap > LONGEST => Err("it takes at most 1w".to_owned()),
+        overlap => Ok(overlap),
+    })
 }
 
 fn age(text: &str) -> Result<Duration, String> {

@@ -13,13 +13,14 @@ use anyhow::{Context as _, Result};
 pub use change::FromFile;
 use change::{Change, Desired};
 use tfo_common::{counters::Counters, keyring::KeyRing, verdict::Mode};
+use tokio::time::{error::Elapsed, timeout};
 use tracing::{debug, info, warn};
 
 use super::{flood::Floods, order_file::OrderFile, site::Site, special::Special, wake::Wake};
 use crate::{
     control::{FOLDER, Reply},
     dataplane::{
-        Datapath, KeyInfo, Publish, answering_in, hidden_in, on_device,
+        Datapath, KeyInfo, Publish, answering_in, confirm_keys, hidden_in, on_device,
         pins::{Bpffs, MountGuard},
         preflight,
     },
@@ -29,6 +30,7 @@ use crate::{
     },
     keys::keeper::{Keeper, Maps, Source},
     model::{
+        keys::DatedKey,
         services::Services,
         settings::{AttachMode, Sizes},
     },
@@ -163,10 +165,25 @@ impl Controller {
                 }
                 change => self.change = change,
             }
-            self.wake.wait().await;
+            self.confirm_earlier_keys();
+            // The wake-up that is missed after the timeout is that of the next turn.
+            let _: Result<(), Elapsed> = timeout(CONFIRM_EVERY, self.wake.wait()).await;
         }
         self.step().await;
         Ok(())
+    }
+
+    /// Confirms the keys in the maps of the controller before, so that its program translates cookies until ours are loaded,
+    /// which takes seconds on a busy host.
+    fn confirm_earlier_keys(&self) {
+        leaving_no_trace(|| {
+            let Ok(kernel) = KernelKeys::read() else { return };
+            for site in &self.sites {
+                if let Err(error) = confirm_keys(site.pins(), kernel.into()) {
+                    debug!("{}: earlier keys cannot be confirmed: {error:#}", site.name());
+                }
+            }
+        });
     }
 
     /// Returns the handle that wakes the controller. Call [`step`](Self::step) after each wake-up.
@@ -245,6 +262,7 @@ impl Controller {
             max_age_seconds: self.retire.max_age.map_or(0, |age| age.as_secs()),
             wanted: self.keeper.wanted_fingerprints(now),
             failures: self.keeper.failures(),
+            next_secret: self.keeper.next_secret(now),
         };
         for datapath in self.sites.iter_mut().filter_map(|site| site.datapath.as_mut()) {
             let described = datapath.describe_keys(&info);
@@ -364,6 +382,16 @@ impl Maps for AllMaps<'_> {
             let published = datapath.publish(publish, self.retire.below);
             let context = || format!("{}: cannot publish keys", datapath.interface.name);
             outcome = outcome.and(published.with_context(context));
+        }
+        outcome
+    }
+
+    fn know(&mut self, keys: &[DatedKey]) -> Result<()> {
+        let mut outcome = Ok(());
+        for datapath in self.sites.iter_mut().filter_map(|site| site.datapath.as_mut()) {
+            let known = datapath.know(keys);
+            let context = || format!("{}: cannot publish keys of the fleet", datapath.interface.name);
+            outcome = outcome.and(known.with_context(context));
         }
         outcome
     }

@@ -29,7 +29,7 @@ use super::{
     Object,
     batch::BatchReader,
     layout_0_1,
-    object::wait_for_running_programs,
+    object::{monotonic_ns, wait_for_running_programs},
     orders::OrderMaps,
     tables::{Shared, read_info},
 };
@@ -335,6 +335,21 @@ pub fn forget_keys(pins: &Locked, held: Held) -> Result<()> {
             store.active = spare as u64;
             keys.set(0, Shared(store), 0).context("cannot write the key map")?;
             wait_for_running_programs();
+        }
+    }
+    Ok(())
+}
+
+/// Confirms the keys in all maps under `pins` that have the kernel's keys `held`, on behalf of the controller that is about to
+/// replace their programs.
+pub fn confirm_keys(pins: &Locked, held: Held) -> Result<()> {
+    for generation in pins.generations()?.iter().filter(|generation| generation.map(names::KEYS).exists()) {
+        let mut keys = Array::<_, Shared<KeyStore>>::try_from(open(generation, names::KEYS)?)?;
+        let Shared(mut store) = keys.get(&0, 0).context("cannot read the key map")?;
+        let known = store.current().held();
+        if (known.current, known.backup) == (held.current, held.backup) {
+            store.confirmed_ns = monotonic_ns()?;
+            keys.set(0, Shared(store), 0).context("cannot write the key map")?;
         }
     }
     Ok(())

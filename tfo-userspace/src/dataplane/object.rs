@@ -279,8 +279,7 @@ impl Object {
     ///
     /// [`CONFIRMED_FOR_NS`]: tfo_common::keyring::CONFIRMED_FOR_NS
     pub fn confirm(&mut self) -> Result<()> {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?;
-        self.confirm_at(Duration::from(now).as_nanos() as u64)
+        self.confirm_at(monotonic_ns()?)
     }
 
     /// Confirms the keys as of `confirmed_ns`, in nanoseconds of CLOCK_MONOTONIC. Tests give a time in the far future,
@@ -293,6 +292,12 @@ impl Object {
             self.tables.keys.set(0, Shared(store), 0).context("cannot write the key map")
         })
     }
+}
+
+/// Returns CLOCK_MONOTONIC in nanoseconds, as the program reads it (bpf_ktime_get_ns).
+pub(super) fn monotonic_ns() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?;
+    Ok(Duration::from(now).as_nanos() as u64)
 }
 
 /// Whether both rings have the same keys in the same roles.
@@ -378,6 +383,18 @@ impl Object {
         let next = earlier.iter().fold(ring, |ring, DatedKey { key, made }| {
             ring.with_oldest(*key, Moment { seconds: *made, hits: &hits })
         });
+        self.replace(interface, &ring, next)
+    }
+
+    /// Adds `keys`, newest first, as the newest retired ones. The oldest make room.
+    pub(super) fn know(&mut self, interface: &str, keys: &[DatedKey]) -> Result<()> {
+        let ring = self.key_ring()?;
+        if keys.iter().all(|known| ring.find(known.key).is_some()) {
+            return Ok(());
+        }
+        let hits = self.counters()?.hits;
+        let moment = Moment { seconds: unix_seconds(), hits: &hits };
+        let next = keys.iter().rev().fold(ring, |ring, known| ring.with_newest(known.key, moment));
         self.replace(interface, &ring, next)
     }
 

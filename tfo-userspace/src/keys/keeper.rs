@@ -23,7 +23,12 @@ use tfo_common::{
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
-use super::{schedule::Schedule, secret::Secret, state::State};
+use super::{
+    feed::{Feed, Memory, News},
+    secret::Secret,
+    state::State,
+    succession::{Learnt, Succession, UNTIL_TOLD},
+};
 use crate::{
     dataplane::Publish,
     kernel::sysctl::{KernelKeys, KeySysctl},
@@ -46,12 +51,14 @@ pub enum Source {
         /// Time between two rotations.
         rotate: Duration,
     },
-    /// Keys that are derived from the fleet's secret and the time.
+    /// Keys that are derived from the fleet's secrets and the time.
     Secret {
-        /// The secret.
-        secret: Secret,
-        /// The schedule.
-        schedule: Schedule,
+        /// The secrets up to now.
+        succession: Succession,
+        /// Source of new ones.
+        feed: Box<dyn Feed>,
+        /// File in which they outlive this process.
+        memory: Memory,
     },
 }
 
@@ -59,6 +66,9 @@ pub enum Source {
 pub trait Maps {
     /// Publishes the keys to each map. Fails if one map did not accept them.
     fn publish(&mut self, publish: Publish) -> Result<()>;
+
+    /// Makes each map know `keys`, newest first, with which other hosts make cookies. The oldest retired keys make room.
+    fn know(&mut self, keys: &[DatedKey]) -> Result<()>;
 }
 
 /// Pause after the first failure. It doubles with each further failure, up to [`LONGEST_PAUSE`].
@@ -121,7 +131,7 @@ pub struct Keeper {
     installing: Tries,
     /// Retry state of writing the state file.
     storing: Tries,
-    /// Whether the state file lacks the key that an emergency has made.
+    /// Whether the file lacks a change: the key that an emergency has made, or a secret.
     unsaved: bool,
     failure: Option<String>,
     failures: u64,
@@ -158,7 +168,16 @@ impl Keeper {
         match &self.source {
             Source::Kernel => 0,
             Source::Random { rotate, .. } => rotate.as_secs(),
-            Source::Secret { schedule, .. } => schedule.interval().as_secs(),
+            Source::Secret { succession, .. } => succession.schedule().interval().as_secs(),
+        }
+    }
+
+    /// Returns the time from which a secret that is known will be in force, in seconds since 1970; 0 for none, and `u64::MAX` if
+    /// it waits for a word.
+    pub fn next_secret(&self, now: u64) -> u64 {
+        match &self.source {
+            Source::Secret { succession, .. } => succession.next(now).map_or(0, |(_, from)| from),
+            Source::Kernel | Source::Random { .. } => 0,
         }
     }
 
@@ -186,9 +205,7 @@ impl Keeper {
         match &self.source {
             Source::Kernel => {}
             Source::Random { state, .. } => earlier.extend(state.retired().take(RETIRED)),
-            Source::Secret { secret, schedule } => {
-                earlier.extend(schedule.earlier(secret, now).take(RETIRED));
-            }
+            Source::Secret { succession, .. } => earlier.extend(succession.earlier(now).iter()),
         }
         earlier.retain(|made| max_age.is_none_or(|age| now.saturating_sub(made.made) <= age.as_secs()));
         earlier
@@ -223,6 +240,7 @@ impl Keeper {
         // out the keys whose cookies clients have.
         let is_installed = self.wanted(now).is_some_and(|wanted| kernel == wanted.into());
         let saved = self.save();
+        let fed = self.take_news(now);
         let mut changed = Ok(());
         if let Source::Random { state, rotate, .. } = &self.source {
             let newest = state.keys().first().map_or(0, |newest| newest.made);
@@ -242,7 +260,85 @@ impl Keeper {
             }
         }
         let pursued = self.pursue(now, kernel, maps);
-        saved.and(changed).and(pursued)
+        let known = self.publish_live(now, maps);
+        saved.and(changed).and(pursued).and(known).and(fed)
+    }
+
+    /// Takes the news of the fleet's secret.
+    fn take_news(&mut self, now: u64) -> Result<()> {
+        let Source::Secret { succession, feed, .. } = &mut self.source else { return Ok(()) };
+        let news = feed.next();
+        let was_tidied = succession.tidy(now);
+        if was_tidied {
+            self.unsaved = true;
+        }
+        if let Some(news) = news? {
+            self.heed(news, now);
+        }
+        Ok(())
+    }
+
+    /// Learns a secret at `now`, which is in force after the overlap. Returns whether it is new.
+    pub fn learn(succession: &mut Succession, secret: Secret, now: u64) -> bool {
+        let shown = secret.fingerprint();
+        match succession.learn(secret, now, false) {
+            Learnt::Nothing => return false,
+            Learnt::New(from) => info!(
+                "the fleet has a new secret, {shown}: its keys are recognised now, and in force in {} s",
+                from.saturating_sub(now)
+            ),
+            Learnt::Withdrawn => info!("the fleet's secret is {shown} again, which was still in force"),
+        }
+        true
+    }
+
+    /// Does what the news of the fleet's secret ask for.
+    fn heed(&mut self, news: News, now: u64) {
+        let Source::Secret { succession, .. } = &mut self.source else { return };
+        let in_force = succession.fingerprint(now);
+        match news {
+            News::Learn(secret) => {
+                if !Self::learn(succession, secret, now) {
+                    return;
+                }
+            }
+            News::Expect(secret) => {
+                let shown = secret.fingerprint();
+                if succession.learn(secret, now, true) == Learnt::New(UNTIL_TOLD) {
+                    info!("the fleet has a new secret, {shown}: its keys are recognised now");
+                }
+            }
+            News::PutInForce => {
+                if !succession.put_in_force(now) {
+                    return;
+                }
+                self.yielded = false;
+                info!("the fleet's secret {} is in force instead of {in_force}", succession.fingerprint(now));
+            }
+            News::Purge(secret) => {
+                succession.learn(secret, now, true);
+                succession.purge();
+                self.yielded = false;
+                warn!(
+                    "emergency: the fleet's secret is {}, and no other key is good",
+                    succession.fingerprint(now)
+                );
+            }
+        }
+        self.unsaved = true;
+        self.storing = Tries::default();
+        // A failure is said by the next step, which tries again.
+        if let Err(error) = self.save() {
+            debug!("the secrets are not stored: {error:#}");
+        }
+    }
+
+    /// Makes the maps know the keys with which other hosts of the fleet make cookies.
+    fn publish_live(&self, now: u64, maps: &mut impl Maps) -> Result<()> {
+        match &self.source {
+            Source::Secret { succession, .. } => maps.know(&succession.live(now)),
+            Source::Kernel | Source::Random { .. } => Ok(()),
+        }
     }
 
     /// Brings the kernel, which holds the keys of `kernel`, and the maps to the keys that the source wants.
@@ -281,9 +377,9 @@ impl Keeper {
     /// If the kernel has not taken the newest key yet, an ordinary rotation makes no further key, and tries again at
     /// once.
     ///
-    /// If the keys do not come from this host, an emergency makes the maps forget all keys but those that the kernel
-    /// holds now. That serves after a replacement of the secret. With the kernel as the source it returns an error,
-    /// since the current key stays in force.
+    /// With a secret, a rotation puts one in force that is known and not yet in force; without such a one it fails. An
+    /// emergency reads the secret first, puts it in force, and forgets all keys of the ones before. With the kernel as the
+    /// source an emergency returns an error, since the current key stays in force.
     pub fn rotate(&mut self, emergency: bool, now: u64, maps: &mut impl Maps) -> Result<()> {
         match self.source {
             Source::Kernel if emergency => {
@@ -296,8 +392,8 @@ impl Keeper {
                      whose tfo makes keys"
                 );
             }
-            Source::Secret { .. } if emergency => return self.forget(now, maps),
-            _ => {}
+            Source::Secret { .. } => return self.replace_secret(emergency, now, maps),
+            Source::Kernel | Source::Random { .. } => {}
         }
         if emergency {
             return self.replace_leaked(now, maps);
@@ -306,6 +402,33 @@ impl Keeper {
             self.change(|state| state.rotate(now))?;
         }
         self.install(self.wanted(now).unwrap_or_default(), maps)
+    }
+
+    /// Puts the newest secret in force. In an emergency, nothing of the ones before remains.
+    fn replace_secret(&mut self, emergency: bool, now: u64, maps: &mut impl Maps) -> Result<()> {
+        let Source::Secret { feed, .. } = &mut self.source else { return Ok(()) };
+        let news = feed.next_now();
+        let is_read = news.as_ref().map(drop).map_err(|error| anyhow!("{error:#}"));
+        if let Ok(Some(news)) = news {
+            self.heed(news, now);
+        }
+        let Source::Secret { succession, .. } = &mut self.source else { return Ok(()) };
+        if emergency {
+            succession.purge();
+            (self.unsaved, self.storing) = (true, Tries::default());
+        } else if succession.next(now).is_none() {
+            is_read?;
+            bail!(
+                "keys come from the fleet's secret and the time, and no new secret is known: replace it on every host, and give                  this command there to put it in force at once"
+            );
+        } else {
+            self.heed(News::PutInForce, now);
+        }
+        self.yielded = false;
+        let saved = self.save();
+        self.install(self.wanted(now).unwrap_or_default(), maps)?;
+        self.publish_live(now, maps)?;
+        saved.and(is_read)
     }
 
     /// Whether the installation of the newest random key has failed, and the kernel still lacks it.
@@ -348,14 +471,18 @@ impl Keeper {
         }
     }
 
-    /// Writes the state file if it lacks the key of an emergency.
+    /// Writes the file if it lacks a change: the key of an emergency, or a secret.
     fn save(&mut self) -> Result<()> {
-        let Source::Random { state, path, .. } = &self.source else { return Ok(()) };
         if !self.unsaved {
             return Ok(());
         }
         self.storing.due()?;
-        self.storing.note(save(state, path))?;
+        let saved = match &self.source {
+            Source::Kernel => Ok(()),
+            Source::Random { state, path, .. } => save(state, path),
+            Source::Secret { succession, memory, .. } => memory.store(succession),
+        };
+        self.storing.note(saved)?;
         self.unsaved = false;
         Ok(())
     }
@@ -386,10 +513,7 @@ impl Keeper {
                 bail!("tfo only follows the kernel's keys: `tfo run --keys random` makes its own")
             }
             Source::Secret { .. } => {
-                bail!(
-                    "keys come from the fleet's secret and the time: replace the secret on every host, start again, and then \
-                     `tfo keys rotate --emergency` forgets those of the old one"
-                )
+                bail!("keys come from the fleet's secret and the time: replace the secret on every host")
             }
         };
         let mut next = state.clone();
@@ -461,7 +585,11 @@ impl Keeper {
     }
 
     fn is_purging(&self) -> bool {
-        matches!(&self.source, Source::Random { state, .. } if state.is_purging())
+        match &self.source {
+            Source::Kernel => false,
+            Source::Random { state, .. } => state.is_purging(),
+            Source::Secret { succession, .. } => succession.is_purging(),
+        }
     }
 
     /// Ends an emergency, if one is in progress. The caller has made sure that the kernel and all maps hold only the
@@ -470,6 +598,11 @@ impl Keeper {
         // The emergency goes on until the file is written. `save` reports why it is not.
         if !self.is_purging() || self.unsaved {
             return Ok(());
+        }
+        if let Source::Secret { succession, .. } = &mut self.source {
+            succession.purged();
+            self.unsaved = true;
+            return self.save();
         }
         self.storing.due()?;
         let changed = self.change(|state| {
@@ -484,7 +617,7 @@ impl Keeper {
         match &self.source {
             Source::Kernel => None,
             Source::Random { state, .. } => Some(state.held()),
-            Source::Secret { secret, schedule } => Some(schedule.held(secret, now)),
+            Source::Secret { succession, .. } => Some(succession.held(now)),
         }
     }
 }

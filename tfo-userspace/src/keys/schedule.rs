@@ -13,6 +13,9 @@ pub const SHORTEST: Duration = Duration::from_secs(10);
 /// Longest interval, one week, the same as tofurkey's.
 pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
+/// Usual interval, one day, the same as tofurkey's.
+pub const USUAL: Duration = Duration::from_hours(24);
+
 /// The schedule of a fleet. Key number N becomes the current key at N times the interval, in unix time.
 ///
 /// In the first half of an interval, the backup key is the previous key, in the second half the following key. So the

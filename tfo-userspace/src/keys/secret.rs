@@ -33,6 +33,8 @@ const DIGITS: usize = 2 * LENGTH;
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// BLAKE2b personalisation of tofurkey's derivation. BLAKE2b pads it with zeros.
 const PERSONAL: &[u8] = b"tofurkey";
+/// BLAKE2b personalisation of fingerprints, another one, so that a fingerprint says nothing of a key.
+const FINGERPRINT: &[u8] = b"tfo fingerprint";
 /// Length of a key, in bytes.
 const KEY: usize = 16;
 /// Number of bytes that are read at most, more than any secret has.
@@ -127,6 +129,32 @@ impl Secret {
         )
     }
 
+    /// Parses 64 hexadecimal digits; `None` if they are no secret.
+    pub fn from_digits(digits: &[u8]) -> Option<Self> {
+        let mut secret = Self::locked();
+        let is_secret = digits.len() == DIGITS && secret.decode(digits).is_some();
+        (is_secret && *secret.bytes != [0; LENGTH]).then_some(secret)
+    }
+
+    /// Returns the secret as 64 hexadecimal digits. The text is secret, too.
+    pub fn digits(&self) -> Zeroizing<String> {
+        // The buffer must not grow: growing would leave a copy behind.
+        let mut text = Zeroizing::new(String::with_capacity(DIGITS));
+        for byte in self.bytes.iter() {
+            for digit in [byte >> 4, byte & 15] {
+                text.extend(char::from_digit(digit.into(), 16));
+            }
+        }
+        text
+    }
+
+    /// Returns the path of the file that [`read`](Self::read) would read; `None` for standard input.
+    pub fn path(source: &str) -> Option<PathBuf> {
+        let credentials = env::var_os(CREDENTIALS).map(PathBuf::from);
+        let file = || credential(source, credentials.as_deref()).unwrap_or_else(|| source.into());
+        (source != STDIN).then(file)
+    }
+
     /// Makes a secret of zeros, in locked memory.
     fn locked() -> Self {
         let bytes = Box::new([0; LENGTH]);
@@ -154,19 +182,39 @@ impl Secret {
     /// as the key, the number as 8 little-endian bytes of salt and the context as the personalisation. tofurkey writes
     /// these bytes in order into the text of the sysctl, so the text's words are big-endian.
     pub fn key(&self, number: u64) -> Key {
-        let mut params = blake2b_simd::Params::new();
-        params.hash_length(KEY).key(self.bytes.as_slice()).salt(&number.to_le_bytes()).personal(PERSONAL);
-        let mut state = params.to_state();
-        let hash = state.finalize();
+        let hash = self.hash(&number.to_le_bytes(), PERSONAL);
         let mut words = [0; KEY / 4];
         for (word, bytes) in words.iter_mut().zip(hash.as_bytes().chunks_exact(4)) {
             *word = bytes.iter().fold(0, |word, byte| word << 8 | u32::from(*byte));
         }
+        Key::from_words(words)
+    }
+
+    /// Returns sixteen hexadecimal digits that identify the secret without revealing it.
+    pub fn fingerprint(&self) -> String {
+        let hash = self.hash(&[], FINGERPRINT);
+        hash.as_bytes().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Returns the BLAKE2b hash of nothing, with the secret as the key. It has the length of a key.
+    fn hash(&self, salt: &[u8], personal: &[u8]) -> blake2b_simd::Hash {
+        let mut params = blake2b_simd::Params::new();
+        params.hash_length(KEY).key(self.bytes.as_slice()).salt(salt).personal(personal);
+        let mut state = params.to_state();
+        let hash = state.finalize();
         // The library zeroes nothing. Both values hold the secret in a block, which these calls overwrite.
         params.key(&[]);
         state.update(&[0; blake2b_simd::BLOCKBYTES]);
         black_box((&params, &state));
-        Key::from_words(words)
+        hash
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        // Every byte is compared, so that the time says nothing of the first that differs.
+        let differences = self.bytes.iter().zip(other.bytes.iter()).map(|(one, other)| one ^ other);
+        differences.fold(0, |all, difference| all | difference) == 0
     }
 }
 
@@ -220,9 +268,7 @@ pub(super) mod tests {
 
     /// The secret of tofurkey's own test.
     pub(in crate::keys) fn secret() -> Secret {
-        let mut secret = Secret::locked();
-        secret.decode(DIGITS.as_bytes()).unwrap();
-        secret
+        Secret::from_digits(DIGITS.as_bytes()).unwrap()
     }
 
     fn file(folder: &TempDir, content: &[u8], mode: u32) -> String {
@@ -254,6 +300,23 @@ pub(super) mod tests {
         for (at, text) in texts.iter().enumerate() {
             assert!(!texts[..at].contains(text), "{at}");
         }
+    }
+
+    #[test]
+    fn digits_come_back() {
+        assert_eq!(*secret().digits(), DIGITS);
+        assert!(Secret::from_digits(&DIGITS.as_bytes()[1..]).is_none());
+        assert!(Secret::from_digits("0".repeat(64).as_bytes()).is_none());
+        assert!(secret() == Secret::from_digits(DIGITS.to_uppercase().as_bytes()).unwrap());
+        assert!(secret() != Secret::from_digits(DIGITS.replace("6b", "6c").as_bytes()).unwrap());
+    }
+
+    #[test]
+    fn a_fingerprint_is_no_key() {
+        let shown = secret().fingerprint();
+        assert_eq!(shown.len(), 16);
+        assert!(!DIGITS.contains(&shown) && !key_text(secret().key(0)).replace('-', "").contains(&shown));
+        assert_ne!(shown, Secret::from_digits(DIGITS.replace("6b", "6c").as_bytes()).unwrap().fingerprint());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsRawFd as _,
-    thread,
+    process, thread,
     time::Duration,
 };
 
@@ -75,6 +75,11 @@ impl Namespace {
     pub fn current() -> Result<Self> {
         let path = "/proc/thread-self/ns/net";
         Ok(Self(File::open(path).with_context(|| format!("cannot open {path}"))?))
+    }
+
+    /// Returns a path to it, for other programs while this one lives.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", process::id(), self.0.as_raw_fd())
     }
 
     /// Moves the calling thread, and no other, into this namespace.

@@ -27,6 +27,9 @@ pub struct Listing {
     pub rotate: Option<u64>,
     /// Number of times the kernel's keys could not be read or written, or were changed by somebody else.
     pub failures: u64,
+    /// Time from which a new secret of the fleet will be in force, in seconds since 1970; `None` if there is none, or if it
+    /// waits for a word.
+    pub next_secret_from: Option<u64>,
     /// Comparison of the keys in map, kernel and schedule.
     #[serde(flatten)]
     pub attestation: Attestation,
@@ -76,6 +79,7 @@ impl Listing {
             source: KeySource::ALL.get(info.key_source as usize).map_or("unknown", |source| source.name()),
             rotate: (info.rotate_seconds > 0).then_some(info.rotate_seconds),
             failures: info.key_failures,
+            next_secret_from: Some(info.next_secret).filter(|from| ![0, u64::MAX].contains(from)),
             attestation: Attestation::of(pins, &ring, info)?,
             keys: slots().map(generation).collect(),
         })
@@ -83,12 +87,16 @@ impl Listing {
 
     /// Returns the keys as text for a terminal.
     pub fn text(&self) -> String {
-        let Self { interface, source, rotate, failures, attestation, keys } = self;
+        let Self { interface, source, rotate, failures, next_secret_from, attestation, keys } = self;
         let mut text = format!("{interface}: keys from {source}");
         if let Some(rotate) = rotate {
             text += &format!(", a new one every {rotate} s");
         }
         text.push('\n');
+        if let Some(from) = next_secret_from {
+            let seconds = from.saturating_sub(unix_seconds());
+            text += &format!("a new secret of the fleet is known, and in force in {seconds} s\n");
+        }
         if *failures > 0 {
             text += &format!(
                 "{failures} failures to read or write the kernel's keys, or changes of them by somebody else\n"

@@ -18,14 +18,21 @@ use tracing::{info, warn};
 use crate::{
     cli::args::Run,
     config::{Config, Keys},
-    control::{Request, Server},
+    control::{self, Request, Server},
     daemon::{
         controller::{Controller, FOLLOW_EVERY, FromFile, Options, Retire},
         health::health,
         http,
     },
     dataplane::{Datapath, pins::Bpffs},
-    keys::{keeper::Source, schedule::Schedule, secret::Secret, state::State},
+    keys::{
+        feed::{Memory, Watch},
+        keeper::{Keeper, Source},
+        schedule::Schedule,
+        secret::Secret,
+        state::State,
+        succession::Succession,
+    },
     model::{
         services::{Named, Services},
         settings::{KeysFrom, Sizes},
@@ -160,6 +167,7 @@ fn config(args: &Run) -> Result<Config> {
         keys: Keys {
             source: args.keys.clone(),
             rotate: args.rotate,
+            overlap: args.overlap,
             state: args.key_state.clone(),
             retire_below: args.retire_below,
             max_age: args.max_age,
@@ -173,7 +181,7 @@ fn config(args: &Run) -> Result<Config> {
 fn source(keys: &Keys) -> Result<Source> {
     if keys.source != KeysFrom::Kernel {
         // The limits for the keys of a fleet hold for random keys, too.
-        Schedule::new(keys.rotate)?;
+        Schedule::new(keys.interval())?;
     }
     if keys.max_age.is_some_and(|age| age.is_zero()) {
         bail!("--max-age takes at least 1s");
@@ -181,7 +189,12 @@ fn source(keys: &Keys) -> Result<Source> {
     match &keys.source {
         KeysFrom::Kernel => Ok(Source::Kernel),
         KeysFrom::Secret(file) => {
-            Ok(Source::Secret { secret: Secret::read(file)?, schedule: Schedule::new(keys.rotate)? })
+            // Before the secret is read, so that no change is missed.
+            let feed = Watch::start(file);
+            let (secret, schedule) = (Secret::read(file)?, Schedule::new(keys.interval())?);
+            let memory = Memory::new(control::FOLDER.as_ref())?;
+            let succession = succession(secret, schedule, keys.overlap, &memory);
+            Ok(Source::Secret { succession, feed, memory })
         }
         KeysFrom::Random => {
             let path = keys.state.clone();
@@ -199,9 +212,30 @@ fn source(keys: &Keys) -> Result<Source> {
                     state
                 }
             };
-            Ok(Source::Random { state, path, lock, rotate: keys.rotate })
+            Ok(Source::Random { state, path, lock, rotate: keys.interval() })
         }
     }
+}
+
+/// Goes on with the secrets of the controller before, if there was one since the host started, and begins with `secret`
+/// otherwise.
+fn succession(secret: Secret, schedule: Schedule, overlap: Duration, memory: &Memory) -> Succession {
+    let known = memory.load(schedule, overlap).unwrap_or_else(|error| {
+        warn!("keys: {error:#}: the secret is in force at once");
+        None
+    });
+    let succession = match known {
+        Some(mut known) => {
+            known.tidy(unix_seconds());
+            Keeper::learn(&mut known, secret, unix_seconds());
+            known
+        }
+        None => Succession::new(secret, schedule, overlap),
+    };
+    if let Err(error) = memory.store(&succession) {
+        warn!("keys: a restart will not know the secrets before: {error:#}");
+    }
+    succession
 }
 
 /// Makes sure that no other process keeps keys in the file at `path`. Each change replaces that file, so the lock is on
