@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use tfo_common::{
     class::Class,
     cookie,
-    keyring::{Held, Key},
+    keyring::{CONFIRMED_FOR_NS, Held, Key},
     segment::Family,
     verdict::Verdict,
 };
@@ -27,7 +27,7 @@ use tfo_tests::{
 };
 use tfo_userspace::{
     control::{self, FOLDER},
-    dataplane::{Publish, pins::Bpffs},
+    dataplane::{Publish, confirm_keys, pins::Bpffs},
     kernel::{sysctl::KeySysctl, tcp_ext::TcpExt},
     keys::{
         feed::{Fixed, Memory},
@@ -388,6 +388,34 @@ fn a_restart_refuses_nobody() {
         assert_eq!((TcpExt::read().unwrap() - then).passive, 1);
         assert_eq!(Counts::of(IFACE).verdict(Class::CookieRetired, Verdict::Rewrite), 1);
         assert!(!left.exists() && other.exists());
+    });
+}
+
+/// The next controller confirms the keys of the one that was killed, before its own program is loaded. So cookies of old keys
+/// are translated meanwhile.
+#[test]
+fn a_take_over_confirms_the_keys_of_the_program_before() {
+    server_and_client(|client| {
+        let _listeners = Listeners::start(&SERVERS).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let tfo_run = with_random_keys(&dir.path().join("keys.json"), &["--mode", "accelerate"]);
+        let connect = |number: u16| {
+            let before = TcpExt::read().unwrap();
+            let family = Family::Ipv4;
+            client.run(|| fast_open(source(family, number), server(family), DATA)).unwrap();
+            let TcpExt { passive, passive_fail, .. } = TcpExt::read().unwrap() - before;
+            (passive, passive_fail)
+        };
+        for number in [1, 2] {
+            assert_eq!((connect(number), connect(number)), ((0, 0), (1, 0)));
+        }
+        (0..2).for_each(|_| drop(rotate(&[])));
+        tfo_run.kill();
+        thread::sleep(Duration::from_nanos(CONFIRMED_FOR_NS) + Duration::from_secs(1));
+        assert_eq!(connect(1), (0, 1), "nobody says that the keys are the kernel's");
+        let pins = Bpffs::new(Path::new(BPFFS)).pins(IFACE).lock(Duration::from_secs(5)).unwrap();
+        confirm_keys(&pins, kernel_keys().into()).unwrap();
+        assert_eq!(connect(2), (1, 0));
     });
 }
 
