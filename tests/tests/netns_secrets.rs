@@ -118,15 +118,27 @@ fn a_secret_is_replaced_host_by_host() {
 /// The new secret is recognised within seconds and in force after the overlap, and `tfo keys status` says so.
 #[test]
 fn a_new_secret_waits_for_the_other_hosts() {
-    on_a_host("6s", |path, _running| {
+    on_a_host("10s", |path, _running| {
         let (old, new) = (current(), derived(path.parent().unwrap(), 2, "1w"));
         let began = Instant::now();
         replace(path, 2);
         eventually("its keys are known", || knows(&new));
         assert_eq!(current(), old, "it is not in force");
         assert!(keys_status(IFACE)["next_secret_from"].is_u64());
+        let page = path.with_extension("html");
+        for (args, said) in [
+            (&["keys", "status"][..], "a new secret of the fleet is known, and in force in "),
+            (&["top", "-i", IFACE], "a new secret of the fleet is known"),
+            (&["report", "-i", IFACE, "--html", page.to_str().unwrap()], ""),
+        ] {
+            let output = tfo(args);
+            assert!(output.status.success(), "{:?}", failure(&output));
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(text.contains(said), "tfo {args:?}: {text}");
+        }
+        assert!(fs::read_to_string(&page).unwrap().contains("A new secret is in force in "));
         eventually("it is in force", || current() == new);
-        assert!(began.elapsed() >= Duration::from_secs(6), "not before the overlap is over");
+        assert!(began.elapsed() >= Duration::from_secs(10), "not before the overlap is over");
         assert_eq!(fingerprint(kernel_keys().backup.unwrap()), old, "the kernel takes the old cookies");
         wait_until_in_step(IFACE, "secret");
         assert!(keys_status(IFACE)["next_secret_from"].is_null());

@@ -85,16 +85,20 @@ impl Listing {
         })
     }
 
+    /// Returns the seconds until a new secret of the fleet is in force; `None` if there is none.
+    pub fn next_secret_in(&self) -> Option<u64> {
+        self.next_secret_from.map(|from| from.saturating_sub(unix_seconds()))
+    }
+
     /// Returns the keys as text for a terminal.
     pub fn text(&self) -> String {
-        let Self { interface, source, rotate, failures, next_secret_from, attestation, keys } = self;
+        let Self { interface, source, rotate, failures, attestation, keys, .. } = self;
         let mut text = format!("{interface}: keys from {source}");
         if let Some(rotate) = rotate {
             text += &format!(", a new one every {rotate} s");
         }
         text.push('\n');
-        if let Some(from) = next_secret_from {
-            let seconds = from.saturating_sub(unix_seconds());
+        if let Some(seconds) = self.next_secret_in() {
             text += &format!("a new secret of the fleet is known, and in force in {seconds} s\n");
         }
         if *failures > 0 {

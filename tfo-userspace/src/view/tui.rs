@@ -71,6 +71,7 @@ pub fn look(pins: &Pins) -> Result<Look> {
         kernel: is_our_namespace.then(TcpExt::read).and_then(Result::ok),
         controller: pins.has_controller()?,
         in_step: keys.attestation.in_step(),
+        next_secret_in: keys.next_secret_in(),
         keys: keys.keys,
         prefixes: Some(prefixes(&pinned)),
         events: None,

@@ -256,7 +256,12 @@ fn keys_table(keys: &Listing) -> Markup {
         None => "",
     };
     html! {
-        p.quiet { "From " (keys.source) (in_step) "." }
+        p.quiet {
+            "From " (keys.source) (in_step) "."
+            @if let Some(seconds) = keys.next_secret_in() {
+                " A new secret is in force in " (human(Duration::from_secs(seconds))) "."
+            }
+        }
         (table(&["role", "age", "hits", "share"], keys.keys.iter().map(row).collect()))
     }
 }

@@ -86,7 +86,7 @@ fn draw_head(frame: &mut Frame<'_>, model: &Model, area: Rect) {
     frame.render_widget(Line::from(spans), area);
 }
 
-fn panel<'a>(model: &Model, panel: Panel, title: &'a str) -> Block<'a> {
+fn panel(model: &Model, panel: Panel, title: &str) -> Block<'static> {
     let block = Block::bordered().border_type(BorderType::Rounded).title(Span::from(format!(" {title} ")));
     if model.focus == panel { block.border_style(Color::Cyan).title_style(Modifier::BOLD) } else { block }
 }
@@ -190,12 +190,14 @@ fn draw_outcomes(frame: &mut Frame<'_>, model: &Model, area: Rect) {
 }
 
 fn draw_keys(frame: &mut Frame<'_>, model: &Model, area: Rect) {
-    let title = match model.look.as_ref().and_then(|look| look.in_step) {
-        Some(true) => "Keys, in step",
-        Some(false) => "Keys, OUT OF STEP",
-        None => "Keys",
+    let in_step = match model.look.as_ref().and_then(|look| look.in_step) {
+        Some(true) => ", in step",
+        Some(false) => ", OUT OF STEP",
+        None => "",
     };
-    let block = panel(model, Panel::Keys, title);
+    let next = model.look.as_ref().and_then(|look| look.next_secret_in);
+    let next = next.map_or_else(String::new, |seconds| format!(", new secret in {}", age(seconds)));
+    let block = panel(model, Panel::Keys, &format!("Keys{in_step}{next}"));
     let keys = model.look.as_ref().map_or(&[][..], |look| &look.keys);
     if keys.is_empty() {
         return frame.render_widget(Paragraph::new("none yet").dim().block(block), area);

@@ -45,6 +45,8 @@ pub struct Look {
     pub keys: Vec<Generation>,
     /// Result of comparing the keys in map, kernel and schedule; `None` if only the map is known.
     pub in_step: Option<bool>,
+    /// Seconds until a new secret of the fleet is in force; `None` if there is none.
+    pub next_secret_in: Option<u64>,
     /// Source prefixes, the one with most SYNs first; `None` if they are not counted.
     pub prefixes: Option<Vec<Prefix>>,
     /// Latest events, newest first, a line each; `None` if no controller answers.
@@ -280,6 +282,7 @@ pub(crate) mod tests {
             controller: true,
             keys: Vec::new(),
             in_step: Some(true),
+            next_secret_in: None,
             prefixes: None,
             events: None,
         }
