@@ -39,6 +39,9 @@
 pub mod agree;
 pub mod cases;
 pub mod config;
+pub mod etcd;
+#[cfg(feature = "etcd")]
+pub mod etcd_fleet;
 pub mod fault;
 pub mod fleet;
 pub mod flood;

@@ -24,6 +24,7 @@ pub(crate) use values::{overlap, parse_address};
 use crate::{
     keys::schedule,
     model::{
+        fleet::Etcd,
         services::Services,
         settings::{AttachMode, KeysFrom, Sizes},
     },
@@ -64,6 +65,8 @@ pub struct Keys {
     pub retire_below: Option<f64>,
     /// Age at which retired keys are dropped.
     pub max_age: Option<Duration>,
+    /// Access to etcd, for keys of a fleet.
+    pub etcd: Option<Etcd>,
 }
 
 /// Default of [`Keys::overlap`].
@@ -73,7 +76,7 @@ impl Keys {
     /// Returns the interval between rotations. For a secret, the default is tofurkey's, so that a mixed fleet agrees.
     pub fn interval(&self) -> Duration {
         let default = match self.source {
-            KeysFrom::Secret(_) => schedule::USUAL,
+            KeysFrom::Secret(_) | KeysFrom::Etcd => schedule::USUAL,
             KeysFrom::Kernel | KeysFrom::Random => Duration::from_hours(4),
         };
         self.rotate.unwrap_or(default)
@@ -89,6 +92,7 @@ impl Default for Keys {
             state: "/var/lib/tfo/keys.json".into(),
             retire_below: None,
             max_age: None,
+            etcd: None,
         }
     }
 }
@@ -169,6 +173,7 @@ impl Config {
             ("keys.state", keys.state == others.state),
             ("keys.retire_below", keys.retire_below == others.retire_below),
             ("keys.max_age", keys.max_age == others.max_age),
+            ("keys.etcd", keys.etcd == others.etcd),
             ("maps.sources", self.maps.sources == other.maps.sources),
             ("maps.replays", self.maps.replays == other.maps.replays),
         ]

@@ -70,6 +70,7 @@ pub async fn run(duration: Option<Duration>, bpffs: &Bpffs) -> Result<ExitCode> 
         file: None,
         // No order of `tfo hide` is kept for the lab.
         state: PathBuf::from("/nonexistent"),
+        fleet: None,
     };
     let mut controller = Controller::new(&interfaces, bpffs, options).await?;
     controller.start().await?;

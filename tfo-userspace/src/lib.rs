@@ -17,6 +17,8 @@ pub mod view;
 
 pub mod control;
 
+pub mod fleet;
+
 pub mod config;
 
 pub mod keys;

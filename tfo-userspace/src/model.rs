@@ -1,5 +1,6 @@
 //! Plain values that several layers share.
 
+pub mod fleet;
 pub mod guards;
 pub mod keys;
 pub mod services;

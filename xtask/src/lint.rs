@@ -42,7 +42,11 @@ pub(crate) fn lint() -> Result<()> {
 
     setup::ensure()?;
     step("clippy, host");
-    run(cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]))?;
+    packages::ensure(&packages::FOR_ETCD)?;
+    run(cargo().args(["clippy", "--all-targets", "--features", "tfo-tests/etcd", "--", "-D", "warnings"]))?;
+
+    step("clippy, host, without etcd");
+    run(cargo().args(["clippy", "--package", "tfo-userspace", "--", "-D", "warnings"]))?;
 
     step("clippy, eBPF");
     run(ebpf_cargo("clippy")?.args(["--", "-D", "warnings"]))?;
@@ -51,5 +55,6 @@ pub(crate) fn lint() -> Result<()> {
     run(cargo()
         .args(["doc", "--no-deps", "--document-private-items", "--quiet"])
         .args(["--package", "tfo-common", "--package", "tfo-userspace", "--package", "xtask"])
+        .args(["--features", "tfo-userspace/etcd"])
         .env("RUSTDOCFLAGS", "-D warnings"))
 }

@@ -15,7 +15,7 @@ use crate::workspace::{command, is_installed, is_root, run, step};
 pub(crate) type Program = (&'static str, &'static str);
 
 /// Programs that the tests start.
-pub(crate) const FOR_TESTS: [Program; 14] = [
+pub(crate) const FOR_TESTS: [Program; 17] = [
     ("nginx", "nginx"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
@@ -30,14 +30,22 @@ pub(crate) const FOR_TESTS: [Program; 14] = [
     ("setpriv", "util-linux"),
     ("systemd-analyze", "systemd"),
     ("man", "man-db"),
+    ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
+    ("openssl", "openssl"),
 ];
+
+/// Compiler of etcd's protocol, which a build with the feature `etcd` runs, and a file that it needs.
+pub(crate) const FOR_ETCD: [Program; 2] =
+    [("protoc", "protobuf-compiler"), ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev")];
 
 /// Programs that make the pictures of the README.
 pub(crate) const FOR_PICTURES: [Program; 5] =
     [("nginx", "nginx"), ("curl", "curl"), ("ip", "iproute2"), ("tmux", "tmux"), ("chromium", "chromium")];
 
-/// Packages that bring a service of the same name.
-const SERVICES: [&str; 2] = ["nginx", "prometheus"];
+/// Packages that bring a service, with its name.
+const SERVICES: [(&str, &str); 3] =
+    [("nginx", "nginx"), ("prometheus", "prometheus"), ("etcd-server", "etcd")];
 
 /// Installs the missing packages of `programs`.
 pub(crate) fn ensure(programs: &[Program]) -> Result<()> {
@@ -66,8 +74,8 @@ fn install(programs: &[Program], packages: &[&str]) -> Result<()> {
         apt_get(&["install", "--no-download"], packages)?;
     }
     if is_installed("systemctl") {
-        let mut installed = SERVICES.iter().filter(|service| packages.contains(service));
-        installed.try_for_each(|service| disable(&format!("{service}.service")))?;
+        let mut installed = SERVICES.iter().filter(|(package, _)| packages.contains(package));
+        installed.try_for_each(|(_, service)| disable(&format!("{service}.service")))?;
     }
     let missing = missing(programs);
     ensure!(missing.is_empty(), "installed, but not found in PATH: {}", missing.join(", "));

@@ -14,7 +14,7 @@ use anyhow::{Result, ensure};
 
 use self::{
     tally::Tally,
-    tier::{TestFiles, Tier},
+    tier::{FEATURES, TestFiles, Tier},
 };
 use crate::{
     packages, setup,
@@ -66,9 +66,10 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
 /// Builds `tfo`, which the tests run, and then all tests at once.
 fn build() -> Result<()> {
     step("building");
-    run(cargo().args(["build", "--package", "tfo-userspace"]))?;
+    packages::ensure(&packages::FOR_ETCD)?;
+    run(cargo().args(["build", "--package", "tfo-userspace", "--features", "tfo-userspace/etcd"]))?;
     // If a test does not compile, its tier will report and count it; the other tiers still run.
-    if let Err(err) = run(cargo().args(["test", "--no-run"])) {
+    if let Err(err) = run(cargo().args(["test", "--no-run"]).args(FEATURES)) {
         step(&format!("{err:#}"));
     }
     Ok(())

@@ -11,6 +11,7 @@ use crate::{
     config::{overlap, parse_address},
     kernel::{interface::parse_name, syncookies::GUARD},
     model::{
+        fleet::parse_host,
         guards::Hidden,
         services::{Named, parse_prefix},
         settings::{AttachMode, KeysFrom, ProgramMode, parse_share},
@@ -120,6 +121,11 @@ pub enum Command {
     /// Work with keys and cookies
     #[command(subcommand)]
     Keys(Keys),
+    /// Work with a fleet: hosts that share a secret through etcd
+    ///
+    /// These commands talk to etcd, by the table [keys.etcd] of the configuration file, and need no running tfo.
+    #[command(subcommand)]
+    Fleet(Fleet),
     /// Detach the program and remove its state
     Unload(Unload),
     /// Show the versions of the program, and of what it reads and writes; for a report of a bug
@@ -181,7 +187,7 @@ pub struct Run {
 
     /// Source of keys: kernel (follow it, never write), random (our own, written to the kernel), or secret:FILE
     /// (derived from a fleet's 32-byte secret and the time, as tofurkey does; FILE may be the name of a systemd
-    /// credential, or - for standard input)
+    /// credential, or - for standard input). A configuration file may also have etcd, for a secret that is kept there
     #[arg(long, value_name = "SOURCE", default_value = "kernel", value_parser = KeysFrom::parse)]
     pub keys: KeysFrom,
 
@@ -411,6 +417,79 @@ pub enum Keys {
     Cookie(Cookie),
 }
 
+/// Subcommands of `tfo fleet`.
+#[derive(Subcommand)]
+pub enum Fleet {
+    /// Show which hosts are in step, which are behind, and which are gone
+    ///
+    /// The exit status is 1 if a host is not in step.
+    Status(FleetStatus),
+    /// Replace the secret: every host learns the new one, and then it comes into force
+    ///
+    /// Hosts that have not learnt it after a time are named, and not waited for: clients with cookies of the others get
+    /// ordinary handshakes there until it has learnt it. If this command is ended before the secret is in force, the next
+    /// one takes it up.
+    Rotate(FleetRotate),
+    /// Make the first secret, once for the whole fleet
+    Init(FleetAccess),
+    /// Write the secret that this host has kept, after etcd has lost it
+    Restore(FleetAccess),
+    /// Remove a host that will not come back from the list of hosts
+    Forget(FleetForget),
+}
+
+/// Access to the fleet.
+#[derive(Args, Debug)]
+pub struct FleetAccess {
+    /// Configuration file with the table [keys.etcd]
+    #[arg(long, value_name = "FILE", default_value = "/etc/tfo/tfo.toml")]
+    pub config: PathBuf,
+}
+
+/// Arguments of `tfo fleet status`.
+#[derive(Args, Debug)]
+pub struct FleetStatus {
+    /// Access to the fleet
+    #[command(flatten)]
+    pub access: FleetAccess,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `tfo fleet rotate`.
+#[derive(Args, Debug)]
+pub struct FleetRotate {
+    /// Access to the fleet
+    #[command(flatten)]
+    pub access: FleetAccess,
+
+    /// Wait so long for hosts that have not learnt the new secret
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = parse_duration)]
+    pub wait: Duration,
+
+    /// Wait only a second
+    #[arg(long, conflicts_with = "wait")]
+    pub force: bool,
+
+    /// The secret has leaked: bring a new one into force at once, and make every host forget all others
+    #[arg(long, conflicts_with_all = ["wait", "force"])]
+    pub emergency: bool,
+}
+
+/// Arguments of `tfo fleet forget`.
+#[derive(Args, Debug)]
+pub struct FleetForget {
+    /// Access to the fleet
+    #[command(flatten)]
+    pub access: FleetAccess,
+
+    /// Name of the host
+    #[arg(value_name = "HOST", value_parser = parse_host)]
+    pub host: String,
+}
+
 /// Arguments of `tfo keys status`.
 #[derive(Args, Debug)]
 pub struct KeysStatus {
@@ -521,7 +600,7 @@ mod tests {
         let Config { attach, metrics, keys, services, .. } =
             Config::parse(b"interfaces = ['v0']").expect("a configuration");
         let Run { key_state: state, rotate, overlap, retire_below, max_age, .. } = run;
-        assert_eq!(keys, KeysConfig { source: run.keys, rotate, overlap, state, retire_below, max_age });
+        assert_eq!(keys, KeysConfig { source: run.keys, rotate, overlap, state, retire_below, max_age, etcd: None });
         assert_eq!((attach, metrics, services.other()), (run.attach, run.metrics, run.mode.into()));
     }
 }

@@ -3,6 +3,7 @@
 mod check;
 mod counters;
 mod events;
+mod fleet;
 mod generate;
 mod hide;
 mod keys;
@@ -62,6 +63,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Keys(Keys::Status(args)) => keys::status(&args, &bpffs).map(done),
         Command::Keys(Keys::Rotate(args)) => block_on(keys::rotate(&args, &bpffs)).map(done),
         Command::Keys(Keys::Import(args)) => block_on(keys::import(&args, &bpffs)).map(done),
+        Command::Fleet(args) => block_on(fleet::run(&args, &cli.state_dir)),
         Command::Version(args) => version::run(&args).map(done),
         Command::GuardSyncookies { folder } => guard(&folder).map(done),
         Command::Generate(args) => generate::run(&args).map(done),

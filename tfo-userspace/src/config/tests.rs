@@ -2,6 +2,7 @@ use tfo_common::verdict::Mode;
 
 use super::*;
 use crate::model::{
+    fleet::PREFIX,
     guards::{Answer, Clamp, Fair, Guards, Hide, Limit, Once, Same, Shed, SourceLen},
     services::{Named, Unfollowed},
 };
@@ -16,6 +17,16 @@ rotate = "10m"
 state = "keys"
 retire_below = "0.1%"
 max_age = "1d"
+[keys.etcd]
+endpoints = ["https://10.0.0.1:2379", "https://etcd.example:2379"]
+prefix = "/site/tfo/"
+name = "web-1"
+seal_key = "fleet.key"
+ca = "ca.pem"
+certificate = "web-1.pem"
+key = "web-1.key"
+user = "tfo"
+password_file = "password"
 [maps]
 sources = 1024
 replays = 16_777_216
@@ -71,6 +82,17 @@ fn every_key_is_read() {
             state: "keys".into(),
             retire_below: Some(0.001),
             max_age: Some(Duration::from_secs(86400)),
+            etcd: Some(Etcd {
+                endpoints: ["https://10.0.0.1:2379", "https://etcd.example:2379"].map(str::to_owned).to_vec(),
+                prefix: "/site/tfo/".to_owned(),
+                name: Some("web-1".to_owned()),
+                seal_key: "fleet.key".to_owned(),
+                ca: Some("ca.pem".into()),
+                certificate: Some("web-1.pem".into()),
+                key: Some("web-1.key".into()),
+                user: Some("tfo".to_owned()),
+                password_file: Some("password".into()),
+            }),
         },
         maps: Sizes { sources: 1024, replays: 1 << 24 },
         services: Services::new(
@@ -170,8 +192,11 @@ fn the_example_is_right_and_complete() {
     let on: Vec<_> = example.lines().map(on).collect();
     let config = parse(&on.join("\n"));
     assert_eq!((config.attach, config.maps), (AttachMode::Auto, Sizes::default()));
-    let Keys { retire_below, max_age, .. } = config.keys;
-    assert_eq!(config.keys, Keys { retire_below, max_age, ..Keys::default() }, "they are the defaults");
+    let Keys { retire_below, max_age, ref etcd, .. } = config.keys;
+    let expected = Keys { retire_below, max_age, etcd: etcd.clone(), ..Keys::default() };
+    assert_eq!(config.keys, expected, "they are the defaults");
+    let etcd = etcd.as_ref().expect("a table");
+    assert!(etcd.prefix == PREFIX && etcd.user.is_some() && etcd.key.is_some() && etcd.name.is_some());
     assert!(config.metrics.is_some() && retire_below.is_some() && max_age.is_some());
     let [web] = config.services.named() else { panic!("one service") };
     assert_eq!(web.guards.dry_runs().count(), 6);
@@ -192,10 +217,31 @@ const WRONG: &[(&str, &[(usize, &str)])] = &[
         &[(2, "no key interface; there are interfaces, "), (4, "no key keys.from; there are source, ")],
     ),
     ("keys = 1", &[(2, "keys: this is of type integer; it takes a table")]),
+    ("[keys]\nsource = 'etcd'", &[(2, "keys.etcd is missing")]),
+    (
+        "[keys.etcd]\nprefix = 'x'\nname = 'a/b'\nuser = 'u'\ncertificate = 'c'",
+        &[
+            (2, "keys.etcd.endpoints is missing"),
+            (2, "keys.etcd.seal_key is missing"),
+            (2, "certificate needs ca"),
+            (2, "certificate needs key"),
+            (2, "user and password_file need each other"),
+            (3, "`x` is no prefix"),
+            (4, "`a/b` is no name of a host"),
+        ],
+    ),
+    (
+        "[keys.etcd]\nseal_key = 'k'\nendpoints = [\n'x',\n'https://a:1',\n]",
+        &[(5, "`x` is no member of etcd"), (6, "https://a:1 needs ca")],
+    ),
+    (
+        "[keys.etcd]\nseal_key = 'k'\nca = 'c'\nendpoints = ['http://a:1']",
+        &[(5, "http://a:1 is without TLS")],
+    ),
     (
         "[keys]\nsource = 'x'\nrotate = '11s'\nstate = ''\nretire_below = '1'\nmax_age = '0s'",
         &[
-            (3, "it is kernel, random or secret:FILE"),
+            (3, "it is kernel, random, secret:FILE or etcd"),
             (4, "no half"),
             (5, "empty"),
             (6, "percentage"),
@@ -389,7 +435,7 @@ fn some_settings_are_fixed_while_tfo_runs() {
     assert_eq!(full.fixed(&other), [""; 0]);
     let other = parse("interfaces = ['v0']");
     let all = full.fixed(&other);
-    assert_eq!(all.len(), 10);
+    assert_eq!(all.len(), 11);
     assert_eq!(other.fixed(&full), all);
     let other = Config { maps: Sizes { replays: 2048, ..full.maps }, ..full.clone() };
     assert_eq!(full.fixed(&other), ["maps.replays"]);

@@ -16,6 +16,7 @@ use crate::{
     kernel::interface,
     keys::schedule::{LONGEST, Schedule},
     model::{
+        fleet::{Etcd, PREFIX, parse_beginning, parse_endpoint, parse_host},
         services::{
             Conflict, Conflicts, Named, Place, Services, Unfollowed, parse_name, parse_ports, parse_prefix,
         },
@@ -46,13 +47,59 @@ pub(super) fn config(root: &mut Table) -> Config {
 
 fn keys(table: &mut Table) -> Keys {
     let default = Keys::default();
+    let source = table.get("source", text(KeysFrom::parse)).unwrap_or(default.source);
+    // A table without the source is for `tfo fleet` alone.
+    if source == KeysFrom::Etcd {
+        table.need("etcd", "{ endpoints = [\"https://10.0.0.1:2379\"], seal_key = \"/etc/tfo/fleet.key\" }");
+    }
     Keys {
-        source: table.get("source", text(KeysFrom::parse)).unwrap_or(default.source),
+        source,
         rotate: table.get("rotate", text(interval)),
         overlap: table.get("overlap", text(overlap)).unwrap_or(default.overlap),
         state: table.get("state", text(not_empty)).map_or(default.state, PathBuf::from),
         retire_below: table.get("retire_below", text(parse_share)),
         max_age: table.get("max_age", text(age)),
+        etcd: table.table("etcd", etcd),
+    }
+}
+
+fn etcd(table: &mut Table) -> Etcd {
+    table.need("endpoints", "[\"https://10.0.0.1:2379\"]");
+    table.need("seal_key", "\"/etc/tfo/fleet.key\"");
+    let endpoints = table.list("endpoints", text(parse_endpoint));
+    for (one, other) in [("certificate", "key"), ("key", "certificate"), ("certificate", "ca")] {
+        if table.has(one) && !table.has(other) {
+            table.refuse(&format!("{one} needs {other}"));
+        }
+    }
+    if table.has("user") != table.has("password_file") {
+        table.refuse("user and password_file need each other");
+    }
+    let is_open = |(_, url): &&(usize, String)| url.starts_with("http://");
+    if let Some((at, url)) = endpoints.iter().find(is_open)
+        && (table.has("ca") || table.has("password_file"))
+    {
+        table
+            .faults
+            .add(*at, format!("{url} is without TLS, and ca and password_file need it: write https://"));
+    }
+    if let Some((at, url)) = endpoints.iter().find(|endpoint| !is_open(endpoint))
+        && !table.has("ca")
+    {
+        table.faults.add(*at, format!("{url} needs ca, the certificates that etcd's is checked against"));
+    }
+    let mut file = |key| table.get(key, text(not_empty)).map(PathBuf::from);
+    let [ca, certificate, key, password_file] = ["ca", "certificate", "key", "password_file"].map(&mut file);
+    Etcd {
+        endpoints: endpoints.into_iter().map(|(_, url)| url).collect(),
+        prefix: table.get("prefix", text(parse_beginning)).unwrap_or_else(|| PREFIX.to_owned()),
+        name: table.get("name", text(parse_host)),
+        seal_key: table.get("seal_key", text(not_empty)).unwrap_or_default(),
+        ca,
+        certificate,
+        key,
+        user: table.get("user", text(not_empty)),
+        password_file,
     }
 }
 

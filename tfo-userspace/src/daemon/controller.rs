@@ -24,13 +24,14 @@ use crate::{
         pins::{Bpffs, MountGuard},
         preflight,
     },
+    fleet::feed::{Keys, Reporter, State},
     kernel::{
         interface::Interface, listeners::Walk, netns::netns_cookie, syncookies::Journal, sysctl::KernelKeys,
         tcp_ext::TcpExt,
     },
     keys::keeper::{Keeper, Maps, Source},
     model::{
-        keys::DatedKey,
+        keys::{DatedKey, fingerprint},
         services::Services,
         settings::{AttachMode, Sizes},
     },
@@ -64,6 +65,8 @@ pub struct Controller {
     confirmed: Option<Instant>,
     floods: Floods,
     special: Special,
+    /// Reporter to the fleet, if the keys come from etcd.
+    fleet: Option<Reporter>,
     /// The reader of listeners, while it is needed.
     walk: Option<Walk>,
     // The last field, so that it is dropped after the pins are gone.
@@ -84,6 +87,8 @@ pub struct Options {
     pub file: Option<FromFile>,
     /// Folder in which orders of `tfo hide` outlive the controller.
     pub state: PathBuf,
+    /// Reporter to the fleet, if the keys come from etcd.
+    pub fleet: Option<Reporter>,
 }
 
 /// Rules for dropping retired keys before newer keys push them out.
@@ -98,7 +103,7 @@ pub struct Retire {
 impl Controller {
     /// Makes the controller of `interfaces`, and locks their pins against other controllers. It attaches nothing yet.
     pub async fn new(interfaces: &[String], bpffs: &Bpffs, options: Options) -> Result<Self> {
-        let Options { attach, source, retire, services, file, state } = options;
+        let Options { attach, source, retire, services, file, state, fleet } = options;
         preflight()?;
         let mut found = Vec::new();
         for name in interfaces {
@@ -127,6 +132,10 @@ impl Controller {
             0
         });
         let wake = Wake::default();
+        if let Some(fleet) = &fleet {
+            let wake = wake.clone();
+            fleet.wake_by(move || wake.up());
+        }
         if let Err(error) = wake.at_link_changes() {
             warn!("{error:#}: interfaces that come back are noticed by polling");
         }
@@ -149,6 +158,7 @@ impl Controller {
             confirmed: None,
             floods: Floods::new(answering),
             special: Special::default(),
+            fleet,
             walk: None,
             mount,
         })
@@ -199,6 +209,7 @@ impl Controller {
             self.keeper.step(now, &mut AllMaps { sites: &mut self.sites, retire: self.retire });
             self.describe_keys(now);
             self.confirm_keys();
+            self.report_to_fleet(now);
         });
         self.watch_floods();
         self.reconcile().await;
@@ -252,6 +263,36 @@ impl Controller {
             });
         }
         self.confirmed = are_all_confirmed.then(Instant::now);
+    }
+
+    /// Tells the fleet which keys kernel and maps have.
+    fn report_to_fleet(&self, now: u64) {
+        let Some(fleet) = &self.fleet else { return };
+        let kernel = KernelKeys::read();
+        let is_installed =
+            kernel.as_ref().is_ok_and(|keys| keys.fingerprints() == self.keeper.wanted_fingerprints(now));
+        let fault = match (self.keeper.failure(), &kernel) {
+            (Some(failure), _) => Some(failure.to_owned()),
+            (None, Err(error)) => Some(format!("{error:#}")),
+            (None, Ok(_)) if !is_installed => Some(
+                "somebody else has set net.ipv4.tcp_fastopen_key there (`tfo keys rotate` takes it back)"
+                    .to_owned(),
+            ),
+            (None, Ok(_)) if self.keeper.is_purging() => Some("leaked keys are being removed".to_owned()),
+            (None, Ok(_)) => None,
+        };
+        let kernel = kernel.unwrap_or_default();
+        let keys = Keys {
+            current: kernel.current.map(fingerprint),
+            backup: kernel.backup.map(fingerprint),
+            interfaces: self.datapaths().map(|datapath| datapath.interface.name.clone()).collect(),
+        };
+        fleet.tell(keys, fault);
+    }
+
+    /// Returns the state of this host in its fleet; `None` if the keys do not come from etcd.
+    pub fn fleet(&self) -> Option<State> {
+        self.fleet.as_ref().map(Reporter::state)
     }
 
     /// Writes the state of the key source into all maps, drops keys that are too old, and passes the program's log on.

@@ -57,8 +57,8 @@ pub enum Source {
         succession: Succession,
         /// Source of new ones.
         feed: Box<dyn Feed>,
-        /// File in which they outlive this process.
-        memory: Memory,
+        /// File in which they outlive this process; `None` if the feed keeps them.
+        memory: Option<Memory>,
     },
 }
 
@@ -480,7 +480,9 @@ impl Keeper {
         let saved = match &self.source {
             Source::Kernel => Ok(()),
             Source::Random { state, path, .. } => save(state, path),
-            Source::Secret { succession, memory, .. } => memory.store(succession),
+            Source::Secret { succession, memory, .. } => {
+                memory.as_ref().map_or(Ok(()), |memory| memory.store(succession))
+            }
         };
         self.storing.note(saved)?;
         self.unsaved = false;
@@ -584,7 +586,8 @@ impl Keeper {
         if self.is_purging() { Publish::Only(held) } else { Publish::Held(held) }
     }
 
-    fn is_purging(&self) -> bool {
+    /// Whether an emergency is in progress: leaked keys may still be in the kernel or a map.
+    pub fn is_purging(&self) -> bool {
         match &self.source {
             Source::Kernel => false,
             Source::Random { state, .. } => state.is_purging(),

@@ -129,6 +129,14 @@ impl Secret {
         )
     }
 
+    /// Makes a secret from the kernel's random numbers.
+    pub fn random() -> Result<Self> {
+        let mut secret = Self::locked();
+        getrandom::fill(secret.bytes.as_mut_slice())
+            .context("cannot get random numbers for a secret (getrandom)")?;
+        Ok(secret)
+    }
+
     /// Parses 64 hexadecimal digits; `None` if they are no secret.
     pub fn from_digits(digits: &[u8]) -> Option<Self> {
         let mut secret = Self::locked();
@@ -153,6 +161,11 @@ impl Secret {
         let credentials = env::var_os(CREDENTIALS).map(PathBuf::from);
         let file = || credential(source, credentials.as_deref()).unwrap_or_else(|| source.into());
         (source != STDIN).then(file)
+    }
+
+    /// Returns the bytes, for a cipher.
+    pub(crate) fn bytes(&self) -> &[u8; LENGTH] {
+        &self.bytes
     }
 
     /// Makes a secret of zeros, in locked memory.

@@ -12,6 +12,8 @@ pub enum KeysFrom {
     Random,
     /// A secret, in this file or credential, or on standard input.
     Secret(String),
+    /// The secret of a fleet, in etcd.
+    Etcd,
 }
 
 impl KeysFrom {
@@ -20,8 +22,9 @@ impl KeysFrom {
         match text.split_once(':') {
             None if text == "kernel" => Ok(Self::Kernel),
             None if text == "random" => Ok(Self::Random),
+            None if text == "etcd" => Ok(Self::Etcd),
             Some(("secret", file)) if !file.is_empty() => Ok(Self::Secret(file.to_owned())),
-            _ => Err("it is kernel, random or secret:FILE".to_owned()),
+            _ => Err("it is kernel, random, secret:FILE or etcd".to_owned()),
         }
     }
 }

@@ -10,6 +10,7 @@ use tfo_common::{info::Info, keyring::Role, observed::Watch};
 
 use crate::{
     dataplane::{Entries, Pinned, ServiceCounters, pins::Pins},
+    fleet::feed::State,
     kernel::{listeners::ByAddress, tcp_ext::TcpExt},
 };
 
@@ -28,6 +29,8 @@ pub struct Snapshot {
     pub log_lines_dropped: u64,
     /// Interval between key rotations, in seconds; `None` if the kernel decides.
     pub rotation_interval: Option<u64>,
+    /// State of this host in its fleet; `None` without etcd.
+    pub fleet: Option<State>,
 }
 
 /// Values of one interface.

@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Release, tools::tool};
-use crate::workspace::{command, output, run, step};
+use crate::{
+    packages,
+    workspace::{command, output, run, step},
+};
 
 /// Size that the binary may have, in bytes.
 const LARGEST: u64 = 12 * 1000 * 1000;
@@ -18,12 +21,14 @@ const PROFILE: &str = "shipped";
 
 /// Builds the binary into the stage, and its debug information into `tfo.debug`.
 pub(super) fn build(release: &Release) -> Result<()> {
+    packages::ensure(&packages::FOR_ETCD)?;
     step("building tfo");
     let target = release.root.join("target");
     run(tool("auditable")?
         .current_dir(&release.root)
         .args(["build", "--locked", "--package", "tfo-userspace", "--profile", PROFILE, "--target-dir"])
         .arg(&target)
+        .args(["--features", "tfo-userspace/etcd"])
         .args(release.is_next.then_some("--features=tfo-common/next-layout"))
         .env("CARGO_ENCODED_RUSTFLAGS", flags(release)?)
         .env_remove("CARGO_BUILD_TARGET")

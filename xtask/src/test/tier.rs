@@ -6,6 +6,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::workspace::{cargo, root};
 
+/// Features with which everything is tested. That of the tests turns on the one of `tfo`.
+pub(super) const FEATURES: [&str; 2] = ["--features", "tfo-tests/etcd"];
+
 /// Tier of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Tier {
@@ -72,7 +75,7 @@ impl fmt::Display for Tier {
 
 fn cargo_test(targets: &[&str], options: &[&str]) -> Command {
     let mut command = cargo();
-    command.args(["test", "--no-fail-fast"]).args(targets).arg("--").args(options);
+    command.args(["test", "--no-fail-fast"]).args(FEATURES).args(targets).arg("--").args(options);
     command
 }
 
@@ -131,14 +134,18 @@ mod tests {
         assert_eq!(
             commands(Tier::Host, &names),
             [
-                "cargo test --no-fail-fast --test host_table --lib --bins --",
-                "cargo test --no-fail-fast --doc --"
+                "cargo test --no-fail-fast --features tfo-tests/etcd --test host_table --lib --bins --",
+                "cargo test --no-fail-fast --features tfo-tests/etcd --doc --"
             ]
         );
-        assert_eq!(commands(Tier::Kernel, &names), ["cargo test --no-fail-fast --test kernel_table --"]);
+        assert_eq!(
+            commands(Tier::Kernel, &names),
+            ["cargo test --no-fail-fast --features tfo-tests/etcd --test kernel_table --"]
+        );
         assert_eq!(
             commands(Tier::Netns, &names),
-            ["cargo test --no-fail-fast --test netns_lab --test netns_nginx -- --test-threads=2"]
+            ["cargo test --no-fail-fast --features tfo-tests/etcd --test netns_lab --test netns_nginx -- \
+                 --test-threads=2"]
         );
     }
 

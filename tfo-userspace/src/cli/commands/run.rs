@@ -25,6 +25,12 @@ use crate::{
         http,
     },
     dataplane::{Datapath, pins::Bpffs},
+    fleet::{
+        access::Access,
+        document::Document,
+        feed::{self, Reporter},
+        kept::Kept,
+    },
     keys::{
         feed::{Memory, Watch},
         keeper::{Keeper, Source},
@@ -49,6 +55,8 @@ use crate::{
     view::{counters::Report, history},
 };
 
+/// Time for which a start waits for etcd.
+const FIRST_READ: Duration = Duration::from_secs(2);
 /// Time between drawings of the live counters on a terminal.
 const DRAW_EVERY: Duration = Duration::from_secs(1);
 /// Time between log lines with totals, without a terminal.
@@ -122,13 +130,15 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
 /// Returns the options of a controller with `config`, whose orders are kept in the folder `state`.
 fn options(config: Config, args: &Run, state: &Path) -> Result<Options> {
     let Config { attach, keys, services, .. } = config.clone();
+    let (source, fleet) = leaving_no_trace(|| source(&keys, state))?;
     Ok(Options {
         attach,
-        source: leaving_no_trace(|| source(&keys))?,
+        source,
         retire: Retire { below: keys.retire_below, max_age: keys.max_age },
         services,
         file: args.config.clone().map(|path| FromFile { path, config }),
         state: state.to_owned(),
+        fleet,
     })
 }
 
@@ -171,14 +181,25 @@ fn config(args: &Run) -> Result<Config> {
             state: args.key_state.clone(),
             retire_below: args.retire_below,
             max_age: args.max_age,
+            etcd: None,
         },
         maps: Sizes::default(),
         services: Services::new(named, mode).context("--service")?,
     })
 }
 
-/// Opens the source of keys that `keys` names.
-fn source(keys: &Keys) -> Result<Source> {
+/// Opens the source of keys that `keys` names. A host of a fleet keeps what it knows of it in the folder `state`, and has a
+/// reporter.
+fn source(keys: &Keys, state: &Path) -> Result<(Source, Option<Reporter>)> {
+    if keys.source == KeysFrom::Etcd {
+        let (source, reporter) = etcd(keys, state)?;
+        return Ok((source, Some(reporter)));
+    }
+    Ok((local_source(keys)?, None))
+}
+
+/// Opens a source of keys that is not etcd.
+fn local_source(keys: &Keys) -> Result<Source> {
     if keys.source != KeysFrom::Kernel {
         // The limits for the keys of a fleet hold for random keys, too.
         Schedule::new(keys.interval())?;
@@ -194,8 +215,9 @@ fn source(keys: &Keys) -> Result<Source> {
             let (secret, schedule) = (Secret::read(file)?, Schedule::new(keys.interval())?);
             let memory = Memory::new(control::FOLDER.as_ref())?;
             let succession = succession(secret, schedule, keys.overlap, &memory);
-            Ok(Source::Secret { succession, feed, memory })
+            Ok(Source::Secret { succession, feed, memory: Some(memory) })
         }
+        KeysFrom::Etcd => bail!("keys of etcd need [keys.etcd]"),
         KeysFrom::Random => {
             let path = keys.state.clone();
             if let Some(dir) = path.parent() {
@@ -236,6 +258,35 @@ fn succession(secret: Secret, schedule: Schedule, overlap: Duration, memory: &Me
         warn!("keys: a restart will not know the secrets before: {error:#}");
     }
     succession
+}
+
+/// Joins the fleet: reads its document, from etcd or else from what this host has kept, and follows it.
+fn etcd(keys: &Keys, state: &Path) -> Result<(Source, Reporter)> {
+    let settings = keys.etcd.as_ref();
+    let settings =
+        settings.context("keys of etcd need a configuration file with [keys.etcd]: give --config")?;
+    let schedule = Schedule::new(keys.interval())?;
+    let access = Access::read(settings)?;
+    let (kept, document) = Kept::open(state, &access.key)?;
+    let forgotten = kept.forgotten;
+    let (mut incoming, reporter) =
+        feed::start(access, kept, document.as_ref().map(Document::outline), schedule.interval())?;
+    // What is in etcd comes before what was kept, since that may have leaked meanwhile.
+    let fresh = incoming.wait(if document.is_some() { FIRST_READ } else { FIRST_READ * 5 })?;
+    let link = reporter.state().link;
+    let document = fresh.or(document).with_context(|| {
+        let why = link
+            .failure
+            .clone()
+            .or(link.refusal)
+            .unwrap_or_else(|| "etcd has none (`tfo fleet init` makes it)".to_owned());
+        format!("there is no secret: this host has kept none, and {why}")
+    })?;
+    if let Some(why) = link.failure {
+        warn!("fleet: starting with generation {}, which this host has kept: {why}", document.generation);
+    }
+    let succession = incoming.begin(&document, forgotten, schedule, keys.overlap);
+    Ok((Source::Secret { succession, feed: Box::new(incoming), memory: None }, reporter))
 }
 
 /// Makes sure that no other process keeps keys in the file at `path`. Each change replaces that file, so the lock is on

@@ -38,6 +38,7 @@ pub(super) fn take(controller: &Controller, interfaces: &[String]) -> Result<Sna
         key_failures: controller.keeper().failures(),
         log_lines_dropped: logging::dropped(),
         rotation_interval: (rotation_interval > 0).then_some(rotation_interval),
+        fleet: controller.fleet(),
     })
 }
 

@@ -25,6 +25,7 @@ use tfo_common::{
 use super::{Answering, Format, Program, Snapshot, labels::Labels};
 use crate::{
     dataplane::{Entries, ServiceCounters},
+    fleet::feed::State,
     model::services::OTHER_NAME,
 };
 
@@ -309,6 +310,40 @@ impl Snapshot {
         dropped.encode_counter::<NoLabelSet, _, u64>(&self.log_lines_dropped, None)
     }
 
+    /// Encodes the state of this host in its fleet.
+    fn encode_fleet(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(state) = &self.fleet else { return Ok(()) };
+        let State { link, applied } = state;
+        for (name, help, value) in [
+            (
+                "tfo_fleet_in_step",
+                "Whether kernel and maps have the secrets of the fleet's document, as far as this host knows",
+                u64::from(state.is_in_step()),
+            ),
+            ("tfo_fleet_connected", "Whether this host is in touch with etcd", u64::from(link.is_connected)),
+            ("tfo_fleet_lease", "Whether this host is registered in etcd", u64::from(link.has_lease)),
+        ] {
+            gauge(encoder, name, help, None)?.encode_gauge(&value)?;
+        }
+        let help = "Generation of the fleet's document: taken from etcd, and applied to kernel and maps";
+        let mut generation = gauge(encoder, "tfo_fleet_generation", help, None)?;
+        set(&mut generation, &[("state", "taken")], link.taken.generation)?;
+        set(&mut generation, &[("state", "applied")], applied.generation)?;
+        let help = "Number of the newest secret that kernel and maps have learnt, and of the one in force";
+        let mut secret = gauge(encoder, "tfo_fleet_secret", help, None)?;
+        set(&mut secret, &[("state", "learnt")], applied.learnt)?;
+        set(&mut secret, &[("state", "in_force")], applied.in_force)?;
+        let help = "Time of the last document from etcd; 0 if there was none since the start";
+        let mut changed = gauge(encoder, "tfo_fleet_changed_timestamp", help, Some(&Unit::Seconds))?;
+        changed.encode_gauge(&link.taken_at)?;
+        let help = "Times that etcd could not be reached, or gave an error";
+        counter(encoder, "tfo_fleet_failures", help, None)?
+            .encode_counter::<NoLabelSet, _, u64>(&link.failures, None)?;
+        let help = "Documents in etcd that were refused: tampered ones, those of another key, and older ones";
+        counter(encoder, "tfo_fleet_refused", help, None)?
+            .encode_counter::<NoLabelSet, _, u64>(&link.refused, None)
+    }
+
     /// Encodes the state of the protection `answer`.
     fn encode_answers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "SYNs left to the kernel although their service answers";
@@ -380,6 +415,7 @@ impl Collector for Outcomes {
         self.0.encode_watch(encoder)?;
         self.0.encode_keys(encoder)?;
         self.0.encode_answers(encoder)?;
+        self.0.encode_fleet(encoder)?;
         self.0.encode_kernel(encoder)?;
         self.0.encode_listeners(encoder)
     }
@@ -516,6 +552,7 @@ mod tests {
             key_failures: 0,
             log_lines_dropped: 0,
             rotation_interval: None,
+            fleet: None,
         };
         let text = snapshot.text(Format::Prometheus);
         let of = |name: &str| text.lines().filter(|line| line.contains(name)).collect::<Vec<_>>();
