@@ -1,26 +1,109 @@
 //! Fleets that share a secret through a real etcd.
 
-use std::{fs, path::Path};
-
-use tfo_tests::{
-    etcd_fleet::{Files, fleet, start_etcd, status},
-    netns::sandbox,
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
-use tfo_userspace::{fleet::document::Document, model::keys::key_text};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tfo_common::class::Class;
+use tfo_tests::{
+    etcd::{Etcd, MEMBERS},
+    etcd_fleet::{Files, fleet, join, start, start_etcd, status, wait_for},
+    fleet::{Fleet, Host, Made},
+    netns::{Counts, IFACE, Running, StopOnDrop, eventually, ip, keys_status, sandbox},
+    random::is_long,
+    random_keys::kernel_keys,
+};
+use tfo_userspace::{
+    fleet::{document::Document, seal::SealKey},
+    kernel::tcp_ext::TcpExt,
+    keys::secret::Secret,
+    model::keys::{fingerprint, key_text},
+};
 
 /// Name of the document in etcd.
 const DOCUMENT: &str = "/tfo/secret";
 
 /// Returns all files below `folder`.
-fn files(folder: &Path) -> Vec<Vec<u8>> {
+fn files_below(folder: &Path) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap().flatten() {
         match entry.file_type().unwrap().is_dir() {
-            true => found.extend(files(&entry.path())),
+            true => found.extend(files_below(&entry.path())),
             false => found.push(fs::read(entry.path()).unwrap()),
         }
     }
     found
+}
+
+/// Whether `content` has `part`.
+fn has(content: &[u8], part: &[u8]) -> bool {
+    content.windows(part.len()).any(|window| window == part)
+}
+
+/// Reads the document in etcd.
+fn document(etcd: &Etcd, files: &Files) -> Document {
+    Document::open(&files.key(), DOCUMENT, &etcd.value(DOCUMENT).expect("a document")).unwrap()
+}
+
+/// Returns what must not be seen of a secret: its digits, its bytes, and one of its keys.
+fn forms(secret: &Secret) -> Vec<Vec<u8>> {
+    let digits = secret.digits();
+    let byte = |at: usize| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap();
+    vec![digits.as_bytes().to_vec(), (0..32).map(byte).collect(), key_text(secret.key(1)).as_bytes().to_vec()]
+}
+
+/// Runs `tfo fleet ARGS`, which must succeed.
+fn good(config: &str, args: &[&str]) -> String {
+    let (is_good, text) = fleet(config, args);
+    assert!(is_good, "tfo fleet {args:?}: {text}");
+    text
+}
+
+/// Fingerprint of the current key in the kernel of a host.
+fn current(host: &Host) -> String {
+    host.run(|| fingerprint(kernel_keys().current.expect("a key")))
+}
+
+/// Fingerprints of all keys in the map of a host.
+fn known(host: &Host) -> String {
+    host.run(|| keys_status(IFACE)["keys"].to_string())
+}
+
+/// Cuts host `number` off from etcd, or joins it again.
+fn cut(number: usize, is_cut: bool) {
+    ip(&format!("link set h{number} {}", if is_cut { "down" } else { "up" }));
+}
+
+/// Starts etcd, and a fleet of `hosts` hosts with a secret. Hosts are called a, b, c and so on.
+fn with_fleet(hosts: usize, test: impl FnOnce(Etcd, Files, Fleet, Vec<Running>, String) + Send) {
+    sandbox(|| {
+        let etcd = start_etcd();
+        let files = Files::new(&etcd);
+        let config = files.config("console", "v0");
+        good(&config, &["init"]);
+        let fleet = Fleet::start(hosts);
+        let mut running = Vec::new();
+        for (number, host) in fleet.hosts.iter().enumerate() {
+            join(host, number);
+            running.push(start(host, &files, NAMES[number]));
+        }
+        wait_for(&config, &in_step(hosts));
+        test(etcd, files, fleet, running, config);
+    });
+}
+
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+/// Standings of a fleet of `hosts` hosts that are all in step.
+fn in_step(hosts: usize) -> Vec<&'static str> {
+    ["a in_step", "b in_step", "c in_step", "d in_step", "e in_step", "f in_step"][..hosts].to_vec()
 }
 
 /// The first secret is made once, and nothing of it can be read in etcd's data.
@@ -28,10 +111,9 @@ fn files(folder: &Path) -> Vec<Vec<u8>> {
 fn the_first_secret_is_made_once_and_sealed() {
     sandbox(|| {
         let etcd = start_etcd();
-        let files_ = Files::new(&etcd);
-        let config = files_.config("a", "v0");
-        let before = status(&config);
-        assert!(before["generation"].is_null());
+        let files = Files::new(&etcd);
+        let config = files.config("a", "v0");
+        assert!(status(&config)["generation"].is_null());
         assert_eq!(
             fleet(&config, &["init"]),
             (true, "the fleet has its first secret, generation 1\n".to_owned())
@@ -39,20 +121,265 @@ fn the_first_secret_is_made_once_and_sealed() {
         let (made, text) = fleet(&config, &["init"]);
         assert!(!made && text.contains("has a document already"), "{text}");
         assert_eq!(status(&config)["generation"], 1);
-
-        let sealed = etcd.value(DOCUMENT).unwrap();
-        let document = Document::open(&files_.key(), DOCUMENT, &sealed).unwrap();
-        let digits = document.in_force.secret.digits();
-        let raw: Vec<u8> =
-            (0..32).map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap()).collect();
-        let key = key_text(document.in_force.secret.key(1));
-        let data = files(&etcd.data(0));
-        assert!(data.iter().any(|file| file.windows(DOCUMENT.len()).any(|part| part == DOCUMENT.as_bytes())));
-        for secret in [digits.as_bytes(), &raw, key.as_bytes(), &[0x4b; 32]] {
-            for length in [secret.len(), 12] {
-                let is_there = |file: &Vec<u8>| file.windows(length).any(|part| part == &secret[..length]);
-                assert!(!data.iter().any(is_there));
+        good(&config, &["rotate"]);
+        let document = document(&etcd, &files);
+        assert_eq!((document.generation, document.former.len()), (3, 1));
+        for member in 0..MEMBERS {
+            let data = files_below(&etcd.data(member));
+            assert!(data.iter().any(|file| has(file, DOCUMENT.as_bytes())), "it is there");
+            let secrets = document.entries().flat_map(|entry| forms(&entry.secret)).chain([vec![0x4b; 16]]);
+            for secret in secrets {
+                assert!(!data.iter().any(|file| has(file, &secret[..12])));
             }
         }
+    });
+}
+
+/// A host registers, is missed, starts without etcd with what it kept, and says so when etcd is back.
+#[test]
+fn a_host_goes_on_without_etcd() {
+    with_fleet(1, |mut etcd, files, hosts, mut running, config| {
+        let host = &hosts.hosts[0];
+        let record = status(&config)["hosts"][0].clone();
+        assert_eq!(record["current"], current(host));
+        assert_eq!(record["interfaces"], serde_json::json!([IFACE]));
+        assert_eq!(record["tfo"], env!("CARGO_PKG_VERSION"));
+        running.pop().unwrap().end(Signal::SIGTERM);
+        let gone = wait_for(&config, &["a gone"]);
+        assert_eq!(gone["hosts"][0]["why"], "its lease is over: it is off, or cannot get to etcd");
+        (0..MEMBERS).for_each(|member| etcd.kill_member(member));
+        let (is_good, text) = fleet(&config, &["status"]);
+        assert!(!is_good && text.contains("no member of etcd answers"), "{text}");
+
+        let again = start(host, &files, "a");
+        host.run(|| tfo_tests::random_keys::wait_until_in_step(IFACE, "secret"));
+        let (kept, mode) = host.run(|| {
+            let path = "/var/lib/tfo/fleet.sealed";
+            (fs::read(path).unwrap(), fs::metadata(path).unwrap().permissions().mode() & 0o777)
+        });
+        assert_eq!(mode, 0o600);
+        (0..MEMBERS).for_each(|member| etcd.start_member(member));
+        etcd.wait_until_healthy();
+        wait_for(&config, &["a in_step"]);
+        let log = again.end(Signal::SIGTERM);
+        assert!(log.contains("starting with generation 1, which this host has kept"), "{log}");
+        assert!(log.contains("in touch with etcd again"), "{log}");
+        for secret in forms(&document(&etcd, &files).in_force.secret) {
+            assert!(!has(log.as_bytes(), &secret[..12]) && !has(&kept, &secret[..12]));
+        }
+    });
+}
+
+/// Values that were tampered with, that another key has sealed, and older ones are refused and said, and change nothing.
+#[test]
+fn a_writer_without_the_key_changes_nothing() {
+    with_fleet(1, |etcd, files, hosts, mut running, config| {
+        let host = &hosts.hosts[0];
+        let old = etcd.value(DOCUMENT).unwrap();
+        good(&config, &["rotate"]);
+        wait_for(&config, &["a in_step"]);
+        let new = etcd.value(DOCUMENT).unwrap();
+        let mut tampered = new.clone();
+        *tampered.last_mut().unwrap() ^= 1;
+        let other = SealKey::new(Secret::random().unwrap());
+        let foreign = document(&etcd, &files).emergency(1).unwrap().seal(&other, DOCUMENT).unwrap();
+        let values: [&[u8]; 5] = [&tampered, &foreign, b"{\"version\":1}", &new[..40], &old];
+        for value in values {
+            etcd.put(DOCUMENT, value);
+            thread::sleep(Duration::from_millis(700));
+            println!("{}", fleet(&config, &["status"]).1);
+        }
+        // The document is the old one now, which the key of the fleet opens.
+        assert!(etcd.value(DOCUMENT).unwrap() == old);
+        // Records are refused, too, and replayed ones of other hosts.
+        let record = etcd.value("/tfo/hosts/a").unwrap();
+        etcd.put("/tfo/hosts/b", &record);
+        let hosts_ = status(&config)["hosts"].clone();
+        assert_eq!(hosts_[1]["standing"], "refused", "{hosts_}");
+        etcd.ctl(&["del", "/tfo/hosts/b"]);
+
+        let restore = config.clone();
+        let (is_good, text) = host.run(move || fleet(&restore, &["restore"]));
+        assert!(is_good && text.contains("generation 4: secret 2 is in force"), "{text}");
+        let status = wait_for(&config, &["a in_step"]);
+        assert_eq!(status["generation"], 4);
+        let log = running.pop().unwrap().end(Signal::SIGTERM);
+        assert_eq!(log.matches("the document in etcd is refused").count(), 5, "{log}");
+        for said in ["was changed since", "not sealed by tfo", "generation 1 is older than 3"] {
+            assert!(log.contains(said), "{said}: {log}");
+        }
+    });
+}
+
+/// A rotation waits for a host that is silent, and names it. If it is ended, the next one takes it up.
+#[test]
+fn a_rotation_waits_for_every_host() {
+    with_fleet(3, |etcd, files, hosts, running, config| {
+        let old = document(&etcd, &files).in_force.secret.fingerprint();
+        running[1].signal(Signal::SIGSTOP);
+        let began = Instant::now();
+        let text = thread::scope(|scope| {
+            let rotation = scope.spawn(|| fleet(&config, &["rotate", "--wait", "50s"]));
+            eventually("it is to be learnt", || status(&config)["next"] == 2);
+            let text = fleet(&config, &["status"]).1;
+            assert!(text.contains("secret 2 is to be learnt"), "{text}");
+            thread::sleep(Duration::from_secs(2));
+            assert_eq!(status(&config)["in_force"], 1, "it waits");
+            running[1].signal(Signal::SIGCONT);
+            rotation.join().unwrap()
+        });
+        assert!(text.0, "{}", text.1);
+        assert!(
+            text.1.contains("waiting for b") && text.1.contains("3 hosts have secret 2 in force"),
+            "{}",
+            text.1
+        );
+        println!("{} after {:?}", text.1, began.elapsed());
+        let after = wait_for(&config, &in_step(3));
+        assert_ne!(after["fingerprint"], old);
+        let keys: Vec<_> = hosts.hosts.iter().map(current).collect();
+        assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+
+        // One that is not waited for.
+        running[2].signal(Signal::SIGSTOP);
+        let (is_good, text) = fleet(&config, &["rotate", "--force"]);
+        println!("{text}");
+        assert!(!is_good && text.contains("not waiting any longer for c"), "{text}");
+        assert!(text.contains("2 hosts have secret 4 in force"), "{text}");
+        running[2].signal(Signal::SIGCONT);
+        wait_for(&config, &in_step(3));
+    });
+}
+
+/// In an emergency, no host in reach has a leaked key after a second. One that is cut off is named, and follows.
+#[test]
+fn an_emergency_takes_a_second() {
+    with_fleet(3, |_etcd, _files, hosts, mut running, config| {
+        good(&config, &["rotate"]);
+        wait_for(&config, &in_step(3));
+        let leaked: Vec<String> = hosts.hosts.iter().map(current).collect();
+        cut(2, true);
+        let began = Instant::now();
+        let (is_good, text) = fleet(&config, &["rotate", "--emergency"]);
+        let took = began.elapsed();
+        println!("{text} after {took:?}");
+        assert!(!is_good && text.contains("leaked secret, or has not said: c."), "{text}");
+        assert!(text.contains("2 hosts have secret"), "{text}");
+        for host in &hosts.hosts[..2] {
+            let (current, known) = (current(host), known(host));
+            assert!(!leaked.contains(&current));
+            assert!(!known.contains(&leaked[0]), "{known}");
+        }
+        assert!(known(&hosts.hosts[2]).contains(&leaked[2]), "it does not know yet");
+        cut(2, false);
+        let began = Instant::now();
+        wait_for(&config, &in_step(3));
+        println!("it followed after {:?}", began.elapsed());
+        assert!(!known(&hosts.hosts[2]).contains(&leaked[2]));
+        let log = running.pop().unwrap().end(Signal::SIGTERM);
+        assert!(log.contains("all others have leaked"), "{log}");
+    });
+}
+
+/// A host that was out of touch while etcd has compacted everything reads the document anew.
+#[test]
+fn a_host_follows_after_compaction() {
+    with_fleet(2, |etcd, _files, _hosts, running, config| {
+        running[0].signal(Signal::SIGSTOP);
+        for _ in 0..3 {
+            fleet(&config, &["rotate", "--force"]);
+        }
+        let output = etcd.ctl(&["get", DOCUMENT, "-w", "json"]);
+        let got: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let revision = got["header"]["revision"].as_u64().unwrap().to_string();
+        assert!(etcd.ctl(&["compact", &revision]).status.success());
+        running[0].signal(Signal::SIGCONT);
+        let status = wait_for(&config, &in_step(2));
+        assert_eq!(status["generation"], 7);
+        // The leader goes, and the fleet follows the next one.
+        let mut etcd = etcd;
+        let leader = etcd.leader();
+        etcd.kill_member(leader);
+        good(&config, &["rotate"]);
+        wait_for(&config, &in_step(2));
+        drop(running);
+    });
+}
+
+/// Six hosts, three members of etcd and 300 connections a second that go to another host each time: the keys change by
+/// the clock, the secret is replaced, etcd loses its leader, a host is cut off, all of etcd stops. No good cookie is
+/// refused.
+#[test]
+fn no_good_cookie_is_refused() {
+    with_fleet(6, |mut etcd, _files, hosts, running, config| {
+        let show = |what: &str| println!("{what}:\n{}", fleet(&config, &["status"]).1);
+        let before: Vec<_> = hosts.hosts.iter().map(|host| host.run(|| TcpExt::read().unwrap())).collect();
+        let (stop, made, number) = (AtomicBool::new(false), Made::default(), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            let _stop = StopOnDrop(&stop);
+            scope.spawn(|| {
+                hosts.visit(300, &stop, &made, || {
+                    // Steps that are odd multiples of a prime go to all hosts in no simple order.
+                    number.fetch_add(7919, Ordering::Relaxed) / 5 % 6
+                });
+            });
+            let first = current(&hosts.hosts[0]);
+            eventually("keys change by the clock", || current(&hosts.hosts[0]) != first);
+            wait_for(&config, &in_step(6));
+            show("an ordinary rotation");
+
+            println!("{}", good(&config, &["rotate"]));
+            wait_for(&config, &in_step(6));
+            show("the secret is replaced");
+
+            let leader = etcd.leader();
+            etcd.kill_member(leader);
+            println!("{}", good(&config, &["rotate"]));
+            wait_for(&config, &in_step(6));
+            show("etcd has lost its leader, and the secret is replaced");
+
+            cut(5, true);
+            wait_for(&config, &["a in_step", "b in_step", "c in_step", "d in_step", "e in_step", "f gone"]);
+            show("a host is cut off");
+            let rotation = scope.spawn(|| fleet(&config, &["rotate", "--wait", "3m"]));
+            thread::sleep(Duration::from_secs(if is_long() { 60 } else { 10 }));
+            show("a host is cut off, and the secret is to be replaced");
+            cut(5, false);
+            let (is_good, text) = rotation.join().unwrap();
+            println!("{text}");
+            assert!(is_good && text.contains("waiting for f"), "{text}");
+            wait_for(&config, &in_step(6));
+            show("it is back, and has the new secret");
+
+            (0..MEMBERS).for_each(|member| etcd.kill_member(member));
+            thread::sleep(Duration::from_secs(15));
+            println!("{}", fleet(&config, &["status"]).1);
+            (0..MEMBERS).for_each(|member| etcd.start_member(member));
+            etcd.wait_until_healthy();
+            wait_for(&config, &in_step(6));
+            show("all of etcd has stopped and started");
+            println!("{}", good(&config, &["rotate"]));
+            wait_for(&config, &in_step(6));
+            thread::sleep(Duration::from_secs(3));
+        });
+        let mut translated = 0;
+        for (host, before) in hosts.hosts.iter().zip(before) {
+            let (counts, since) = host.run(move || (Counts::of(IFACE), TcpExt::read().unwrap() - before));
+            translated += counts.class(Class::CookieRetired);
+            println!(
+                "current {} backup {} retired {} unknown {} PassiveFail {}",
+                counts.class(Class::CookieCurrent),
+                counts.class(Class::CookieBackup),
+                counts.class(Class::CookieRetired),
+                counts.class(Class::CookieUnknown),
+                since.passive_fail
+            );
+            assert_eq!(counts.class(Class::CookieUnknown), 0, "a cookie that the host does not know");
+            assert_eq!(since.passive_fail, 0, "a cookie that the kernel refuses");
+        }
+        let (all, early) = (made.all.load(Ordering::Relaxed), made.early.load(Ordering::Relaxed));
+        println!("{all} connections, {early} with data in the SYN taken, {translated} cookies translated");
+        assert!(all > 1000 && early >= all - 50, "{early} of {all}");
+        drop(running);
     });
 }

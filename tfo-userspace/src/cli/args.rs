@@ -600,7 +600,10 @@ mod tests {
         let Config { attach, metrics, keys, services, .. } =
             Config::parse(b"interfaces = ['v0']").expect("a configuration");
         let Run { key_state: state, rotate, overlap, retire_below, max_age, .. } = run;
-        assert_eq!(keys, KeysConfig { source: run.keys, rotate, overlap, state, retire_below, max_age, etcd: None });
+        assert_eq!(
+            keys,
+            KeysConfig { source: run.keys, rotate, overlap, state, retire_below, max_age, etcd: None }
+        );
         assert_eq!((attach, metrics, services.other()), (run.attach, run.metrics, run.mode.into()));
     }
 }
