@@ -7,10 +7,6 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use tempfile::TempDir;
 
 use crate::netns::eventually;
@@ -24,6 +20,8 @@ pub struct Etcd {
     folder: TempDir,
     addresses: [Ipv4Addr; MEMBERS],
     members: [Option<Child>; MEMBERS],
+    /// Size that the data may have, in bytes; 0 for etcd's default.
+    quota: u64,
 }
 
 impl Etcd {
@@ -31,7 +29,7 @@ impl Etcd {
     pub fn start(addresses: [Ipv4Addr; MEMBERS]) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         make_certificates(folder.path(), &addresses);
-        let mut etcd = Self { folder, addresses, members: [const { None }; MEMBERS] };
+        let mut etcd = Self { folder, addresses, members: [const { None }; MEMBERS], quota: 0 };
         (0..MEMBERS).for_each(|member| etcd.start_member(member));
         etcd.wait_until_healthy();
         etcd
@@ -68,8 +66,7 @@ impl Etcd {
                 format!("--{prefix}key-file={}", file("server.key")),
             ]);
         }
-        // Few numbers, so that tests can compact and fill it.
-        command.args(["--logger=zap", "--log-level=error"]);
+        command.args(["--logger=zap", "--log-level=error", &format!("--quota-backend-bytes={}", self.quota)]);
         let log = fs::File::options().create(true).append(true).open(self.log(member)).expect("a log");
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
         self.members[member] = Some(child.expect("Debian's etcd-server is installed"));
@@ -83,10 +80,12 @@ impl Etcd {
         }
     }
 
-    /// Stops or continues a member by a signal.
-    pub fn signal(&self, member: usize, signal: Signal) {
-        let child = self.members[member].as_ref().expect("a running member");
-        kill(Pid::from_raw(child.id() as i32), signal).expect("a running child");
+    /// Starts all members anew, with a limit on the size of their data in bytes.
+    pub fn limit(&mut self, quota: u64) {
+        self.quota = quota;
+        (0..MEMBERS).for_each(|member| self.kill_member(member));
+        (0..MEMBERS).for_each(|member| self.start_member(member));
+        self.wait_until_healthy();
     }
 
     /// Waits until a member answers, and so has a leader.
@@ -150,15 +149,19 @@ impl Etcd {
 
     /// Writes `content` as the value `name`.
     pub fn put(&self, name: &str, content: &[u8]) {
+        let output = self.try_put(name, content);
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    /// Writes `content` as the value `name`, which may fail.
+    pub fn try_put(&self, name: &str, content: &[u8]) -> Output {
         let file = self.file("value");
         fs::write(&file, content).expect("a file");
-        let output = self
-            .command(&self.endpoints().join(","))
+        self.command(&self.endpoints().join(","))
             .args(["put", name])
             .stdin(fs::File::open(&file).expect("a file"))
             .output()
-            .expect("etcdctl can be started");
-        assert!(output.status.success(), "{output:?}");
+            .expect("etcdctl can be started")
     }
 
     /// URLs of the members.

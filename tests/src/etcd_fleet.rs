@@ -47,12 +47,11 @@ pub fn join(host: &Host, number: usize) {
 /// Starts `tfo run` on a host, by the name and with the files of the fleet.
 pub fn start(host: &Host, files: &Files, name: &str) -> Running {
     let config = files.config(name, IFACE);
-    let running = host.run(move || {
+    host.run(move || {
         let running = Running::spawn(&["--config", &config]);
         eventually("tfo run is up", || tfo(&["status", "-i", IFACE]).status.success());
         running
-    });
-    running
+    })
 }
 
 /// Files of a fleet: its key, and a configuration for each host.

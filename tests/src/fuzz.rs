@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod config;
 pub mod decide;
+pub mod fleet;
 pub mod frame;
 pub mod keyring;
 pub mod keys;
@@ -25,10 +26,11 @@ pub struct Target {
 }
 
 /// Fuzz targets by name.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "cli", check: cli::check, seeds: cli::seeds },
     Target { name: "config", check: config::check, seeds: config::seeds },
     Target { name: "decide", check: decide::check, seeds: Vec::new },
+    Target { name: "fleet", check: fleet::check, seeds: fleet::seeds },
     Target { name: "frame", check: frame::check, seeds: frame::seeds },
     Target { name: "keyring", check: keyring::check, seeds: Vec::new },
     Target { name: "keys", check: keys::check, seeds: keys::seeds },

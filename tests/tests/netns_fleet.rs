@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Read as _,
     os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -11,14 +12,16 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
 use tfo_common::class::Class;
 use tfo_tests::{
     etcd::{Etcd, MEMBERS},
-    etcd_fleet::{Files, fleet, join, start, start_etcd, status, wait_for},
+    etcd_fleet::{Files, fleet, join, private, start, start_etcd, status, wait_for},
     fleet::{Fleet, Host, Made},
-    netns::{Counts, IFACE, Running, StopOnDrop, eventually, ip, keys_status, sandbox},
+    netns::{Counts, IFACE, Running, StopOnDrop, eventually, ip, keys_status, sandbox, tfo},
     random::is_long,
-    random_keys::kernel_keys,
+    random_keys::{kernel_keys, wait_until_in_step},
+    scrape,
 };
 use tfo_userspace::{
     fleet::{document::Document, seal::SealKey},
@@ -29,14 +32,16 @@ use tfo_userspace::{
 
 /// Name of the document in etcd.
 const DOCUMENT: &str = "/tfo/secret";
+/// Number of all protocols for packet sockets (ETH_P_ALL), in network byte order.
+const ALL_PROTOCOLS: i32 = (libc::ETH_P_ALL as u16).to_be() as i32;
 
 /// Returns all files below `folder`.
 fn files_below(folder: &Path) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().flatten() {
-        match entry.file_type().unwrap().is_dir() {
+    for entry in fs::read_dir(folder).expect("a folder").flatten() {
+        match entry.file_type().expect("a kind").is_dir() {
             true => found.extend(files_below(&entry.path())),
-            false => found.push(fs::read(entry.path()).unwrap()),
+            false => found.push(fs::read(entry.path()).expect("a file")),
         }
     }
     found
@@ -49,13 +54,13 @@ fn has(content: &[u8], part: &[u8]) -> bool {
 
 /// Reads the document in etcd.
 fn document(etcd: &Etcd, files: &Files) -> Document {
-    Document::open(&files.key(), DOCUMENT, &etcd.value(DOCUMENT).expect("a document")).unwrap()
+    Document::open(&files.key(), DOCUMENT, &etcd.value(DOCUMENT).expect("a value")).expect("a document")
 }
 
 /// Returns what must not be seen of a secret: its digits, its bytes, and one of its keys.
 fn forms(secret: &Secret) -> Vec<Vec<u8>> {
     let digits = secret.digits();
-    let byte = |at: usize| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap();
+    let byte = |at: usize| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).expect("digits");
     vec![digits.as_bytes().to_vec(), (0..32).map(byte).collect(), key_text(secret.key(1)).as_bytes().to_vec()]
 }
 
@@ -152,7 +157,7 @@ fn a_host_goes_on_without_etcd() {
         assert!(!is_good && text.contains("no member of etcd answers"), "{text}");
 
         let again = start(host, &files, "a");
-        host.run(|| tfo_tests::random_keys::wait_until_in_step(IFACE, "secret"));
+        host.run(|| wait_until_in_step(IFACE, "secret"));
         let (kept, mode) = host.run(|| {
             let path = "/var/lib/tfo/fleet.sealed";
             (fs::read(path).unwrap(), fs::metadata(path).unwrap().permissions().mode() & 0o777)
@@ -303,6 +308,152 @@ fn a_host_follows_after_compaction() {
         good(&config, &["rotate"]);
         wait_for(&config, &in_step(2));
         drop(running);
+    });
+}
+
+/// A full disk of etcd lets nobody write. Hosts go on, and follow when there is room again.
+#[test]
+fn a_full_etcd_loses_nothing() {
+    with_fleet(1, |mut etcd, _files, hosts, _running, config| {
+        etcd.limit(1 << 20);
+        wait_for(&config, &["a in_step"]);
+        let junk = vec![b'x'; 1 << 19];
+        eventually("it is full", || {
+            let size = junk.len();
+            etcd.try_put("/junk", &junk[..size]);
+            String::from_utf8_lossy(&etcd.ctl(&["alarm", "list"]).stdout).contains("NOSPACE")
+        });
+        let (is_good, text) = fleet(&config, &["rotate", "--force"]);
+        assert!(!is_good && text.contains("database space exceeded"), "{text}");
+        let before = current(&hosts.hosts[0]);
+        eventually("keys change by the clock", || current(&hosts.hosts[0]) != before);
+        hosts.hosts[0].run(|| wait_until_in_step(IFACE, "secret"));
+        etcd.limit(0);
+        assert!(etcd.ctl(&["alarm", "disarm"]).status.success());
+        wait_for(&config, &["a in_step"]);
+        good(&config, &["rotate"]);
+        wait_for(&config, &["a in_step"]);
+    });
+}
+
+/// A host whose clock is wrong by an hour is named. It learns, and loses no secret.
+#[test]
+fn a_wrong_clock_is_named() {
+    with_fleet(2, |etcd, files, hosts, mut running, config| {
+        running.pop().unwrap().kill();
+        let path = files.config("b", IFACE);
+        let late = hosts.hosts[1].run(move || {
+            let running = Running::start_with_offset(-3600, &["--config", &path]);
+            eventually("tfo run is up", || tfo(&["status", "-i", IFACE]).status.success());
+            running
+        });
+        let behind = wait_for(&config, &["a in_step", "b behind"]);
+        let why = &behind["hosts"][1]["why"];
+        assert!(why.as_str().unwrap().contains("compare its clock"), "{why}");
+        good(&config, &["rotate"]);
+        wait_for(&config, &["a in_step", "b behind"]);
+        assert_eq!(document(&etcd, &files).outline().in_force, 2);
+        assert_eq!(status(&config)["hosts"][1]["in_force"], 2);
+        drop(late);
+    });
+}
+
+/// With users in etcd, a host needs no more than the rights below the prefix, and a password in a file.
+#[test]
+fn a_user_with_a_password_suffices() {
+    sandbox(|| {
+        let etcd = start_etcd();
+        let files = Files::new(&etcd);
+        for args in [
+            &["user", "add", "root:1"][..],
+            &["user", "grant-role", "root", "root"],
+            &["role", "add", "fleet"],
+            &["role", "grant-permission", "fleet", "--prefix=true", "readwrite", "/tfo/"],
+            &["user", "add", "keeper:hidden"],
+            &["user", "grant-role", "keeper", "fleet"],
+            &["auth", "enable"],
+        ] {
+            let output = etcd.ctl(args);
+            assert!(output.status.success(), "{args:?}: {output:?}");
+        }
+        let config = files.config("a", "v0");
+        let (is_good, text) = fleet(&config, &["init"]);
+        assert!(!is_good, "{text}");
+        private(&files.path("password"), b"hidden\n");
+        let text = fs::read_to_string(&config).unwrap();
+        let password = format!("user = \"keeper\"\npassword_file = {:?}\nname = ", files.path("password"));
+        private(Path::new(&config), text.replace("name = \"a\"", &(password + "\"a\"")).as_bytes());
+        good(&config, &["init"]);
+        ip("link add v0 type veth peer name v1");
+        let running = Running::spawn(&["--config", &config]);
+        wait_for(&config, &["a in_step"]);
+        let log = running.end(Signal::SIGTERM);
+        assert!(!log.contains("hidden") && !log.contains("WARN"), "{log}");
+    });
+}
+
+/// Packets between hosts and etcd show neither names nor values. The status and the metrics of a host show its fleet.
+#[test]
+fn a_host_says_how_it_is_and_packets_say_nothing() {
+    with_fleet(1, |mut etcd, files, hosts, mut running, config| {
+        let wire = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(ALL_PROTOCOLS))).unwrap();
+        wire.set_recv_buffer_size(8 << 20).unwrap();
+        wire.set_nonblocking(true).unwrap();
+        let host = &hosts.hosts[0];
+        running.pop().unwrap().end(Signal::SIGTERM);
+        let path = files.config("a", IFACE);
+        let text = fs::read_to_string(&path).unwrap();
+        private(Path::new(&path), format!("metrics = \"127.0.0.1:9434\"\n{text}").as_bytes());
+        running.push(host.run(move || Running::spawn(&["--config", &path])));
+        wait_for(&config, &["a in_step"]);
+        good(&config, &["rotate"]);
+        wait_for(&config, &["a in_step"]);
+        let (mut bytes, mut frame) = (Vec::new(), vec![0; 1 << 16]);
+        while let Ok(length) = (&wire).read(&mut frame) {
+            bytes.extend_from_slice(&frame[..length]);
+        }
+        assert!(bytes.len() > 10_000 && has(&bytes, &[10, 40, 0, 11]), "{} bytes", bytes.len());
+        let document = document(&etcd, &files);
+        for entry in document.entries() {
+            assert!(forms(&entry.secret).iter().all(|form| !has(&bytes, &form[..12])));
+        }
+        assert!(!has(&bytes, b"/tfo/") && !has(&bytes, b"tfoS"));
+
+        let status = || {
+            let output = tfo(&["status", "-i", IFACE]);
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let shown = host.run(status);
+        assert!(
+            shown.contains("fleet        generation 3, secret 2 in force, in touch with etcd\n"),
+            "{shown}"
+        );
+        let scrape = || scrape::Samples::now();
+        let is = |samples: &scrape::Samples, name: &str, value: &str| {
+            assert_eq!(samples.get(name), value, "{name}")
+        };
+        let samples = host.run(scrape);
+        for (name, value) in [
+            ("tfo_fleet_in_step", "1"),
+            ("tfo_fleet_connected", "1"),
+            ("tfo_fleet_lease", "1"),
+            ("tfo_fleet_generation{state=\"taken\"}", "3"),
+            ("tfo_fleet_generation{state=\"applied\"}", "3"),
+            ("tfo_fleet_secret{state=\"learnt\"}", "2"),
+            ("tfo_fleet_secret{state=\"in_force\"}", "2"),
+            ("tfo_fleet_failures_total", "0"),
+            ("tfo_fleet_refused_total", "0"),
+        ] {
+            is(&samples, name, value);
+        }
+        etcd.put(DOCUMENT, b"nonsense");
+        eventually("it is refused", || {
+            let samples = host.run(scrape);
+            samples.get("tfo_fleet_refused_total") == "1" && samples.get("tfo_fleet_in_step") == "0"
+        });
+        (0..MEMBERS).for_each(|member| etcd.kill_member(member));
+        eventually("it is out of touch", || host.run(scrape).get("tfo_fleet_connected") == "0");
+        assert!(host.run(status).contains("OUT OF TOUCH with etcd"));
     });
 }
 

@@ -8,6 +8,7 @@ use std::{
     fs,
     io::Write as _,
     net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -20,10 +21,13 @@ use tfo_tests::{
     scrape::{self, Samples, get, run},
     wire::Wire,
 };
-use tfo_userspace::lab::{
-    client::fast_open,
-    net::{SERVERS, server, source},
-    server::Listeners,
+use tfo_userspace::{
+    fleet::{kept::Kept, rotation::first, seal::SealKey},
+    lab::{
+        client::fast_open,
+        net::{SERVERS, server, source},
+        server::Listeners,
+    },
 };
 
 /// Runs `promtool ARGS` with `input`. Returns whether it succeeded, and its output.
@@ -76,9 +80,17 @@ fn scrape_of_everything() -> String {
     server_and_client(|client| {
         let _listeners = Listeners::start(&SERVERS).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let (state, config) = (dir.path().join("keys.json"), dir.path().join("tfo.toml"));
+        let (key, config) = (dir.path().join("fleet.key"), dir.path().join("tfo.toml"));
+        // The secret of a fleet that was kept, and no etcd.
+        fs::write(&key, [7; 32]).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        let seal_key = SealKey::read(key.to_str().unwrap()).unwrap();
+        let (kept, _) = Kept::open(Path::new("/var/lib/tfo"), &seal_key).unwrap();
+        kept.store(&seal_key, &first(1).unwrap(), false).unwrap();
         let service = "name = \"echo\"\nports = [7413]\nmode = \"shield\"\nhide = { dry_run = true }\nanswer = { dry_run = true }";
-        let keys = format!("source = \"random\"\nstate = {state:?}");
+        let keys = format!(
+            "source = \"etcd\"\netcd = {{ endpoints = [\"http://127.0.0.1:1\"], seal_key = {key:?}, name = \"a\" }}"
+        );
         let text_of_config = format!(
             "interfaces = [\"{IFACE}\"]\nmetrics = \"{}\"\n[keys]\n{keys}\n[[service]]\n{service}\n",
             scrape::ADDRESS

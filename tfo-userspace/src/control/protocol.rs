@@ -68,16 +68,18 @@ pub enum Request {
         /// Name of the interface.
         interface: String,
     },
+    /// Returns the state of the host in its fleet in JSON, or `null` if its keys do not come from etcd.
+    Fleet,
 }
 
 /// Names of all requests, for the answer to an unknown one.
-pub(super) const NAMES: &str = "rotate, forget, import, events, history, reload, hide, hide_list";
+pub(super) const NAMES: &str = "rotate, forget, import, events, history, reload, hide, hide_list, fleet";
 
 impl Request {
     /// Returns the maximum length of the answer, in bytes.
     pub(super) fn longest_answer(&self) -> usize {
         match self {
-            Self::Rotate { .. } | Self::Forget | Self::Import { .. } => LONGEST,
+            Self::Rotate { .. } | Self::Forget | Self::Import { .. } | Self::Fleet => LONGEST,
             Self::Events { .. }
             | Self::History { .. }
             | Self::Reload
@@ -97,7 +99,8 @@ impl Request {
             | Self::Events { .. }
             | Self::History { .. }
             | Self::Hide { .. }
-            | Self::HideList { .. } => Duration::from_secs(10),
+            | Self::HideList { .. }
+            | Self::Fleet => Duration::from_secs(10),
         }
     }
 }

@@ -1,11 +1,6 @@
 //! What a host needs to get to etcd: addresses, names, certificates and the key of the fleet, read from their files.
 
-use std::{
-    fs,
-    io::Read as _,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-};
+use std::{fs, io::Read as _, os::unix::fs::MetadataExt as _, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
@@ -73,8 +68,13 @@ impl Names {
 }
 
 impl Access {
-    /// Reads all files that `settings` name.
+    /// Reads all files that `settings` name. Fails in a build without the feature `etcd`.
     pub fn read(settings: &Etcd) -> Result<Self> {
+        if cfg!(not(feature = "etcd")) {
+            bail!(
+                "this tfo was built without etcd: use one of the packages, or build it with the feature `etcd`"
+            );
+        }
         let host = settings.name.clone().map_or_else(host_name, Ok)?;
         let tls = settings.ca.as_deref().map(|ca| tls(settings, ca)).transpose()?;
         let user = match (&settings.user, &settings.password_file) {
@@ -101,7 +101,7 @@ fn tls(settings: &Etcd, ca: &Path) -> Result<Tls> {
     Ok(Tls { ca, identity })
 }
 
-fn password(file: &PathBuf) -> Result<Zeroizing<String>> {
+fn password(file: &Path) -> Result<Zeroizing<String>> {
     let bytes = private(file)?;
     let text = str::from_utf8(&bytes).ok().with_context(|| format!("{} is not text", file.display()))?;
     let text = text.strip_suffix('\n').unwrap_or(text);

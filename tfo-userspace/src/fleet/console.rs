@@ -29,6 +29,8 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Longest time for which a command tries the members of etcd.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Time within which hosts answer if all is well.
+const PROMPT: Duration = Duration::from_secs(1);
 /// Time for which a command waits until hosts have brought a secret into force.
 const SETTLE: Duration = Duration::from_secs(10);
 /// Time within which every host in reach has forgotten a leaked secret.
@@ -149,7 +151,8 @@ impl Console {
     /// `progress` is told what happens.
     pub async fn rotate(&mut self, wait: Duration, progress: impl Fn(&str)) -> Result<Rotated> {
         let next = self.propose(&progress).await?;
-        let end = Instant::now() + wait;
+        let began = Instant::now();
+        let end = began + wait;
         let mut named = Vec::new();
         let silent = loop {
             let records = self.records().await?;
@@ -157,7 +160,8 @@ impl Console {
             if silent.is_empty() || Instant::now() >= end {
                 break silent;
             }
-            if silent != named {
+            // Hosts that are well answer within a moment.
+            if silent != named && began.elapsed() > PROMPT {
                 progress(&format!("waiting for {}", silent.join(", ")));
                 named = silent;
             }

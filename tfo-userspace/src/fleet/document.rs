@@ -44,7 +44,7 @@ pub struct Entry {
 }
 
 /// Numbers of a document, without its secrets.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outline {
     /// Number of the document; 0 for none.
     pub generation: u64,

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval, sleep},
@@ -62,7 +63,7 @@ pub struct Reporter {
 }
 
 /// State of the connection to etcd, for people and metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
     /// Whether the host is in touch with etcd.
     pub is_connected: bool,
@@ -85,7 +86,7 @@ pub struct Link {
 }
 
 /// State of a host in its fleet.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// State of the connection to etcd.
     pub link: Link,
@@ -94,6 +95,27 @@ pub struct State {
 }
 
 impl State {
+    /// Describes the state in one line.
+    pub fn text(&self) -> String {
+        let Self { link, applied } = self;
+        let touch = match (&link.failure, link.is_connected) {
+            (Some(failure), _) => format!("OUT OF TOUCH with etcd: {failure}"),
+            (None, true) => "in touch with etcd".to_owned(),
+            (None, false) => "not yet in touch with etcd".to_owned(),
+        };
+        let learnt = match applied.learnt {
+            learnt if learnt > applied.in_force => format!(", {learnt} learnt"),
+            _ => String::new(),
+        };
+        let refusal = link.refusal.as_ref().map(|why| format!("; its document is REFUSED: {why}"));
+        format!(
+            "generation {}, secret {} in force{learnt}, {touch}{}",
+            applied.generation,
+            applied.in_force,
+            refusal.unwrap_or_default()
+        )
+    }
+
     /// Whether kernel and maps have the secrets of the last document, and no later one is refused.
     pub fn is_in_step(&self) -> bool {
         let Self { link, applied } = self;
@@ -145,6 +167,7 @@ pub fn start(
         rotate: rotate.as_secs(),
         member: Member::new(taken),
         lease: None,
+        written: Vec::new(),
         refused: None,
         is_missing: false,
         documents: sender,
@@ -305,6 +328,8 @@ struct Worker {
     rotate: u64,
     member: Member,
     lease: Option<i64>,
+    /// Record that was written last, sealed.
+    written: Vec<u8>,
     /// Revision of the value that was refused last.
     refused: Option<i64>,
     is_missing: bool,
@@ -420,16 +445,22 @@ impl Worker {
         }
     }
 
-    /// Renews the lease. Returns false if it is over.
+    /// Renews the lease. Returns false if it is over, or if somebody else has changed or removed the record.
     async fn renew(&mut self, store: &mut Store) -> Result<bool> {
         let Some(lease) = self.lease else { return Ok(false) };
-        let is_alive = store.keep_alive(lease).await?;
-        if !is_alive {
+        if !store.keep_alive(lease).await? {
             info!("fleet: the lease of this host is over: registering it again");
             self.lease = None;
             self.shared.link().has_lease = false;
+            return Ok(false);
         }
-        Ok(is_alive)
+        let live = format!("{}{}", self.access.names.live(), self.access.host);
+        let (value, _) = store.get(&live).await?;
+        let is_ours = value.is_some_and(|value| value.sealed == self.written);
+        if !is_ours {
+            warn!("fleet: the record of this host was changed or removed by somebody else: writing it again");
+        }
+        Ok(is_ours)
     }
 
     /// Writes the record of this host, under its lease and without one.
@@ -447,8 +478,9 @@ impl Worker {
         };
         let applied = self.applied.borrow_and_update().clone();
         let record = Record::new(host, &self.kept.instance, self.rotate, unix_seconds(), applied);
+        self.written = record.seal(&self.access.key, &live)?;
         let writes = vec![
-            (live.clone(), record.seal(&self.access.key, &live)?, Some(lease)),
+            (live.clone(), self.written.clone(), Some(lease)),
             (known.clone(), record.seal(&self.access.key, &known)?, None),
         ];
         let written = store.put(writes).await;

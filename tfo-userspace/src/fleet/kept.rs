@@ -1,14 +1,18 @@
 //! What a host keeps of its fleet: the last document, and its own random number. The file is sealed like the document.
 
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io::{ErrorKind, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
-use nix::unistd::geteuid;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    unistd::geteuid,
+};
 use tracing::warn;
 use zeroize::Zeroizing;
 
@@ -32,6 +36,8 @@ pub struct Kept {
     pub instance: String,
     /// Number below which every secret is gone from kernel and maps.
     pub forgotten: u64,
+    /// Lock that keeps other controllers from being the same host of the fleet.
+    lock: Option<Flock<File>>,
 }
 
 impl Kept {
@@ -45,15 +51,35 @@ impl Kept {
                 let advice = || format!("{}: move it away to begin without it", path.display());
                 let text = key.open(NAME, &sealed).with_context(advice)?;
                 let (instance, forgotten, document) = split(&text).with_context(advice)?;
-                Ok((Self { path, instance, forgotten }, document))
+                Ok((Self { path, instance, forgotten, lock: None }, document))
             }
             None => {
                 let random = getrandom::u64().context("cannot get random numbers (getrandom)")?;
-                let kept = Self { path, instance: format!("{random:0DIGITS$x}"), forgotten: 0 };
+                let kept = Self { path, instance: format!("{random:0DIGITS$x}"), forgotten: 0, lock: None };
                 kept.write(key, b"")?;
                 Ok((kept, None))
             }
         }
+    }
+
+    /// Makes sure that no other process is this host of the fleet. Each change replaces the file, so the lock is on another
+    /// file beside it.
+    pub fn lock(&mut self) -> Result<()> {
+        let beside = self.path.with_extension("lock");
+        let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&beside);
+        let file = file.with_context(|| format!("cannot open {}", beside.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => self.lock = Some(lock),
+            Err((_, Errno::EWOULDBLOCK)) => bail!(
+                "another tfo keeps its fleet's secret in {}: give one tfo all interfaces, or give this one its own folder and \
+                 name (--state-dir, name of [keys.etcd])",
+                self.path.display()
+            ),
+            Err((_, error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", beside.display()));
+            }
+        }
+        Ok(())
     }
 
     /// Keeps `document`. After a crash, the file has either the one before or this one.
@@ -160,6 +186,17 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let digits = document.in_force.secret.digits();
         assert!(!fs::read(&path).unwrap().windows(8).any(|part| part == &digits.as_bytes()[..8]));
+    }
+
+    #[test]
+    fn a_host_is_one_controller() {
+        let folder = TempDir::new().unwrap();
+        let open = || Kept::open(folder.path(), &key(1)).unwrap().0;
+        let (mut one, mut other) = (open(), open());
+        one.lock().unwrap();
+        assert!(other.lock().unwrap_err().to_string().contains("another tfo"));
+        drop(one);
+        other.lock().unwrap();
     }
 
     #[test]

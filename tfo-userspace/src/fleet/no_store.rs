@@ -19,7 +19,7 @@ impl Store {
     /// Fails.
     #[expect(clippy::unused_async, reason = "the store of etcd is asynchronous")]
     pub async fn connect(_: &Access, _: &str) -> Result<Self> {
-        bail!("this tfo was built without etcd: use one of the packages, or build it with `--features etcd`")
+        bail!("this tfo was built without etcd")
     }
 
     /// Reads a value.

@@ -88,7 +88,7 @@ pub(super) mod tests {
     }
 
     fn complaint(key: &SealKey, name: &str, sealed: &[u8]) -> String {
-        key.open(name, sealed).err().expect("it is refused").to_string()
+        key.open(name, sealed).expect_err("it is refused").to_string()
     }
 
     #[test]

@@ -57,7 +57,8 @@ pub enum Source {
         succession: Succession,
         /// Source of new ones.
         feed: Box<dyn Feed>,
-        /// File in which they outlive this process; `None` if the feed keeps them.
+        /// File in which they outlive this process; `None` if they are a fleet's in etcd, which also says when one comes in
+        /// force.
         memory: Option<Memory>,
     },
 }
@@ -392,6 +393,7 @@ impl Keeper {
                      whose tfo makes keys"
                 );
             }
+            Source::Secret { memory: None, .. } => return self.take_back(emergency, now, maps),
             Source::Secret { .. } => return self.replace_secret(emergency, now, maps),
             Source::Kernel | Source::Random { .. } => {}
         }
@@ -401,6 +403,21 @@ impl Keeper {
         if !self.is_pending(now)? {
             self.change(|state| state.rotate(now))?;
         }
+        self.install(self.wanted(now).unwrap_or_default(), maps)
+    }
+
+    /// Installs the keys of a secret that only the fleet replaces, after somebody else has set the kernel's.
+    fn take_back(&mut self, emergency: bool, now: u64, maps: &mut impl Maps) -> Result<()> {
+        if emergency {
+            bail!(
+                "the secret of the fleet is in etcd: `tfo fleet rotate --emergency` replaces it on every host, and makes them \
+                 forget all others"
+            );
+        }
+        if !self.yielded {
+            bail!("the secret of the fleet is in etcd: `tfo fleet rotate` replaces it on every host");
+        }
+        self.yielded = false;
         self.install(self.wanted(now).unwrap_or_default(), maps)
     }
 

@@ -267,7 +267,8 @@ fn etcd(keys: &Keys, state: &Path) -> Result<(Source, Reporter)> {
         settings.context("keys of etcd need a configuration file with [keys.etcd]: give --config")?;
     let schedule = Schedule::new(keys.interval())?;
     let access = Access::read(settings)?;
-    let (kept, document) = Kept::open(state, &access.key)?;
+    let (mut kept, document) = Kept::open(state, &access.key)?;
+    kept.lock()?;
     let forgotten = kept.forgotten;
     let (mut incoming, reporter) =
         feed::start(access, kept, document.as_ref().map(Document::outline), schedule.interval())?;

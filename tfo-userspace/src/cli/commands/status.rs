@@ -1,18 +1,21 @@
 //! `tfo status`.
 
-use std::{collections::BTreeSet, process::ExitCode};
+use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use jiff::Timestamp;
 use serde::Serialize;
+use tfo_common::info::KeySource;
+use tokio::time::timeout;
 
 use crate::{
     cli::{args::Status, exit::NOT_RUNNING},
-    control,
+    control::{self, Request},
     dataplane::{
         Pinned, is_attached,
         pins::{Bpffs, Pins},
     },
+    fleet::feed::State,
     model::{guards::Hidden, keys::fingerprint},
     util::output::{json, print},
     view::{
@@ -20,6 +23,9 @@ use crate::{
         counters::{attach_name, mode_name, since},
     },
 };
+
+/// Longest time that the controller may take to say how the host is in its fleet.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// State of one interface.
 #[derive(Serialize)]
@@ -42,6 +48,9 @@ struct Report {
     /// Memory of all maps in the kernel, in bytes.
     map_bytes: u64,
     keys: Keys,
+    /// State of the host in its fleet, if its keys come from etcd.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fleet: Option<State>,
 }
 
 /// Fingerprints of the keys in the map, and their comparison with the kernel and the schedule. It holds no keys.
@@ -94,10 +103,18 @@ pub(super) async fn run(args: &Status, bpffs: &Bpffs) -> Result<ExitCode> {
     })
 }
 
+/// Asks the controller about the fleet. One that does not answer at once, or is of another version, is left out.
+async fn fleet(pins: &Pins) -> Option<State> {
+    let answer = timeout(PATIENCE, control::send(pins, &Request::Fleet)).await.ok()?.ok()?;
+    serde_json::from_str(&answer).ok()?
+}
+
 async fn report(pins: &Pins) -> Result<Report> {
     let pinned = Pinned::open(pins)?;
     let ring = pinned.key_ring()?;
+    let has_secret = pinned.info().key_source == KeySource::Secret as u64;
     Ok(Report {
+        fleet: if has_secret && pins.has_controller()? { fleet(pins).await } else { None },
         interface: pins.interface().to_owned(),
         // In another network namespace, only the pinned link shows that it is attached.
         attached: is_attached(pins).await?.unwrap_or(true),
@@ -121,7 +138,8 @@ async fn report(pins: &Pins) -> Result<Report> {
 
 fn text(report: &Report) -> String {
     let Report { interface, attached, controller, pid, attach, mode, hidden, answering, .. } = report;
-    let Report { since, map_bytes, keys, .. } = report;
+    let Report { since, map_bytes, keys, fleet, .. } = report;
+    let fleet = fleet.as_ref().map(|fleet| format!("\n  fleet        {}", fleet.text())).unwrap_or_default();
     let attached = if *attached { format!("attached, {attach} mode") } else { "not attached".to_owned() };
     let hidden: Vec<_> = hidden.iter().map(Hidden::to_string).collect();
     let hidden = match hidden.join(", ") {
@@ -143,7 +161,7 @@ fn text(report: &Report) -> String {
     };
     let retired = if keys.retired.is_empty() { "none".to_owned() } else { keys.retired.join(", ") };
     format!(
-        "{interface}: {attached}\n  mode         {mode}{hidden}{answering}\n  controller   {controller}\n  \
+        "{interface}: {attached}\n  mode         {mode}{hidden}{answering}\n  controller   {controller}{fleet}\n  \
          counting     since {since:.0}\n  memory       {:.1} MiB in maps\n  retired keys {retired}\n{}",
         *map_bytes as f64 / f64::from(1 << 20),
         keys.attestation.text()

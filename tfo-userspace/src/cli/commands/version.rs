@@ -10,6 +10,7 @@ use crate::{
     control::protocol,
     daemon::order_file,
     dataplane::LAYOUTS,
+    fleet::document,
     kernel::release,
     keys::state,
     util::output::{JSON_VERSION, json, print},
@@ -30,6 +31,10 @@ struct Versions {
     key_file: u64,
     /// Files of `tfo hide`.
     order_file: u64,
+    /// Values of a fleet in etcd, and what a host keeps of them.
+    fleet: u64,
+    /// Whether this build knows etcd.
+    etcd: bool,
     /// Oldest kernel on which it is known to run.
     oldest_kernel: String,
     /// Release of the running kernel.
@@ -48,6 +53,8 @@ pub(super) fn run(args: &Version) -> Result<()> {
         control: protocol::VERSION,
         key_file: state::VERSION,
         order_file: order_file::VERSION,
+        fleet: document::VERSION,
+        etcd: cfg!(feature = "etcd"),
         oldest_kernel: format!("{major}.{minor}"),
         kernel: release::running()?,
         architecture: ARCH,
@@ -57,11 +64,13 @@ pub(super) fn run(args: &Version) -> Result<()> {
 
 fn text(versions: &Versions) -> String {
     let Versions { tfo, map_layout, other_map_layouts, control, key_file, order_file, .. } = versions;
-    let Versions { oldest_kernel, kernel, architecture, .. } = versions;
+    let Versions { fleet, etcd, oldest_kernel, kernel, architecture, .. } = versions;
+    let etcd = if *etcd { "" } else { ", but this build has no etcd" };
     let others: Vec<_> = other_map_layouts.iter().map(u32::to_string).collect();
     format!(
         "tfo {tfo}\n  maps         layout {map_layout}, and takes over {}\n  JSON         {JSON_VERSION}\n  \
-         control      {control}\n  key file     {key_file}\n  order files  {order_file}\n  \
+         control      {control}\n  key file     {key_file}\n  order files  {order_file}\n  fleet        \
+         {fleet}{etcd}\n  \
          kernel       Linux {kernel}, {architecture}; it takes {oldest_kernel} or later",
         others.join(", ")
     )

@@ -46,6 +46,7 @@ impl Controller {
             Request::HideList { interface } => {
                 self.site(&interface).and_then(|site| Ok(serde_json::to_string(site.orders.hidden())?))
             }
+            Request::Fleet => serde_json::to_string(&self.fleet()).context("cannot write it as JSON"),
         };
         reply.send(outcome);
     }
