@@ -336,14 +336,14 @@ fn a_full_etcd_loses_nothing() {
     });
 }
 
-/// A host whose clock is wrong by an hour is named. It learns, and loses no secret.
+/// A host whose clock is an hour ahead is named. It learns, and loses no secret.
 #[test]
 fn a_wrong_clock_is_named() {
     with_fleet(2, |etcd, files, hosts, mut running, config| {
         running.pop().unwrap().kill();
         let path = files.config("b", IFACE);
         let late = hosts.hosts[1].run(move || {
-            let running = Running::start_with_offset(-3600, &["--config", &path]);
+            let running = Running::start_with_offset(3600, &["--config", &path]);
             eventually("tfo run is up", || tfo(&["status", "-i", IFACE]).status.success());
             running
         });

@@ -273,7 +273,8 @@ fn an_emergency_leaves_the_kernels_keys_in_every_map() {
         let held = schedule().held(&secret(), now);
         let succession = Succession::new(secret(), schedule(), Duration::ZERO);
         let memory = Memory::new(dir.path()).unwrap();
-        let mut keeper = Keeper::new(Source::Secret { succession, feed: Box::new(Fixed), memory });
+        let mut keeper =
+            Keeper::new(Source::Secret { succession, feed: Box::new(Fixed), memory: Some(memory) });
         let mut forget = |current: Key, backup: Option<Key>| {
             KeySysctl::open().unwrap().write(current, backup).unwrap();
             let mut maps = Published(Vec::new());
