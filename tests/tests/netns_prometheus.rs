@@ -22,7 +22,7 @@ use tfo_tests::{
     wire::Wire,
 };
 use tfo_userspace::{
-    fleet::{kept::Kept, rotation::first, seal::SealKey},
+    fleet::{document::Document, kept::Kept, seal::SealKey},
     lab::{
         client::fast_open,
         net::{SERVERS, server, source},
@@ -86,7 +86,7 @@ fn scrape_of_everything() -> String {
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
         let seal_key = SealKey::read(key.to_str().unwrap()).unwrap();
         let (kept, _) = Kept::open(Path::new("/var/lib/tfo"), &seal_key).unwrap();
-        kept.store(&seal_key, &first(1).unwrap(), false).unwrap();
+        kept.store(&seal_key, &Document::first(1).unwrap(), false).unwrap();
         let service = "name = \"echo\"\nports = [7413]\nmode = \"shield\"\nhide = { dry_run = true }\nanswer = { dry_run = true }";
         let keys = format!(
             "source = \"etcd\"\netcd = {{ endpoints = [\"http://127.0.0.1:1\"], seal_key = {key:?}, name = \"a\" }}"

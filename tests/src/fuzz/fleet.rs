@@ -1,7 +1,7 @@
 //! Random bytes as a value in etcd: what is not sealed is refused, and what is sealed and accepted is written the same way.
 
 use tfo_userspace::{
-    fleet::{document::Document, record::Record, rotation::first, seal::SealKey},
+    fleet::{document::Document, record::Record, seal::SealKey},
     keys::secret::Secret,
 };
 
@@ -37,7 +37,7 @@ pub fn check(data: &[u8]) {
 
 /// Returns documents and a record.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let document = || first(1).and_then(Document::with_next).expect("random numbers");
+    let document = || Document::first(1).and_then(Document::with_next).expect("random numbers");
     let documents = [document(), document().enforced(2), document().emergency(3).expect("random numbers")];
     let record = br#"{"version":1,"name":"a","instance":"1","tfo":"0","rotate":10,"written":1,"generation":1,"learnt":1,"in_force":1,"forgotten":0,"current":null,"backup":null,"interfaces":[],"fault":null}"#;
     let texts = documents.iter().map(|document| document.text().expect("it can be written").to_vec());

@@ -1,4 +1,4 @@
-//! What a host needs to get to etcd: addresses, names, certificates and the key of the fleet, read from their files.
+//! Access of a host to etcd: addresses, names, certificates and the key of the fleet, read from their files.
 
 use std::{fs, io::Read as _, os::unix::fs::MetadataExt as _, path::Path};
 

@@ -14,7 +14,6 @@ use super::{
     access::Access,
     document::{Document, Outline},
     record::Record,
-    rotation,
     standing::{Expected, Host, Records, lacking},
     store::Store,
     value::Value,
@@ -106,7 +105,7 @@ impl Console {
                  To begin anew, remove the hosts first (`tfo fleet forget HOST`)"
             );
         }
-        let document = rotation::first(unix_seconds())?;
+        let document = Document::first(unix_seconds())?;
         self.write(0, &document).await?.then(|| document.outline()).context("another command was faster")
     }
 

@@ -568,7 +568,6 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::rotation::first;
 
     /// Describes news, with the fingerprints of secrets.
     fn told(known: &Outline, document: &Document) -> Vec<String> {
@@ -583,7 +582,7 @@ mod tests {
 
     #[test]
     fn each_step_is_told() {
-        let document = first(1).unwrap();
+        let document = Document::first(1).unwrap();
         let known = document.outline();
         assert!(told(&known, &document).is_empty());
         let document = document.with_next().unwrap();
@@ -601,7 +600,7 @@ mod tests {
 
     #[test]
     fn steps_that_were_missed_are_told_together() {
-        let document = first(1).unwrap();
+        let document = Document::first(1).unwrap();
         let known = document.outline();
         let document = document.with_next().unwrap().enforced(2).with_next().unwrap();
         let [next, in_force] =

@@ -1,4 +1,4 @@
-//! What a host keeps of its fleet: the last document, and its own random number. The file is sealed like the document.
+//! State that a host keeps of its fleet: the last document, and its own random number. The file is sealed like the document.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -162,7 +162,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::fleet::{rotation::first, seal::tests::key};
+    use crate::fleet::seal::tests::key;
 
     fn error(state: &Path, byte: u8) -> String {
         format!("{:#}", Kept::open(state, &key(byte)).err().expect("it is refused"))
@@ -173,7 +173,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let (kept, none) = Kept::open(folder.path(), &key(1)).unwrap();
         assert!(none.is_none());
-        let document = first(1).unwrap().with_next().unwrap();
+        let document = Document::first(1).unwrap().with_next().unwrap();
         kept.store(&key(1), &document, false).unwrap();
         let (mut again, found) = Kept::open(folder.path(), &key(1)).unwrap();
         assert_eq!((&again.instance, again.forgotten), (&kept.instance, 0));
@@ -204,7 +204,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join(FILE);
         let (kept, _) = Kept::open(folder.path(), &key(1)).unwrap();
-        kept.store(&key(1), &first(1).unwrap(), false).unwrap();
+        kept.store(&key(1), &Document::first(1).unwrap(), false).unwrap();
         assert!(error(folder.path(), 2).contains("another key"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(error(folder.path(), 1).contains("mode 0640"));

@@ -14,21 +14,21 @@ pub struct Member {
 /// Decision about a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It is the one that was taken last.
+    /// The document is the one that was taken last.
     Known,
-    /// It is newer.
+    /// The document is newer.
     Take {
         /// Whether secrets of the documents before have leaked.
         is_emergency: bool,
     },
-    /// It is refused.
+    /// The document is refused.
     Refuse(Refusal),
 }
 
 /// Reason for which a document is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It is older than the one that was taken last: somebody has written an old value again, or etcd was restored from
+    /// The document is older than the one that was taken last: somebody has written an old value again, or etcd was restored from
     /// a backup.
     Older {
         /// Generation of the document.
@@ -36,7 +36,7 @@ pub enum Refusal {
         /// Generation that was taken last.
         taken: u64,
     },
-    /// It has the generation of the one that was taken last, and other contents.
+    /// The document has the generation of the one that was taken last, and other contents.
     Forked {
         /// Generation of both.
         generation: u64,
@@ -93,7 +93,6 @@ impl Member {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::rotation::first;
 
     const TAKE: Decision = Decision::Take { is_emergency: false };
     const FORGET: Decision = Decision::Take { is_emergency: true };
@@ -101,7 +100,7 @@ mod tests {
     #[test]
     fn newer_documents_are_taken_once() {
         let mut member = Member::default();
-        let mut document = first(1).unwrap();
+        let mut document = Document::first(1).unwrap();
         for _ in 0..3 {
             assert_eq!(member.receive(&document), TAKE);
             assert_eq!(member.receive(&document), Decision::Known);
@@ -113,7 +112,7 @@ mod tests {
 
     #[test]
     fn older_ones_are_refused_and_change_nothing() {
-        let (old, new) = (first(1).unwrap(), first(1).unwrap().with_next().unwrap());
+        let (old, new) = (Document::first(1).unwrap(), Document::first(1).unwrap().with_next().unwrap());
         let mut member = Member::default();
         member.receive(&new);
         let before = member.clone();
@@ -127,15 +126,18 @@ mod tests {
     #[test]
     fn another_document_of_the_same_generation_is_refused() {
         let mut member = Member::default();
-        member.receive(&first(1).unwrap().with_next().unwrap());
-        for forked in [first(1).unwrap().emergency(1).unwrap(), first(1).unwrap().with_next().unwrap()] {
+        member.receive(&Document::first(1).unwrap().with_next().unwrap());
+        for forked in [
+            Document::first(1).unwrap().emergency(1).unwrap(),
+            Document::first(1).unwrap().with_next().unwrap(),
+        ] {
             assert_eq!(member.receive(&forked), Decision::Refuse(Refusal::Forked { generation: 2 }));
         }
     }
 
     #[test]
     fn an_emergency_is_seen_even_if_it_was_missed() {
-        let document = first(1).unwrap();
+        let document = Document::first(1).unwrap();
         let mut member = Member::default();
         member.receive(&document);
         let mut absent = member.clone();

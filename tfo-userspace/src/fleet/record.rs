@@ -25,7 +25,7 @@ pub struct Applied {
     pub backup: Option<String>,
     /// Interfaces to which the program is attached.
     pub interfaces: Vec<String>,
-    /// What is wrong on the host; `None` if all is well.
+    /// Fault on the host; `None` if all is well.
     pub fault: Option<String>,
 }
 

@@ -5,12 +5,6 @@ use anyhow::{Context as _, Result};
 use super::document::{Document, Entry, FORMER};
 use crate::keys::secret::Secret;
 
-/// Makes the first document of a fleet, at `now` (seconds since 1970).
-pub fn first(now: u64) -> Result<Document> {
-    let in_force = Entry { id: 1, since: now, secret: Secret::random()? };
-    Ok(Document { generation: 1, in_force, next: None, former: Vec::new(), forget_below: 0 })
-}
-
 impl Document {
     /// Returns the document with a new secret that every host is to learn. A secret that waits already is replaced.
     pub fn with_next(self) -> Result<Self> {
@@ -62,7 +56,7 @@ mod tests {
 
     #[test]
     fn a_rotation_has_two_steps() {
-        let document = first(10).unwrap();
+        let document = Document::first(10).unwrap();
         assert_eq!(numbers(&document), (1, 1, None, 0));
         let old = document.in_force.secret.digits();
         let learning = document.with_next().unwrap();
@@ -78,7 +72,7 @@ mod tests {
 
     #[test]
     fn former_secrets_are_few() {
-        let mut document = first(1).unwrap();
+        let mut document = Document::first(1).unwrap();
         for now in 2..9 {
             document = document.with_next().unwrap().enforced(now);
             Document::parse(&document.text().unwrap()).unwrap();
@@ -88,7 +82,7 @@ mod tests {
 
     #[test]
     fn an_emergency_leaves_one_secret() {
-        let document = first(1).unwrap().with_next().unwrap().enforced(2).with_next().unwrap();
+        let document = Document::first(1).unwrap().with_next().unwrap().enforced(2).with_next().unwrap();
         let leaked: Vec<_> = document.entries().map(|entry| entry.secret.digits()).collect();
         let document = document.emergency(3).unwrap();
         assert_eq!(numbers(&document), (5, 5, None, 5));
@@ -102,15 +96,15 @@ mod tests {
 
     #[test]
     fn a_restored_document_is_newer_than_all() {
-        let document = || first(1).unwrap().with_next().unwrap();
+        let document = || Document::first(1).unwrap().with_next().unwrap();
         assert_eq!(numbers(&document().restored(0).unwrap()), (3, 1, Some(2), 0));
         assert_eq!(numbers(&document().restored(7).unwrap()), (8, 1, Some(2), 0));
     }
 
     #[test]
     fn a_second_rotation_takes_up_or_replaces_the_first() {
-        let document = first(1).unwrap().with_next().unwrap().with_next().unwrap();
+        let document = Document::first(1).unwrap().with_next().unwrap().with_next().unwrap();
         assert_eq!(numbers(&document), (3, 1, Some(3), 0));
-        assert_eq!(numbers(&first(1).unwrap().enforced(2)), (1, 1, None, 0));
+        assert_eq!(numbers(&Document::first(1).unwrap().enforced(2)), (1, 1, None, 0));
     }
 }

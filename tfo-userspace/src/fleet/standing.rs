@@ -10,13 +10,13 @@ use super::{document::Outline, record::Record};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
-    /// It has all secrets of the document, and the right one is in force.
+    /// The host has all secrets of the document, and the right one is in force.
     InStep,
-    /// It is there, but lacks something.
+    /// The host is there, but lacks something.
     Behind,
-    /// Its lease is over: it is off, or can't get to etcd.
+    /// The lease of the host is over: it is off, or can't get to etcd.
     Gone,
-    /// Its record is not from a host with the key of the fleet.
+    /// The record is not from a host with the key of the fleet.
     Refused,
 }
 
@@ -49,13 +49,13 @@ pub struct Host {
 /// Records that etcd has, by the name of the host. An error says why a record is refused.
 #[derive(Debug, Default)]
 pub struct Records {
-    /// Those under a lease.
+    /// Records under a lease.
     pub live: BTreeMap<String, Result<Record, String>>,
-    /// Those without a lease.
+    /// Records without a lease.
     pub known: BTreeMap<String, Result<Record, String>>,
 }
 
-/// What the fleet expects of each host.
+/// State that the fleet expects of each host.
 #[derive(Clone, Debug)]
 pub struct Expected {
     /// Numbers of the document.
