@@ -1,4 +1,4 @@
-//! Where a new secret comes from while tfo runs, and the file in which the secrets outlive a restart.
+//! Sources of a new secret while tfo runs, and the file in which the secrets outlive a restart.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -61,11 +61,11 @@ const EVERY: Duration = Duration::from_secs(1);
 pub struct Watch {
     source: String,
     looked: Instant,
-    /// What the file was when it was read last.
+    /// State of the file when it was read last.
     read: Option<Stamp>,
-    /// What it was at the last look.
+    /// State of the file at the last look.
     seen: Option<Stamp>,
-    /// Why it can't be read.
+    /// Reason for which the file can't be read.
     fault: Option<String>,
 }
 

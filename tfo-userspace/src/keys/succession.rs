@@ -47,14 +47,14 @@ struct Entry {
     from: u64,
 }
 
-/// What learning a secret has changed.
+/// Change by learning a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learnt {
     /// Nothing: it is the newest one already.
     Nothing,
-    /// It comes in force at this time, or when it is told ([`UNTIL_TOLD`]).
+    /// The secret comes in force at this time, or when it is told ([`UNTIL_TOLD`]).
     New(u64),
-    /// It is the secret in force. The ones after it are no longer to come in force.
+    /// The secret is the one in force. The ones after it are no longer to come in force.
     Withdrawn,
 }
 
