@@ -405,7 +405,7 @@ impl Worker {
         self.register(&mut store).await?;
         {
             let mut link = self.shared.link();
-            (link.is_connected, link.has_lease) = (true, true);
+            link.is_connected = true;
             if link.failure.take().is_some() {
                 info!("fleet: in touch with etcd again, by {endpoint}");
             }
@@ -463,8 +463,12 @@ impl Worker {
         Ok(is_ours)
     }
 
-    /// Writes the record of this host, under its lease and without one.
+    /// Writes the record of this host, under its lease and without one. Before the first report there is none, and the
+    /// one of the controller before stays.
     async fn register(&mut self, store: &mut Store) -> Result<()> {
+        if *self.applied.borrow() == Applied::default() {
+            return Ok(());
+        }
         let host = &self.access.host;
         let live = format!("{}{host}", self.access.names.live());
         let known = format!("{}{host}", self.access.names.known());
