@@ -88,6 +88,26 @@ impl ExpandedKey {
             }
         }
     }
+
+    /// Returns the portable cookie for the source of `addresses`, at the services that have `tag`. It is the same whatever
+    /// the destination, so it holds on every host with the key, behind any address translation of the destination.
+    ///
+    /// SipHash-2-4 under the key over the tag and the source address: 12 bytes for IPv4, 24 for IPv6. SipHash covers the
+    /// length, and nothing else that is hashed under a key has these lengths. So such a cookie is never the kernel's, and
+    /// one of a service is never that of a service with another tag.
+    #[inline(always)]
+    pub fn portable(&self, addresses: &Addresses, tag: u64) -> u64 {
+        let [first, second, ..] = addresses.words;
+        let mut hash = SipHash24::begin(self, tag);
+        match addresses.family {
+            Family::Ipv4 => hash.finish_with(first & 0xffff_ffff, 12),
+            Family::Ipv6 => {
+                hash.word(first);
+                hash.word(second);
+                hash.finish(24)
+            }
+        }
+    }
 }
 
 /// Returns a short, public name of a key. It shows whether two hosts hold the same key, without showing the key.
@@ -130,8 +150,15 @@ impl SipHash24 {
 
     /// Returns the hash of the bytes taken in. `length` is their number, a multiple of eight.
     #[inline(always)]
-    fn finish(mut self, length: u64) -> u64 {
-        self.word(length << 56);
+    fn finish(self, length: u64) -> u64 {
+        self.finish_with(0, length)
+    }
+
+    /// Takes in the last, less than eight bytes, as a little-endian word, and returns the hash. `length` is the number of all
+    /// bytes.
+    #[inline(always)]
+    fn finish_with(mut self, last: u64, length: u64) -> u64 {
+        self.word(length << 56 | last);
         self.v[2] ^= 0xff;
         self.round();
         self.round();

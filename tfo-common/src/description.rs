@@ -79,6 +79,8 @@ pub struct Description {
     pub no_cookie: u32,
     /// Index of the counter for the hits of the cookie's key ([`KeyRing::tracks`]), plus one; 0 without a known key.
     pub track: u32,
+    /// 1 if the cookie is a portable one ([`Classified::is_portable`]), else 0.
+    pub portable: u32,
 }
 
 impl Description {
@@ -125,6 +127,7 @@ impl Description {
         if let FastOpen::Cookie(Cookie { value, offset }) = segment.fast_open {
             (self.cookie, self.cookie_offset) = (value, offset);
         }
+        self.portable = found.is_portable.into();
         self.track = found.slot.map_or(0, |slot| u32::from(ring.track(slot)) + 1);
     }
 

@@ -41,7 +41,7 @@ const _: () = {
     assert!(size_of::<Limit>() == 16);
     assert!(offset_of!(Policy, fair) == 24);
     assert!(offset_of!(Policy, shed) == 24 + 16 + 24);
-    assert!(size_of::<Policy>() == 24 + 16 + 24 + 2 * 16 + 24);
+    assert!(size_of::<Policy>() == 24 + 16 + 24 + 2 * 16 + 24 + 8);
     assert!(size_of::<Row>() == 16 * SEATS);
     assert!(size_of::<SourceFilter>() == 2 * (1 << 12) / 8);
 
@@ -64,7 +64,7 @@ const _: () = {
     assert!(size_of::<Prefix>() == 16);
     assert!(size_of::<PrefixTally>() == 24 + 8 * 8 + 8);
     assert!(size_of::<Budget>() == 8 + 2 * 16);
-    assert!(size_of::<Watch>() == 40 + 5 * 8 + 24 + 2 * 8 + 24 + 40 + 2 * 8);
+    assert!(size_of::<Watch>() == 40 + 5 * 8 + 24 + 2 * 8 + 24 + 40 + 3 * 8);
     assert!(offset_of!(Carried, outcomes) == size_of::<Cell>());
     assert!(offset_of!(Carried, watch) == size_of::<Cell>() + size_of::<Outcomes>());
     assert!(size_of::<Carried>() == size_of::<Cell>() + size_of::<Outcomes>() + size_of::<Watch>());

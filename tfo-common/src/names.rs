@@ -6,6 +6,8 @@
 pub const PROGRAM: &str = "tfo_ingress";
 /// The XDP program of mode `shield`, which protects services.
 pub const SHIELD_PROGRAM: &str = "tfo_shield";
+/// The program that hands out portable cookies, for packets that leave.
+pub const EGRESS_PROGRAM: &str = "tfo_egress";
 /// The sock_ops program.
 pub const OUTCOMES_PROGRAM: &str = "tfo_outcomes";
 /// The program that walks the listening sockets, in an object of its own.
@@ -78,6 +80,8 @@ pub const LAST_REQUEST_ROW: &str = "TFO_LAST_REQUEST_ROW";
 pub const SEARCHES_PER_JIFFY: &str = "TFO_SEARCHES_PER_JIFFY";
 /// Global with the [`Seed`](crate::table::Seed) of tags.
 pub const SEED: &str = "TFO_SEED";
+/// Global that tells whether any service has portable cookies.
+pub const HAS_PORTABLE: &str = "TFO_HAS_PORTABLE";
 /// Global that tells whether any port has a service.
 pub const HAS_SERVICES: &str = "TFO_HAS_SERVICES";
 /// Global with the cookie of the network namespace whose connections count.
@@ -94,6 +98,7 @@ const _: () = {
         PROGRAM,
         SHIELD_PROGRAM,
         OUTCOMES_PROGRAM,
+        EGRESS_PROGRAM,
         LISTENERS_PROGRAM,
         COUNTERS,
         SAMPLERS,

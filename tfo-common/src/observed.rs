@@ -295,6 +295,8 @@ pub struct Watch {
     /// Number of SYNs on which [`Guard::Shed`] had decided, acting or in a dry run, and which it left alone since a listener
     /// on their port has keys of its own.
     pub own_keys_spared: u64,
+    /// Number of SYN-ACKs in which the kernel's cookie was replaced by a portable one.
+    pub exchanged: u64,
 }
 
 impl Watch {
@@ -313,6 +315,7 @@ impl Watch {
         local: Local::NEVER,
         unanswered: 0,
         own_keys_spared: 0,
+        exchanged: 0,
     };
 
     /// Adds the counts of `other`.
@@ -331,6 +334,7 @@ impl Watch {
             local: _,
             unanswered,
             own_keys_spared,
+            exchanged,
         } = other;
         self.events += events;
         self.events_lost += events_lost;
@@ -342,6 +346,7 @@ impl Watch {
         self.searches.skipped += searches.skipped;
         self.unanswered += unanswered;
         self.own_keys_spared += own_keys_spared;
+        self.exchanged += exchanged;
     }
 }
 

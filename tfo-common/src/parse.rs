@@ -8,6 +8,7 @@ mod eth;
 mod fault;
 mod ip;
 mod options;
+mod syn_ack;
 mod tcp;
 mod unfollowed;
 mod usual;
@@ -15,6 +16,7 @@ mod usual;
 pub use eth::{LinkLayer, network_offset};
 pub use fault::{Fault, Malformed, Unsupported};
 pub use options::{MAX as MAX_OPTIONS, Options, area as option_area, fast_open_places, options};
+pub use syn_ack::{LONGEST as LONGEST_SYN_ACK, SynAck, syn_ack};
 pub use unfollowed::{Unfollowed, unfollowed};
 
 use crate::{

@@ -71,6 +71,10 @@ pub struct Policy {
     pub shed_per_source: Limit,
     /// Address bits that make a source for `shed_per_source`.
     pub shed_source: SourceMask,
+    /// Tag of the service's portable cookies ([`ExpandedKey::portable`]); 0 if it has none. It is no secret.
+    ///
+    /// [`ExpandedKey::portable`]: crate::cookie::ExpandedKey::portable
+    pub portable: u64,
 }
 
 impl Policy {
@@ -123,6 +127,7 @@ impl Policy {
             shed: OFF,
             shed_per_source: OFF,
             shed_source: ONE,
+            portable: 0,
         }
     }
 
@@ -194,6 +199,8 @@ pub struct Decision {
 impl Decision {
     /// Decision to pass a SYN as it came, made without a guard.
     pub const PASS: Self = Self::without_guard(Verdict::Pass);
+    /// Decision to translate a cookie, made without a guard.
+    pub const REWRITE: Self = Self::without_guard(Verdict::Rewrite);
 
     #[inline(always)]
     const fn without_guard(verdict: Verdict) -> Self {
@@ -216,8 +223,14 @@ impl Decision {
 /// Facts about the packet at hand that [`decide`] asks for.
 pub trait Facts {
     /// Whether the kernel is confirmed to hold a key to translate cookies into. [`decide`] asks once for each retired
-    /// cookie that may be translated, and for no other SYN.
+    /// or portable cookie that may be translated, and for no other SYN.
     fn has_translation(&self) -> bool;
+
+    /// Whether the cookie is a portable one, which the kernel takes only in translation.
+    #[inline(always)]
+    fn is_portable(&self) -> bool {
+        false
+    }
 
     /// Whether an order may hide the source. If not, [`triggers`](Self::triggers) would find no order, either, and take
     /// longer.
@@ -294,10 +307,12 @@ impl Concern {
     /// [`Description::drop_served`](crate::description::Description::drop_served).
     #[inline(always)]
     pub fn of(policy: &Policy, class: Class, facts: &impl Facts) -> Self {
-        let translates = matches!(class, Class::CookieRetired)
+        let is_portable = facts.is_portable();
+        let translates = (matches!(class, Class::CookieRetired) || is_portable)
             && policy.has(Policy::TRANSLATES)
             && facts.has_translation();
-        let is_good = matches!(class, Class::CookieCurrent | Class::CookieBackup) || translates;
+        let is_kernels = matches!(class, Class::CookieCurrent | Class::CookieBackup) && !is_portable;
+        let is_good = is_kernels || translates;
         let is_served = is_good || facts.needs_no_cookie();
         let mut word = if translates { Self::TRANSLATES } else { 0 };
         if is_served || class.has_option() {
@@ -393,6 +408,8 @@ pub fn decide_on(policy: &Policy, concern: Concern, mut facts: impl Facts) -> De
 
 /// Decides quickly on a cookie of one of the kernel's keys, and gives the decision to `then`. Returns false if a guard
 /// would stop the SYN: then no limit is touched, and the caller must call [`decide`].
+///
+/// The caller has made sure that a portable cookie can be translated.
 #[inline(always)]
 pub fn decide_good(policy: &Policy, mut facts: impl Facts, then: impl Fn(Decision)) -> bool {
     if policy.is_on(Guard::Hide) && (policy.hides_all() || facts.may_be_hidden()) {
@@ -408,13 +425,14 @@ pub fn decide_good(policy: &Policy, mut facts: impl Facts, then: impl Fn(Decisio
     if triggers(Guard::Fair) {
         return false;
     }
+    let unguarded = if facts.is_portable() { Decision::REWRITE } else { Decision::PASS };
     // There is a copy of `then` for each decision, in which the decision is a constant.
     if !clamps {
-        then(Decision::PASS);
+        then(unguarded);
     } else if policy.acts(Guard::Clamp) {
-        then(Decision { clamps: true, guard: Some(Guard::Clamp), ..Decision::PASS });
+        then(Decision { clamps: true, guard: Some(Guard::Clamp), ..unguarded });
     } else {
-        then(Decision { would: Guard::Clamp.bit() as u8, ..Decision::PASS });
+        then(Decision { would: Guard::Clamp.bit() as u8, ..unguarded });
     }
     true
 }

@@ -88,8 +88,15 @@ const fn bytes(places: u32) -> u32 {
 /// Bytes at odd offsets stand in the other half of their words, so their sum is swapped.
 #[inline(always)]
 pub const fn checksum(checksum: u16, old: u64, new: u64, odd: bool) -> u16 {
+    Change(change(old, new, odd) as u64).apply(checksum)
+}
+
+/// Returns what that change adds to the sum of the segment, before it is inverted: the difference that
+/// `bpf_l4_csum_replace` takes.
+#[inline(always)]
+pub const fn change(old: u64, new: u64, odd: bool) -> u16 {
     let change = fold(Change::NONE.word(old, new).0);
-    Change(if odd { change.swap_bytes() } else { change } as u64).apply(checksum)
+    if odd { change.swap_bytes() } else { change }
 }
 
 /// Change of some bytes of a segment: a sum of 16-bit words, far below 2^32.

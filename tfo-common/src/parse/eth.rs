@@ -19,10 +19,10 @@ const OFFSET_MASK: u64 = 0x7ff;
 const _: () = assert!((EthHdr::LEN + VLAN_TAGS * VlanHdr::LEN) as u64 <= OFFSET_MASK);
 
 // network-types keeps EtherTypes as they stand in memory.
-const IPV4: [u8; 2] = (EtherType::Ipv4 as u16).to_ne_bytes();
-const IPV6: [u8; 2] = (EtherType::Ipv6 as u16).to_ne_bytes();
+pub(super) const IPV4: [u8; 2] = (EtherType::Ipv4 as u16).to_ne_bytes();
+pub(super) const IPV6: [u8; 2] = (EtherType::Ipv6 as u16).to_ne_bytes();
 /// The two TPIDs that Linux accepts for a VLAN tag (`eth_type_vlan`).
-const VLAN: [[u8; 2]; 2] =
+pub(super) const VLAN: [[u8; 2]; 2] =
     [(EtherType::Ieee8021q as u16).to_ne_bytes(), (EtherType::Ieee8021ad as u16).to_ne_bytes()];
 
 named! {

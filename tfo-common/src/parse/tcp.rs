@@ -25,6 +25,12 @@ pub(super) const fn is_syn(flags: u8) -> bool {
     flags & (SYN | ACK) == SYN
 }
 
+/// Whether these flags are those of a server's first segment.
+#[inline(always)]
+pub(super) const fn is_syn_ack(flags: u8) -> bool {
+    flags & (SYN | ACK | RST | FIN) == SYN | ACK
+}
+
 /// Whether these flags are those of a SYN that a listener does not drop for its other flags.
 #[inline(always)]
 pub(super) const fn is_good_syn(flags: u8) -> bool {
