@@ -2,18 +2,26 @@
 //! frame are in `tfo_common::rewrite`.
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
-use tfo_common::{description::Description, keyring::KeyRing, rewrite, segment::Segment, verdict::Verdict};
+use tfo_common::{
+    class::Class,
+    description::Description,
+    keyring::{CURRENT, KeyRing},
+    rewrite,
+    segment::Segment,
+    verdict::Verdict,
+};
 
 use crate::{answer, frame::Frame, maps};
 
-/// Carries out `verdict` on the SYN at `segment` in `frame`, and returns the XDP action.
+/// Carries out `verdict` on the SYN of `class` at `segment` in `frame`, and returns the XDP action.
 #[inline(always)]
-pub(crate) fn act(mut frame: Frame, verdict: Verdict, segment: &Segment, ring: &KeyRing) -> u32 {
+pub(crate) fn act(frame: Frame, verdict: Verdict, class: Class, segment: &Segment, ring: &KeyRing) -> u32 {
     match verdict {
         Verdict::Pass => {}
+        Verdict::Rewrite if matches!(class, Class::CookieCurrent) => translate_portable(frame, segment, ring),
         Verdict::Rewrite => {
             if let Some(key) = ring.translation() {
-                rewrite::translate(&mut frame, segment, key.cookie(&segment.addresses));
+                translate(frame, segment, key.cookie(&segment.addresses));
             }
         }
         Verdict::Hide => hide(frame.ctx, frame.skipped as u32 + segment.tcp),
@@ -22,6 +30,20 @@ pub(crate) fn act(mut frame: Frame, verdict: Verdict, segment: &Segment, ring: &
         Verdict::Answer => {}
     }
     xdp_action::XDP_PASS
+}
+
+/// Translates the portable cookie of the current key. The kernel need not hand out a fresh one, as it does for its backup
+/// key.
+#[inline(always)]
+pub(crate) fn translate_portable(frame: Frame, segment: &Segment, ring: &KeyRing) {
+    if ring.holds(CURRENT) {
+        translate(frame, segment, ring.slots[CURRENT].cookie(&segment.addresses));
+    }
+}
+
+#[inline(always)]
+fn translate(mut frame: Frame, segment: &Segment, cookie: u64) {
+    rewrite::translate(&mut frame, segment, cookie);
 }
 
 /// Returns the XDP action for a described frame without a class.

@@ -225,7 +225,10 @@ fn compose(ctx: *mut xdp_md) -> Option<()> {
     let gives_cookie = host.has(Host::FAST_OPEN) && listener.has(Listener::FAST_OPEN) && ring.holds(CURRENT);
     if gives_cookie && syn.wants_cookie() {
         reply.flags |= Reply::COOKIE;
-        reply.cookie = ring.slots[CURRENT].cookie(addresses);
+        // No other program sees the answer, so a portable cookie must be in it from the start.
+        let tag = if maps::has_portable() { maps::portable_tag_of(syn.service) } else { 0 };
+        let key = &ring.slots[CURRENT];
+        reply.cookie = if tag != 0 { key.portable(addresses, tag) } else { key.cookie(addresses) };
     }
     if let Some(echo) = offer.timestamp {
         let without = reply.flags;

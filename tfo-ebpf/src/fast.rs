@@ -3,14 +3,19 @@
 
 use aya_ebpf::bindings::xdp_action;
 use tfo_common::{
-    class::{Class, Classified, classify},
+    class::{Class, Classified, classify, classify_at},
     keyring::KeyRing,
     policy::{Decision, Policy, decide, decide_good},
     segment::{FastOpen, Segment},
     service::OTHER,
 };
 
-use crate::{act, frame::Frame, guards::Syn, maps, slow, watch};
+use crate::{
+    act,
+    frame::Frame,
+    guards::{Syn, is_confirmed},
+    maps, slow, watch,
+};
 
 /// Outcome of the fast path for a SYN.
 pub(crate) enum Served {
@@ -36,7 +41,7 @@ pub(crate) fn unguarded(frame: &Frame, segment: &Segment) -> Served {
         } else {
             count(OTHER)
         }
-        act::act(*frame, decision.verdict, segment, ring)
+        act::act(*frame, decision.verdict, class, segment, ring)
     }))
 }
 
@@ -45,7 +50,7 @@ pub(crate) fn unguarded(frame: &Frame, segment: &Segment) -> Served {
 #[inline(always)]
 pub(crate) fn guarded(frame: &Frame, segment: &Segment) -> Served {
     let ring = maps::key_ring_for(segment);
-    let found = classify(segment, ring, maps::Budget);
+    let found = classify_at(segment, ring, maps::portable_tag(frame, segment), maps::Budget);
     let is_served = match segment.fast_open {
         // Without data, only `answer` concerns a SYN without the option, or with an option that is ignored. The latter is
         // rare, and takes the slow path.
@@ -59,6 +64,9 @@ pub(crate) fn guarded(frame: &Frame, segment: &Segment) -> Served {
                 count(frame, segment, ring, found, Decision::PASS, service);
             }
             is_done
+        }
+        FastOpen::Cookie(_) if maps::has_portable() && found.is_portable => {
+            serve_portable(frame, segment, ring, found)
         }
         FastOpen::Ignored | FastOpen::Request | FastOpen::Cookie(_) | FastOpen::BadLength => {
             found.class.constant(|class| serve_good(frame, segment, ring, Classified { class, ..found }))
@@ -91,12 +99,45 @@ fn serve_good(frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classifie
     })
 }
 
+/// Serves a SYN with a portable cookie of the current key as [`serve_good`] does, and translates the cookie.
+#[inline(always)]
+fn serve_portable(frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classified) -> bool {
+    if !matches!(found.class, Class::CookieCurrent) || !is_confirmed() {
+        return false;
+    }
+    let found = Classified { class: Class::CookieCurrent, ..found };
+    let service = maps::service(frame, segment);
+    let Some(policy) = maps::policy(service) else { return false };
+    let syn = Syn { portable: true, ..syn(frame, segment, policy, service) };
+    let is_served = policy.has(Policy::TRANSLATES)
+        && decide_good(policy, syn, |decision| {
+            count(frame, segment, ring, found, decision, service);
+            if decision.clamps {
+                act::clamp(*frame, segment.tcp as usize, policy.max_window(segment.data_len));
+            }
+        });
+    if is_served {
+        act::translate_portable(*frame, segment, ring);
+    }
+    is_served
+}
+
 /// Facts about a SYN for the guards of `service`.
 #[inline(always)]
 fn syn<'a>(frame: &'a Frame, segment: &'a Segment, policy: &'a Policy, service: u32) -> Syn<'a> {
     let Segment { addresses, tcp, data_len, .. } = segment;
     let (tcp, data_len) = (*tcp as usize, *data_len);
-    Syn { frame, addresses, tcp, data_len, policy, service, repeats: false, needs_no_cookie: false }
+    Syn {
+        frame,
+        addresses,
+        tcp,
+        data_len,
+        policy,
+        service,
+        repeats: false,
+        needs_no_cookie: false,
+        portable: false,
+    }
 }
 
 /// Counts the SYN under its class and `decision`. Takes the closer look if one is due.
@@ -119,6 +160,7 @@ fn count(
         // Without `set_cookie`: the closer look reads neither the cookie nor the track of its key, and `count_syn` has
         // counted the hit of that key.
         syn.set_syn(&segment.further_in(frame.skipped), found.class);
+        syn.portable = found.is_portable.into();
         syn.set_decision(decision, service);
         watch::tfo_look(frame.ctx);
     }

@@ -26,6 +26,8 @@ pub(crate) struct Syn<'a> {
     /// Whether the kernel serves it without a good cookie. That is looked up on the slow path: a good cookie that no guard
     /// stops passes in any case.
     pub(crate) needs_no_cookie: bool,
+    /// Whether its cookie is a portable one.
+    pub(crate) portable: bool,
 }
 
 /// Asking [`Guard::Fair`] or [`Guard::Shed`] spends a token. [`Guard::Hide`] is asked for orders on sources only.
@@ -33,6 +35,11 @@ impl Facts for Syn<'_> {
     #[inline(always)]
     fn has_translation(&self) -> bool {
         maps::key_ring().translation().is_some() && check_confirmed()
+    }
+
+    #[inline(always)]
+    fn is_portable(&self) -> bool {
+        self.portable
     }
 
     #[inline(always)]
@@ -146,11 +153,20 @@ fn now() -> u64 {
 /// then, and no SYN is answered.
 #[inline(always)]
 pub(crate) fn check_confirmed() -> bool {
+    let is_confirmed = is_confirmed();
+    if !is_confirmed {
+        maps::watch(|watch| watch.unconfirmed += 1);
+    }
+    is_confirmed
+}
+
+/// Returns the same as [`check_confirmed`], and counts nothing.
+#[inline(always)]
+pub(crate) fn is_confirmed() -> bool {
     let confirmed_ns = maps::confirmed_ns();
     let mut is_confirmed = false;
     maps::watch(|watch| {
         is_confirmed = watch.confirmed.is_recent(confirmed_ns, maps::jiffies(), maps::monotonic_ns);
-        watch.unconfirmed += u64::from(!is_confirmed);
     });
     is_confirmed
 }

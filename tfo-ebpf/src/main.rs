@@ -15,6 +15,7 @@
 
 mod act;
 mod answer;
+mod egress;
 mod fast;
 mod fields;
 mod frame;
@@ -28,9 +29,9 @@ mod unfollowed;
 mod watch;
 
 use aya_ebpf::{
-    bindings::xdp_action,
-    macros::{sock_ops, xdp},
-    programs::{SockOpsContext, XdpContext},
+    bindings::{TC_ACT_UNSPEC, xdp_action},
+    macros::{classifier, sock_ops, xdp},
+    programs::{SockOpsContext, TcContext, XdpContext},
 };
 use tfo_common::{
     parse::{Usual, usual},
@@ -68,6 +69,14 @@ fn serve(ctx: &XdpContext, fast: impl Fn(&Frame, &Segment) -> Served) -> u32 {
     };
     let action = if is_described { slow::finish(ctx.ctx) } else { None };
     action.unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// Program on packets that leave: see [`egress`]. It leaves the verdict on all of them to others (`TCX_NEXT` and
+/// `TC_ACT_UNSPEC` are the same).
+#[classifier]
+pub fn tfo_egress(ctx: TcContext) -> i32 {
+    egress::exchange(&ctx);
+    TC_ACT_UNSPEC
 }
 
 /// sock_ops program that counts the outcomes of connections: see [`outcome`].

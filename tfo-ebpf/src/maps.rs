@@ -16,7 +16,7 @@ use tfo_common::{
     answer::{Host, Input, Listener, Reply},
     bytes::Bytes as _,
     carried::Carried,
-    class::{SearchBudget, find},
+    class::{Keys, SearchBudget, find, find_portable},
     counters::Cell,
     description::Description,
     filter::SourceFilter,
@@ -177,6 +177,10 @@ static TFO_MODE: Global<u8> = Global::new(Mode::Observe as u8);
 #[unsafe(no_mangle)]
 static TFO_HAS_SERVICES: Global<u8> = Global::new(0);
 
+/// [`tfo_common::names::HAS_PORTABLE`]. It is set at load time, so that other services pay nothing for portable cookies.
+#[unsafe(no_mangle)]
+static TFO_HAS_PORTABLE: Global<u8> = Global::new(0);
+
 /// [`tfo_common::names::COMPARES_DATA`]. It is set at load time, so that other services pay nothing for it.
 #[unsafe(no_mangle)]
 static TFO_COMPARES_DATA: Global<u8> = Global::new(0);
@@ -310,6 +314,28 @@ pub(crate) fn has_services() -> bool {
     TFO_HAS_SERVICES.load() != 0
 }
 
+/// Whether any service has portable cookies. This is a load-time constant, true only in mode shield and for programs on
+/// packets that leave.
+#[inline(always)]
+pub(crate) fn has_portable() -> bool {
+    TFO_HAS_PORTABLE.load() != 0
+}
+
+/// Tag of the portable cookies of the service that a SYN is for; 0 if the SYN has no cookie or the service no portable ones.
+#[inline(always)]
+pub(crate) fn portable_tag(frame: &Frame, segment: &Segment) -> u64 {
+    match segment.fast_open {
+        FastOpen::Cookie(_) if has_portable() => portable_tag_of(service(frame, segment)),
+        _ => 0,
+    }
+}
+
+/// Tag of the portable cookies of `service`, or 0 if it has none.
+#[inline(always)]
+pub(crate) fn portable_tag_of(service: u32) -> u64 {
+    policy(service).map_or(0, |policy| policy.portable)
+}
+
 /// Budget of this CPU for trying keys that the kernel does not hold.
 #[derive(Clone, Copy)]
 pub(crate) struct Budget;
@@ -330,23 +356,56 @@ impl SearchBudget for Budget {
     #[inline(always)]
     fn find(&self, addresses: &Addresses, cookie: u64, ring: &KeyRing) -> Option<usize> {
         packet()?.set_search(addresses, cookie);
-        let store = TFO_KEYS.get_ptr(0)? as usize;
-        let mut slot = tfo_find(((&raw const *ring) as usize).wrapping_sub(store) as u64) as usize;
-        if slot >= SLOTS {
-            return None;
-        }
-        // In assembly: LLVM knows that the mask changes nothing, and the verifier does not.
-        // SAFETY: works on one register and touches neither memory nor the stack.
-        unsafe {
-            asm!(
-                "{slot} &= {MASK}",
-                slot = inout(reg) slot,
-                MASK = const TRACKS - 1,
-                options(pure, nomem, nostack, preserves_flags),
-            );
-        }
-        Some(slot)
+        slot_of(tfo_find(offset_of_ring(ring)?))
     }
+
+    #[inline(always)]
+    fn find_portable(
+        &self,
+        addresses: &Addresses,
+        cookie: u64,
+        ring: &KeyRing,
+        tag: u64,
+        keys: Keys,
+    ) -> Option<usize> {
+        packet()?.set_search(addresses, cookie);
+        slot_of(tfo_find_portable(offset_of_ring(ring)?, tag, (keys == Keys::Others).into()))
+    }
+}
+
+/// Offset of `ring`, which is in force, in the entry of the key map.
+#[inline(always)]
+fn offset_of_ring(ring: &KeyRing) -> Option<u64> {
+    let store = TFO_KEYS.get_ptr(0)? as usize;
+    Some(((&raw const *ring) as usize).wrapping_sub(store) as u64)
+}
+
+/// Ring at this offset of `store`.
+#[inline(always)]
+fn ring_at(store: *const KeyStore, offset: u64) -> &'static KeyRing {
+    // SAFETY: as in `in_force`.
+    let rings = unsafe { &(*store).rings };
+    &rings[usize::from(offset as usize != offset_of!(KeyStore, rings))]
+}
+
+/// Slot with this number, or `None` from [`SLOTS`] on.
+#[inline(always)]
+fn slot_of(slot: u32) -> Option<usize> {
+    let mut slot = slot as usize;
+    if slot >= SLOTS {
+        return None;
+    }
+    // In assembly: LLVM knows that the mask changes nothing, and the verifier does not.
+    // SAFETY: works on one register and touches neither memory nor the stack.
+    unsafe {
+        asm!(
+            "{slot} &= {MASK}",
+            slot = inout(reg) slot,
+            MASK = const TRACKS - 1,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    Some(slot)
 }
 
 /// Finds the slot of the key that made the described cookie, among the keys that the kernel does not hold. Returns [`SLOTS`] if
@@ -358,10 +417,20 @@ impl SearchBudget for Budget {
 #[inline(never)]
 pub extern "C" fn tfo_find(ring: u64) -> u32 {
     let (Some(store), Some(packet)) = (TFO_KEYS.get_ptr(0), packet()) else { return SLOTS as u32 };
-    // SAFETY: as in `in_force`.
-    let rings = unsafe { &(*store).rings };
-    let ring = &rings[usize::from(ring as usize != offset_of!(KeyStore, rings))];
-    find(&packet.addresses(), packet.cookie, ring).unwrap_or(SLOTS) as u32
+    find(&packet.addresses(), packet.cookie, ring_at(store, ring)).unwrap_or(SLOTS) as u32
+}
+
+/// Finds the slot of the key that made the described cookie, as a portable one of the services with `tag`: among the keys that
+/// the kernel does not hold if `others` is 1, or else its backup key. Like [`tfo_find`] it is a global function.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tfo_find_portable(ring: u64, tag: u64, others: u32) -> u32 {
+    if !has_portable() {
+        return SLOTS as u32;
+    }
+    let (Some(store), Some(packet)) = (TFO_KEYS.get_ptr(0), packet()) else { return SLOTS as u32 };
+    let keys = if others == 0 { Keys::Backup } else { Keys::Others };
+    find_portable(&packet.addresses(), packet.cookie, ring_at(store, ring), tag, keys).unwrap_or(SLOTS) as u32
 }
 
 /// Service that a SYN is for.
@@ -541,11 +610,12 @@ pub(crate) fn samplers(service: u32) -> Option<&'static mut Samplers> {
     Some(unsafe { &mut *samplers })
 }
 
-/// Calls `update` with the [`Watch`] of this CPU. For XDP programs only.
+/// Calls `update` with the [`Watch`] of this CPU. For programs on packets only.
 #[inline(always)]
 pub(crate) fn watch(update: impl FnOnce(&mut Watch)) {
     if let Some(watch) = TFO_WATCH.get_ptr_mut(0) {
-        // SAFETY: as in `cell`. The sock_ops program, which may be interrupted, does not call this.
+        // SAFETY: as in `cell`. A packet leaves with softirqs off, too. The sock_ops program, which may be interrupted, does not
+        // call this.
         update(unsafe { &mut *watch });
     }
 }

@@ -6,7 +6,7 @@ use core::hint::black_box;
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use aya_log_ebpf::debug;
 use tfo_common::{
-    class::{Classified, classify},
+    class::{Classified, classify_at},
     keyring::KeyRing,
     observed::Subject,
     parse::walk,
@@ -30,10 +30,12 @@ pub(crate) const FAULT: u32 = 2;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
-    match walk(Frame::anew(ctx), maps::link_layer()) {
+    let frame = Frame::anew(ctx);
+    match walk(frame, maps::link_layer()) {
         Ok(Some(segment)) => {
             let ring = maps::key_ring_for(&segment);
-            describe(&segment, classify(&segment, ring, maps::Budget), ring);
+            let tag = maps::portable_tag(&frame, &segment);
+            describe(&segment, classify_at(&segment, ring, tag, maps::Budget), ring);
             SYN
         }
         Ok(None) => NOT_SYN,
@@ -76,7 +78,7 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
         act::clamp(Frame::anew(ctx), syn.tcp as usize, policy.max_window(syn.data_len));
     }
     // Without a cookie, `segment` has the one of an earlier packet. Only a rewrite reads it, and it is of a cookie.
-    Some(act::act(Frame::anew(ctx), decision.verdict, &syn.segment(), maps::key_ring()))
+    Some(act::act(Frame::anew(ctx), decision.verdict, syn.class()?, &syn.segment(), maps::key_ring()))
 }
 
 /// Decides on the described SYN if the kernel will not serve it and no more than a look is needed for that, as for the forged
@@ -105,6 +107,7 @@ fn decide_quickly(ctx: *mut xdp_md) -> Option<bool> {
         service,
         repeats: false,
         needs_no_cookie: false,
+        portable: false,
     };
     let decision = decide_refused(policy, class, facts);
     if let Some(decision) = decision {
@@ -125,7 +128,9 @@ fn look_closer(ctx: *mut xdp_md) -> Option<()> {
     let service = maps::service_at(frame, tcp, addresses);
     let repeats = maps::compares_data() && syn.repeats != 0;
     let (data_len, needs_no_cookie) = (syn.data_len, maps::mode() == Mode::Shield && syn.no_cookie != 0);
-    let facts = |policy| Syn { frame, addresses, tcp, data_len, policy, service, repeats, needs_no_cookie };
+    let portable = maps::has_portable() && syn.portable != 0;
+    let facts =
+        |policy| Syn { frame, addresses, tcp, data_len, policy, service, repeats, needs_no_cookie, portable };
     // `tfo_shield` takes the policy from its map. `tfo_ingress` has one that is made of constants.
     let decision = if maps::mode() == Mode::Shield {
         let policy = maps::policy(service)?;

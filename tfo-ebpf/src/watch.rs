@@ -10,6 +10,7 @@ use tfo_common::{
         Connection, EventGuard, HEAD_LEN, Pending, Prefix, PrefixTally, Subject, Watch, is_remarkable,
     },
     sample::Sample,
+    verdict::Verdict,
 };
 
 use crate::{
@@ -44,7 +45,9 @@ fn look(frame: &Frame, packet: &Description, watch: &mut Watch) {
     let (class, connection) = (packet.class(), &connection(frame, packet));
     if let Some(class) = class {
         remember_prefix(connection, class, taken.weight, watch);
-        if Subject::is_pending(class, packet.verdict as u16) {
+        // The kernel does not know a portable cookie that is not translated.
+        let is_passed_on = packet.portable != 0 && packet.verdict == Verdict::Pass as u32;
+        if Subject::is_pending(class, packet.verdict as u16) && !is_passed_on {
             let pending = &Pending { weight: taken.weight, class: class as u64 };
             // If the entry can't be inserted, the outcome of the SYN is not counted.
             let _: Result<(), i32> = TFO_PENDING.insert(connection, pending, ANY);
