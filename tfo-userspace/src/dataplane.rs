@@ -5,6 +5,7 @@ mod batch;
 mod carry;
 mod change;
 mod device;
+mod egress;
 mod layout_0_1;
 mod link;
 mod object;
@@ -55,6 +56,9 @@ use crate::{
     util::{privileges, time::unix_seconds},
 };
 
+/// Warning about services with portable cookies whose program for packets that leave is not attached.
+pub const NOT_HANDED_OUT: &str = "portable cookies are translated, but not handed out: clients get ordinary ones, which hold at one destination only";
+
 /// Checks that this user and this kernel can run the program, before anything is changed. The error says why not.
 pub fn preflight() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
@@ -84,6 +88,8 @@ pub struct Datapath {
     program: Program,
     info: Info,
     logger: Option<EbpfLogger<&'static dyn Log>>,
+    /// Result of attaching the program that hands out portable cookies, if any service has them.
+    egress: Option<Result<(), String>>,
     /// Values of [`Counters::hits`] when the current key last changed.
     last_hits: [u64; TRACKS],
 }
@@ -146,12 +152,13 @@ impl Datapath {
                 warn!("{name}: {error:#}");
                 None
             });
-        let Enforced { program, object, generation, info, .. } = enforced;
+        let Enforced { program, object, generation, info, egress, .. } = enforced;
         let last_hits = before.map_or([0; TRACKS], |mut before| {
             before.flush_log();
             before.last_hits
         });
-        Self { interface, pins: (**pins).clone(), generation, object, program, info, logger, last_hits }
+        let pins = (**pins).clone();
+        Self { interface, pins, generation, object, program, info, logger, egress, last_hits }
     }
 
     /// Applies `publish` to the keys in the map. If [`Publish::Held`] changes the current key, keys that were retired
@@ -332,6 +339,13 @@ impl Datapath {
         remove_if_there(&next)?;
         link.pin(&next).with_context(|| format!("cannot pin the link at {}", next.display()))?;
         rename_if_there(&next, &path)?;
+        if let Some(Ok(())) = self.egress {
+            remove_if_there(&self.generation.egress_link())?;
+            remove_if_there(&self.generation.egress_filter())?;
+            if let Err(error) = self.object.attach_egress(&interface, &self.generation, false) {
+                warn!("{}: {NOT_HANDED_OUT}: {error:#}", interface.name);
+            }
+        }
         self.interface = interface;
         Ok(())
     }

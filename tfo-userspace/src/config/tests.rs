@@ -56,6 +56,7 @@ dry_run = true
 name = "dns"
 ports = [53]
 mode = "accelerate"
+portable = true
 once = true
 clamp = true
 hide = { dry_run = true }
@@ -132,6 +133,7 @@ fn every_key_is_read() {
                         }),
                     },
                     unfollowed: Unfollowed::Drop,
+                    portable: false,
                 },
                 Named {
                     name: "dns".to_owned(),
@@ -160,6 +162,7 @@ fn every_key_is_read() {
                         }),
                     },
                     unfollowed: Unfollowed::Pass,
+                    portable: true,
                 },
             ],
             Mode::Observe,

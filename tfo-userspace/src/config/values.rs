@@ -10,7 +10,7 @@ use toml::de::DeValue;
 use super::{
     Config, Keys,
     protections::guards,
-    table::{Table, choice, number, text, wrong_type},
+    table::{Table, choice, flag, number, text, wrong_type},
 };
 use crate::{
     kernel::interface,
@@ -143,6 +143,7 @@ fn service(table: &mut Table) -> (Named, Offsets) {
     let mode = table.get("mode", choice::<ProgramMode>);
     // A wrong mode is a fault of its own.
     let may_drop = mode.map_or(has_mode, |mode| mode == ProgramMode::Shield);
+    let may_change = mode.map_or(has_mode, |mode| mode != ProgramMode::Observe);
     let named = Named {
         name,
         ports,
@@ -154,6 +155,7 @@ fn service(table: &mut Table) -> (Named, Offsets) {
         mode: mode.unwrap_or_default().into(),
         guards: guards(table),
         unfollowed: table.get("unfollowed", |value| unfollowed(value, may_drop)).unwrap_or_default(),
+        portable: table.get("portable", |value| portable(value, may_change)).unwrap_or_default(),
     };
     (named, (offset, offsets))
 }
@@ -162,6 +164,16 @@ fn unfollowed(value: &DeValue, may_drop: bool) -> Result<Unfollowed, String> {
     match choice(value)? {
         Unfollowed::Drop if !may_drop => {
             Err("`drop` needs mode = \"shield\", since the other modes drop nothing".to_owned())
+        }
+        chosen => Ok(chosen),
+    }
+}
+
+fn portable(value: &DeValue, may_change: bool) -> Result<bool, String> {
+    match flag(value)? {
+        true if !may_change => {
+            Err("this needs mode = \"accelerate\" or \"shield\", since mode \"observe\" changes no packet"
+                .to_owned())
         }
         chosen => Ok(chosen),
     }

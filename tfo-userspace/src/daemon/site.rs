@@ -19,7 +19,8 @@ use super::{
 };
 use crate::{
     dataplane::{
-        self, Built, Datapath, Enforced, OnDevice, Presence, Program, Publish, on_device, pins::Locked,
+        self, Built, Datapath, Enforced, NOT_HANDED_OUT, OnDevice, Presence, Program, Publish, on_device,
+        pins::Locked,
     },
     kernel::{
         interface::{Interface, answers_as},
@@ -341,6 +342,9 @@ impl Site {
                 (true, true) => ", and `once` compares nothing but data",
             };
             warn!("{}: outcomes of connections are not counted{replays}: {why}", self.name);
+        }
+        if let Some(Err(why)) = enforced.egress() {
+            warn!("{}: {NOT_HANDED_OUT}: {why}", self.name);
         }
         let datapath = Datapath::settle(&self.pins, interface, enforced, self.datapath.take());
         let shown = datapath.attach();

@@ -374,14 +374,21 @@ pub(super) struct EarlierGenerations {
     /// The pinned link of the program that follows connections, wherever a controller that died has left it: it is moved
     /// before the link of the XDP program. There must not be a second one, since both would count.
     pub(super) outcomes_link: Option<PathBuf>,
+    /// The pinned link of the program that hands out portable cookies, likewise.
+    pub(super) egress_link: Option<PathBuf>,
+    /// Pin of that program where a filter attaches it, likewise.
+    pub(super) egress_filter: Option<PathBuf>,
 }
 
 impl EarlierGenerations {
     /// Opens the earlier generations among `all`, the oldest first. Maps that can't be carried over are logged.
     pub(super) fn open(interface: &str, all: &[Generation]) -> Result<Self> {
-        let outcomes_link = all.iter().rev().map(Generation::outcomes_link).find(|link| link.exists());
+        let newest = |path: fn(&Generation) -> PathBuf| all.iter().rev().map(path).find(|pin| pin.exists());
+        let outcomes_link = newest(Generation::outcomes_link);
+        let egress_link = newest(Generation::egress_link);
+        let egress_filter = newest(Generation::egress_filter);
         let Some(at) = all.iter().rposition(|generation| generation.has_link().unwrap_or(false)) else {
-            return Ok(Self { outcomes_link, ..Self::default() });
+            return Ok(Self { outcomes_link, egress_link, egress_filter, ..Self::default() });
         };
         let in_force = match EarlierGeneration::open(&all[at])? {
             Ok(earlier) => Some(earlier),
@@ -401,7 +408,8 @@ impl EarlierGenerations {
                 Err(why) => debug!("{interface}: {} is incomplete: {why}", generation.dir().display()),
             }
         }
-        Ok(Self { linked: Some(all[at].clone()), in_force, unfinished, outcomes_link })
+        let linked = Some(all[at].clone());
+        Ok(Self { linked, in_force, unfinished, outcomes_link, egress_link, egress_filter })
     }
 
     /// Returns the counts of all these generations until now, by the name of the service.

@@ -31,6 +31,7 @@ use tracing::{debug, warn};
 use super::{
     LoadOptions, Object,
     carry::{EarlierGeneration, EarlierGenerations},
+    egress,
     object::{SharedMaps, wait_for_running_programs},
     syscall,
     tables::Shared,
@@ -64,6 +65,8 @@ pub struct Built {
     shared: Vec<&'static str>,
     /// Result of loading the program that follows connections, with the reason of a failure.
     outcomes: Result<(), String>,
+    /// Likewise of the one that hands out portable cookies, if any service has them.
+    egress: Option<Result<(), String>>,
 }
 
 impl Built {
@@ -94,7 +97,8 @@ impl Built {
         object.carry_memory(&past, &shared)?;
         object.verify()?;
         let outcomes = object.verify_outcomes();
-        Ok(Self { program, object, past, shared, outcomes })
+        let egress = program.options.portable.then(|| object.verify_egress());
+        Ok(Self { program, object, past, shared, outcomes, egress })
     }
 
     /// Returns the program and its maps, which are not in force yet.
@@ -124,10 +128,11 @@ impl Built {
         match self.try_enforce(pins, &generation, interface, live, attach, orders) {
             Ok(changed) => {
                 let (info, updated, outcomes) = changed;
-                let Self { program, object, past, shared, .. } = self;
-                Ok(Enforced { program, object, past, shared, generation, info, updated, outcomes })
+                let Self { program, object, past, shared, egress, .. } = self;
+                Ok(Enforced { program, object, past, shared, generation, info, updated, outcomes, egress })
             }
             Err(error) => {
+                // Nothing else would remove the link of a program that is to be in force without the XDP program.
                 if let Err(error) = generation.remove() {
                     debug!("{}: {error:#}", interface.name);
                 }
@@ -200,7 +205,33 @@ impl Built {
             updated.restore();
             return Err(error).with_context(|| format!("cannot take over the program on {}", interface.name));
         }
+        // Comes last: from now on, portable cookies are translated when they come back.
+        if let Some(Ok(())) = self.egress {
+            let attached = self.hand_out(generation, interface, live.is_some(), &mut updated);
+            self.egress = Some(attached.map_err(|error| format!("{error:#}")));
+        }
         Ok((info, updated, outcomes))
+    }
+
+    /// Attaches this generation's program that hands out portable cookies. If the XDP program `was_live`, it may replace an
+    /// earlier one, else the interface is a new one and its links are dead.
+    fn hand_out(
+        &mut self,
+        generation: &Generation,
+        interface: &Interface,
+        was_live: bool,
+        updated: &mut UpdatedLinks,
+    ) -> Result<()> {
+        if let (Some(link), true) = (&self.past.egress_link, was_live) {
+            let program = self.object.egress_program()?.fd()?.as_fd().try_clone_to_owned()?;
+            match updated.replace(link, program.as_fd()) {
+                Ok(()) => return Ok(()),
+                // Somebody has detached it.
+                Err(error) => debug!("{}: {error:#}", interface.name),
+            }
+        }
+        let has_filter = self.past.egress_filter.is_some() && was_live;
+        self.object.attach_egress(interface, generation, has_filter)
     }
 
     /// Pins the programs, so that the next change can open them: see [`UpdatedLinks`].
@@ -210,11 +241,15 @@ impl Built {
         };
         let path = generation.program();
         pin(&path, self.object.program()?.pin(&path))?;
-        if self.outcomes.is_err() {
-            return Ok(());
+        if self.outcomes.is_ok() {
+            let path = generation.outcomes_program();
+            pin(&path, self.object.outcomes_program()?.pin(&path))?;
         }
-        let path = generation.outcomes_program();
-        pin(&path, self.object.outcomes_program()?.pin(&path))
+        if let Some(Ok(())) = self.egress {
+            let path = generation.egress_program();
+            pin(&path, self.object.egress_program()?.pin(&path))?;
+        }
+        Ok(())
     }
 
     /// Attaches this generation's program that follows connections. The error says why that failed.
@@ -299,6 +334,7 @@ pub struct Enforced {
     pub(super) generation: Generation,
     pub(super) info: Info,
     pub(super) outcomes: Result<(), String>,
+    pub(super) egress: Option<Result<(), String>>,
     past: EarlierGenerations,
     shared: Vec<&'static str>,
     updated: UpdatedLinks,
@@ -318,6 +354,14 @@ impl Enforced {
         {
             rename_if_there(before, &now.outcomes_link())?;
         }
+        if let (Some(Ok(())), Some(before)) = (&self.egress, &self.past.egress_link)
+            && !now.has_egress()?
+        {
+            rename_if_there(before, &now.egress_link())?;
+        }
+        if self.past.egress_filter.is_some() && !now.egress_filter().exists() {
+            egress::remove_filter(pins)?;
+        }
         if let Some(before) = &self.past.linked
             && !now.has_link()?
         {
@@ -331,6 +375,11 @@ impl Enforced {
         &self.program
     }
 
+    /// Returns whether portable cookies are handed out, if any service has them. The error is the reason why not.
+    pub fn egress(&self) -> Option<Result<(), &str>> {
+        self.egress.as_ref().map(|egress| egress.as_ref().copied().map_err(String::as_str))
+    }
+
     /// Returns whether connections are followed. The error is the reason why not.
     pub fn outcomes(&self) -> Result<(), &str> {
         self.outcomes.as_ref().copied().map_err(String::as_str)
@@ -338,6 +387,10 @@ impl Enforced {
 
     /// Puts the earlier generation back in force, and adds the counts made meanwhile to it.
     pub fn undo(mut self) -> Result<()> {
+        // Before the XDP program, so that no portable cookie is handed out that is not translated.
+        if self.generation.egress_filter().exists() {
+            egress::restore_filter(&self.info, self.past.egress_filter.as_deref())?;
+        }
         self.updated.restore();
         wait_for_running_programs();
         if let Some(earlier) = &self.past.in_force {
@@ -380,7 +433,8 @@ impl UpdatedLinks {
 
     /// Opens the loaded program with this id by its pin. Without one, it takes CAP_SYS_ADMIN.
     fn program(&self, id: u32) -> Result<OwnedFd> {
-        let pins = self.generations.iter().flat_map(|one| [one.program(), one.outcomes_program()]);
+        let pins = self.generations.iter();
+        let pins = pins.flat_map(|one| [one.program(), one.outcomes_program(), one.egress_program()]);
         for pin in pins {
             if ProgramInfo::from_pin(&pin).is_ok_and(|program| program.id() == id) {
                 return Ok(syscall::pinned(&pin)?);

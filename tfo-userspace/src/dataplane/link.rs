@@ -10,7 +10,7 @@ use aya::programs::{
 use tfo_common::info::Attach;
 use tracing::{debug, warn};
 
-use super::{Object, Pinned};
+use super::{Object, Pinned, egress};
 use crate::{
     dataplane::pins::Pins,
     kernel::{
@@ -73,6 +73,11 @@ pub(super) async fn detach(pins: &Pins) -> Result<()> {
     let attached = is_attached(pins).await.ok().flatten() == Some(true);
     let program = linked_program(pins).ok().flatten().filter(|_| attached);
     let index = Pinned::open(pins).map_or(0, |pinned| pinned.info().ifindex);
+    if pins.has_egress_filter()?
+        && let Err(error) = egress::remove_filter(pins)
+    {
+        warn!("{}: {error:#}", pins.interface());
+    }
     pins.remove_links()?;
     // The kernel releases an unpinned link in the background (bpf_link_put).
     let patience = Instant::now() + Duration::from_secs(2);

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Array, MapData, RingBuf, lpm_trie::LpmTrie},
-    programs::{SockOps, Xdp},
+    programs::{SchedClassifier, SockOps, Xdp},
 };
 use nix::time::{ClockId, clock_gettime};
 use tfo_common::{
@@ -99,6 +99,7 @@ impl Object {
         let [last_source_row, last_replay_row, last_request_row] = rows.map(|rows| rows - 1);
         let Seed(seed) = Seed::new(options.seed);
         let compares_data = u8::from(options.compares_data);
+        let portable = u8::from(options.portable);
         let (answers, hz) = (u8::from(options.answers), jiffies_per_second()? as u32);
         let places = if options.answers { Some(places()?) } else { None };
         let mut loader = EbpfLoader::new();
@@ -110,6 +111,7 @@ impl Object {
             .override_global(names::MODE, &mode, true)
             .override_global(names::COMPARES_DATA, &compares_data, true)
             .override_global(names::ANSWERS, &answers, true)
+            .override_global(names::HAS_PORTABLE, &portable, true)
             .override_global(names::HZ, &hz, true)
             .override_global(names::HAS_SERVICES, &has_services, true)
             .override_global(names::NETNS, &options.netns_cookie, true)
@@ -168,6 +170,13 @@ impl Object {
     pub(super) fn outcomes_program(&mut self) -> Result<&mut SockOps> {
         let program = self.ebpf.program_mut(names::OUTCOMES_PROGRAM);
         let program = program.with_context(|| format!("there is no program {}", names::OUTCOMES_PROGRAM))?;
+        Ok(program.try_into()?)
+    }
+
+    /// Returns the program that hands out portable cookies.
+    pub fn egress_program(&mut self) -> Result<&mut SchedClassifier> {
+        let program = self.ebpf.program_mut(names::EGRESS_PROGRAM);
+        let program = program.with_context(|| format!("there is no program {}", names::EGRESS_PROGRAM))?;
         Ok(program.try_into()?)
     }
 

@@ -23,6 +23,8 @@ pub struct LoadOptions {
     pub sizes: Sizes,
     /// Whether any service compares the data of SYNs. The table for it has one row otherwise.
     pub compares_data: bool,
+    /// Whether any service has portable cookies.
+    pub portable: bool,
     /// Number of cookies in a jiffy that a CPU may compare in vain with the keys that the kernel does not hold.
     pub searches: u32,
     /// Hash seed of the tags of remembered sources and SYNs. With another seed, they are not found again.
@@ -39,6 +41,7 @@ impl LoadOptions {
         netns_cookie: 0,
         sizes: Sizes::DEFAULT,
         compares_data: false,
+        portable: false,
         searches: SEARCHES_PER_JIFFY,
         seed: 0,
     };

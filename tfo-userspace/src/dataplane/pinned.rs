@@ -158,6 +158,12 @@ impl Pinned {
         named.map(|(index, name)| Ok((name?, self.orders.policy(index)?))).collect()
     }
 
+    /// Returns the services with portable cookies.
+    pub fn portable(&self) -> Result<BTreeSet<String>> {
+        let policies = self.policies()?.into_iter();
+        Ok(policies.filter_map(|(name, policy)| (policy.portable != 0).then_some(name)).collect())
+    }
+
     /// Returns the content of the info map.
     pub fn info(&self) -> &Info {
         &self.info

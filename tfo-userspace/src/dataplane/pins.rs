@@ -35,9 +35,15 @@ const LINK: &str = "link";
 const NEXT_LINK: &str = "link-next";
 /// File name of the link of the program that follows connections.
 const OUTCOMES_LINK: &str = "outcomes-link";
-/// File names of the XDP program and of the program that follows connections. A link shows only the id of its program, and
+/// File names of the XDP program, of the program that follows connections, and of the one that hands out portable cookies. A
+/// link shows only the id of its program, and
 /// opening a program by its id takes CAP_SYS_ADMIN. By these pins a change can be taken back without it.
-const PROGRAMS: [&str; 2] = ["program", "outcomes-program"];
+const PROGRAMS: [&str; 3] = ["program", "outcomes-program", "egress-program"];
+/// File name of the link of the program that hands out portable cookies (tcx).
+const EGRESS_LINK: &str = "egress-link";
+/// File name of a second pin of this program. It says that a filter on the qdisc clsact attaches the program, which no link
+/// does before Linux 6.6.
+const EGRESS_FILTER: &str = "egress-filter";
 /// Names of the maps that are pinned.
 pub const MAPS: [&str; 22] = [
     names::COUNTERS,
@@ -247,6 +253,17 @@ impl Pins {
         self.in_force()?.map_or(Ok(false), |generation| exists(&generation.outcomes_link()))
     }
 
+    /// Returns whether portable cookies are handed out.
+    pub fn has_egress(&self) -> Result<bool> {
+        self.in_force()?.map_or(Ok(false), |generation| generation.has_egress())
+    }
+
+    /// Returns whether a filter on the qdisc clsact is ours.
+    pub fn has_egress_filter(&self) -> Result<bool> {
+        let generations = self.generations()?;
+        Ok(generations.iter().any(|generation| generation.egress_filter().exists()))
+    }
+
     /// Takes the controller's lock on the folder, which it creates if need be. If another process has the lock, it
     /// waits for up to `patience`.
     pub fn lock(&self, patience: Duration) -> Result<Locked> {
@@ -324,6 +341,8 @@ impl Pins {
     /// Removes the links, the XDP program's first, which detaches the programs.
     pub fn remove_links(&self) -> Result<()> {
         let generations = self.generations()?;
+        // No portable cookie is handed out that is not translated any more.
+        generations.iter().try_for_each(|generation| remove_if_there(&generation.egress_link()))?;
         generations.iter().rev().try_for_each(|generation| remove_if_there(&generation.link()))?;
         generations.iter().try_for_each(|generation| remove_if_there(&generation.outcomes_link()))
     }
@@ -384,9 +403,29 @@ impl Generation {
         self.dir.join(PROGRAMS[1])
     }
 
+    /// Returns the pin path of the program that hands out portable cookies.
+    pub fn egress_program(&self) -> PathBuf {
+        self.dir.join(PROGRAMS[2])
+    }
+
+    /// Returns the pin path of its link.
+    pub fn egress_link(&self) -> PathBuf {
+        self.dir.join(EGRESS_LINK)
+    }
+
+    /// Returns the path of the pin that says that a filter attaches it.
+    pub fn egress_filter(&self) -> PathBuf {
+        self.dir.join(EGRESS_FILTER)
+    }
+
     /// Returns whether the XDP program's link is pinned in this generation.
     pub fn has_link(&self) -> Result<bool> {
         exists(&self.link())
+    }
+
+    /// Returns whether portable cookies are handed out by a link or a filter that is pinned in this generation.
+    pub fn has_egress(&self) -> Result<bool> {
+        Ok(exists(&self.egress_link())? || exists(&self.egress_filter())?)
     }
 
     /// Removes all pins of the generation, and its folder.
@@ -394,6 +433,8 @@ impl Generation {
         remove_if_there(&self.link())?;
         remove_if_there(&self.next_link())?;
         remove_if_there(&self.outcomes_link())?;
+        remove_if_there(&self.egress_link())?;
+        remove_if_there(&self.egress_filter())?;
         for name in PROGRAMS {
             remove_if_there(&self.dir.join(name))?;
         }

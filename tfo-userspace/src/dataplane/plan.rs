@@ -157,6 +157,7 @@ fn policy(named: &Named, hz: u64) -> Policy {
     let source = |SourceLen { v4, v6 }| SourceMask::new(v4, v6);
     let mut policy = Policy::of_mode(named.mode);
     policy.flags |= if drops_unfollowed(named) { Policy::DROPS_UNFOLLOWED } else { 0 };
+    policy.portable = if named.portable { portable_tag(&named.name) } else { 0 };
     // Without `..`, so that a new guard can't be forgotten here.
     let Guards { hide, once, fair, clamp, shed, answer } = &named.guards;
     if let Some(hide) = hide {
@@ -199,6 +200,15 @@ fn policy(named: &Named, hz: u64) -> Policy {
         policy = policy.with(Guard::Answer, acts(answer.dry_run));
     }
     policy
+}
+
+/// Returns the tag of the portable cookies of the service called `name`. Hosts agree on it by the name. It is no secret, and
+/// never 0.
+pub(super) fn portable_tag(name: &str) -> u64 {
+    let mut params = blake2b_simd::Params::new();
+    let hash = params.hash_length(size_of::<u64>()).personal(b"tfo portable\0\0\0\0").hash(name.as_bytes());
+    let tag = hash.as_bytes().iter().rev().fold(0, |tag, byte| tag << 8 | u64::from(*byte));
+    tag.max(1)
 }
 
 #[cfg(test)]

@@ -39,6 +39,8 @@ pub struct Named {
     pub guards: Guards,
     /// Treatment of frames that tfo does not follow.
     pub unfollowed: Unfollowed,
+    /// Whether its cookies are portable: the same whatever the destination. Not in [`Mode::Observe`].
+    pub portable: bool,
 }
 
 /// Treatment of frames that tfo does not follow, and that may bring a SYN past all protections.
@@ -85,6 +87,7 @@ impl FromStr for Named {
             mode: Mode::Observe,
             guards: Guards::default(),
             unfollowed: Unfollowed::default(),
+            portable: false,
         })
     }
 }
@@ -173,10 +176,11 @@ impl Services {
         self.named.iter().map(|named| named.mode).fold(self.other, Mode::max)
     }
 
-    /// Returns the mode of the program that is needed: [`Mode::Shield`] if services differ in mode or have protections,
-    /// even dry runs.
+    /// Returns the mode of the program that is needed: [`Mode::Shield`] if services differ in mode, have protections, even
+    /// dry runs, or have portable cookies.
     pub(crate) fn program(&self) -> Mode {
-        let is_plain = |named: &Named| named.mode == self.other && named.guards == Guards::default();
+        let is_plain =
+            |named: &Named| named.mode == self.other && named.guards == Guards::default() && !named.portable;
         if self.named.iter().all(is_plain) { self.other } else { Mode::Shield }
     }
 
@@ -189,6 +193,11 @@ impl Services {
     /// Whether `once` compares the data of SYNs to any service.
     pub fn compare_data(&self) -> bool {
         self.named.iter().any(|named| named.guards.once.is_some_and(|once| once.same == Same::Data))
+    }
+
+    /// Whether any service has portable cookies.
+    pub fn has_portable(&self) -> bool {
+        self.named.iter().any(|named| named.portable)
     }
 
     /// Describes the numbers of services, ports and protections.
@@ -212,7 +221,15 @@ impl Services {
             1 => "; 1 service drops frames that are not followed".to_owned(),
             n => format!("; {n} services drop frames that are not followed"),
         };
-        format!("{} on {}; {protections}{drops}", count(self.len(), "service"), count(ports.len(), "port"))
+        let portable = match self.named.iter().filter(|named| named.portable).count() {
+            0 => String::new(),
+            n => format!("; {} with portable cookies", count(n, "service")),
+        };
+        format!(
+            "{} on {}; {protections}{drops}{portable}",
+            count(self.len(), "service"),
+            count(ports.len(), "port")
+        )
     }
 
     /// Whether there is no configured service.

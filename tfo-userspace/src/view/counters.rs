@@ -37,6 +37,8 @@ pub struct Report {
     pub since: Timestamp,
     /// Services whose SYNs are answered now, since a flood is under way or they always are.
     pub answering: BTreeSet<String>,
+    /// Number of SYN-ACKs in which the kernel's cookie was replaced by a portable one.
+    pub portable_cookies: u64,
     /// SYNs, without the rows that are zero.
     pub syn: Vec<SynRow>,
     /// Frames passed because they are malformed, without the rows that are zero.
@@ -122,14 +124,16 @@ impl Report {
     pub fn of(datapath: &Datapath) -> anyhow::Result<Self> {
         let outcomes = datapath.pins().has_outcomes()?;
         let report = Self::new(&datapath.interface.name, datapath.info(), &datapath.by_service()?, outcomes);
-        Ok(Self { answering: datapath.answering()?, ..report })
+        let portable_cookies = datapath.watch()?.exchanged;
+        Ok(Self { answering: datapath.answering()?, portable_cookies, ..report })
     }
 
     /// Reads the counters in the maps `pinned` of the interface of `pins`.
     pub fn read(pins: &Pins, pinned: &Pinned) -> anyhow::Result<Self> {
         let outcomes = pins.has_outcomes()?;
         let report = Self::new(pins.interface(), pinned.info(), &pinned.by_service()?, outcomes);
-        Ok(Self { answering: pinned.answering()?, ..report })
+        let portable_cookies = pinned.watch()?.exchanged;
+        Ok(Self { answering: pinned.answering()?, portable_cookies, ..report })
     }
 
     /// Makes a report from the counters of each service. `outcomes` says whether outcomes of connections are reported.
@@ -146,6 +150,7 @@ impl Report {
             attach: attach_name(info),
             since: since(info),
             answering: BTreeSet::new(),
+            portable_cookies: 0,
             syn: syn_rows(&counters),
             malformed: reason_rows(malformed),
             unsupported: reason_rows(unsupported),
@@ -213,6 +218,7 @@ impl Report {
     pub fn text(&self) -> String {
         let Self { interface, mode, attach, since, syn, malformed, unsupported, outcomes, services, .. } =
             self;
+        let Self { portable_cookies, .. } = self;
         let mut text = format!("{interface}  {mode}  {attach}  counting since {since:.0}\n");
         if let Some(services) = self.answered() {
             writeln!(
@@ -252,6 +258,10 @@ impl Report {
         }
         if services.iter().any(|service| !service.unfollowed.is_empty()) {
             text.push_str(&unfollowed_table(services));
+        }
+        if *portable_cookies > 0 {
+            writeln!(text, "SYN-ACKs with a portable cookie: {portable_cookies}")
+                .expect("writing to a String cannot fail");
         }
         text.push_str(&if *outcomes { self.sentence() } else { UNKNOWN.to_owned() });
         text.push('\n');

@@ -44,6 +44,10 @@ struct Report {
     hidden: Vec<Hidden>,
     /// Services whose SYNs are answered.
     answering: BTreeSet<String>,
+    /// Services with portable cookies.
+    portable: BTreeSet<String>,
+    /// Whether portable cookies are handed out; `None` if no service has them.
+    hands_out_portable: Option<bool>,
     since: Timestamp,
     /// Memory of all maps in the kernel, in bytes.
     map_bytes: u64,
@@ -113,6 +117,7 @@ async fn report(pins: &Pins) -> Result<Report> {
     let pinned = Pinned::open(pins)?;
     let ring = pinned.key_ring()?;
     let has_secret = pinned.info().key_source == KeySource::Secret as u64;
+    let portable = pinned.portable()?;
     Ok(Report {
         fleet: if has_secret && pins.has_controller()? { fleet(pins).await } else { None },
         interface: pins.interface().to_owned(),
@@ -124,6 +129,8 @@ async fn report(pins: &Pins) -> Result<Report> {
         mode: mode_name(pinned.info()),
         hidden: pinned.hidden()?,
         answering: pinned.answering()?,
+        hands_out_portable: if portable.is_empty() { None } else { Some(pins.has_egress()?) },
+        portable,
         since: since(pinned.info()),
         map_bytes: Pinned::memory(pins)?,
         keys: Keys {
@@ -138,7 +145,7 @@ async fn report(pins: &Pins) -> Result<Report> {
 
 fn text(report: &Report) -> String {
     let Report { interface, attached, controller, pid, attach, mode, hidden, answering, .. } = report;
-    let Report { since, map_bytes, keys, fleet, .. } = report;
+    let Report { since, map_bytes, keys, fleet, portable, hands_out_portable, .. } = report;
     let fleet = fleet.as_ref().map(|fleet| format!("\n  fleet        {}", fleet.text())).unwrap_or_default();
     let attached = if *attached { format!("attached, {attach} mode") } else { "not attached".to_owned() };
     let hidden: Vec<_> = hidden.iter().map(Hidden::to_string).collect();
@@ -151,6 +158,16 @@ fn text(report: &Report) -> String {
         none if none.is_empty() => none,
         some => format!("\n  answering    {some}"),
     };
+    let portable: Vec<_> = portable.iter().map(String::as_str).collect();
+    let portable = match (portable.join(", "), hands_out_portable) {
+        (_, None) => String::new(),
+        (services, Some(true)) => format!("\n  portable     {services}"),
+        (services, Some(false)) => {
+            format!(
+                "\n  portable     {services}: accepted, but not handed out; the log of `tfo run` says why"
+            )
+        }
+    };
     let controller = match controller {
         true => pid.map_or_else(|| "running".to_owned(), |pid| format!("running, process {pid}")),
         false => {
@@ -161,7 +178,7 @@ fn text(report: &Report) -> String {
     };
     let retired = if keys.retired.is_empty() { "none".to_owned() } else { keys.retired.join(", ") };
     format!(
-        "{interface}: {attached}\n  mode         {mode}{hidden}{answering}\n  controller   {controller}{fleet}\n  \
+        "{interface}: {attached}\n  mode         {mode}{hidden}{answering}{portable}\n  controller   {controller}{fleet}\n  \
          counting     since {since:.0}\n  memory       {:.1} MiB in maps\n  retired keys {retired}\n{}",
         *map_bytes as f64 / f64::from(1 << 20),
         keys.attestation.text()

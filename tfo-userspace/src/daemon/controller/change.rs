@@ -65,6 +65,7 @@ impl Desired {
                 netns_cookie: self.netns_cookie,
                 sizes: self.sizes,
                 compares_data: self.services.compare_data(),
+                portable: self.services.has_portable(),
                 ..LoadOptions::new(link, mode)
             },
             services: self.services.clone(),

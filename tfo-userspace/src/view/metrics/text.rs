@@ -301,6 +301,11 @@ impl Snapshot {
         for (name, program) in self.programs() {
             add(&mut own_keys, &[("interface", name)], program.watch.own_keys_spared)?;
         }
+        let help = "SYN-ACKs in which the kernel's cookie was replaced by a portable one";
+        let mut portable = counter(encoder, "tfo_portable_cookies", help, None)?;
+        for (name, program) in self.programs() {
+            add(&mut portable, &[("interface", name)], program.watch.exchanged)?;
+        }
         let help =
             "Times that the kernel's keys could not be read or written, or were changed by somebody else";
         let mut failures = counter(encoder, "tfo_key_failures", help, None)?;
