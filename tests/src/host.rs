@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use tfo_common::{
-    class::{Class, Unlimited, classify},
+    class::{Class, Classified, Unlimited, classify_at},
+    cookie::ExpandedKey,
     counters::{Cell, Counters},
     description::Description,
-    keyring::KeyRing,
+    keyring::{CURRENT, KeyRing},
     parse::{LinkLayer, parse, unfollowed},
     policy::{Decision, Facts, Guard, Policy, decide},
     rewrite,
@@ -30,8 +31,8 @@ pub fn count(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) -> 
 pub fn count_in(cell: &mut Cell, frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) -> bool {
     match parse(frame, link) {
         Ok(Some(segment)) => {
-            let found = classify(&segment, ring, Unlimited);
-            let (decision, is_spared) = decision(frame, &segment, policy, ring, found.class);
+            let found = classify_at(&segment, ring, policy.portable, Unlimited);
+            let (decision, is_spared) = decision(frame, &segment, policy, ring, found);
             cell.count_syn(&segment, found, decision.verdict, ring);
             for (place, guard) in Guard::ALL.iter().enumerate() {
                 cell.guards[place].acted += u64::from(decision.guard == Some(*guard));
@@ -58,11 +59,12 @@ fn decision(
     segment: &Segment,
     policy: &Policy,
     ring: &KeyRing,
-    class: Class,
+    Classified { class, is_portable, .. }: Classified,
 ) -> (Decision, bool) {
     let mut described = Description::default();
     described.set_syn(segment, class);
-    described.set_decision(decide(policy, class, Syn { frame, segment: *segment, policy, ring }), OTHER);
+    let syn = Syn { frame, segment: *segment, policy, ring, is_portable };
+    described.set_decision(decide(policy, class, syn), OTHER);
     let is_spared = described.spare_signed();
     (described.decision(), is_spared)
 }
@@ -73,11 +75,16 @@ struct Syn<'a> {
     segment: Segment,
     policy: &'a Policy,
     ring: &'a KeyRing,
+    is_portable: bool,
 }
 
 impl Facts for Syn<'_> {
     fn has_translation(&self) -> bool {
         self.ring.translation().is_some()
+    }
+
+    fn is_portable(&self) -> bool {
+        self.is_portable
     }
 
     fn may_be_hidden(&self) -> bool {
@@ -107,13 +114,13 @@ impl Facts for Syn<'_> {
 pub fn carry_out(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing) -> Vec<u8> {
     let mut out = frame.to_vec();
     let Ok(Some(segment)) = parse(frame, link) else { return out };
-    let class = classify(&segment, ring, Unlimited).class;
-    let (decision, _) = decision(frame, &segment, policy, ring, class);
+    let found = classify_at(&segment, ring, policy.portable, Unlimited);
+    let (decision, _) = decision(frame, &segment, policy, ring, found);
     let tcp = segment.tcp as usize;
     if decision.clamps {
         rewrite::clamp(&mut out[..], tcp, policy.max_window(segment.data_len));
     }
-    match (decision.verdict, ring.translation()) {
+    match (decision.verdict, translation(found.class, ring)) {
         (Verdict::Rewrite, Some(key)) => {
             rewrite::translate(&mut out[..], &segment, key.cookie(&segment.addresses));
         }
@@ -121,6 +128,12 @@ pub fn carry_out(frame: &[u8], link: LinkLayer, policy: &Policy, ring: &KeyRing)
         (Verdict::Pass | Verdict::Rewrite | Verdict::Drop | Verdict::Answer, _) => {}
     }
     out
+}
+
+/// Returns the key into whose cookie one of `class` is translated. The kernel need not answer a portable cookie of the current
+/// key with a fresh one.
+fn translation(class: Class, ring: &KeyRing) -> Option<&ExpandedKey> {
+    if class == Class::CookieCurrent { Some(&ring.slots[CURRENT]) } else { ring.translation() }
 }
 
 /// Returns the window of a TCP header.
@@ -144,11 +157,12 @@ pub fn check(
     if matches!(oracle::reference(frame, link), Ok(Some(segment)) if segment.is_signed) {
         return unchanged(Verdict::Pass);
     }
-    let class = classify(&segment, ring, Unlimited).class;
+    let Classified { class, is_portable, .. } = classify_at(&segment, ring, policy.portable, Unlimited);
     let acts = |guard| policy.with(guard, true) == *policy;
-    let translates = class == Class::CookieRetired && policy.has(Policy::TRANSLATES);
-    let key = ring.translation().filter(|_| translates);
-    let is_good = matches!(class, Class::CookieCurrent | Class::CookieBackup) || key.is_some();
+    let translates = (class == Class::CookieRetired || is_portable) && policy.has(Policy::TRANSLATES);
+    let key = translation(class, ring).filter(|_| translates);
+    let is_kernels = matches!(class, Class::CookieCurrent | Class::CookieBackup) && !is_portable;
+    let is_good = is_kernels || key.is_some();
     let is_hidden = (acts(Guard::Hide) || policy.has(Policy::HIDDEN_SERVICE | Policy::HIDDEN_ALL))
         && !matches!(class, Class::PlainSyn | Class::OptionIgnored);
 

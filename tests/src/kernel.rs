@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
+use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
 use nix::time::{ClockId, clock_gettime};
 use tfo_common::{
     answer::Host, counters::Counters, keyring::KeyRing, observed::Watch, parse::LinkLayer, policy::Policy,
@@ -21,6 +21,8 @@ use crate::packet::ETHERNET;
 /// Return value of the program for a frame that it drops, and for any other.
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
+/// Return value of the program on packets that leave.
+const TCX_NEXT: u32 = u32::MAX;
 
 /// Returns whether the kernel accepts `frame` for a test run. The frame must hold an Ethernet header, whatever the
 /// program expects, and fit into a page less the kernel's own needs (`bpf_prog_test_run_xdp`, net/bpf/test_run.c).
@@ -69,6 +71,27 @@ impl Kernel {
         self.program()
             .attach(interface, mode)
             .unwrap_or_else(|error| panic!("{interface}, {mode:?}: {error}"));
+    }
+
+    /// Loads the program on packets that leave, which [`send`](Self::send) runs.
+    pub fn egress_load(&mut self) {
+        self.egress().load().expect("the program loads");
+    }
+
+    /// Returns the program on packets that leave.
+    pub fn egress(&mut self) -> &mut SchedClassifier {
+        self.0.egress_program().expect("the object has its program")
+    }
+
+    /// Sends `frame` through the program on packets that leave `repeat` times. Returns the final bytes.
+    pub fn send(&mut self, name: &str, frame: &[u8], repeat: u32) -> Vec<u8> {
+        let mut out = vec![0x55; frame.len() + 64];
+        let (data_in, data_out) = (Some(frame), Some(out.as_mut_slice()));
+        let options = TestRunOptions { data_in, data_out, repeat, ..TestRunOptions::new() };
+        let result = self.egress().test_run(options).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        assert_eq!(result.return_value, TCX_NEXT, "{name}");
+        out.truncate(result.data_size_out as usize);
+        out
     }
 
     /// Publishes `ring`.

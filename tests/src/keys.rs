@@ -72,18 +72,20 @@ impl TestKey {
     /// the words of the key in little-endian order. The result is stored in little-endian order, too
     /// (net/ipv4/tcp_fastopen.c).
     pub fn cookie(self, source: IpAddr, destination: IpAddr) -> [u8; 8] {
+        let mut hasher = self.hasher();
+        for address in [source, destination] {
+            write(&mut hasher, address);
+        }
+        hasher.finish().to_le_bytes()
+    }
+
+    /// Returns a hash under the words of the key in little-endian order.
+    fn hasher(self) -> SipHasher24 {
         let mut bytes = [0; 16];
         for (place, word) in bytes.chunks_mut(4).zip(self.0) {
             place.copy_from_slice(&word.to_le_bytes());
         }
-        let mut hasher = SipHasher24::new_with_key(&bytes);
-        for address in [source, destination] {
-            match address {
-                IpAddr::V4(address) => hasher.write(&address.octets()),
-                IpAddr::V6(address) => hasher.write(&address.octets()),
-            }
-        }
-        hasher.finish().to_le_bytes()
+        SipHasher24::new_with_key(&bytes)
     }
 }
 
@@ -91,5 +93,21 @@ impl Display for TestKey {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let [a, b, c, d] = self.0;
         write!(f, "{a:08x}-{b:08x}-{c:08x}-{d:08x}")
+    }
+}
+
+/// Returns the portable cookie for `source` at the services with `tag`: SipHash-2-4 under the key over the little-endian tag
+/// and the address, stored in little-endian order.
+pub fn portable(key: TestKey, tag: u64, source: IpAddr) -> [u8; 8] {
+    let mut hasher = key.hasher();
+    hasher.write(&tag.to_le_bytes());
+    write(&mut hasher, source);
+    hasher.finish().to_le_bytes()
+}
+
+fn write(hasher: &mut SipHasher24, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => hasher.write(&address.octets()),
+        IpAddr::V6(address) => hasher.write(&address.octets()),
     }
 }

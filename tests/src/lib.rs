@@ -37,6 +37,7 @@
 //! `tests/netns_*.rs` send real traffic through network namespaces.
 
 pub mod agree;
+pub mod balancer;
 pub mod cases;
 pub mod config;
 pub mod etcd;

@@ -126,6 +126,6 @@ proptest! {
             1 => Class::CookieBackup,
             _ => Class::CookieRetired,
         };
-        prop_assert_eq!(found, Classified { class, slot: held[slot].then_some(slot) });
+        prop_assert_eq!(found, Classified { class, slot: held[slot].then_some(slot), is_portable: false });
     }
 }

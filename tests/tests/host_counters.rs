@@ -110,6 +110,7 @@ fn carried_counts_add_up() {
         signed_spared: 7 * n,
         searches: searches(8 * n),
         own_keys_spared: 9 * n,
+        exchanged: 10 * n,
         ..Watch::EMPTY
     };
     let mut one = Carried { watch: watch(1), ..Carried::EMPTY };

@@ -103,7 +103,7 @@ fn follows_the_longest_extension_headers() {
     let chain = (0..6).fold(ip, |ip, _| ip.options(protocol::DESTINATION, 256));
     let syn = chain.syn().cookie_of(CURRENT).data(b"hello");
     let segment = ours(&syn.build()).expect("followed").expect("a SYN");
-    let current = Classified { class: Class::CookieCurrent, slot: Some(0) };
+    let current = Classified { class: Class::CookieCurrent, slot: Some(0), is_portable: false };
     assert_eq!((classify(&segment, &ring(), Unlimited), segment.data_len), (current, 5));
 }
 

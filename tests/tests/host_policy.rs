@@ -261,7 +261,7 @@ fn check_description(decision: Decision) {
         tcp: 54,
         data_len: 9,
     };
-    let found = Classified { class: Class::CookieBackup, slot: Some(1) };
+    let found = Classified { class: Class::CookieBackup, slot: Some(1), is_portable: false };
     let (ring, service) = (keys::ring(), 4095);
     let mut described = describe(&segment, found, &ring);
     described.set_decision(decision, service);

@@ -15,11 +15,12 @@ use crate::workspace::{command, is_installed, is_root, run, step};
 pub(crate) type Program = (&'static str, &'static str);
 
 /// Programs that the tests start.
-pub(crate) const FOR_TESTS: [Program; 17] = [
+pub(crate) const FOR_TESTS: [Program; 18] = [
     ("nginx", "nginx"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),
+    ("nft", "nftables"),
     ("faketime", "faketime"),
     ("prometheus", "prometheus"),
     ("tmux", "tmux"),

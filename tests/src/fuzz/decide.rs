@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use arbitrary::{Arbitrary, Unstructured};
 use tfo_common::{
-    class::{Class, Unlimited, classify},
+    class::{Class, Unlimited, classify, classify_at},
     counters::{Cell, GuardCounts},
     description::Description,
     keyring::{KeyRing, SLOTS},
@@ -15,7 +15,7 @@ use tfo_common::{
 use crate::{
     cases::Expected,
     guards::{Open, ServiceSettings, Setting},
-    keys::TestKey,
+    keys::{TestKey, portable},
 };
 
 /// Number of distinct keys. A slot with this number or more is empty.
@@ -41,18 +41,27 @@ struct Input {
     all_hidden: bool,
     is_signed: bool,
     needs_no_cookie: bool,
+    /// Tag of the portable cookies of the service; 0 for none.
+    tag: u8,
+    /// Whether the SYN brings a portable cookie.
+    is_portable: bool,
 }
 
 /// Facts of an input that guards read.
 struct Guards {
     has_translation: bool,
     needs_no_cookie: bool,
+    is_portable: bool,
     triggers: u8,
 }
 
 impl Facts for Guards {
     fn has_translation(&self) -> bool {
         self.has_translation
+    }
+
+    fn is_portable(&self) -> bool {
+        self.is_portable
     }
 
     fn may_be_hidden(&self) -> bool {
@@ -117,27 +126,38 @@ pub fn check(data: &[u8]) {
         ring.set(slot, n.map(|n| key(n).key()));
     }
 
-    let (fast_open, class, slot) = match input.option {
+    let tag = u64::from(input.tag);
+    let portable_of = |n| u64::from_le_bytes(portable(key(n), tag, source));
+    let (fast_open, class, made_by) = match input.option {
         Option_::Absent => (FastOpen::Absent, Class::PlainSyn, None),
         Option_::Ignored => (FastOpen::Ignored, Class::OptionIgnored, None),
         Option_::Request => (FastOpen::Request, Class::CookieRequest, None),
         Option_::BadLength => (FastOpen::BadLength, Class::CookieBadLength, None),
         Option_::Of { key, flip, offset } => {
-            let value = cookie_of(key) ^ flip;
-            let slot = held.iter().position(|n| n.is_some_and(|n| cookie_of(n) == value));
-            let class = match slot {
+            let value = if input.is_portable { portable_of(key) } else { cookie_of(key) } ^ flip;
+            let portable = (2..SLOTS).map(|slot| (slot, true));
+            let later = portable.chain((2..SLOTS).map(|slot| (slot, false)));
+            let order = [(0, true), (0, false), (1, false), (1, true)].into_iter().chain(later);
+            let made_by = order.into_iter().find(|(slot, is_portable)| match (held[*slot], is_portable) {
+                (None, _) => false,
+                (Some(n), false) => cookie_of(n) == value,
+                (Some(n), true) => tag != 0 && portable_of(n) == value,
+            });
+            let class = match made_by.map(|(slot, _)| slot) {
                 None => Class::CookieUnknown,
                 Some(0) => Class::CookieCurrent,
                 Some(1) => Class::CookieBackup,
                 Some(_) => Class::CookieRetired,
             };
-            (FastOpen::Cookie(Cookie { value, offset: offset.into() }), class, slot)
+            (FastOpen::Cookie(Cookie { value, offset: offset.into() }), class, made_by)
         }
     };
     let (tcp, data_len, is_signed) = (input.tcp.into(), input.data_len, input.is_signed);
     let segment = Segment { addresses, fast_open, is_signed, is_fragment: false, tcp, data_len };
-    let found = classify(&segment, &ring, Unlimited);
-    assert_eq!((found.class, found.slot), (class, slot));
+    let found = classify_at(&segment, &ring, tag, Unlimited);
+    let slot = made_by.map(|(slot, _)| slot);
+    let is_portable = made_by.is_some_and(|(_, is_portable)| is_portable);
+    assert_eq!((found.class, found.slot, found.is_portable), (class, slot, is_portable));
 
     let kernels = held[1].or(held[0]);
     let service_settings = ServiceSettings {
@@ -158,14 +178,16 @@ pub fn check(data: &[u8]) {
     described.set_syn(&segment, found.class);
     described.set_no_cookie(input.needs_no_cookie);
     let needs_no_cookie = described.no_cookie != 0;
-    let facts = Guards { has_translation, needs_no_cookie, triggers: input.triggers };
+    let facts = Guards { has_translation, needs_no_cookie, is_portable, triggers: input.triggers };
     let open = match (input.needs_no_cookie, data_len > 0) {
         (false, _) => Open::No,
         (true, false) => Open::WithoutData,
         (true, true) => Open::WithData,
     };
     let triggers = |guard: Guard| input.triggers >> guard.index() & 1 == 1;
-    let expected = service_settings.expected(class, open, kernels.is_some(), triggers);
+    // Like the cookie of a retired key, a portable one is good in translation only.
+    let judged_as = if is_portable { Class::CookieRetired } else { class };
+    let expected = service_settings.expected(judged_as, open, kernels.is_some(), triggers);
     let decision = decide(&service_settings.policy(), found.class, facts);
     let verdict = decision.verdict;
     assert_eq!((verdict, decision.clamps), (expected.verdict, expected.clamps));
