@@ -18,6 +18,10 @@ fn verification_costs() {
         Mode::ALL.iter().map(move |mode| (format!("{mode} {link}"), of(link, *mode)))
     };
     let mut forms: Vec<_> = LinkLayer::ALL.iter().flat_map(modes).collect();
+    for link in LinkLayer::ALL {
+        let options = LoadOptions { portable: true, ..of(*link, Mode::Shield) };
+        forms.push((format!("portable {link}"), options));
+    }
     if makes_cookies().expect("the kernel's type information") {
         let options = LoadOptions { answers: true, ..of(LinkLayer::Ethernet, Mode::Shield) };
         forms.push((format!("answer {}", LinkLayer::Ethernet), options));

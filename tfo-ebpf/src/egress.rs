@@ -10,7 +10,7 @@ use tfo_common::{
     segment::Addresses,
 };
 
-use crate::{frame::Sent, guards::is_confirmed, maps};
+use crate::{guards::is_confirmed, maps, sent::Sent};
 
 /// Replaces the cookie of a SYN-ACK. Returns `None` for a packet that leaves as it came.
 #[inline(always)]

@@ -24,6 +24,7 @@ mod local;
 mod maps;
 mod once;
 mod outcome;
+mod sent;
 mod slow;
 mod unfollowed;
 mod watch;

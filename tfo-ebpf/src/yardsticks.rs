@@ -15,14 +15,14 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::{
     Global,
-    bindings::{bpf_sock_tuple, xdp_action},
+    bindings::{TC_ACT_UNSPEC, bpf_sock_tuple, xdp_action},
     btf_maps::{Array, PerCpuArray, ProgramArray},
     helpers::generated::{
         bpf_redirect, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_raw_gen_syncookie_ipv4,
         bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_tail,
     },
-    macros::{btf_map, xdp},
-    programs::XdpContext,
+    macros::{btf_map, classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 use tfo_common::{
     bytes::{Bytes as _, BytesMut as _},
@@ -43,6 +43,12 @@ const ADDRESSES_V6: usize = 14 + 8;
 #[xdp]
 pub fn pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
+}
+
+/// Lets every packet leave.
+#[classifier]
+pub fn leave(_ctx: TcContext) -> i32 {
+    TC_ACT_UNSPEC
 }
 
 /// Drops every frame.

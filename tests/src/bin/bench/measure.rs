@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, ProgramArray},
-    programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp, XdpMode},
+    programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode},
 };
 use nix::{
     sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare},
@@ -120,6 +120,13 @@ impl Bench {
                     };
                     varied = Some(Varied { tfo: vary(tfo)?, pass: vary(pass)?, name: "vary" });
                 }
+                Subject::Leaving(setup) => {
+                    bench.tfo(*setup)?;
+                    let leave = leave(&mut bench.yardsticks)?;
+                    if leave.fd().is_err() {
+                        leave.load()?;
+                    }
+                }
                 subject @ (Subject::Restored(_) | Subject::RestoredYardstick(_)) => {
                     let pass = program(&mut bench.yardsticks, "pass")?.fd()?.try_clone()?;
                     let tfo = match subject {
@@ -227,13 +234,21 @@ impl Bench {
                 let gross = time(program(tfo, name)?, frame, repeat)?;
                 (before, gross, time(program(pass, name)?, frame, repeat)?)
             }
+            (Subject::Leaving(setup), _) => {
+                let before = time(leave(&mut self.yardsticks)?, frame, repeat)?;
+                let gross = time(self.tfo(*setup)?.egress(), frame, repeat)?;
+                (before, gross, time(leave(&mut self.yardsticks)?, frame, repeat)?)
+            }
             (subject, _) => {
                 let before = time(program(&mut self.yardsticks, "pass")?, frame, repeat)?;
                 let gross = match subject {
                     Subject::Yardstick(name) | Subject::RestoredYardstick(name) => {
                         time(program(&mut self.yardsticks, name)?, frame, repeat)?
                     }
-                    Subject::Tfo(setup) | Subject::Varied { setup, .. } | Subject::Restored(setup) => {
+                    Subject::Tfo(setup)
+                    | Subject::Varied { setup, .. }
+                    | Subject::Restored(setup)
+                    | Subject::Leaving(setup) => {
                         let kernel = self.tfo(*setup)?;
                         counted(*setup, kernel, frame, repeat, |kernel| {
                             time(kernel.program(), frame, repeat)
@@ -262,7 +277,8 @@ fn counted(
     let before = packets(&kernel.counters());
     let time = measure(kernel)?;
     let after = packets(&kernel.counters());
-    let one = packets(&host::count(frame, LinkLayer::Ethernet, &Policy::of_mode(setup.mode), &setup.ring()));
+    let policy = Policy { portable: setup.policy.portable, ..Policy::of_mode(setup.mode) };
+    let one = packets(&host::count(frame, LinkLayer::Ethernet, &policy, &setup.ring()));
     let one = if setup.answers && setup.policy == setup.policy.with(tfo_common::policy::Guard::Answer, true) {
         answered(&one)
     } else {
@@ -304,7 +320,10 @@ fn restore(object: &[u8], frame: &[u8], then: &ProgramFd) -> Result<Ebpf> {
 }
 
 /// Returns the CPU time of this thread for each of `repeat` runs, in nanoseconds.
-fn time(program: &mut Xdp, frame: &[u8], repeat: u32) -> Result<f64> {
+fn time<P>(program: &P, frame: &[u8], repeat: u32) -> Result<f64>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
     let clock = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
     let start = clock()?;
     program.test_run(TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() })?;
@@ -317,6 +336,11 @@ pub(crate) fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xd
     let program =
         object.program_mut(name).with_context(|| format!("the yardsticks have no program {name}"))?;
     Ok(program.try_into()?)
+}
+
+/// Returns the yardstick on packets that leave.
+fn leave(object: &mut Ebpf) -> Result<&mut SchedClassifier> {
+    Ok(object.program_mut("leave").context("the yardsticks have no program leave")?.try_into()?)
 }
 
 pub(crate) fn load(object: &mut Ebpf, name: &str) -> Result<()> {

@@ -14,7 +14,7 @@ use tfo_common::{
 use tfo_tests::{
     cases::{CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6},
     kernel::Kernel,
-    keys::{BACKUP, CURRENT, RETIRED, STRANGER, TestKey},
+    keys::{BACKUP, CURRENT, RETIRED, STRANGER, TestKey, portable},
     packet::{Carry as _, Eth, Ip, Tcp, eth, ether_type, flag, protocol},
 };
 use tfo_userspace::{
@@ -46,6 +46,8 @@ pub(crate) enum Subject {
     Restored(Setup),
     /// A yardstick behind the same program.
     RestoredYardstick(&'static str),
+    /// The real program on packets that leave.
+    Leaving(Setup),
 }
 
 /// Options with which the real program is loaded.
@@ -67,11 +69,15 @@ impl Setup {
     pub(crate) fn load(self) -> Kernel {
         let options = LoadOptions::new(LinkLayer::Ethernet, self.mode);
         let (services, answers) = (self.services.into(), self.answers);
-        let mut kernel = Kernel::with(&LoadOptions { services, answers, ..options }, None);
+        let portable = self.policy.portable != 0;
+        let mut kernel = Kernel::with(&LoadOptions { services, answers, portable, ..options }, None);
+        if portable {
+            kernel.egress_load();
+        }
         kernel.set_host(Host::new(Host::COOKIES | Host::FAST_OPEN, 0).at(Some([2, 0, 0, 0, 0, 2])));
         kernel.publish(&self.ring());
         kernel.serve(&self.services());
-        kernel.set_policy(OTHER, &self.policy);
+        (OTHER..=self.services.into()).for_each(|service| kernel.set_policy(service, &self.policy));
         if !self.hidden.is_empty() {
             let source = |text: &&str| Hidden::Source(parse_prefix(text).expect("a prefix"));
             kernel.set_hidden(&self.hidden.iter().map(source).collect::<Vec<_>>());
@@ -125,6 +131,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     table.sources();
     table.services();
     table.guards();
+    table.portable();
     table.0
 }
 
@@ -323,6 +330,45 @@ impl Table {
                 let subject = Subject::Varied { setup, sources, key: CURRENT };
                 let name = format!("{family}: current, all protections, {sources} sources");
                 self.add(name, subject, linux(syn(family), CURRENT));
+            }
+        }
+    }
+
+    /// Adds portable cookies, on their way in and out.
+    fn portable(&mut self) {
+        const TAG: u64 = 7;
+        let policy = Policy { portable: TAG, ..Policy::of_mode(Mode::Shield) };
+        let setup = Setup { mode: Mode::Shield, policy, services: 1, ..ALL_KEYS };
+        for &family in Family::ALL {
+            let client = ip(eth(), family).addresses().0;
+            // Short enough to be written anew before each run.
+            let with = |cookie: &[u8]| {
+                syn(family).linux_options().fast_open(cookie).nops(2).data(&DATA[..20]).build()
+            };
+            for (name, key) in [("current", CURRENT), ("backup", BACKUP), ("retired 1", RETIRED[0])] {
+                let frame = with(&portable(key, TAG, client));
+                self.add(format!("{family}: portable, {name}"), Subject::Restored(setup), frame);
+            }
+            let none = Setup { policy: Policy { portable: 0, ..policy }, ..setup };
+            let [good, forged] = [CURRENT, STRANGER].map(|key| with(&syn(family).cookie(key)));
+            self.add(format!("{family}: portable off, current"), Subject::Restored(none), good.clone());
+            self.add(format!("{family}: portable, the kernel's current"), Subject::Restored(setup), good);
+            self.tfo(format!("{family}: portable off, unknown"), none, forged.clone());
+            self.tfo(format!("{family}: portable, unknown"), setup, forged);
+            let out = |tcp: Tcp| tcp.build();
+            let reply = || match family {
+                Family::Ipv4 => Ip::from(eth().ipv4(SERVER_V4, CLIENT_V4)),
+                Family::Ipv6 => eth().ipv6(SERVER_V6, CLIENT_V6).into(),
+            };
+            let syn_ack = || reply().tcp(flag::SYN | flag::ACK).linux_options();
+            for (name, frame) in [
+                ("UDP", reply().carrying(protocol::UDP, &[0; 60])),
+                ("ACK", out(reply().tcp(flag::ACK).nops(2).timestamps(1, 2))),
+                ("TCP data", out(reply().tcp(flag::ACK).nops(2).timestamps(1, 2).data(&[0; 1000]))),
+                ("SYN-ACK without a cookie", out(syn_ack())),
+                ("SYN-ACK with a cookie of another key", out(syn_ack().fast_open(&[7; 8]).nops(2))),
+            ] {
+                self.add(format!("{family}: portable, {name} leaves"), Subject::Leaving(setup), frame);
             }
         }
     }
