@@ -173,10 +173,10 @@ fn matching_slot(
     if !ring.holds_from(NEXT) || !budget.may_search() {
         return None;
     }
-    if tag != 0 {
-        if let Some(slot) = budget.find_portable(addresses, cookie, ring, tag, Keys::Others) {
-            return Some((slot, true));
-        }
+    if tag != 0
+        && let Some(slot) = budget.find_portable(addresses, cookie, ring, tag, Keys::Others)
+    {
+        return Some((slot, true));
     }
     let found = budget.find(addresses, cookie, ring);
     if found.is_none() {

@@ -113,9 +113,7 @@ impl<B: Headers> SynAck<B> {
         let area = options::area(&self.frame, self.tcp)?;
         let area_bytes = self.frame.behind(self.tcp + TcpHdr::LEN);
         let found = options::options(&area_bytes, area);
-        match found.fast_open(&area_bytes) {
-            FastOpen::Cookie(cookie) if !found.is_signed() => Some(cookie),
-            _ => None,
-        }
+        let FastOpen::Cookie(cookie) = found.fast_open(&area_bytes) else { return None };
+        (!found.is_signed()).then_some(cookie)
     }
 }

@@ -98,8 +98,7 @@ impl Object {
         let rows @ [source_rows, replay_rows, request_rows] = options.rows();
         let [last_source_row, last_replay_row, last_request_row] = rows.map(|rows| rows - 1);
         let Seed(seed) = Seed::new(options.seed);
-        let compares_data = u8::from(options.compares_data);
-        let portable = u8::from(options.portable);
+        let [compares_data, portable] = [options.compares_data, options.portable].map(u8::from);
         let (answers, hz) = (u8::from(options.answers), jiffies_per_second()? as u32);
         let places = if options.answers { Some(places()?) } else { None };
         let mut loader = EbpfLoader::new();

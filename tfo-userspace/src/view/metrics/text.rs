@@ -301,11 +301,6 @@ impl Snapshot {
         for (name, program) in self.programs() {
             add(&mut own_keys, &[("interface", name)], program.watch.own_keys_spared)?;
         }
-        let help = "SYN-ACKs in which the kernel's cookie was replaced by a portable one";
-        let mut portable = counter(encoder, "tfo_portable_cookies", help, None)?;
-        for (name, program) in self.programs() {
-            add(&mut portable, &[("interface", name)], program.watch.exchanged)?;
-        }
         let help =
             "Times that the kernel's keys could not be read or written, or were changed by somebody else";
         let mut failures = counter(encoder, "tfo_key_failures", help, None)?;
@@ -347,6 +342,16 @@ impl Snapshot {
         let help = "Documents in etcd that were refused: tampered ones, those of another key, and older ones";
         counter(encoder, "tfo_fleet_refused", help, None)?
             .encode_counter::<NoLabelSet, _, u64>(&link.refused, None)
+    }
+
+    /// Encodes the number of portable cookies that were handed out.
+    fn encode_portable(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "SYN-ACKs in which the kernel's cookie was replaced by a portable one";
+        let mut portable = counter(encoder, "tfo_portable_cookies", help, None)?;
+        for (name, program) in self.programs() {
+            add(&mut portable, &[("interface", name)], program.watch.exchanged)?;
+        }
+        Ok(())
     }
 
     /// Encodes the state of the protection `answer`.
@@ -419,6 +424,7 @@ impl Collector for Outcomes {
         self.0.encode_faults(encoder)?;
         self.0.encode_watch(encoder)?;
         self.0.encode_keys(encoder)?;
+        self.0.encode_portable(encoder)?;
         self.0.encode_answers(encoder)?;
         self.0.encode_fleet(encoder)?;
         self.0.encode_kernel(encoder)?;
