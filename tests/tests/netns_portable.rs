@@ -51,8 +51,9 @@ fn behind_a_balancer_of(hosts: usize) {
                 exchanged += counts.field("portable_cookies").as_u64().expect("a number");
             });
         }
-        // Each client of both families has been given one.
-        assert_eq!(exchanged, 2 * u64::from(CLIENTS));
+        // Each client of both families has been given one. A SYN-ACK may have been sent again.
+        let clients = 2 * u64::from(CLIENTS);
+        assert!((clients..clients + clients / 20).contains(&exchanged), "{exchanged}");
     });
 }
 

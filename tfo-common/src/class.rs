@@ -88,7 +88,7 @@ pub trait SearchBudget {
 pub enum Keys {
     /// The kernel's backup key.
     Backup,
-    /// Those that the kernel does not hold.
+    /// All that the kernel does not hold.
     Others,
 }
 

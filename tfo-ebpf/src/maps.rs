@@ -324,10 +324,8 @@ pub(crate) fn has_portable() -> bool {
 /// Tag of the portable cookies of the service that a SYN is for; 0 if the SYN has no cookie or the service no portable ones.
 #[inline(always)]
 pub(crate) fn portable_tag(frame: &Frame, segment: &Segment) -> u64 {
-    match segment.fast_open {
-        FastOpen::Cookie(_) if has_portable() => portable_tag_of(service(frame, segment)),
-        _ => 0,
-    }
+    let has_cookie = matches!(segment.fast_open, FastOpen::Cookie(_));
+    if has_portable() && has_cookie { portable_tag_of(service(frame, segment)) } else { 0 }
 }
 
 /// Tag of the portable cookies of `service`, or 0 if it has none.

@@ -16,7 +16,7 @@ use crate::frame::Frame;
 /// Bytes of a packet that is about to leave, as far as they can be read in place.
 #[derive(Clone, Copy)]
 pub(crate) struct Sent {
-    /// Its `ctx` is null, since the context of an XDP program is another one.
+    /// Bytes, without the context of an XDP program.
     frame: Frame,
     ctx: *mut __sk_buff,
 }

@@ -197,7 +197,7 @@ fn summary(Section { report, hour, .. }: &Section) -> Vec<String> {
     let lost = hour.gain(|sample| Some(sample.totals.outdated));
     if rewritten > 0 {
         sentences.push(format!(
-            "{} of keys that the kernel no longer holds were translated for it.",
+            "{} that the kernel does not know by itself were translated for it.",
             count(rewritten, "cookie")
         ));
     }
