@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use aya::programs::loaded_programs;
 
 /// Longest wait for an expected event. The processor is emulated.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// File of the names that were there before tfo. It is also the sign of the second boot.
 const NAMES: &str = "/var/lib/operator/names";
