@@ -433,6 +433,13 @@ fn a_host_says_how_it_is_and_packets_say_nothing() {
             shown.contains("fleet        generation 3, secret 2 in force, in touch with etcd\n"),
             "{shown}"
         );
+        let top = host.run(|| String::from_utf8_lossy(&tfo(&["top", "-i", IFACE]).stdout).into_owned());
+        assert!(top.contains("fleet: generation 3, secret 2 in force, in touch with etcd\n"), "{top}");
+        let page = host.run(|| {
+            let output = tfo(&["report", "-i", IFACE, "--html", "-"]);
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        });
+        assert!(page.contains("Fleet: in step, generation 3, secret 2 in force, in touch with etcd."));
         let scrape = || scrape::Samples::now();
         let is = |samples: &scrape::Samples, name: &str, value: &str| {
             assert_eq!(samples.get(name), value, "{name}")

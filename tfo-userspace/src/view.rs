@@ -6,6 +6,7 @@
 pub mod attestation;
 pub mod counters;
 pub mod events;
+pub mod fleet;
 pub mod history;
 pub mod html;
 pub mod key_listing;

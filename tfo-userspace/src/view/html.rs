@@ -5,10 +5,13 @@ pub mod plot;
 
 use std::time::Duration;
 
-use crate::view::{
-    counters::Report,
-    history::{SAMPLE_INTERVAL, Sample, rate},
-    key_listing::Listing,
+use crate::{
+    fleet::feed::State,
+    view::{
+        counters::Report,
+        history::{SAMPLE_INTERVAL, Sample, rate},
+        key_listing::Listing,
+    },
 };
 
 /// Contents of the page for one interface.
@@ -17,6 +20,8 @@ pub struct Section {
     pub report: Report,
     /// Keys in the map, by role.
     pub keys: Listing,
+    /// State of this host in its fleet; `None` if the keys do not come from etcd.
+    pub fleet: Option<State>,
     /// Samples of the last hour.
     pub hour: Hour,
 }

@@ -60,7 +60,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
 /// Maximum number of source prefixes that are shown.
 const MAX_PREFIXES: usize = 100;
 
-/// Reads the program that is attached with `pins`, but not its events.
+/// Reads the program that is attached with `pins`, but not what only its controller knows.
 pub fn look(pins: &Pins) -> Result<Look> {
     let pinned = Pinned::open(pins)?;
     let keys = Listing::of(pins, &pinned)?;
@@ -75,6 +75,7 @@ pub fn look(pins: &Pins) -> Result<Look> {
         keys: keys.keys,
         prefixes: Some(prefixes(&pinned)),
         events: None,
+        fleet: None,
     })
 }
 
@@ -153,7 +154,13 @@ async fn update(model: &mut Model, bpffs: &Bpffs) {
     match pins.has_link() {
         Ok(false) => model.record_error("not attached: waiting for `tfo run`".to_owned()),
         Ok(true) => match look(&pins) {
-            Ok(look) => model.record(Look { events: events(&pins).await, ..look }),
+            Ok(look) => {
+                let fleet = match Pinned::open(&pins) {
+                    Ok(pinned) => super::fleet::state(&pins, &pinned).await,
+                    Err(_) => None,
+                };
+                model.record(Look { events: events(&pins).await, fleet, ..look });
+            }
             Err(error) => model.record_error(format!("{error:#}")),
         },
         Err(error) => model.record_error(format!("{error:#}")),

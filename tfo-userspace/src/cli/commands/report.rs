@@ -14,7 +14,7 @@ use crate::{
     },
     util::{files, output::print},
     view::{
-        counters, history,
+        counters, fleet, history,
         html::{Hour, Section, page::page},
         key_listing::Listing,
     },
@@ -44,7 +44,12 @@ async fn section(pins: &Pins) -> Result<Section> {
     let samples = control::send(pins, &Request::History { interface }).await?;
     let hour = Hour::new(history::parse(&samples)?);
     let pinned = Pinned::open(pins)?;
-    Ok(Section { report: counters::Report::read(pins, &pinned)?, keys: Listing::of(pins, &pinned)?, hour })
+    Ok(Section {
+        report: counters::Report::read(pins, &pinned)?,
+        keys: Listing::of(pins, &pinned)?,
+        fleet: fleet::state(pins, &pinned).await,
+        hour,
+    })
 }
 
 /// Writes `page` atomically. Replaces only a regular file, so that nobody can make root replace a link or a device.

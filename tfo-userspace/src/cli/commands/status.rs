@@ -1,16 +1,14 @@
 //! `tfo status`.
 
-use std::{collections::BTreeSet, process::ExitCode, time::Duration};
+use std::{collections::BTreeSet, process::ExitCode};
 
 use anyhow::Result;
 use jiff::Timestamp;
 use serde::Serialize;
-use tfo_common::info::KeySource;
-use tokio::time::timeout;
 
 use crate::{
     cli::{args::Status, exit::NOT_RUNNING},
-    control::{self, Request},
+    control::client,
     dataplane::{
         Pinned, is_attached,
         pins::{Bpffs, Pins},
@@ -21,11 +19,9 @@ use crate::{
     view::{
         attestation::Attestation,
         counters::{attach_name, mode_name, since},
+        fleet,
     },
 };
-
-/// Longest time that the controller may take to say how the host is in its fleet.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// State of one interface.
 #[derive(Serialize)]
@@ -107,24 +103,17 @@ pub(super) async fn run(args: &Status, bpffs: &Bpffs) -> Result<ExitCode> {
     })
 }
 
-/// Asks the controller about the fleet. One that does not answer at once, or is of another version, is left out.
-async fn fleet(pins: &Pins) -> Option<State> {
-    let answer = timeout(PATIENCE, control::send(pins, &Request::Fleet)).await.ok()?.ok()?;
-    serde_json::from_str(&answer).ok()?
-}
-
 async fn report(pins: &Pins) -> Result<Report> {
     let pinned = Pinned::open(pins)?;
     let ring = pinned.key_ring()?;
-    let has_secret = pinned.info().key_source == KeySource::Secret as u64;
     let portable = pinned.portable()?;
     Ok(Report {
-        fleet: if has_secret && pins.has_controller()? { fleet(pins).await } else { None },
+        fleet: fleet::state(pins, &pinned).await,
         interface: pins.interface().to_owned(),
         // In another network namespace, only the pinned link shows that it is attached.
         attached: is_attached(pins).await?.unwrap_or(true),
         controller: pins.has_controller()?,
-        pid: control::client::process(pins),
+        pid: client::process(pins),
         attach: attach_name(pinned.info()),
         mode: mode_name(pinned.info()),
         hidden: pinned.hidden()?,

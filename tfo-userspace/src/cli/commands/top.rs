@@ -18,6 +18,7 @@ use crate::{
     },
     view::{
         counters::Report,
+        fleet,
         key_listing::{Generation, Listing},
         table::table,
         tui::{self, model::Prefix},
@@ -51,8 +52,11 @@ fn state(pins: &Pins, as_json: bool) -> Result<String> {
         let state = State { report: &look.report, keys: &look.keys, prefixes: &look.prefixes };
         return json(&state);
     }
-    let keys = Listing::of(pins, &Pinned::open(pins)?)?;
-    Ok(format!("{}{}{}", look.report.text(), keys.text(), prefixes(look.prefixes.as_deref())))
+    let pinned = Pinned::open(pins)?;
+    let keys = Listing::of(pins, &pinned)?;
+    let fleet = block_on(async { anyhow::Ok(fleet::state(pins, &pinned).await) })?;
+    let fleet = fleet.map_or_else(String::new, |state| format!("fleet: {}\n", state.text()));
+    Ok(format!("{}{}{fleet}{}", look.report.text(), keys.text(), prefixes(look.prefixes.as_deref())))
 }
 
 fn prefixes(prefixes: Option<&[Prefix]>) -> String {

@@ -13,6 +13,7 @@ use super::{
     plot::{Line, svg},
 };
 use crate::{
+    fleet::feed::State,
     kernel::tcp_ext::TcpExt,
     view::{
         counters::{GuardRow, ReasonRow, Report, ServiceReport},
@@ -58,7 +59,7 @@ pub fn page(sections: &[Section], now: Timestamp) -> Result<String> {
 }
 
 fn section(section: &Section) -> Result<Markup> {
-    let Section { report, keys, hour } = section;
+    let Section { report, keys, fleet, hour } = section;
     let classes: Vec<_> = Class::ALL
         .iter()
         .map(|class| line(section, class.name(), color(*class), |sample| Some(sample.totals.class(*class))))
@@ -94,7 +95,7 @@ fn section(section: &Section) -> Result<Markup> {
         }
         div.grid {
             div.card { h3 { "SYNs since counting began" } (classes_table(report)) }
-            div.card { h3 { "Keys" } (keys_table(keys)) }
+            div.card { h3 { "Keys" } (keys_table(keys)) (fleet_line(fleet.as_ref())) }
             @if report.services.len() > 1 { div.card { h3 { "Services" } (services_table(report)) } }
             @if report.services.iter().any(|service| !service.guards.is_empty()) {
                 div.card { h3 { "Protections" } (guards_table(report)) }
@@ -240,6 +241,12 @@ fn guards_table(report: &Report) -> Markup {
         })
     });
     table(&["protection", "service", "acted", "would have"], rows.collect())
+}
+
+fn fleet_line(fleet: Option<&State>) -> Markup {
+    let Some(state) = fleet else { return html! {} };
+    let in_step = if state.is_in_step() { "in step" } else { "OUT OF STEP" };
+    html! { p.quiet { "Fleet: " (in_step) ", " (state.text()) "." } }
 }
 
 fn keys_table(keys: &Listing) -> Markup {

@@ -68,11 +68,20 @@ fn draw_head(frame: &mut Frame<'_>, model: &Model, area: Rect) {
     let mut spans = vec![Span::from(format!("tfo  {}", model.interface)).bold()];
     match (&model.error, &model.look) {
         (Some(error), _) => spans.push(Span::from(format!("  {error}")).fg(Color::Red)),
-        (None, Some(Look { report, controller, .. })) => {
+        (None, Some(Look { report, controller, fleet, .. })) => {
             let since = format!("  {}  {}  since {:.0}", report.mode, report.attach, report.since);
             spans.push(Span::from(since));
             if let Some(services) = report.answered() {
                 spans.push(Span::from(format!("  ANSWERING {services}")).bold().fg(Color::Yellow));
+            }
+            if let Some(fleet) = fleet {
+                spans.push(match fleet.is_in_step() {
+                    true => Span::from("  fleet in step"),
+                    false => Span::from("  FLEET OUT OF STEP").bold().fg(Color::Red),
+                });
+                if !fleet.link.is_connected {
+                    spans.push(Span::from("  no etcd").fg(Color::Yellow));
+                }
             }
             if !controller {
                 spans.push(Span::from("  no controller").fg(Color::Red));
@@ -320,6 +329,7 @@ mod tests {
     use ratatui::{Terminal, backend::TestBackend};
 
     use super::*;
+    use crate::fleet::feed::State;
     use crate::view::{
         counters::{GuardRow, ServiceReport},
         key_listing::Generation,
@@ -442,6 +452,21 @@ mod tests {
         assert!(!picture(&model, 100, 24).contains("ANSWERING"));
         model.look.as_mut().unwrap().report.answering = ["dns", "web"].map(str::to_owned).into();
         assert!(picture(&model, 100, 24).lines().next().unwrap().contains("ANSWERING dns, web"));
+    }
+
+    #[test]
+    fn the_head_says_how_the_fleet_is() {
+        let mut model = busy();
+        let head = |model: &Model| picture(model, 100, 24).lines().next().unwrap().to_owned();
+        assert!(!head(&model).to_lowercase().contains("fleet"));
+        let mut fleet = State::default();
+        fleet.link.is_connected = true;
+        model.look.as_mut().unwrap().fleet = Some(fleet.clone());
+        assert!(head(&model).contains("fleet in step") && !head(&model).contains("no etcd"));
+        fleet.link.taken.generation = 7;
+        fleet.link.is_connected = false;
+        model.look.as_mut().unwrap().fleet = Some(fleet);
+        assert!(head(&model).contains("FLEET OUT OF STEP  no etcd"), "{}", head(&model));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde::Serialize;
 use tfo_common::{class::Class, segment::Family};
 
 use crate::{
+    fleet::feed::State,
     kernel::tcp_ext::TcpExt,
     view::{
         counters::Report,
@@ -51,6 +52,8 @@ pub struct Look {
     pub prefixes: Option<Vec<Prefix>>,
     /// Latest events, newest first, a line each; `None` if no controller answers.
     pub events: Option<Vec<String>>,
+    /// State of this host in its fleet; `None` if the keys do not come from etcd, or no controller answers.
+    pub fleet: Option<State>,
 }
 
 impl Look {
@@ -285,6 +288,7 @@ pub(crate) mod tests {
             next_secret_in: None,
             prefixes: None,
             events: None,
+            fleet: None,
         }
     }
 
