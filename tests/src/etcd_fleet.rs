@@ -131,7 +131,10 @@ pub fn fleet(config: &str, args: &[&str]) -> (bool, String) {
 /// Returns the output of `tfo fleet status --json`.
 pub fn status(config: &str) -> Value {
     let output = tfo(&["fleet", "status", "--json", "--config", config]);
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {:?}", failure(&output)))
+    let status: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {:?}", failure(&output)));
+    assert_eq!(status["version"], 1);
+    status
 }
 
 /// Returns the standing of each host, as `NAME STANDING`.

@@ -422,10 +422,7 @@ impl Worker {
                     }
                 },
                 changed = self.applied.changed() => match changed {
-                    Ok(()) => {
-                        self.note_forgotten();
-                        self.register(&mut store).await?;
-                    }
+                    Ok(()) => self.register(&mut store).await?,
                     Err(_) => return Ok(End::Stopped),
                 },
                 _ = renew.tick() => if !self.renew(&mut store).await? {
@@ -469,6 +466,7 @@ impl Worker {
         if *self.applied.borrow() == Applied::default() {
             return Ok(());
         }
+        self.note_forgotten();
         let host = &self.access.host;
         let live = format!("{}{host}", self.access.names.live());
         let known = format!("{}{host}", self.access.names.known());
