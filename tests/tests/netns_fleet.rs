@@ -140,6 +140,32 @@ fn the_first_secret_is_made_once_and_sealed() {
     });
 }
 
+/// A host with the secret in a file has the keys of the hosts that have it from etcd, and both have those that
+/// `tfo keys derive` shows.
+#[test]
+fn a_file_and_etcd_give_the_same_keys() {
+    with_fleet(1, |etcd, files, hosts, _running, _config| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        private(&path, document(&etcd, &files).in_force.secret.digits().as_bytes());
+        let path = path.to_str().unwrap();
+        ip(&format!("link add {IFACE} type veth peer name v1"));
+        let source = format!("secret:{path}");
+        let _tfo = Running::start(&["-i", IFACE, "--keys", &source, "--rotate", "10s"]);
+        wait_until_in_step(IFACE, "secret");
+        // Between two looks, the keys may change by the clock.
+        eventually("their kernels have the same keys", || {
+            let here = kernel_keys();
+            hosts.hosts[0].run(kernel_keys) == here && here.current.is_some() && here.backup.is_some()
+        });
+        eventually("they are those of the secret", || {
+            let output = tfo(&["keys", "derive", path, "--rotate", "10s", "--json"]);
+            let derived: Value = serde_json::from_slice(&output.stdout).unwrap();
+            derived["current"] == fingerprint(kernel_keys().current.unwrap())
+        });
+    });
+}
+
 /// A host registers, is missed, starts without etcd with what it kept, and says so when etcd is back.
 #[test]
 fn a_host_goes_on_without_etcd() {
