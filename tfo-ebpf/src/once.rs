@@ -1,4 +1,4 @@
-//! Data of SYNs for [`Guard::Once`](tfo_common::policy::Guard::Once), of services that compare it. Both steps are global
+//! Data of SYNs for [`Guard::Once`](tfo_common::policy::Guard::Once), of services that compare it. Its steps are global
 //! functions, so that no other service's SYNs pay for them.
 
 use aya_ebpf::bindings::xdp_md;
@@ -12,6 +12,18 @@ use tfo_common::{
 };
 
 use crate::{frame::Frame, maps, outcome};
+
+/// Notes the service of the described SYN for [`tfo_compare`]. The result is always 0.
+///
+/// In one function with it, the look-up would take more stack than Linux 5.10 has: it counts frames in steps of 32 bytes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tfo_note_service(ctx: *mut xdp_md) -> u32 {
+    if let Some(syn) = maps::packet() {
+        syn.service = maps::service_at(&Frame::anew(ctx), syn.tcp as usize, &syn.addresses());
+    }
+    0
+}
 
 /// Compares the data of the described SYN with what is remembered, and describes the result. The result is always 0.
 #[unsafe(no_mangle)]
@@ -33,7 +45,7 @@ fn compare(ctx: *mut xdp_md, syn: &mut Description) {
         return;
     }
     let (frame, tcp, addresses) = (&Frame::anew(ctx), syn.tcp as usize, &syn.addresses());
-    let service = maps::service_at(frame, tcp, addresses);
+    let service = syn.service;
     let Some(policy) = maps::policy(service).filter(|policy| policy.has(Policy::COMPARES_DATA)) else {
         return;
     };

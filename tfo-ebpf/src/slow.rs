@@ -120,6 +120,7 @@ fn decide_quickly(ctx: *mut xdp_md) -> Option<bool> {
 #[inline(always)]
 fn look_closer(ctx: *mut xdp_md) -> Option<()> {
     if maps::compares_data() {
+        once::tfo_note_service(ctx);
         once::tfo_compare(ctx);
     }
     let syn = black_box(maps::packet()?);
