@@ -1,4 +1,4 @@
-//! Values of the fleet in etcd. Each call ends within [`PATIENCE`].
+//! Values of the fleet in etcd. Each call ends within [`PATIENCE`], and a login within [`LOGIN`].
 
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use super::{
     value::{News, PATIENCE, Value, Writes},
 };
 
+/// Longest time of a connect with a password, which etcd checks by a hash that is slow on purpose.
+const LOGIN: Duration = Duration::from_secs(10);
 /// Interval between pings of a connection.
 const PING: Duration = Duration::from_secs(3);
 
@@ -48,20 +50,22 @@ impl Store {
         if let Some((user, password)) = &access.user {
             options = options.with_user(user, password.as_str());
         }
-        let client = within(Client::connect([endpoint], Some(options))).await;
+        let patience = if access.user.is_some() { LOGIN } else { PATIENCE };
+        let client = within(patience, Client::connect([endpoint], Some(options))).await;
         Ok(Self { client: client.with_context(|| format!("cannot connect to {endpoint}"))? })
     }
 
     /// Reads a value. Returns the revision of etcd along with it.
     pub async fn get(&mut self, name: &str) -> Result<(Option<Value>, i64)> {
-        let response = within(self.client.get(name, None)).await?;
+        let response = within(PATIENCE, self.client.get(name, None)).await?;
         let revision = response.header().map_or(0, |header| header.revision());
         Ok((response.kvs().first().map(value).transpose()?, revision))
     }
 
     /// Reads all values whose names begin with `prefix`.
     pub async fn list(&mut self, prefix: &str) -> Result<Vec<Value>> {
-        let response = within(self.client.get(prefix, Some(GetOptions::new().with_prefix()))).await?;
+        let response =
+            within(PATIENCE, self.client.get(prefix, Some(GetOptions::new().with_prefix()))).await?;
         response.kvs().iter().map(value).collect()
     }
 
@@ -69,7 +73,7 @@ impl Store {
     pub async fn swap(&mut self, name: &str, revision: i64, sealed: Vec<u8>) -> Result<bool> {
         let is_unchanged = Compare::mod_revision(name, CompareOp::Equal, revision);
         let transaction = Txn::new().when([is_unchanged]).and_then([TxnOp::put(name, sealed, None)]);
-        Ok(within(self.client.txn(transaction)).await?.succeeded())
+        Ok(within(PATIENCE, self.client.txn(transaction)).await?.succeeded())
     }
 
     /// Writes all values at once.
@@ -78,17 +82,17 @@ impl Store {
             TxnOp::put(name, sealed, lease.map(|lease| PutOptions::new().with_lease(lease)))
         };
         let transaction = Txn::new().and_then(writes.into_iter().map(put).collect::<Vec<_>>());
-        within(self.client.txn(transaction)).await.map(drop)
+        within(PATIENCE, self.client.txn(transaction)).await.map(drop)
     }
 
     /// Removes a value. Returns whether there was one.
     pub async fn remove(&mut self, name: &str) -> Result<bool> {
-        Ok(within(self.client.delete(name, None)).await?.deleted() > 0)
+        Ok(within(PATIENCE, self.client.delete(name, None)).await?.deleted() > 0)
     }
 
     /// Makes a lease of `seconds`.
     pub async fn grant(&mut self, seconds: i64) -> Result<i64> {
-        Ok(within(self.client.lease_grant(seconds, None)).await?.id())
+        Ok(within(PATIENCE, self.client.lease_grant(seconds, None)).await?.id())
     }
 
     /// Renews a lease. Returns whether it still existed.
@@ -104,7 +108,7 @@ impl Store {
     /// Watches a value from `revision` on.
     pub async fn watch(&mut self, name: &str, revision: i64) -> Result<Watch> {
         let options = WatchOptions::new().with_start_revision(revision);
-        let stream = within(self.client.watch(name, Some(options))).await?;
+        let stream = within(PATIENCE, self.client.watch(name, Some(options))).await?;
         Ok(Watch { stream, waiting: Vec::new() })
     }
 }
@@ -142,11 +146,11 @@ fn value(found: &KeyValue) -> Result<Value> {
     })
 }
 
-/// Waits for a call, but no longer than [`PATIENCE`].
-async fn within<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T> {
-    match timeout(PATIENCE, call).await {
+/// Waits for a call, but no longer than `patience`.
+async fn within<T>(patience: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T> {
+    match timeout(patience, call).await {
         Ok(outcome) => outcome.map_err(|error| described(&error)),
-        Err(_) => bail!("no answer within {PATIENCE:?}"),
+        Err(_) => bail!("no answer within {patience:?}"),
     }
 }
 
