@@ -1,4 +1,4 @@
-//! Values of the fleet in etcd. Each call ends within [`PATIENCE`], and a login within [`LOGIN`].
+//! Values of the fleet in etcd. Each call ends within [`PATIENCE`], and a login within `LOGIN`.
 
 use std::time::Duration;
 
