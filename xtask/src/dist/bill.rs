@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use auditable_info::{Limits, json_from_file};
 use serde_json::Value;
 
-use super::{Release, stage::install, tools::tool};
+use super::{Release, binary, stage::install, tools::tool};
 use crate::workspace::{EBPF_TARGET, cargo, output, run, step};
 
 /// Name and version of a crate.
@@ -58,6 +58,7 @@ fn materials(release: &Release, package: &str, path: &Path) -> Result<()> {
         .args(["--quiet", "--format", "json", "--spec-version", "1.5", "--no-build-deps"])
         .args(["--override-filename", NAME, "--target", &target, "--manifest-path"])
         .arg(release.root.join(package).join("Cargo.toml"))
+        .args((package == "tfo-userspace").then_some("--features=etcd"))
         .env("SOURCE_DATE_EPOCH", &release.epoch))?;
     // It writes one beside the manifest of each member of the workspace.
     let made = release.root.join(package).join(format!("{NAME}.json"));
@@ -123,8 +124,12 @@ fn for_bpf(release: &Release) -> Result<BTreeSet<Crate>> {
 
 /// Returns what cargo knows of all crates.
 fn packages(release: &Release) -> Result<BTreeMap<Crate, Value>> {
-    let metadata =
-        output(cargo().current_dir(&release.root).args(["metadata", "--format-version", "1", "--locked"]))?;
+    let metadata = output(
+        cargo()
+            .current_dir(&release.root)
+            .args(["metadata", "--format-version", "1", "--locked"])
+            .args(["--features", binary::FEATURES]),
+    )?;
     let metadata: Value = serde_json::from_str(&metadata)?;
     let packages = metadata["packages"].as_array().context("`cargo metadata` names no packages")?;
     Ok(packages.iter().filter_map(|one| Some((key(one)?, one.clone()))).collect())

@@ -19,6 +19,9 @@ const LARGEST: u64 = 12 * 1000 * 1000;
 /// Profile of `Cargo.toml`.
 const PROFILE: &str = "shipped";
 
+/// Features of the binary that is packed.
+pub(super) const FEATURES: &str = "tfo-userspace/etcd";
+
 /// Builds the binary into the stage, and its debug information into `tfo.debug`.
 pub(super) fn build(release: &Release) -> Result<()> {
     packages::ensure(&packages::FOR_ETCD)?;
@@ -28,7 +31,7 @@ pub(super) fn build(release: &Release) -> Result<()> {
         .current_dir(&release.root)
         .args(["build", "--locked", "--package", "tfo-userspace", "--profile", PROFILE, "--target-dir"])
         .arg(&target)
-        .args(["--features", "tfo-userspace/etcd"])
+        .args(["--features", FEATURES])
         .args(release.is_next.then_some("--features=tfo-common/next-layout"))
         .env("CARGO_ENCODED_RUSTFLAGS", flags(release)?)
         .env_remove("CARGO_BUILD_TARGET")
