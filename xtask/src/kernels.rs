@@ -24,6 +24,7 @@ use self::{
 };
 use crate::{
     build, packages as programs,
+    test::FEATURES,
     workspace::{cargo, output, step},
 };
 
@@ -99,14 +100,8 @@ pub(crate) fn kernels(args: &Args) -> Result<ExitCode> {
 fn build_tests() -> Result<Vec<(String, PathBuf)>> {
     step("building the tests");
     let mut command = cargo();
-    command.args([
-        "test",
-        "--no-run",
-        "--package",
-        "tfo-tests",
-        "--message-format",
-        "json-render-diagnostics",
-    ]);
+    // The same packages and features as for `cargo xtask test`, so that both share one build.
+    command.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]).args(FEATURES);
     command.args(TESTS.iter().flat_map(|(file, _)| ["--test", file]));
     let messages = output(command.stderr(std::process::Stdio::inherit()))?;
     TESTS.iter().map(|(file, _)| Ok(((*file).to_owned(), executable(&messages, file)?))).collect()

@@ -12,9 +12,10 @@ use std::{
 
 use anyhow::{Result, ensure};
 
+pub(crate) use self::tier::FEATURES;
 use self::{
     tally::Tally,
-    tier::{FEATURES, TestFiles, Tier},
+    tier::{TestFiles, Tier},
 };
 use crate::{
     packages, setup,

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::workspace::{cargo, root};
 
 /// Features with which everything is tested. That of the tests turns on the one of `tfo`.
-pub(super) const FEATURES: [&str; 2] = ["--features", "tfo-tests/etcd"];
+pub(crate) const FEATURES: [&str; 2] = ["--features", "tfo-tests/etcd"];
 
 /// Tier of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
