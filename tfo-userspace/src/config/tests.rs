@@ -195,9 +195,10 @@ fn the_example_is_right_and_complete() {
     let on: Vec<_> = example.lines().map(on).collect();
     let config = parse(&on.join("\n"));
     assert_eq!((config.attach, config.maps), (AttachMode::Auto, Sizes::default()));
-    let Keys { retire_below, max_age, ref etcd, .. } = config.keys;
-    let expected = Keys { retire_below, max_age, etcd: etcd.clone(), ..Keys::default() };
+    let Keys { rotate, retire_below, max_age, ref etcd, .. } = config.keys;
+    let expected = Keys { rotate, retire_below, max_age, etcd: etcd.clone(), ..Keys::default() };
     assert_eq!(config.keys, expected, "they are the defaults");
+    assert_eq!(config.keys.interval(), Keys::default().interval());
     let etcd = etcd.as_ref().expect("a table");
     assert!(etcd.prefix == PREFIX && etcd.user.is_some() && etcd.key.is_some() && etcd.name.is_some());
     assert!(config.metrics.is_some() && retire_below.is_some() && max_age.is_some());

@@ -4,10 +4,12 @@
 //! makes cookies with them only after the overlap, when the others have learnt it, too. For one more overlap it recognises
 //! the keys that hosts still make of the secret before. Then the earlier keys are retired ones like any others.
 //!
-//!     learnt            in force               superseded
-//!       |--- overlap ------|--- overlap ------------|
-//!       | old keys are made, new ones recognised    |
-//!                          | new keys are made, old ones recognised
+//! ```text
+//! learnt            in force               superseded
+//!   |--- overlap ------|--- overlap ------------|
+//!   | old keys are made, new ones recognised    |
+//!                      | new keys are made, old ones recognised
+//! ```
 
 use std::time::Duration;
 
