@@ -465,16 +465,16 @@ pub struct FleetRotate {
     #[command(flatten)]
     pub access: FleetAccess,
 
-    /// Wait so long for hosts that have not learnt the new secret
-    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = parse_duration)]
-    pub wait: Duration,
+    /// Wait so long for hosts that have not learnt the new secret; without it, a minute, or a second in an emergency
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub wait: Option<Duration>,
 
     /// Wait only a second
     #[arg(long, conflicts_with = "wait")]
     pub force: bool,
 
     /// The secret has leaked: bring a new one into force at once, and make every host forget all others
-    #[arg(long, conflicts_with_all = ["wait", "force"])]
+    #[arg(long, conflicts_with = "force")]
     pub emergency: bool,
 }
 

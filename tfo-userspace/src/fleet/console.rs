@@ -32,8 +32,6 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const PROMPT: Duration = Duration::from_secs(1);
 /// Time for which a command waits until hosts have brought a secret into force.
 const SETTLE: Duration = Duration::from_secs(10);
-/// Time within which every host in reach has forgotten a leaked secret.
-pub const EMERGENCY: Duration = Duration::from_secs(1);
 
 /// Connection of a command to the fleet.
 pub struct Console {

@@ -1,6 +1,6 @@
 //! `tfo fleet …`.
 
-use std::{path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use comfy_table::CellAlignment::{Left, Right};
@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     fleet::{
         access::Access,
-        console::{Console, EMERGENCY, Overview, Rotated},
+        console::{Console, Overview, Rotated},
         kept::Kept,
         standing::{Host, Standing},
     },
@@ -20,6 +20,11 @@ use crate::{
     },
     view::table::table,
 };
+
+/// Wait for hosts that have not learnt a new secret.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// Wait for them in an emergency, and with `--force`: hosts in reach take a fraction of it.
+const PROMPT: Duration = Duration::from_secs(1);
 
 /// Carries out a subcommand. `state` is the folder in which the host keeps what it knows of the fleet.
 pub(super) async fn run(args: &Fleet, state: &Path) -> Result<ExitCode> {
@@ -140,9 +145,10 @@ async fn rotate(args: &FleetRotate) -> Result<ExitCode> {
         drop(print(line));
     };
     let rotated = if args.emergency {
-        console.emergency(EMERGENCY, say).await?
+        console.emergency(args.wait.unwrap_or(PROMPT), say).await?
     } else {
-        console.rotate(if args.force { EMERGENCY } else { args.wait }, say).await?
+        let patience = if args.force { PROMPT } else { PATIENCE };
+        console.rotate(args.wait.unwrap_or(patience), say).await?
     };
     let Rotated { silent, answered, outline } = rotated;
     print(&format!("{answered} hosts have secret {} in force", outline.in_force))?;
