@@ -48,7 +48,7 @@ fn one_secret_is_the_schedule() {
 #[test]
 fn no_host_meets_a_cookie_that_it_does_not_know() {
     let delays: Vec<u64> = (0..OVERLAP).step_by(7).chain([OVERLAP - 1]).collect();
-    for offset in (0..INTERVAL).step_by(3) {
+    for offset in (0..INTERVAL).step_by(7) {
         let start = START + offset;
         let mut hosts: Vec<_> = delays.iter().map(|_| succession(1)).collect();
         for now in start - 10..start + 4 * OVERLAP + 3 * INTERVAL {
