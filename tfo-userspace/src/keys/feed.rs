@@ -231,6 +231,17 @@ mod tests {
         }
     }
 
+    /// Begins to watch the file at `path`.
+    fn watch(path: &Path) -> Watch {
+        Watch {
+            source: path.to_str().unwrap().to_owned(),
+            looked: Instant::now(),
+            read: Stamp::of(path).ok(),
+            seen: Stamp::of(path).ok(),
+            fault: None,
+        }
+    }
+
     fn of(byte: u8) -> String {
         Secret::from_digits(format!("{byte:02x}").repeat(32).as_bytes()).unwrap().fingerprint()
     }
@@ -240,13 +251,7 @@ mod tests {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("secret");
         put(&path, 1);
-        let mut watch = Watch {
-            source: path.to_str().unwrap().to_owned(),
-            looked: Instant::now(),
-            read: Stamp::of(&path).ok(),
-            seen: Stamp::of(&path).ok(),
-            fault: None,
-        };
+        let mut watch = watch(&path);
         assert_eq!(fingerprint(watch.look(false)), None);
         put(&path, 2);
         assert_eq!(fingerprint(watch.look(false)), None, "it may be half written");
@@ -270,13 +275,7 @@ mod tests {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("secret");
         put(&path, 1);
-        let mut watch = Watch {
-            source: path.to_str().unwrap().to_owned(),
-            looked: Instant::now(),
-            read: Stamp::of(&path).ok(),
-            seen: Stamp::of(&path).ok(),
-            fault: None,
-        };
+        let mut watch = watch(&path);
         fs::write(&path, [7; 31]).unwrap();
         for _ in 0..2 {
             let error = watch.look(true).err().unwrap().to_string();
