@@ -1,6 +1,6 @@
 //! Table of cases: a frame, the keys in force, and how the frame must be counted.
 //!
-//! `tests/host_cases.rs` and `tests/kernel_cases.rs` use it. A case is one line in the module of its subject. Its
+//! `tests/host/cases.rs` and `tests/kernel/cases.rs` use it. A case is one line in the module of its subject. Its
 //! expectation follows from what Linux does with such a packet, not from what our code does.
 
 mod cookies;

@@ -1,6 +1,6 @@
 //! Fuzz targets: a module for each, with one function that takes any bytes and panics on a fault.
 //!
-//! `fuzz/` gives them to libFuzzer. `tests/host_corpus.rs` gives them every file of `corpus/`, so a fault that was
+//! `fuzz/` gives them to libFuzzer. `tests/host/corpus.rs` gives them every file of `corpus/`, so a fault that was
 //! found once stays covered.
 
 pub mod cli;

@@ -412,7 +412,7 @@ impl Counts {
         let TcpExt { cookie_reqd, passive, passive_alt_key, passive_fail, .. } = since;
         let kernel = TcpExt { cookie_reqd, passive, passive_alt_key, passive_fail, ..TcpExt::default() };
         assert_eq!(self.as_kernel(), kernel, "tfo (left), the kernel (right)");
-        // Old kernels can't follow connections. `netns_outcomes` requires it.
+        // Old kernels can't follow connections. `netns::outcomes` requires it.
         if self.0["outcomes"] == true {
             assert_eq!(self.outcome("accepted"), kernel.passive, "accepted (left), the kernel (right)");
         }

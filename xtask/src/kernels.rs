@@ -31,23 +31,29 @@ use crate::{
 /// Programs that this task runs.
 const PROGRAMS: [programs::Program; 2] = [("qemu-system-x86_64", "qemu-system-x86"), ("ip", "iproute2")];
 
-/// Tests that run on every kernel: files of `tests/tests`, and tests in them. They are few, since QEMU emulates the
-/// processor, and together they go once through all that `tfo` does.
-const TESTS: [(&str, &[&str]); 8] = [
-    ("kernel_verifier", &["verification_costs"]),
+/// Tests that run on every kernel: test programs, and tests in them. They are few, since QEMU emulates the processor, and
+/// together they go once through all that `tfo` does.
+const TESTS: [(&str, &[&str]); 3] = [
+    ("verifier", &["verification_costs"]),
     (
-        "kernel_cases",
-        &["every_case_is_counted_as_expected", "every_case_without_ethernet_is_counted_as_expected"],
+        "kernel",
+        &[
+            "cases::every_case_is_counted_as_expected",
+            "cases::every_case_without_ethernet_is_counted_as_expected",
+            "rewrite::old_cookies_become_the_backup_keys",
+            "unfollowed::only_what_may_be_a_syn_to_the_service_is_dropped",
+        ],
     ),
-    ("kernel_rewrite", &["old_cookies_become_the_backup_keys"]),
-    ("kernel_unfollowed", &["only_what_may_be_a_syn_to_the_service_is_dropped"]),
     (
-        "netns_lifecycle",
-        &["several_interfaces_have_their_own_state", "falls_back_to_generic_where_the_driver_cannot"],
+        "netns",
+        &[
+            "lifecycle::several_interfaces_have_their_own_state",
+            "lifecycle::falls_back_to_generic_where_the_driver_cannot",
+            "protect::both_families_are_protected",
+            "keys::a_client_that_comes_back_is_served_by_accelerate",
+            "lab::the_lab_sees_every_class_and_agrees_with_the_kernel",
+        ],
     ),
-    ("netns_protect", &["both_families_are_protected"]),
-    ("netns_keys", &["a_client_that_comes_back_is_served_by_accelerate"]),
-    ("netns_lab", &["the_lab_sees_every_class_and_agrees_with_the_kernel"]),
 ];
 
 /// Arguments of `cargo xtask kernels`.
@@ -102,9 +108,9 @@ fn build_tests() -> Result<Vec<(String, PathBuf)>> {
     let mut command = cargo();
     // The same packages and features as for `cargo xtask test`, so that both share one build.
     command.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]).args(FEATURES);
-    command.args(TESTS.iter().flat_map(|(file, _)| ["--test", file]));
+    command.args(TESTS.iter().flat_map(|(program, _)| ["--test", program]));
     let messages = output(command.stderr(std::process::Stdio::inherit()))?;
-    TESTS.iter().map(|(file, _)| Ok(((*file).to_owned(), executable(&messages, file)?))).collect()
+    TESTS.iter().map(|(program, _)| Ok(((*program).to_owned(), executable(&messages, program)?))).collect()
 }
 
 /// Returns the path that cargo prints for the program of the target `name`.
@@ -174,8 +180,8 @@ impl Report {
 
 /// Returns the plan of the guest: one line for each program to run.
 fn plan() -> String {
-    TESTS.iter().fold(String::new(), |mut plan, (file, tests)| {
-        writeln!(plan, "{file} {}", tests.join(" ")).expect("a String takes everything");
+    TESTS.iter().fold(String::new(), |mut plan, (program, tests)| {
+        writeln!(plan, "{program} {}", tests.join(" ")).expect("a String takes everything");
         plan
     })
 }
@@ -216,8 +222,8 @@ mod tests {
     #[test]
     fn the_path_of_a_test_is_found() {
         let messages = "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"tfo_tests\"},\"executable\":null}\n\
-                        {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"netns_lab\"},\"executable\":\"/t/netns_lab-1\"}\n";
-        assert_eq!(executable(messages, "netns_lab").expect("it is there"), PathBuf::from("/t/netns_lab-1"));
+                        {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"netns\"},\"executable\":\"/t/netns-1\"}\n";
+        assert_eq!(executable(messages, "netns").expect("it is there"), PathBuf::from("/t/netns-1"));
         assert!(executable(messages, "tfo_tests").is_err());
     }
 

@@ -15,7 +15,7 @@ use anyhow::{Result, ensure};
 pub(crate) use self::tier::FEATURES;
 use self::{
     tally::Tally,
-    tier::{TestFiles, Tier},
+    tier::{Tier, check_files},
 };
 use crate::{
     packages, setup,
@@ -37,7 +37,7 @@ pub(crate) struct Args {
 
 /// Runs the chosen tiers and prints the results. The last line is only the sum.
 pub(crate) fn test(args: &Args) -> Result<ExitCode> {
-    let files = TestFiles::discover()?;
+    check_files()?;
     let filter = args.filter.as_deref();
     let tiers: Vec<Tier> =
         Tier::ALL.into_iter().filter(|tier| args.tiers.is_empty() || args.tiers.contains(tier)).collect();
@@ -56,7 +56,7 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
     }
     build()?;
 
-    let mut reports: Vec<Report> = tiers.into_iter().map(|tier| Report::of(tier, &files, args)).collect();
+    let mut reports: Vec<Report> = tiers.into_iter().map(|tier| Report::of(tier, args)).collect();
     // A filter may leave a tier without tests, but not all tiers.
     if filter.is_none() || reports.iter().all(|report| report.tally.is_empty()) {
         reports.iter_mut().for_each(Report::expect_tests);
@@ -85,13 +85,13 @@ struct Report {
 }
 
 impl Report {
-    fn of(tier: Tier, files: &TestFiles, args: &Args) -> Self {
+    fn of(tier: Tier, args: &Args) -> Self {
         let can_run = is_root() || !tier.needs_root();
         step(&format!("{tier}{}", if can_run { "" } else { " needs root: skipped" }));
 
         let start = Instant::now();
         let mut tally = Tally::default();
-        for mut command in tier.commands(files) {
+        for mut command in tier.commands() {
             command.args(&args.filter);
             if args.long {
                 // Read by `is_long` of tests/src/random.rs.

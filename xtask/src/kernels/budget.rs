@@ -10,7 +10,7 @@ use crate::workspace::root;
 /// Tolerated excess over the budget, in percent.
 const TOLERANCE: u32 = 10;
 
-/// Form of the program, as `kernel_verifier` prints it, such as `observe ethernet`.
+/// Form of the program, as the test program `verifier` prints it, such as `observe ethernet`.
 pub(super) type Form = String;
 
 /// Measured instructions, by series of kernels and form.

@@ -1,8 +1,9 @@
-//! Tiers of tests, from fast and harmless to slow and privileged, and the files of `tests/tests` in each.
+//! Tiers of tests, from fast and harmless to slow and privileged. Each has one program, whose files are in a folder of
+//! `tests/tests`: so it is linked once, and a test that waits does not keep the next file waiting.
 
-use std::{fmt, fs, process::Command};
+use std::{fmt, fs, io, path::Path, process::Command};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::workspace::{cargo, root};
 
@@ -34,31 +35,27 @@ impl Tier {
         }
     }
 
-    /// Returns the prefix of the names of its files in `tests/tests`.
-    fn prefix(self) -> &'static str {
+    /// Names of its test programs, and of the folders of their files in `tests/tests`.
+    fn programs(self) -> &'static [&'static str] {
         match self {
-            Self::Host => "host_",
-            Self::Kernel => "kernel_",
-            Self::Netns => "netns_",
+            Self::Host => &["host"],
+            // The verifier's costs are measured under a limit that holds for the whole process.
+            Self::Kernel => &["kernel", "verifier"],
+            Self::Netns => &["netns"],
         }
     }
 
     /// Returns the cargo commands that run the tier. Arguments that are added to them go to the test programs.
     ///
     /// All commands select the same packages, the default members, and so share one build of every dependency.
-    pub(super) fn commands(self, files: &TestFiles) -> Vec<Command> {
-        let mut targets: Vec<&str> = files.of(self).flat_map(|name| ["--test", name]).collect();
-        if self == Self::Host {
-            targets.extend(["--lib", "--bins"]);
-        }
-        if targets.is_empty() {
-            return Vec::new();
-        }
+    pub(super) fn commands(self) -> Vec<Command> {
+        let mut targets: Vec<_> = self.programs().iter().flat_map(|program| ["--test", program]).collect();
         match self {
-            Self::Host => vec![cargo_test(&targets, &[]), cargo_test(&["--doc"], &[])],
-            Self::Kernel => vec![cargo_test(&targets, &[])],
-            // Each test starts its own servers and clients, and some measure time.
-            Self::Netns => vec![cargo_test(&targets, &["--test-threads=2"])],
+            Self::Host => {
+                targets.extend(["--lib", "--bins"]);
+                vec![cargo_test(&targets), cargo_test(&["--doc"])]
+            }
+            Self::Kernel | Self::Netns => vec![cargo_test(&targets)],
         }
     }
 }
@@ -73,45 +70,49 @@ impl fmt::Display for Tier {
     }
 }
 
-fn cargo_test(targets: &[&str], options: &[&str]) -> Command {
+fn cargo_test(targets: &[&str]) -> Command {
     let mut command = cargo();
-    command.args(["test", "--no-fail-fast"]).args(FEATURES).args(targets).arg("--").args(options);
+    command.args(["test", "--no-fail-fast"]).args(FEATURES).args(targets).arg("--");
     command
 }
 
-/// Files of `tests/tests`, with the tier that their name begins with.
-pub(super) struct TestFiles(Vec<(Tier, String)>);
-
-impl TestFiles {
-    /// Lists `tests/tests`. A file in no tier is an error, since it would never run.
-    pub(super) fn discover() -> Result<Self> {
-        let dir = root().join("tests/tests");
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))? {
-            let path = entry.with_context(|| format!("cannot list {}", dir.display()))?.path();
-            if path.extension().is_some_and(|extension| extension == "rs") {
-                names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
-            }
+/// Checks that each file of `tests/tests` belongs to the program of a tier. Any other would never run.
+pub(super) fn check_files() -> Result<()> {
+    let dir = root().join("tests/tests");
+    let programs = Tier::ALL.map(Tier::programs).concat();
+    for name in names(&dir)? {
+        ensure!(
+            programs.contains(&name.as_str()),
+            "tests/tests/{name} is in no tier: move it into a folder of tests/tests: {}",
+            programs.join(", ")
+        );
+        let main = dir.join(&name).join("main.rs");
+        let text = fs::read_to_string(&main).with_context(|| format!("cannot read {}", main.display()))?;
+        for file in names(&dir.join(&name))? {
+            ensure!(
+                has_module(&text, &file),
+                "tests/tests/{name}/{file} would never run: make it a module of main.rs"
+            );
         }
-        names.sort();
-        Self::sort_out(names)
     }
+    Ok(())
+}
 
-    fn sort_out(names: Vec<String>) -> Result<Self> {
-        let in_tier = |name: String| match Tier::ALL.into_iter().find(|tier| name.starts_with(tier.prefix()))
-        {
-            Some(tier) => Ok((tier, name)),
-            None => bail!(
-                "tests/tests/{name}.rs is in no tier and would never run: let its name begin with {}",
-                Tier::ALL.map(Tier::prefix).join(" or ")
-            ),
-        };
-        Ok(Self(names.into_iter().map(in_tier).collect::<Result<_>>()?))
-    }
+/// Whether the program `main` has the module of `file`, or is that file.
+fn has_module(main: &str, file: &str) -> bool {
+    let module = file.strip_suffix(".rs").unwrap_or(file);
+    module == "main" || main.lines().any(|line| line == format!("mod {module};"))
+}
 
-    fn of(&self, tier: Tier) -> impl Iterator<Item = &str> {
-        self.0.iter().filter(move |(file_tier, _)| *file_tier == tier).map(|(_, name)| name.as_str())
-    }
+/// Names of what is in `dir`, sorted.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let list = || {
+        let names = fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect::<io::Result<Vec<_>>>()
+    };
+    let mut names = list().with_context(|| format!("cannot list {}", dir.display()))?;
+    names.sort();
+    Ok(names)
 }
 
 #[cfg(test)]
@@ -119,47 +120,30 @@ mod tests {
     use super::*;
     use crate::workspace::describe;
 
-    fn files(names: &[&str]) -> Result<TestFiles> {
-        TestFiles::sort_out(names.iter().map(|&name| name.to_owned()).collect())
-    }
-
-    fn commands(tier: Tier, names: &[&str]) -> Vec<String> {
-        let files = files(names).expect("every file is in a tier");
-        tier.commands(&files).iter().map(describe).collect()
+    fn commands(tier: Tier) -> Vec<String> {
+        tier.commands().iter().map(describe).collect()
     }
 
     #[test]
-    fn a_file_runs_in_the_tier_that_its_name_begins_with() {
-        let names = ["host_table", "kernel_table", "netns_lab", "netns_nginx"];
+    fn a_tier_runs_its_program() {
         assert_eq!(
-            commands(Tier::Host, &names),
+            commands(Tier::Host),
             [
-                "cargo test --no-fail-fast --features tfo-tests/etcd --test host_table --lib --bins --",
+                "cargo test --no-fail-fast --features tfo-tests/etcd --test host --lib --bins --",
                 "cargo test --no-fail-fast --features tfo-tests/etcd --doc --"
             ]
         );
         assert_eq!(
-            commands(Tier::Kernel, &names),
-            ["cargo test --no-fail-fast --features tfo-tests/etcd --test kernel_table --"]
-        );
-        assert_eq!(
-            commands(Tier::Netns, &names),
-            ["cargo test --no-fail-fast --features tfo-tests/etcd --test netns_lab --test netns_nginx -- \
-                 --test-threads=2"]
+            commands(Tier::Netns),
+            ["cargo test --no-fail-fast --features tfo-tests/etcd --test netns --"]
         );
     }
 
     #[test]
-    fn a_tier_without_files_runs_nothing_else_instead() {
-        assert!(commands(Tier::Kernel, &["host_table"]).is_empty());
-        assert!(commands(Tier::Netns, &[]).is_empty());
-        assert_eq!(commands(Tier::Host, &[]).len(), 2);
-    }
-
-    #[test]
-    fn a_file_in_no_tier_is_an_error() {
-        let err = files(&["host_table", "misc"]).err().expect("misc is in no tier").to_string();
-        assert!(err.starts_with("tests/tests/misc.rs is in no tier"), "{err}");
-        assert!(err.ends_with("host_ or kernel_ or netns_"), "{err}");
+    fn every_file_of_the_tests_is_run() {
+        check_files().expect("each file has a tier");
+        let main = "mod cases;\n#[cfg(feature = \"etcd\")]\nmod fleet;\n// mod lab;\n";
+        assert!(["main.rs", "cases.rs", "fleet.rs", "fleet"].into_iter().all(|file| has_module(main, file)));
+        assert!(!has_module(main, "lab.rs") && !has_module(main, "case.rs"));
     }
 }

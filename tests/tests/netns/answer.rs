@@ -1,5 +1,5 @@
 //! The protection `answer`: handshakes whose SYN-ACK the program sends, with the real kernel at both ends. Figures are
-//! printed: `cargo test -p tfo-tests --test netns_answer -- --nocapture`.
+//! printed: `cargo test -p tfo-tests --test netns answer:: -- --nocapture`.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 

@@ -1,5 +1,5 @@
 //! Protections of listeners that are special: with keys of their own, and where no cookie is needed. Each test prints its
-//! result: `cargo test -p tfo-tests --test netns_protect_special -- --nocapture`.
+//! result: `cargo test -p tfo-tests --test netns protect_special:: -- --nocapture`.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 

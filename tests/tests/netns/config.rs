@@ -439,7 +439,7 @@ fn a_file_is_checked() {
     let dir = tempfile::tempdir_in("/tmp").unwrap();
     // The copy belongs to the user of the test, whoever owns the tree.
     let example = dir.path().join("example.toml");
-    fs::write(&example, include_str!("../../dist/tfo.toml")).unwrap();
+    fs::write(&example, include_str!("../../../dist/tfo.toml")).unwrap();
     let check = tfo(&["check", "--config", example.to_str().unwrap()]);
     assert!(check.status.success(), "{:?}", failure(&check));
 

@@ -1,5 +1,5 @@
 //! Effects of the protections: attacks on a real listener, without and with them. Each test prints its result:
-//! `cargo test -p tfo-tests --test netns_protect -- --nocapture`.
+//! `cargo test -p tfo-tests --test netns protect:: -- --nocapture`.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 

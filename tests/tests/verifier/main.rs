@@ -1,4 +1,4 @@
-//! Cost of the program to the kernel's verifier, in each form of the program. It is alone in its file: see
+//! Tier 2: cost of the program to the kernel's verifier, in each form of the program. It is a test program of its own: see
 //! [`Cost::of`].
 
 use tfo_common::{parse::LinkLayer, verdict::Mode};
