@@ -389,7 +389,8 @@ fn both_families_are_protected() {
         KeySysctl::open().unwrap().write(key(1), None).unwrap();
         let _servers = Family::ALL.iter().map(|family| Server::echo(listen(server(*family)).unwrap()));
         let _servers: Vec<_> = _servers.collect();
-        let guards = "once = { remember = \"2s\" }\nfair = { limit = \"1/h\" }\nclamp = true\nshed = { limit = \"2/h\", burst = 2 }";
+        // An emulated processor takes seconds for what follows.
+        let guards = "once = { remember = \"8s\" }\nfair = { limit = \"1/h\" }\nclamp = true\nshed = { limit = \"2/h\", burst = 2 }";
         let _tfo = protected(IFACE, PORT, Some(guards));
         // Before Linux 5.15 connections can't be followed, so replays are not recognized.
         let follows = *Counts::of(IFACE).field("outcomes") == true;
@@ -427,7 +428,7 @@ fn both_families_are_protected() {
             if *family == Family::Ipv6 {
                 assert_eq!(send(3003, &[8; 8]), (ordinary, vec![Guard::Shed]), "{family}");
             }
-            thread::sleep(Duration::from_secs(3).saturating_sub(replayed.elapsed()));
+            thread::sleep(Duration::from_secs(9).saturating_sub(replayed.elapsed()));
             // The state has expired, so `once` lets the SYN pass.
             assert_eq!(send(3000, &good), (ordinary, vec![Guard::Fair]), "{family}");
         }
