@@ -5,6 +5,12 @@ pub trait Bytes {
     /// The frame's length in bytes, link-layer header included.
     fn len(&self) -> usize;
 
+    /// The length in bytes of the frame that came. Only its first bytes, as many as [`len`](Self::len) says, can be read here:
+    /// a jumbo frame may lie in several buffers.
+    fn whole_len(&self) -> usize {
+        self.len()
+    }
+
     /// Whether the frame is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0

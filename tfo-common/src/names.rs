@@ -64,6 +64,8 @@ pub const LISTENING: &str = "TFO_LISTENING";
 pub const COMPARES_DATA: &str = "TFO_COMPARES_DATA";
 /// Global that tells whether any service may have its SYNs answered.
 pub const ANSWERS: &str = "TFO_ANSWERS";
+/// Global that tells whether frames may lie in several buffers.
+pub const MULTI_BUFFER: &str = "TFO_MULTI_BUFFER";
 /// Global with the number of jiffies in a second.
 pub const HZ: &str = "TFO_HZ";
 /// The program that marks a listener, in the object of [`LISTENERS_PROGRAM`].

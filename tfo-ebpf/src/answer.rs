@@ -91,7 +91,7 @@ pub extern "C" fn tfo_answer(ctx: *mut xdp_md) -> u32 {
     if !reply.write(&mut frame, syn.tcp as usize, &addresses) {
         return xdp_action::XDP_PASS;
     }
-    let surplus = frame.len().saturating_sub(reply.frame_len(addresses.family).max(SHORTEST));
+    let surplus = frame.whole_len().saturating_sub(reply.frame_len(addresses.family).max(SHORTEST));
     if surplus > 0 {
         // SAFETY: the context is the kernel's, and no pointer into the packet is used after this. If it fails, zeros or
         // bytes that the client has sent follow the packet.
@@ -248,7 +248,9 @@ fn compose(ctx: *mut xdp_md) -> Option<()> {
         reply.scale = host.scale().into();
     }
     let missing = reply.frame_len(family).saturating_sub(frame.len());
+    // Room behind the last buffer would not make the first one longer.
+    let can_grow = || !maps::is_multi_buffer() || frame.whole_len() == frame.len();
     // SAFETY: the context is the kernel's, and no pointer into the packet is used after this.
-    let has_room = missing == 0 || unsafe { bpf_xdp_adjust_tail(ctx, missing as i32) } == 0;
+    let has_room = missing == 0 || can_grow() && unsafe { bpf_xdp_adjust_tail(ctx, missing as i32) } == 0;
     has_room.then_some(())
 }

@@ -2,17 +2,19 @@
 
 use core::{arch::asm, intrinsics::is_val_statically_known, ptr::null_mut};
 
-use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_get_buff_len, programs::XdpContext};
 use tfo_common::{
     bytes::{Bytes, BytesMut, Near},
     parse::{self, Headers, Options},
 };
 
+use crate::maps;
+
 /// Largest offset into a frame, and mask of offsets. The verifier follows a variable offset only while it knows it to
 /// be small. The mask loses nothing: no header that is parsed ends beyond 32 KiB.
 const MAX_OFFSET: usize = 0x7fff;
 
-/// Bytes of the frame between `data` and `data_end`.
+/// Bytes of the frame between `data` and `data_end`: all of it, or those in the first of its buffers.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame {
     /// Context of the program.
@@ -118,6 +120,15 @@ impl Bytes for Frame {
             );
         }
         len
+    }
+
+    #[inline(always)]
+    fn whole_len(&self) -> usize {
+        if !maps::is_multi_buffer() {
+            return self.len();
+        }
+        // SAFETY: the context is the kernel's.
+        (unsafe { bpf_xdp_get_buff_len(self.ctx) } as usize).wrapping_sub(self.skipped)
     }
 
     #[inline(always)]

@@ -42,14 +42,14 @@ use tfo_common::{
 use crate::{fast::Served, frame::Frame};
 
 /// XDP program for interfaces whose services have no protections and share one mode.
-#[xdp]
+#[xdp(frags)]
 pub fn tfo_ingress(ctx: XdpContext) -> u32 {
     serve(&ctx, fast::unguarded)
 }
 
 /// XDP program for interfaces whose services have protections or differ in mode. [`maps::mode`] is then shield,
 /// whatever the modes of the services.
-#[xdp]
+#[xdp(frags)]
 pub fn tfo_shield(ctx: XdpContext) -> u32 {
     serve(&ctx, fast::guarded)
 }

@@ -189,6 +189,10 @@ static TFO_COMPARES_DATA: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 static TFO_ANSWERS: Global<u8> = Global::new(0);
 
+/// [`tfo_common::names::MULTI_BUFFER`]. It is set at load time, so that the program needs no helper of Linux 5.18 without it.
+#[unsafe(no_mangle)]
+static TFO_MULTI_BUFFER: Global<u8> = Global::new(0);
+
 /// [`tfo_common::names::HZ`].
 #[unsafe(no_mangle)]
 static TFO_HZ: Global<u32> = Global::new(0);
@@ -218,6 +222,12 @@ pub(crate) fn link_layer() -> LinkLayer {
 #[inline(always)]
 pub(crate) fn answers() -> bool {
     TFO_ANSWERS.load() != 0
+}
+
+/// Whether frames may lie in several buffers. This is a load-time constant.
+#[inline(always)]
+pub(crate) fn is_multi_buffer() -> bool {
+    TFO_MULTI_BUFFER.load() != 0
 }
 
 /// Number of jiffies in a second.

@@ -11,6 +11,13 @@
 
 mod frame;
 
+/// What [`frame`] asks of the program's globals.
+mod maps {
+    pub(crate) const fn is_multi_buffer() -> bool {
+        false
+    }
+}
+
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::{

@@ -168,6 +168,40 @@ fn clients_connect_through_answered_handshakes() {
     });
 }
 
+/// A SYN whose data lies in several buffers is answered by one that fits into the first. The client sends the data again.
+#[test]
+fn a_jumbo_syn_with_a_bad_cookie_is_answered() {
+    with_client(|client| {
+        ip(&format!("link set {IFACE} mtu 9000"));
+        client
+            .run(|| {
+                ip(&format!("link set {CLIENT} mtu 9000"));
+                Ok(())
+            })
+            .unwrap();
+        let data = vec![b'x'; 8000];
+        let _server = Server::echo(Listener::on(&format!("[::]:{PORT}")).fast_open(128).listen());
+        let connect = |family| client.run(|| fast_open(source(family, 1), server(family), &data)).unwrap();
+        // The client learns a cookie and the server's segment size, and then the key changes.
+        Family::ALL.iter().for_each(|family| connect(*family));
+        KeySysctl::open().unwrap().write(key(2), None).unwrap();
+        let _tfo = protected(IFACE, PORT, Some("answer = { when = \"always\" }"));
+        assert_eq!(status(IFACE)["attach"], "native");
+        eventually("the listener is marked", || {
+            client.run(|| ordinary(source(Family::Ipv4, 2), server(Family::Ipv4), DATA)).unwrap();
+            answered(Class::PlainSyn) > 0
+        });
+        for (number, family) in (1..).zip(Family::ALL) {
+            let cookies = TcpExt::read().unwrap().cookies_received;
+            connect(*family);
+            let counts = Counts::of(IFACE).syn(*family, Class::CookieUnknown);
+            assert_eq!((counts.with_data, counts.data_bytes), (1, data.len() as u64), "{family}");
+            assert_eq!(answered(Class::CookieUnknown), number, "{family}");
+            assert_eq!(TcpExt::read().unwrap().cookies_received, cookies + 1, "{family}");
+        }
+    });
+}
+
 /// Floods the listener, and serves clients meanwhile. With tfo, waits until Fast Open is back.
 fn under_flood(kind: Kind, family: Family, guards: Option<&str>, clients: u64) -> (Served, f64, Duration) {
     let mut result = None;

@@ -85,7 +85,7 @@ fn ipv4<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
         return Err(Malformed::IpHeaderLength.into());
     }
     let total = usize::from(be16(&header, offset_of!(Ipv4Hdr, tot_len)));
-    if total < header_len || start + total > frame.len() {
+    if total < header_len || start + total > frame.whole_len() {
         return Err(Malformed::IpTotalLength.into());
     }
     let fragment = be16(&header, offset_of!(Ipv4Hdr, frags));
@@ -121,7 +121,7 @@ fn ipv6<B: Bytes + ?Sized>(frame: &B, start: usize) -> Result<Option<Packet>, Fa
         return Err(Malformed::IpVersion.into());
     }
     let end = end_of_v6(frame, start, &header);
-    if end > frame.len() {
+    if end > frame.whole_len() {
         return Err(Malformed::IpTotalLength.into());
     }
     let Some(chain) = extensions(frame, next, start + Ipv6Hdr::LEN, end)? else {
@@ -142,7 +142,7 @@ fn end_of_v6<B: Bytes + ?Sized>(frame: &B, start: usize, header: &[u8; 8]) -> us
     let payload = usize::from(be16(header, offset_of!(Ipv6Hdr, payload_len)));
     if payload == 0 && header[offset_of!(Ipv6Hdr, next_hdr)] == HOP_BY_HOP {
         // The kernel takes the frame's length here. It reads the length of a jumbogram only in the option.
-        frame.len()
+        frame.whole_len()
     } else {
         start + Ipv6Hdr::LEN + payload
     }

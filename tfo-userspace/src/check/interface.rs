@@ -2,12 +2,16 @@
 
 use tfo_common::info::Attach;
 
-use super::{Finding, netdev};
+use super::{
+    Finding,
+    netdev::{self, Features},
+};
 use crate::{
     dataplane::{linked_program, pins::Bpffs},
     kernel::{
         ethtool::hides_vlans,
         interface::{Interface, XdpOnInterface},
+        listeners::shows_multi_buffers,
     },
 };
 
@@ -22,13 +26,18 @@ pub(super) async fn check(name: &str, bpffs: &Bpffs) -> (Finding, Option<Finding
         Ok(interface) => interface,
         Err(error) => return (Finding::fail(format!("{error:#}"), "name another one"), None),
     };
-    let driver = netdev::has_native_xdp(interface.index);
+    let driver = netdev::features(interface.index);
     let xdp = match interface.xdp {
-        Some(xdp) => attached(name, xdp, matches!(driver, Ok(Some(true))), bpffs),
+        Some(xdp) => attached(name, xdp, matches!(driver, Ok(Some(Features { runs: true, .. }))), bpffs),
         None => offered(name, &driver),
     };
     let mtu = match driver {
-        Ok(Some(false)) => Finding::ok(format!("{}: in the stack, any MTU will do", interface.mtu)),
+        Ok(Some(Features { runs: false, .. })) => {
+            Finding::ok(format!("{}: in the stack, any MTU will do", interface.mtu))
+        }
+        Ok(Some(Features { several_buffers: true, .. })) if shows_multi_buffers() => {
+            Finding::ok(format!("{}: the driver gives frames in several buffers", interface.mtu))
+        }
         _ => room(interface.mtu, procfs::page_size()),
     };
     (xdp, Some(mtu))
@@ -79,10 +88,12 @@ fn attached(name: &str, xdp: XdpOnInterface, is_native: bool, bpffs: &Bpffs) -> 
     }
 }
 
-fn offered(name: &str, driver: &std::io::Result<Option<bool>>) -> Finding {
+fn offered(name: &str, driver: &std::io::Result<Option<Features>>) -> Finding {
     match driver {
-        Ok(Some(true)) => Finding::ok(format!("{name}: its driver takes XDP programs (native mode)")),
-        Ok(Some(false)) => Finding::warn(
+        Ok(Some(Features { runs: true, .. })) => {
+            Finding::ok(format!("{name}: its driver takes XDP programs (native mode)"))
+        }
+        Ok(Some(Features { runs: false, .. })) => Finding::warn(
             format!("{name}: its driver takes no XDP programs"),
             "tfo attaches in the stack (generic mode), which costs more for each packet",
         ),

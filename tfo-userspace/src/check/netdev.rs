@@ -21,10 +21,20 @@ const IFINDEX: u16 = 1;
 const XDP_FEATURES: u16 = 3;
 /// Feature bit of a driver that runs programs which pass, drop and send back (NETDEV_XDP_ACT_BASIC).
 const BASIC: u64 = 1;
+/// Feature bit of a driver that gives them frames in several buffers (NETDEV_XDP_ACT_RX_SG).
+const SEVERAL_BUFFERS: u64 = 1 << 5;
 
-/// Returns whether the driver of the interface with this index runs XDP programs; `None` if the kernel lacks the
-/// family.
-pub(super) fn has_native_xdp(index: u32) -> io::Result<Option<bool>> {
+/// What a driver does for XDP programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Features {
+    /// Whether it runs them.
+    pub(super) runs: bool,
+    /// Whether it gives them frames in several buffers.
+    pub(super) several_buffers: bool,
+}
+
+/// Returns the features of the driver of the interface with this index; `None` if the kernel lacks the family.
+pub(super) fn features(index: u32) -> io::Result<Option<Features>> {
     let family = match family(Netdev::family_name()) {
         Ok(family) => family,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -34,7 +44,8 @@ pub(super) fn has_native_xdp(index: u32) -> io::Result<Option<bool>> {
         GenlMessage::from_payload(Netdev(vec![DefaultNla::new(IFINDEX, index.to_ne_bytes().to_vec())]));
     question.set_resolved_family_id(family);
     let answer = netlink::ask(NETLINK_GENERIC, question)?;
-    Ok(Some(answer.payload.xdp_features()? & BASIC != 0))
+    let bits = answer.payload.xdp_features()?;
+    Ok(Some(Features { runs: bits & BASIC != 0, several_buffers: bits & SEVERAL_BUFFERS != 0 }))
 }
 
 /// Returns the number of the generic netlink family `name`.

@@ -1,6 +1,6 @@
 //! The loaded programs and their maps, and the publication of keys in them.
 
-use std::{collections::BTreeSet, thread, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -31,7 +31,11 @@ use super::{
 use crate::util::time::unix_seconds;
 use crate::{
     dataplane::{Publish, pins::Generation},
-    kernel::{clock::jiffies_per_second, listeners::places, locked_memory},
+    kernel::{
+        clock::jiffies_per_second,
+        listeners::{places, shows_multi_buffers},
+        locked_memory,
+    },
     model::{
         guards::{Hidden, Orders},
         keys::{DatedKey, describe},
@@ -49,6 +53,24 @@ pub struct SharedMaps<'a> {
 }
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tfo-ebpf"));
+
+/// Section of the XDP programs, which tells the kernel that they may get frames in several buffers.
+const MULTI_BUFFER_SECTION: &[u8] = b"xdp.frags\0";
+/// Length of the name of a section whose programs get whole frames only, as before Linux 5.18. It begins like the other.
+const SECTION: usize = b"xdp".len();
+
+/// Returns the object, with XDP programs that get frames in several buffers if `multi_buffer`. aya takes that from the name of
+/// their section, and has no other way to say so.
+fn object(multi_buffer: bool) -> Cow<'static, [u8]> {
+    let mut object = Cow::Borrowed(OBJECT);
+    if !multi_buffer {
+        let len = MULTI_BUFFER_SECTION.len();
+        let found: Vec<_> =
+            OBJECT.windows(len).enumerate().filter(|(_, name)| *name == MULTI_BUFFER_SECTION).collect();
+        found.into_iter().for_each(|(at, _)| object.to_mut()[at + SECTION..at + len].fill(0));
+    }
+    object
+}
 
 /// Maps with an entry for each service.
 const OF_SERVICES: [&str; 7] = [
@@ -93,13 +115,14 @@ impl Object {
     /// Creates the maps, as the first half of [`load`](Self::load). The verifier has not seen the program yet.
     pub fn prepare(options: &LoadOptions, shared: Option<SharedMaps<'_>>) -> Result<Self> {
         locked_memory::lift_limit();
-        let (link, mode, has_services) =
-            (options.link as u8, options.mode as u8, u8::from(options.services > 0));
+        let (link, mode) = (options.link as u8, options.mode as u8);
+        let has_services = u8::from(options.services > 0);
         let rows @ [source_rows, replay_rows, request_rows] = options.rows();
         let [last_source_row, last_replay_row, last_request_row] = rows.map(|rows| rows - 1);
         let Seed(seed) = Seed::new(options.seed);
-        let [compares_data, portable] = [options.compares_data, options.portable].map(u8::from);
-        let (answers, hz) = (u8::from(options.answers), jiffies_per_second()? as u32);
+        let [compares_data, portable, answers] =
+            [options.compares_data, options.portable, options.answers].map(u8::from);
+        let (hz, multi_buffer) = (jiffies_per_second()? as u32, u8::from(shows_multi_buffers()));
         let places = if options.answers { Some(places()?) } else { None };
         let mut loader = EbpfLoader::new();
         if let Some(places) = &places {
@@ -111,6 +134,7 @@ impl Object {
             .override_global(names::COMPARES_DATA, &compares_data, true)
             .override_global(names::ANSWERS, &answers, true)
             .override_global(names::HAS_PORTABLE, &portable, true)
+            .override_global(names::MULTI_BUFFER, &multi_buffer, true)
             .override_global(names::HZ, &hz, true)
             .override_global(names::HAS_SERVICES, &has_services, true)
             .override_global(names::NETNS, &options.netns_cookie, true)
@@ -121,9 +145,8 @@ impl Object {
             .override_global(names::LAST_REQUEST_ROW, &last_request_row, true)
             .override_global(names::LOG_LEVEL, &options.log_level, true)
             .verifier_log_level(VerifierLogLevel::STATS);
-        let capacity = options.capacity();
         for name in OF_SERVICES {
-            loader.map_max_entries(name, capacity);
+            loader.map_max_entries(name, options.capacity());
         }
         for name in [names::SOURCES, names::FORGERS] {
             loader.map_max_entries(name, source_rows);
@@ -135,7 +158,8 @@ impl Object {
                 loader.map_pin_path(name, generation.map(name));
             }
         }
-        let mut ebpf = loader.load(OBJECT).context("cannot create the maps of the XDP program")?;
+        let mut ebpf =
+            loader.load(&object(multi_buffer != 0)).context("cannot create the maps of the XDP program")?;
         let unpinned = Some(Unpinned::of(&ebpf)?);
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("the program has no map {name}"));
         Ok(Self {
@@ -412,5 +436,21 @@ impl Object {
             info!("{interface}: keys in the map: {}", describe(&next));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_for_whole_frames_have_the_other_section() {
+        let [with, without] = [true, false].map(object);
+        let sections = |object: &[u8]| {
+            object.windows(MULTI_BUFFER_SECTION.len()).filter(|name| *name == MULTI_BUFFER_SECTION).count()
+        };
+        assert_eq!(*with, *OBJECT);
+        assert!(sections(&with) > 0);
+        assert_eq!((sections(&without), without.len()), (0, with.len()));
     }
 }

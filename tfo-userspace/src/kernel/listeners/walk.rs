@@ -144,6 +144,14 @@ pub fn makes_cookies() -> Result<bool> {
     found().map(|found| found.makes_cookies)
 }
 
+/// Name of the helper that tells the length of a frame in several buffers. Linux 5.18 and later.
+const WHOLE_LENGTH: &str = "BPF_FUNC_xdp_get_buff_len";
+
+/// Whether this kernel shows frames in several buffers to XDP programs. False without its type information.
+pub fn shows_multi_buffers() -> bool {
+    found().is_ok_and(|found| found.shows_multi_buffers)
+}
+
 /// Finds the fields of listeners in this kernel's structures. Later calls return the first result.
 pub fn places() -> Result<Places> {
     found().map(|found| found.places)
@@ -154,6 +162,7 @@ pub fn places() -> Result<Places> {
 struct Found {
     places: Places,
     makes_cookies: bool,
+    shows_multi_buffers: bool,
 }
 
 fn found() -> Result<Found> {
@@ -176,7 +185,8 @@ fn find() -> Result<Found> {
             _ => place?,
         };
     }
-    Ok(Found { places, makes_cookies: structures.has_name(MAKER) })
+    let [makes_cookies, shows_multi_buffers] = [MAKER, WHOLE_LENGTH].map(|name| structures.has_name(name));
+    Ok(Found { places, makes_cookies, shows_multi_buffers })
 }
 
 /// Returns the structure that has `field`, and the path to it.
