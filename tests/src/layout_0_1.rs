@@ -105,6 +105,9 @@ pub fn downgrade_pins(interface: &str) {
     replace(names::HIDE_FILTER);
     replace(names::CHILDREN);
     replace(names::REQUESTS);
+    replace(names::CLIENT);
+    replace(names::NETWORKS);
+    replace(names::CALLERS);
 
     let watch: PerCpuArray<_, Words<WATCH>> = open(names::WATCH).try_into().expect("an array");
     let mut cpus = watch.get(&0, 0).expect("its only entry").to_vec();

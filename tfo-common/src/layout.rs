@@ -8,6 +8,7 @@ use core::mem::{offset_of, size_of};
 use crate::{
     carried::Carried,
     class::Class,
+    client::{ATTEMPT_SLOTS, Attempt, Attempts, Client, Network},
     cookie::ExpandedKey,
     counters::{Cell, MALFORMED_SLOTS, Sampled, Tally, UNSUPPORTED_SLOTS, VERDICT_SLOTS},
     filter::SourceFilter,
@@ -67,7 +68,12 @@ const _: () = {
     assert!(size_of::<Watch>() == 40 + 5 * 8 + 24 + 2 * 8 + 24 + 40 + 3 * 8);
     assert!(offset_of!(Carried, outcomes) == size_of::<Cell>());
     assert!(offset_of!(Carried, watch) == size_of::<Cell>() + size_of::<Outcomes>());
-    assert!(size_of::<Carried>() == size_of::<Cell>() + size_of::<Outcomes>() + size_of::<Watch>());
+    assert!(offset_of!(Carried, client) == size_of::<Cell>() + size_of::<Outcomes>() + size_of::<Watch>());
+    assert!(size_of::<Carried>() == offset_of!(Carried, client) + size_of::<Client>());
+    assert!(size_of::<Attempts>() == 8 * 8);
+    assert!(offset_of!(Client, rtt_saved) == 2 * 8 * 8 + 2 * 8);
+    assert!(size_of::<Client>() == 2 * 8 * 8 + 2 * 8 + 32 * 16);
+    assert!(size_of::<Network>() == 16);
     assert!(offset_of!(Subject, connection) == 8);
     assert!(size_of::<Subject>() == 56);
     assert!(offset_of!(Event, head) == 72);
@@ -83,6 +89,7 @@ const _: () = {
     assert!(Family::COUNT.is_power_of_two());
     assert!(Class::COUNT.is_power_of_two());
     assert!(VERDICT_SLOTS.is_power_of_two() && Verdict::COUNT <= VERDICT_SLOTS);
+    assert!(ATTEMPT_SLOTS.is_power_of_two() && Attempt::COUNT <= ATTEMPT_SLOTS);
     // `EventGuard` has three bits for a guard, counted from one.
     assert!(Class::COUNT <= 32 && Guard::COUNT < GUARD_SLOTS);
     assert!(MALFORMED_SLOTS.is_power_of_two() && Malformed::COUNT <= MALFORMED_SLOTS);

@@ -28,6 +28,7 @@ pub mod answer;
 pub mod bytes;
 pub mod carried;
 pub mod class;
+pub mod client;
 pub mod cookie;
 pub mod counters;
 pub mod description;

@@ -1,4 +1,5 @@
-//! State of a listening socket, as the program `iter/tcp` writes it for each listener of a network namespace.
+//! State of a listening socket, as the program `iter/tcp` writes it for each listener of a network namespace, and places of
+//! fields in the kernel's sockets.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -46,6 +47,12 @@ pub enum Field {
     UserLocks,
     /// Limit on the receive window (TCP_WINDOW_CLAMP), in bytes; 0 without one.
     WindowClamp,
+    /// Pointer to what a client wants of Fast Open (`struct tcp_fastopen_request`), or null.
+    FastOpenRequest,
+    /// Byte with the bit that says that the SYN had the option.
+    SynFastOpen,
+    /// Byte with the bit that says that the SYN had data.
+    SynData,
 }
 
 impl Field {
@@ -71,11 +78,14 @@ impl Field {
         Self::ReceiveBuffer,
         Self::UserLocks,
         Self::WindowClamp,
+        Self::FastOpenRequest,
+        Self::SynFastOpen,
+        Self::SynData,
     ];
 }
 
 /// Number of [`Field`]s.
-pub const FIELDS: usize = 20;
+pub const FIELDS: usize = 23;
 
 const _: () = {
     let mut i = 0;

@@ -10,9 +10,11 @@ pub const SHIELD_PROGRAM: &str = "tfo_shield";
 pub const EGRESS_PROGRAM: &str = "tfo_egress";
 /// The sock_ops program.
 pub const OUTCOMES_PROGRAM: &str = "tfo_outcomes";
+/// The sock_ops program that also counts connections from here.
+pub const BOTH_ENDS_PROGRAM: &str = "tfo_both_ends";
 /// The program that walks the listening sockets, in an object of its own.
 pub const LISTENERS_PROGRAM: &str = "tfo_listeners";
-/// Global with the [`Places`](crate::listener::Places) of the fields of listeners.
+/// Global with the [`Places`](crate::listener::Places) of the fields of sockets.
 pub const PLACES: &str = "TFO_PLACES";
 /// Map of a [`Cell`](crate::counters::Cell) for each service and CPU.
 pub const COUNTERS: &str = "TFO_COUNTERS";
@@ -34,6 +36,12 @@ pub const PREFIXES: &str = "TFO_PREFIXES";
 pub const PENDING: &str = "TFO_PENDING";
 /// Map of [`Outcomes`](crate::observed::Outcomes) for each service.
 pub const OUTCOMES: &str = "TFO_OUTCOMES";
+/// Map of the [`Client`](crate::client::Client).
+pub const CLIENT: &str = "TFO_CLIENT";
+/// Map from a [`Network`](crate::client::Network) to its [`Attempts`](crate::client::Attempts).
+pub const NETWORKS: &str = "TFO_NETWORKS";
+/// Storage of the sockets that begin with Fast Open from here: the time of their SYN, in nanoseconds of CLOCK_MONOTONIC.
+pub const CALLERS: &str = "TFO_CALLERS";
 /// Map of [`Carried`](crate::carried::Carried) for each service.
 pub const CARRIED: &str = "TFO_CARRIED";
 /// Ring buffer of [`Event`](crate::observed::Event)s.
@@ -100,6 +108,7 @@ const _: () = {
         PROGRAM,
         SHIELD_PROGRAM,
         OUTCOMES_PROGRAM,
+        BOTH_ENDS_PROGRAM,
         EGRESS_PROGRAM,
         LISTENERS_PROGRAM,
         COUNTERS,
@@ -127,6 +136,9 @@ const _: () = {
         LISTENING,
         MARK_PROGRAM,
         REQUESTS,
+        CLIENT,
+        NETWORKS,
+        CALLERS,
     ];
     let mut i = 0;
     while i < names.len() {

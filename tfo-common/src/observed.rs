@@ -161,6 +161,9 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// Number of bits of the prefix, by [`Family`] index.
+    pub const BITS: [u8; Family::COUNT] = [24, 64];
+
     /// Returns the prefix of the source of `connection`.
     #[inline(always)]
     pub const fn of(connection: &Connection) -> Self {

@@ -22,7 +22,7 @@ pub(crate) fn overflow(socket: *const u8, flags: u32) -> u32 {
 
 /// Returns the place of `field`, a constant for the verifier.
 #[inline(always)]
-fn place(field: Field) -> u32 {
+pub(crate) fn place(field: Field) -> u32 {
     // SAFETY: a global has the layout of its value, and the index is below FIELDS. `Global::load` would copy all places.
     unsafe { (&raw const TFO_PLACES).cast::<u32>().add(field as usize).read_volatile() }
 }

@@ -15,6 +15,7 @@
 
 mod act;
 mod answer;
+mod client;
 mod egress;
 mod fast;
 mod fields;
@@ -26,6 +27,7 @@ mod once;
 mod outcome;
 mod sent;
 mod slow;
+mod tcp_sock;
 mod unfollowed;
 mod watch;
 
@@ -80,10 +82,20 @@ pub fn tfo_egress(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// sock_ops program that counts the outcomes of connections: see [`outcome`].
+/// sock_ops program that counts the outcomes of connections to this host: see [`outcome`].
 #[sock_ops]
 pub fn tfo_outcomes(ctx: SockOpsContext) -> u32 {
     outcome::report(&ctx);
+    outcome::DONE
+}
+
+/// sock_ops program that also counts connections from this host: see [`client`]. Where the kernel refuses it,
+/// [`tfo_outcomes`] takes its place.
+#[sock_ops]
+pub fn tfo_both_ends(ctx: SockOpsContext) -> u32 {
+    if !client::report(&ctx) {
+        outcome::report(&ctx);
+    }
     outcome::DONE
 }
 

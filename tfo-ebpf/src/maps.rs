@@ -1,14 +1,15 @@
-//! Maps and globals of the programs, behind functions. Other modules name none of them but `TFO_PREFIXES` and
-//! `TFO_PENDING`.
+//! Maps and globals of the programs, behind functions. Other modules name none of them but `TFO_PREFIXES`,
+//! `TFO_PENDING` and `TFO_NETWORKS`.
 
-use core::{arch::asm, cell::Cell as Word, mem::offset_of};
+use core::{arch::asm, cell::Cell as Word, ffi::c_void, mem::offset_of, ptr};
 
 use aya_ebpf::{
     Global,
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage, lpm_trie::Key},
     helpers::generated::{
-        bpf_jiffies64, bpf_ktime_get_ns, bpf_ringbuf_reserve, bpf_ringbuf_submit, bpf_sk_storage_get,
+        bpf_jiffies64, bpf_ktime_get_ns, bpf_ringbuf_reserve, bpf_ringbuf_submit, bpf_sk_storage_delete,
+        bpf_sk_storage_get,
     },
     macros::btf_map,
 };
@@ -17,6 +18,7 @@ use tfo_common::{
     bytes::Bytes as _,
     carried::Carried,
     class::{Keys, SearchBudget, find, find_portable},
+    client::{Attempts, Client, DESTINATIONS, Network},
     counters::Cell,
     description::Description,
     filter::SourceFilter,
@@ -85,6 +87,18 @@ pub(crate) static TFO_PENDING: LruHashMap<Connection, Pending, PENDING> = LruHas
 /// [`tfo_common::names::CHILDREN`].
 #[btf_map]
 static TFO_CHILDREN: SkStorage<u32> = SkStorage::new();
+
+/// [`tfo_common::names::CLIENT`].
+#[btf_map]
+static TFO_CLIENT: Array<Client, 1> = Array::new();
+
+/// [`tfo_common::names::NETWORKS`].
+#[btf_map]
+pub(crate) static TFO_NETWORKS: LruHashMap<Network, Attempts, DESTINATIONS> = LruHashMap::new();
+
+/// [`tfo_common::names::CALLERS`].
+#[btf_map]
+static TFO_CALLERS: SkStorage<u64> = SkStorage::new();
 
 /// [`tfo_common::names::OUTCOMES`].
 #[btf_map]
@@ -635,6 +649,12 @@ pub(crate) fn outcomes(service: u32) -> Option<*mut Outcomes> {
     TFO_OUTCOMES.get_ptr_mut(service)
 }
 
+/// Counts of connections from here. Additions must be atomic, as above.
+#[inline(always)]
+pub(crate) fn client() -> Option<*mut Client> {
+    TFO_CLIENT.get_ptr_mut(0)
+}
+
 /// Socket that the kernel has given to the sock_ops program.
 #[derive(Clone, Copy)]
 pub(crate) struct Socket(*mut bpf_sock);
@@ -654,9 +674,10 @@ impl Socket {
     /// mark, the socket is treated as any other.
     #[inline(always)]
     pub(crate) fn mark_child(self, isn: u32) {
-        if let Some(place) = self.storage(BPF_SK_STORAGE_GET_F_CREATE.into()) {
-            // SAFETY: the storage lives as long as the socket, and nobody else uses that of a new one.
-            unsafe { *place = isn };
+        if let Some(place) = self.storage(children(), BPF_SK_STORAGE_GET_F_CREATE.into()) {
+            // SAFETY: the storage lives as long as the socket, and nobody else uses that of a new one. The value of this map is
+            // a u32.
+            unsafe { *place.cast::<u32>() = isn };
         }
     }
 
@@ -664,16 +685,54 @@ impl Socket {
     #[inline(always)]
     pub(crate) fn child_isn(self) -> Option<u32> {
         // SAFETY: as above. Only `mark_child` writes, when the socket is new.
-        self.storage(0).map(|place| unsafe { *place })
+        self.storage(children(), 0).map(|place| unsafe { *place.cast::<u32>() })
     }
 
+    /// Marks the socket as a client's with Fast Open, which sends its SYN at `ns`. Without memory for the mark, its connection
+    /// is not counted.
     #[inline(always)]
-    fn storage(self, flags: u64) -> Option<*mut u32> {
-        let map = (&raw const TFO_CHILDREN).cast_mut().cast();
-        // SAFETY: the socket is the kernel's. The helper returns null or room for the value of the map.
-        let place = unsafe { bpf_sk_storage_get(map, self.0.cast(), core::ptr::null_mut(), flags) };
-        if place.is_null() { None } else { Some(place.cast()) }
+    pub(crate) fn mark_caller(self, ns: u64) {
+        if let Some(place) = self.storage(callers(), BPF_SK_STORAGE_GET_F_CREATE.into()) {
+            // SAFETY: as above. The kernel holds the lock of a client's socket. The value of this map is a u64.
+            unsafe { *place.cast::<u64>() = ns };
+        }
     }
+
+    /// Returns the time of the mark of a client's socket and removes the mark, or returns `None` if there is none.
+    #[inline(always)]
+    pub(crate) fn take_caller(self) -> Option<u64> {
+        // SAFETY: as above.
+        let ns = self.storage(callers(), 0).map(|place| unsafe { *place.cast::<u64>() })?;
+        // SAFETY: the socket is the kernel's.
+        unsafe { bpf_sk_storage_delete(callers(), self.0.cast()) };
+        Some(ns)
+    }
+
+    /// Returns the kernel's pointer.
+    #[inline(always)]
+    pub(crate) fn pointer(self) -> *mut bpf_sock {
+        self.0
+    }
+
+    /// Returns the socket's value in `map`, which is a storage of sockets.
+    #[inline(always)]
+    fn storage(self, map: *mut c_void, flags: u64) -> Option<*mut c_void> {
+        // SAFETY: the socket is the kernel's. The helper returns null or room for the value of the map.
+        let place = unsafe { bpf_sk_storage_get(map, self.0.cast(), ptr::null_mut(), flags) };
+        if place.is_null() { None } else { Some(place) }
+    }
+}
+
+/// [`TFO_CHILDREN`], for the helpers.
+#[inline(always)]
+fn children() -> *mut c_void {
+    (&raw const TFO_CHILDREN).cast_mut().cast()
+}
+
+/// [`TFO_CALLERS`], for the helpers.
+#[inline(always)]
+fn callers() -> *mut c_void {
+    (&raw const TFO_CALLERS).cast_mut().cast()
 }
 
 /// Whether `cookie` is that of the network namespace whose connections count.

@@ -39,6 +39,7 @@ macro_rules! field {
         })
     };
 }
+pub(crate) use field;
 
 /// Counts the outcome that `ctx` reports.
 #[inline(always)]
@@ -48,8 +49,7 @@ pub(crate) fn report(ctx: &SockOpsContext) {
     {
         return;
     }
-    // SAFETY: `ops` is the context that the kernel gave us.
-    if !maps::is_our_netns(unsafe { bpf_get_netns_cookie(ctx.ops.cast()) }) {
+    if !is_ours(ctx) {
         return;
     }
     let connection = connection(ctx);
@@ -68,6 +68,13 @@ pub(crate) fn report(ctx: &SockOpsContext) {
         // An ordinary handshake: tcp_conn_request asks for its time-out. With a SYN cookie, only its end is reported.
         _ => refused(&connection, service),
     }
+}
+
+/// Whether the connection is in the network namespace that is followed.
+#[inline(always)]
+pub(crate) fn is_ours(ctx: &SockOpsContext) -> bool {
+    // SAFETY: `ops` is the context that the kernel gave us.
+    maps::is_our_netns(unsafe { bpf_get_netns_cookie(ctx.ops.cast()) })
 }
 
 /// Whether a new connection is a Fast Open child: it has no round-trip time yet, and its SYN is the only segment so
@@ -107,7 +114,7 @@ fn accepted(ctx: &SockOpsContext, connection: &Connection, service: u32) {
 
 /// Socket of `ctx`; `None` for an ordinary handshake, which has none yet.
 #[inline(always)]
-fn socket(ctx: &SockOpsContext) -> Option<Socket> {
+pub(crate) fn socket(ctx: &SockOpsContext) -> Option<Socket> {
     // SAFETY: `ops` is the context that the kernel gave us.
     unsafe { Socket::at((&raw const (*ctx.ops).__bindgen_anon_2.sk).read_volatile()) }
 }
@@ -160,14 +167,31 @@ fn established(ctx: &SockOpsContext, connection: &Connection, service: u32) {
     }
     // The network may have delivered its SYN once more.
     let _: Result<(), i32> = TFO_PENDING.remove(connection);
+    let us = round_trip_us(ctx);
+    if let Some(outcomes) = maps::outcomes(service) {
+        // SAFETY: see `count`.
+        unsafe { add_round_trip(&raw mut (*outcomes).rtt_saved, us) };
+    }
+}
+
+/// Smoothed round trip of the connection, in microseconds.
+#[inline(always)]
+pub(crate) fn round_trip_us(ctx: &SockOpsContext) -> u32 {
     /// Shift to microseconds: `srtt_us` is in eighths of one.
     const SHIFT: u32 = 3;
-    let us = field!(ctx, srtt_us) >> SHIFT;
-    let Some(outcomes) = maps::outcomes(service) else { return };
-    // SAFETY: see `count`. The index is below RTT_BUCKETS, and the mask shows that to the verifier.
+    field!(ctx, srtt_us) >> SHIFT
+}
+
+/// Adds a round trip of `us` microseconds to its bucket.
+///
+/// # Safety
+///
+/// `saved` must be valid, and all writes to it must be atomic.
+#[inline(always)]
+pub(crate) unsafe fn add_round_trip(saved: *mut [RttBucket; RTT_BUCKETS], us: u32) {
+    // SAFETY: the caller guarantees it. The index is below RTT_BUCKETS, and the mask shows that to the verifier.
     unsafe {
-        let bucket =
-            (&raw mut (*outcomes).rtt_saved).cast::<RttBucket>().add(rtt_bucket(us) & (RTT_BUCKETS - 1));
+        let bucket = saved.cast::<RttBucket>().add(rtt_bucket(us) & (RTT_BUCKETS - 1));
         add(&raw mut (*bucket).connections, 1);
         add(&raw mut (*bucket).us, u64::from(us));
     }
@@ -237,7 +261,7 @@ fn count(service: u32, field: impl FnOnce(*mut Outcomes) -> *mut u64) {
 ///
 /// `place` must be valid, and all writes to it must be atomic.
 #[inline(always)]
-unsafe fn add(place: *mut u64, n: u64) {
+pub(crate) unsafe fn add(place: *mut u64, n: u64) {
     // AtomicU64 has no fetch_add on this target.
     // SAFETY: the caller guarantees it.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(place, n) };
@@ -245,7 +269,7 @@ unsafe fn add(place: *mut u64, n: u64) {
 
 /// Connection in the direction of its SYN: the remote end is the source.
 #[inline(always)]
-fn connection(ctx: &SockOpsContext) -> Connection {
+pub(crate) fn connection(ctx: &SockOpsContext) -> Connection {
     let addresses = if field!(ctx, family) == AF_INET6 {
         ipv6(ctx)
     } else {

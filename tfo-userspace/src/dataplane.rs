@@ -38,6 +38,7 @@ use tables::Shared;
 pub use tables::{Entries, ServiceCounters};
 use tfo_common::{
     answer::Host,
+    client::Client,
     counters::Counters,
     info::{Attach, Info, KeySource},
     keyring::{CURRENT, Held, KeyRing, NEWEST, SLOTS, TRACKS},
@@ -256,6 +257,15 @@ impl Datapath {
     /// Returns the counters of events, prefixes and forgotten sources.
     pub fn watch(&self) -> Result<Watch> {
         self.object.watch()
+    }
+
+    /// Returns the counts of connections from here; `None` if they are not followed.
+    pub fn client(&self) -> Result<Option<Client>> {
+        if self.object.follows_clients() && self.pins.has_outcomes()? {
+            self.object.client().map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     /// Returns the pins of the interface.

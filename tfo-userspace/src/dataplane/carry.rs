@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, HashMap, Map, MapData, lpm_trie::LpmTrie};
 use tfo_common::{
     carried::Carried,
+    client::{Attempts, Client, Network},
     counters::{Cell, Counters},
     info::{Info, LAYOUT_VERSION, RELEASED_LAYOUT},
     keyring::{Held, KeyRing, KeyStore, Moment, TRACKS},
@@ -49,15 +50,26 @@ pub const LAYOUTS: &[u32] = match LAYOUT_VERSION {
 };
 
 /// Maps that tfo 0.1 did not have.
-const SINCE_0_2: [&str; 4] = [names::CARRIED, names::HIDE_FILTER, names::CHILDREN, names::REQUESTS];
+const SINCE_0_2: [&str; 7] = [
+    names::CARRIED,
+    names::HIDE_FILTER,
+    names::CHILDREN,
+    names::REQUESTS,
+    names::CLIENT,
+    names::NETWORKS,
+    names::CALLERS,
+];
 
 /// Maps that generations can share, so that their contents need not be carried over.
-const COMMON: [&str; 10] = [
+const COMMON: [&str; 13] = [
     names::KEYS,
     names::WATCH,
     names::PREFIXES,
     names::PENDING,
     names::CHILDREN,
+    names::CLIENT,
+    names::NETWORKS,
+    names::CALLERS,
     names::EVENTS,
     names::SOURCES,
     names::FORGERS,
@@ -241,6 +253,16 @@ impl EarlierGeneration {
                 .context("cannot read the counters of events")?;
         }
         Ok(sum)
+    }
+
+    /// Returns the counts of connections from here, without those of generations before it.
+    fn client(&self) -> Result<Client> {
+        if !self.is_since_0_2() {
+            return Ok(Client::EMPTY);
+        }
+        let map = Array::<_, Shared<Client>>::try_from(open(&self.generation, names::CLIENT)?)?;
+        let Shared(client) = map.get(&0, 0).context("cannot read the counts of connections from here")?;
+        Ok(client)
     }
 
     /// Returns the key ring in force in these maps.
@@ -450,6 +472,11 @@ impl Object {
                 places[OTHER as usize].1.watch.add(&earlier.watch()?);
             }
         }
+        if !shared.contains(&names::CLIENT) {
+            for earlier in past.newest_first() {
+                places[OTHER as usize].1.client.add(&earlier.client()?);
+            }
+        }
         for (index, carried) in places {
             self.tables.carry(index, &carried)?;
         }
@@ -481,6 +508,14 @@ impl Object {
                     open(&earlier.generation, names::PREFIXES)?.try_into()?;
                 for (prefix, tally) in from.iter().flatten() {
                     self.tables.prefixes.insert(prefix, tally, 0).context("cannot write the prefixes")?;
+                }
+            }
+            if !shared.contains(&names::NETWORKS) && earlier.is_since_0_2() {
+                let from: HashMap<_, Shared<Network>, Shared<Attempts>> =
+                    open(&earlier.generation, names::NETWORKS)?.try_into()?;
+                for (network, attempts) in from.iter().flatten() {
+                    let written = self.tables.networks.insert(network, attempts, 0);
+                    written.context("cannot write the destinations of connections from here")?;
                 }
             }
         }

@@ -310,7 +310,8 @@ pub fn answering_in(pins: &Locked) -> Result<BTreeSet<String>> {
 }
 
 impl Object {
-    /// Loads the program that follows connections. The error says why the kernel refused it.
+    /// Loads the program that follows connections, if need be without those from here. The error says why the kernel refused
+    /// it.
     fn verify_outcomes(&mut self) -> Result<(), String> {
         let load = |object: &mut Self| {
             object.outcomes_program()?.load().map_err(|error| {
@@ -323,7 +324,17 @@ impl Object {
                 anyhow!("the kernel refused the program, which needs Linux 5.15: {cause}")
             })
         };
-        load(self).map_err(|error| format!("{error:#}"))
+        let mut outcome = load(self);
+        if let Err(error) = &outcome
+            && self.forgo_clients()
+        {
+            let without = load(self);
+            if without.is_ok() {
+                warn!("connections from here are not followed: {error:#}");
+            }
+            outcome = without;
+        }
+        outcome.map_err(|error| format!("{error:#}"))
     }
 }
 

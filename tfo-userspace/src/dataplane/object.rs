@@ -11,6 +11,7 @@ use aya::{
 use nix::time::{ClockId, clock_gettime};
 use tfo_common::{
     answer::Host,
+    client::Client,
     counters::Counters,
     info::Info,
     keyring::{Held, Key, KeyRing, KeyStore, Moment},
@@ -19,7 +20,7 @@ use tfo_common::{
     table::Seed,
     verdict::Mode,
 };
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{
     options::LoadOptions,
@@ -33,7 +34,7 @@ use crate::{
     dataplane::{Publish, pins::Generation},
     kernel::{
         clock::jiffies_per_second,
-        listeners::{places, shows_multi_buffers},
+        listeners::{places, shows_clients, shows_multi_buffers},
         locked_memory,
     },
     model::{
@@ -89,6 +90,8 @@ pub struct Object {
     unpinned: Option<Unpinned>,
     mode: Mode,
     seed: u64,
+    /// Name of the program that follows connections.
+    outcomes: &'static str,
     pub(super) tables: Tables,
     pub(super) ports: Array<MapData, u32>,
     pub(super) orders: OrderMaps,
@@ -123,7 +126,12 @@ impl Object {
         let [compares_data, portable, answers] =
             [options.compares_data, options.portable, options.answers].map(u8::from);
         let (hz, multi_buffer) = (jiffies_per_second()? as u32, u8::from(shows_multi_buffers()));
-        let places = if options.answers { Some(places()?) } else { None };
+        let places = if options.answers { Some(places()?) } else { places().ok() };
+        let follows_clients = shows_clients().unwrap_or_else(|error| {
+            debug!("connections from here are not followed: {error:#}");
+            false
+        });
+        let outcomes = if follows_clients { names::BOTH_ENDS_PROGRAM } else { names::OUTCOMES_PROGRAM };
         let mut loader = EbpfLoader::new();
         if let Some(places) = &places {
             loader.override_global(names::PLACES, places, true);
@@ -174,6 +182,7 @@ impl Object {
             tables: Tables::new(take)?,
             mode: options.mode,
             seed: options.seed,
+            outcomes,
             ebpf,
         })
     }
@@ -191,9 +200,19 @@ impl Object {
 
     /// Returns the program that follows connections.
     pub(super) fn outcomes_program(&mut self) -> Result<&mut SockOps> {
-        let program = self.ebpf.program_mut(names::OUTCOMES_PROGRAM);
-        let program = program.with_context(|| format!("there is no program {}", names::OUTCOMES_PROGRAM))?;
+        let program = self.ebpf.program_mut(self.outcomes);
+        let program = program.with_context(|| format!("there is no program {}", self.outcomes))?;
         Ok(program.try_into()?)
+    }
+
+    /// Returns whether that program is the one that also follows connections from here.
+    pub(super) fn follows_clients(&self) -> bool {
+        self.outcomes == names::BOTH_ENDS_PROGRAM
+    }
+
+    /// Gives up connections from here. Returns whether they were to be followed.
+    pub(super) fn forgo_clients(&mut self) -> bool {
+        std::mem::replace(&mut self.outcomes, names::OUTCOMES_PROGRAM) == names::BOTH_ENDS_PROGRAM
     }
 
     /// Returns the program that hands out portable cookies.
@@ -248,6 +267,11 @@ impl Object {
     /// Returns the counters of events, prefixes and forgotten sources.
     pub fn watch(&self) -> Result<Watch> {
         self.tables.watch()
+    }
+
+    /// Returns the counts of connections from here.
+    pub(super) fn client(&self) -> Result<Client> {
+        self.tables.client()
     }
 
     /// Returns the numbers of entries in the maps.

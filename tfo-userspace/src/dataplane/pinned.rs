@@ -8,8 +8,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{Array, Map, MapData};
+use aya::{
+    maps::{Array, Map, MapData},
+    programs::ProgramInfo,
+};
 use tfo_common::{
+    client::{Attempts, Client, Network},
     counters::Counters,
     info::{Info, LAYOUT_VERSION},
     keyring::KeyRing,
@@ -51,6 +55,7 @@ pub struct Pinned {
     next: Vec<Tables>,
     orders: OrderMaps,
     info: Info,
+    follows_clients: bool,
 }
 
 impl Pinned {
@@ -61,6 +66,10 @@ impl Pinned {
 
     fn of(pins: &Pins, generation: &Generation) -> Result<Self> {
         let open = |name| open(generation, name);
+        // Comes first: if the generation is gone meanwhile, so are its maps, and that is an error.
+        let follows_clients = generation.outcomes_link().exists()
+            && ProgramInfo::from_pin(generation.outcomes_program())
+                .is_ok_and(|program| program.name_as_str() == Some(names::BOTH_ENDS_PROGRAM));
         let other = || OtherVersion(pins.dir().to_owned());
         let info = read_info(&Array::try_from(Map::Array(open(names::INFO)?)).with_context(other)?)?;
         if info.layout_version != LAYOUT_VERSION {
@@ -73,7 +82,13 @@ impl Pinned {
         let next = next.iter().filter_map(|next| {
             Tables::new(|name| Ok(Map::from_map_data(MapData::from_pin(next.map(name))?)?)).ok()
         });
-        Ok(Self { tables: Tables::new(take)?, next: next.collect(), orders: OrderMaps::new(take)?, info })
+        Ok(Self {
+            tables: Tables::new(take)?,
+            next: next.collect(),
+            orders: OrderMaps::new(take)?,
+            info,
+            follows_clients,
+        })
     }
 
     /// Returns the content of the info map of the program in force, whatever the layout of its other maps. The layout
@@ -134,6 +149,16 @@ impl Pinned {
     /// Returns the prefixes of sources. A prefix that is added or removed meanwhile may be left out.
     pub fn prefixes(&self) -> Vec<(Prefix, PrefixTally)> {
         self.tables.prefixes()
+    }
+
+    /// Returns the counts of connections from here; `None` if they are not followed.
+    pub fn client(&self) -> Result<Option<Client>> {
+        self.follows_clients.then(|| self.tables.client()).transpose()
+    }
+
+    /// Returns the destinations of connections from here. One that is added or removed meanwhile may be left out.
+    pub fn networks(&self) -> Vec<(Network, Attempts)> {
+        self.tables.networks()
     }
 
     /// Returns the key ring in force.

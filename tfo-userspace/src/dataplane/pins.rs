@@ -45,7 +45,7 @@ const EGRESS_LINK: &str = "egress-link";
 /// does before Linux 6.6.
 const EGRESS_FILTER: &str = "egress-filter";
 /// Names of the maps that are pinned.
-pub const MAPS: [&str; 22] = [
+pub const MAPS: [&str; 25] = [
     names::COUNTERS,
     names::SAMPLERS,
     names::KEYS,
@@ -57,6 +57,9 @@ pub const MAPS: [&str; 22] = [
     names::PENDING,
     names::CHILDREN,
     names::OUTCOMES,
+    names::CLIENT,
+    names::NETWORKS,
+    names::CALLERS,
     names::CARRIED,
     names::EVENTS,
     names::POLICIES,

@@ -10,6 +10,7 @@ use aya::{
 use tfo_common::{
     answer::Host,
     carried::Carried,
+    client::{Attempts, Client, Network},
     counters::{Cell, Counters},
     filter::SourceFilter,
     info::Info,
@@ -41,11 +42,14 @@ macro_rules! shared {
     };
 }
 shared!(
+    Attempts,
     Carried,
     Cell,
+    Client,
     Connection,
     Info,
     KeyStore,
+    Network,
     Outcomes,
     Pending,
     Policy,
@@ -68,6 +72,8 @@ pub(super) struct Tables {
     pub(super) prefixes: HashMap<MapData, Shared<Prefix>, Shared<PrefixTally>>,
     pub(super) pending: HashMap<MapData, Shared<Connection>, Shared<Pending>>,
     watch: PerCpuArray<MapData, Shared<Watch>>,
+    client: Array<MapData, Shared<Client>>,
+    pub(super) networks: HashMap<MapData, Shared<Network>, Shared<Attempts>>,
     all_cells: BatchReader<Shared<Cell>>,
     all_services: BatchReader<Shared<Service>>,
     all_outcomes: BatchReader<Shared<Outcomes>>,
@@ -113,6 +119,8 @@ impl Tables {
             prefixes: take(names::PREFIXES)?.try_into()?,
             pending: take(names::PENDING)?.try_into()?,
             watch: take(names::WATCH)?.try_into()?,
+            client: take(names::CLIENT)?.try_into()?,
+            networks: take(names::NETWORKS)?.try_into()?,
         })
     }
 
@@ -201,6 +209,27 @@ impl Tables {
             sum.events_skipped += carried.outcomes.events_skipped;
         })?;
         Ok(sum)
+    }
+
+    /// Returns the counts of connections from here, with those of earlier maps.
+    pub(super) fn client(&self) -> Result<Client> {
+        let Shared(mut sum) =
+            self.client.get(&0, 0).context("cannot read the counts of connections from here")?;
+        self.each_carried(|index, carried| {
+            if index == OTHER {
+                sum.add(&carried.client);
+            }
+        })?;
+        Ok(sum)
+    }
+
+    /// Returns the destinations of connections from here. One that is added or removed meanwhile may be left out.
+    pub(super) fn networks(&self) -> Vec<(Network, Attempts)> {
+        self.networks
+            .iter()
+            .flatten()
+            .map(|(Shared(network), Shared(attempts))| (network, attempts))
+            .collect()
     }
 
     /// Passes the counts of earlier maps at each index to `see`.

@@ -15,7 +15,7 @@ pub use no_cookie::NoCookie;
 use serde::Serialize;
 use sockopt::{Holder, fast_open, holders};
 use tfo_common::listener::{NO_COOKIE, OWN_KEYS, REUSE_PORT, Record};
-pub use walk::{Walk, makes_cookies, places, shows_multi_buffers};
+pub use walk::{Walk, makes_cookies, places, shows_clients, shows_multi_buffers};
 
 use crate::kernel::{
     clock::jiffies_per_second,

@@ -152,9 +152,14 @@ pub fn shows_multi_buffers() -> bool {
     found().is_ok_and(|found| found.shows_multi_buffers)
 }
 
-/// Finds the fields of listeners in this kernel's structures. Later calls return the first result.
+/// Finds the fields of sockets in this kernel's structures. Later calls return the first result.
 pub fn places() -> Result<Places> {
     found().map(|found| found.places)
+}
+
+/// Whether this kernel's structures have the fields that tell how a client's connection began.
+pub fn shows_clients() -> Result<bool> {
+    found().map(|found| found.shows_clients)
 }
 
 /// Facts from the kernel's type information. Nothing can change them while it runs.
@@ -163,6 +168,7 @@ struct Found {
     places: Places,
     makes_cookies: bool,
     shows_multi_buffers: bool,
+    shows_clients: bool,
 }
 
 fn found() -> Result<Found> {
@@ -176,17 +182,23 @@ fn found() -> Result<Found> {
 fn find() -> Result<Found> {
     let structures = Structures::read()?;
     let mut places = [0; FIELDS];
+    let mut shows_clients = true;
     for field in Field::ALL {
         let (structure, path) = path(field);
         let place = structures.place(structure, path);
         places[field as usize] = match field {
             // A kernel without IPv6 has neither this field nor sockets that have it.
             Field::AddressV6 => place.unwrap_or_default(),
+            // Without these, connections to this host are followed all the same.
+            Field::FastOpenRequest | Field::SynFastOpen | Field::SynData => {
+                shows_clients &= place.is_ok();
+                place.unwrap_or_default()
+            }
             _ => place?,
         };
     }
     let [makes_cookies, shows_multi_buffers] = [MAKER, WHOLE_LENGTH].map(|name| structures.has_name(name));
-    Ok(Found { places, makes_cookies, shows_multi_buffers })
+    Ok(Found { places, makes_cookies, shows_multi_buffers, shows_clients })
 }
 
 /// Returns the structure that has `field`, and the path to it.
@@ -212,6 +224,9 @@ const fn path(field: Field) -> (&'static str, &'static str) {
         Field::ReceiveBuffer => "inet_conn.icsk_inet.sk.sk_rcvbuf",
         Field::UserLocks => "inet_conn.icsk_inet.sk.sk_userlocks:1",
         Field::WindowClamp => "window_clamp",
+        Field::FastOpenRequest => "fastopen_req",
+        Field::SynFastOpen => "syn_fastopen",
+        Field::SynData => "syn_data",
     };
     ("tcp_sock", path)
 }
