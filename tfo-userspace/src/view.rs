@@ -4,6 +4,7 @@
 #![warn(clippy::wildcard_enum_match_arm)]
 
 pub mod attestation;
+pub mod client;
 pub mod counters;
 pub mod events;
 pub mod fleet;
@@ -12,6 +13,7 @@ pub mod html;
 pub mod key_listing;
 pub mod listeners;
 pub mod metrics;
+pub mod network;
 pub mod rtt_saved;
 pub mod table;
 pub mod tui;

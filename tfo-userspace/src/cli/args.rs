@@ -88,7 +88,7 @@ pub enum Command {
     Lab(Lab),
     /// Show whether the program runs, and with which keys
     Status(Status),
-    /// Show what the program has counted
+    /// Show what the program has counted, and what became of connections from here
     Counters(Counters),
     /// Explain the packets for which Fast Open failed (root only: it shows addresses)
     Events(Events),
@@ -323,7 +323,7 @@ pub struct Top {
     #[command(flatten)]
     pub select: Select,
 
-    /// Print the state once: counters, keys and source prefixes; so does --json
+    /// Print the state once: counters, destinations, keys and source prefixes; so does --json
     #[arg(long)]
     pub once: bool,
 }

@@ -19,6 +19,7 @@ use crate::{
     dataplane::{Datapath, Pinned, ServiceCounters, pins::Pins},
     model::services::OTHER_NAME,
     view::{
+        client::Client,
         rtt_saved::{RttSaved, seconds},
         table::table,
     },
@@ -49,6 +50,8 @@ pub struct Report {
     pub outcomes: bool,
     /// SYNs by service, and outcomes of the service's connections in the whole network namespace.
     pub services: Vec<ServiceReport>,
+    /// Connections from here; null if they are not followed.
+    pub client: Option<Client>,
 }
 
 /// SYNs of one family, class and verdict.
@@ -120,12 +123,13 @@ pub struct GuardRow {
 }
 
 impl Report {
-    /// Reads the counters of `datapath`.
+    /// Reads the counters of `datapath`, without the destinations of connections from here: each takes a system call.
     pub fn of(datapath: &Datapath) -> anyhow::Result<Self> {
         let outcomes = datapath.pins().has_outcomes()?;
         let report = Self::new(&datapath.interface.name, datapath.info(), &datapath.by_service()?, outcomes);
         let portable_cookies = datapath.watch()?.exchanged;
-        Ok(Self { answering: datapath.answering()?, portable_cookies, ..report })
+        let client = datapath.client()?.map(|counts| Client::new(&counts, None));
+        Ok(Self { answering: datapath.answering()?, portable_cookies, client, ..report })
     }
 
     /// Reads the counters in the maps `pinned` of the interface of `pins`.
@@ -133,7 +137,7 @@ impl Report {
         let outcomes = pins.has_outcomes()?;
         let report = Self::new(pins.interface(), pinned.info(), &pinned.by_service()?, outcomes);
         let portable_cookies = pinned.watch()?.exchanged;
-        Ok(Self { answering: pinned.answering()?, portable_cookies, ..report })
+        Ok(Self { answering: pinned.answering()?, portable_cookies, client: Client::read(pinned)?, ..report })
     }
 
     /// Makes a report from the counters of each service. `outcomes` says whether outcomes of connections are reported.
@@ -162,11 +166,12 @@ impl Report {
                     syn: syn_rows(counters),
                     accepted: outcomes.accepted,
                     refused: outcomes.refused,
-                    rtt_saved: RttSaved::new(outcomes),
+                    rtt_saved: RttSaved::new(&outcomes.rtt_saved),
                     guards: guard_rows(counters),
                     unfollowed: if name == OTHER_NAME { Vec::new() } else { unfollowed_rows(counters) },
                 })
                 .collect(),
+            client: None,
         }
     }
 
@@ -218,7 +223,7 @@ impl Report {
     pub fn text(&self) -> String {
         let Self { interface, mode, attach, since, syn, malformed, unsupported, outcomes, services, .. } =
             self;
-        let Self { portable_cookies, .. } = self;
+        let Self { portable_cookies, client, .. } = self;
         let mut text = format!("{interface}  {mode}  {attach}  counting since {since:.0}\n");
         if let Some(services) = self.answered() {
             writeln!(
@@ -265,6 +270,11 @@ impl Report {
         }
         text.push_str(&if *outcomes { self.sentence() } else { UNKNOWN.to_owned() });
         text.push('\n');
+        // A server that is never a client needs no line on that.
+        if let Some(client) = client.as_ref().filter(|client| client.sum().all() > 0) {
+            text.push_str(&client.text());
+            text.push('\n');
+        }
         text
     }
 

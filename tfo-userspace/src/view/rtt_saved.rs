@@ -1,7 +1,7 @@
 //! Waiting time that Fast Open saved: one round trip for each accepted connection.
 
 use serde::Serialize;
-use tfo_common::observed::{Outcomes, RttBucket};
+use tfo_common::observed::{RTT_BUCKETS, RttBucket};
 
 /// Round trips that accepted connections saved.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -26,10 +26,10 @@ pub struct Bucket {
 }
 
 impl RttSaved {
-    /// Reads the saved round trips from `outcomes`.
-    pub fn new(outcomes: &Outcomes) -> Self {
+    /// Reads the saved round trips from the buckets of a map.
+    pub fn new(buckets: &[RttBucket; RTT_BUCKETS]) -> Self {
         let mut saved = Self::default();
-        for (power, RttBucket { connections, us }) in outcomes.rtt_saved.iter().enumerate() {
+        for (power, RttBucket { connections, us }) in buckets.iter().enumerate() {
             if *connections > 0 {
                 let seconds = *us as f64 / 1e6;
                 saved.put(Bucket { below_us: 1 << power, connections: *connections, seconds });
@@ -84,14 +84,14 @@ mod tests {
 
     #[test]
     fn the_median_is_the_mean_of_its_bucket() {
-        let mut outcomes = Outcomes::default();
-        assert_eq!(RttSaved::new(&outcomes).median(), None);
-        outcomes.rtt_saved[4] = RttBucket { connections: 2, us: 20 };
-        outcomes.rtt_saved[14] = RttBucket { connections: 3, us: 30_000 };
-        let mut saved = RttSaved::new(&outcomes);
+        let mut buckets = [RttBucket::default(); RTT_BUCKETS];
+        assert_eq!(RttSaved::new(&buckets).median(), None);
+        buckets[4] = RttBucket { connections: 2, us: 20 };
+        buckets[14] = RttBucket { connections: 3, us: 30_000 };
+        let mut saved = RttSaved::new(&buckets);
         assert_eq!((saved.connections, saved.median()), (5, Some(0.01)));
-        outcomes.rtt_saved[14] = RttBucket { connections: 0, us: 0 };
-        saved.add(&RttSaved::new(&outcomes));
+        buckets[14] = RttBucket { connections: 0, us: 0 };
+        saved.add(&RttSaved::new(&buckets));
         assert_eq!((saved.connections, saved.buckets.len()), (7, 2));
         assert_eq!(saved.median(), Some(0.00001));
     }

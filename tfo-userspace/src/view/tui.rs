@@ -7,7 +7,6 @@ pub mod model;
 use std::{
     cmp::Reverse,
     io::{self, stdout},
-    net::{Ipv4Addr, Ipv6Addr},
     thread,
     time::{Duration, Instant},
 };
@@ -24,10 +23,7 @@ use nix::{
     unistd::Pid,
 };
 use ratatui::DefaultTerminal;
-use tfo_common::{
-    observed::{self, PrefixTally},
-    segment::Family,
-};
+use tfo_common::observed::PrefixTally;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -46,6 +42,7 @@ use crate::{
         counters::Report,
         events::{Event, Recent},
         key_listing::Listing,
+        network,
     },
 };
 
@@ -86,24 +83,12 @@ fn prefixes(pinned: &Pinned) -> Vec<Prefix> {
     all.sort_by_key(|(prefix, tally)| (weight(tally), prefix.family, prefix.bytes.swap_bytes()));
     all.truncate(MAX_PREFIXES);
     let shown = all.into_iter().map(|(prefix, PrefixTally { requests, valid, unknown, .. })| Prefix {
-        prefix: prefix_name(prefix),
+        prefix: network::of_prefix(prefix),
         requests,
         valid,
         unknown,
     });
     shown.collect()
-}
-
-/// Writes a prefix as an address and a length.
-fn prefix_name(prefix: observed::Prefix) -> String {
-    let bytes = prefix.bytes.to_le_bytes();
-    if prefix.family == Family::Ipv4.index() as u64 {
-        let [a, b, c, ..] = bytes;
-        format!("{}/24", Ipv4Addr::new(a, b, c, 0))
-    } else {
-        let address = u128::from(u64::from_be_bytes(bytes)) << 64;
-        format!("{}/64", Ipv6Addr::from_bits(address))
-    }
 }
 
 /// Shows the screen, first with `interface`, until the user quits or a signal comes. If the program is detached
@@ -244,24 +229,5 @@ impl Drop for Screen {
     fn drop(&mut self) {
         self.restore();
         logging::hold(false);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tfo_common::observed::Connection;
-
-    use super::*;
-    use crate::model::keys::addresses;
-
-    #[test]
-    fn prefixes_are_written_as_people_do() {
-        for (source, server, expected) in [
-            ("192.0.2.77", "198.18.0.1", "192.0.2.0/24"),
-            ("2001:db8:1:2:3:4:5:6", "2001:db8::1", "2001:db8:1:2::/64"),
-        ] {
-            let addresses = addresses(source.parse().unwrap(), server.parse().unwrap()).unwrap();
-            assert_eq!(prefix_name(observed::Prefix::of(&Connection::new(&addresses, [0; 4]))), expected);
-        }
     }
 }

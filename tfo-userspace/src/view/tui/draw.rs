@@ -16,7 +16,7 @@ use super::{
     input::HELP,
     model::{Look, Model, Panel, Rates},
 };
-use crate::view::{history::Outcomes, rtt_saved::seconds};
+use crate::view::{client::Counts, history::Outcomes, rtt_saved::seconds};
 
 /// Minimum width and height of the terminal, in cells.
 const MIN_SIZE: (u16, u16) = (72, 19);
@@ -53,11 +53,15 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     draw_classes(frame, model, classes);
     draw_outcomes(frame, model, outcomes);
     draw_keys(frame, model, keys);
-    draw_prefixes(frame, model, prefixes);
+    if model.destinations {
+        draw_destinations(frame, model, prefixes);
+    } else {
+        draw_prefixes(frame, model, prefixes);
+    }
     if events > 0 {
         draw_events(frame, model, lower);
     }
-    let hint = "q quit  ? help  Tab panel  j/k row  i interface  s service  p pause";
+    let hint = "q quit  ? help  Tab panel  i interface  s service  d from here  p pause";
     frame.render_widget(Line::from(hint).dim(), foot);
     if model.help {
         draw_help(frame, area);
@@ -246,6 +250,37 @@ fn draw_prefixes(frame: &mut Frame<'_>, model: &Model, area: Rect) {
     frame.render_stateful_widget(table, area, &mut state);
 }
 
+fn draw_destinations(frame: &mut Frame<'_>, model: &Model, area: Rect) {
+    let client = model.look.as_ref().and_then(|look| look.report.client.as_ref());
+    let saved = client.map_or_else(String::new, |client| {
+        let [saved, cost] = [client.rtt_saved.seconds, client.lost_seconds].map(seconds);
+        format!(", saved {saved}, cost {cost}")
+    });
+    let block = panel(model, Panel::Prefixes, &format!("From here{saved}"));
+    let Some(client) = client else {
+        return frame.render_widget(Paragraph::new("not available").dim().block(block), area);
+    };
+    let rows = client.destinations.iter().map(|row| {
+        let Counts { accepted, refused, lost, .. } = row.counts;
+        let [asked, accepted, refused, lost] =
+            [row.counts.asked(), accepted, refused, lost].map(|n| right(count(n)));
+        Row::new([Cell::from(format!("{} {}", row.network, row.port)), asked, accepted, refused, lost])
+    });
+    let widths = [
+        Constraint::Fill(1),
+        Constraint::Length(5),
+        Constraint::Length(5),
+        Constraint::Length(5),
+        Constraint::Length(4),
+    ];
+    let table = Table::new(rows, widths)
+        .header(header(["to", "asked", "taken", "not", "lost"]))
+        .block(block)
+        .row_highlight_style(Modifier::REVERSED);
+    let mut state = TableState::new().with_selected(model.selected(Panel::Prefixes));
+    frame.render_stateful_widget(table, area, &mut state);
+}
+
 fn draw_events(frame: &mut Frame<'_>, model: &Model, area: Rect) {
     let block = panel(model, Panel::Events, "Latest events");
     let Some(events) = model.look.as_ref().and_then(|look| look.events.as_ref()) else {
@@ -331,6 +366,7 @@ mod tests {
     use super::*;
     use crate::fleet::feed::State;
     use crate::view::{
+        client::{Client, Destination},
         counters::{GuardRow, ServiceReport},
         key_listing::Generation,
         rtt_saved::RttSaved,
@@ -399,6 +435,29 @@ mod tests {
         let prefix = line(&shown, "2001:db8:aaaa");
         assert!(prefix.contains("22") && prefix.contains("333"), "{shown}");
         assert!(shown.contains("cookie of a key that went"), "{shown}");
+    }
+
+    #[test]
+    fn destinations_take_the_place_of_sources() {
+        let mut model = busy();
+        model.destinations = true;
+        assert!(picture(&model, 80, 24).contains("From here"), "also where they are not followed");
+        let counts = Counts { granted: 1, accepted: 22, refused: 3, lost: 4, ..Counts::default() };
+        let network = "2001:db8:aaaa::/48".to_owned();
+        model.look.as_mut().unwrap().report.client = Some(Client {
+            families: Vec::new(),
+            rtt_saved: RttSaved::default(),
+            lost_seconds: 4.2,
+            destinations: vec![Destination { network, port: 443, counts }],
+            destinations_forgotten: 0,
+            cookies_held: None,
+        });
+        let shown = picture(&model, 80, 24);
+        let row = line(&shown, "2001:db8:aaaa::/48");
+        let (_, numbers) = row.split_once("/48").unwrap();
+        let numbers: Vec<_> = numbers.split_whitespace().take(4).collect();
+        assert_eq!(numbers[1..], ["1", "22", "3"], "{shown}");
+        assert!(shown.contains("cost 4.2 s"), "{shown}");
     }
 
     #[test]

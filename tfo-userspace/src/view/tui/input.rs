@@ -7,13 +7,14 @@ use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use super::model::Model;
 
 /// Keys in the help, and their effects.
-pub const HELP: [(&str, &str); 9] = [
+pub const HELP: [(&str, &str); 10] = [
     ("q  Esc  Ctrl-C", "quit"),
     ("Tab  h l  ← →", "the next or the previous panel"),
     ("j k  ↓ ↑", "a row down or up"),
     ("g G  Home End", "the first or the last row"),
     ("i", "the next interface"),
     ("s", "the next service, in the upper panels"),
+    ("d", "destinations of connections from here, or sources"),
     ("p  Space", "pause, and go on"),
     ("Ctrl-Z", "suspend"),
     ("?", "this help; any key closes it"),
@@ -57,6 +58,7 @@ fn press(key: KeyEvent, model: &mut Model) -> Action {
         KeyCode::Char('q') | KeyCode::Esc => return Action::Quit,
         KeyCode::Char('i') => return Action::NextInterface,
         KeyCode::Char('s') => model.next_service(),
+        KeyCode::Char('d') => model.destinations = !model.destinations,
         KeyCode::Char('?') => model.help = true,
         KeyCode::Char('p' | ' ') => model.paused = !model.paused,
         KeyCode::Char('l') | KeyCode::Right | KeyCode::Tab => model.focus_by(1),

@@ -138,7 +138,7 @@ pub enum Panel {
     Outcomes,
     /// Keys.
     Keys,
-    /// Source prefixes.
+    /// Source prefixes, or destinations of connections from here.
     Prefixes,
     /// Latest events.
     Events,
@@ -166,6 +166,8 @@ pub struct Model {
     pub paused: bool,
     /// Whether the help is shown.
     pub help: bool,
+    /// Whether [`Panel::Prefixes`] shows destinations of connections from here, and not sources.
+    pub destinations: bool,
     /// Panel with the focus.
     pub focus: Panel,
     /// Selected row of each panel.
@@ -183,6 +185,7 @@ impl Model {
             error: None,
             paused: false,
             help: false,
+            destinations: false,
             focus: Panel::Classes,
             selected: Default::default(),
         }
@@ -205,8 +208,8 @@ impl Model {
 
     /// Shows another interface.
     pub fn switch(&mut self, interface: &str) {
-        let (focus, help) = (self.focus, self.help);
-        *self = Self { focus, help, ..Self::new(interface) };
+        let (focus, help, destinations) = (self.focus, self.help, self.destinations);
+        *self = Self { focus, help, destinations, ..Self::new(interface) };
     }
 
     /// Shows the next service if there are several. All services together follow the last one.
@@ -232,6 +235,9 @@ impl Model {
             Panel::Classes => Class::COUNT + Family::COUNT,
             Panel::Outcomes => 0,
             Panel::Keys => look.keys.len(),
+            Panel::Prefixes if self.destinations => {
+                look.report.client.as_ref().map_or(0, |client| client.destinations.len())
+            }
             Panel::Prefixes => look.prefixes.as_ref().map_or(0, Vec::len),
             Panel::Events => look.events.as_ref().map_or(0, Vec::len),
         }
