@@ -6,7 +6,7 @@ mod listeners;
 mod text;
 
 pub use format::Format;
-use tfo_common::{info::Info, keyring::Role, observed::Watch};
+use tfo_common::{client::Client, info::Info, keyring::Role, observed::Watch};
 
 use crate::{
     dataplane::{Entries, Pinned, ServiceCounters, pins::Pins},
@@ -53,6 +53,8 @@ pub struct Program {
     pub services: Vec<ServiceCounters>,
     /// Whether outcomes of connections are reported.
     pub has_outcomes: bool,
+    /// Connections from here; `None` if they are not followed.
+    pub client: Option<Client>,
     /// Counters of sampling, events, sources and unconfirmed keys.
     pub watch: Watch,
     /// For each service with the protection `answer`, whether it is engaged, and the number of times that it engaged.

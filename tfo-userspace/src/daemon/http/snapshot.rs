@@ -60,6 +60,7 @@ fn read(datapath: &Datapath, dropped_events: u64) -> Result<Program> {
         info: *datapath.info(),
         services: datapath.by_service()?,
         has_outcomes: pins.has_outcomes()?,
+        client: datapath.client()?,
         watch: datapath.watch()?,
         answering: Vec::new(),
         dropped_events,

@@ -13,6 +13,7 @@ use prometheus_client::{
 };
 use tfo_common::{
     class::Class,
+    client::Attempt,
     counters::{Counters, GuardCounts, Tally},
     info::Attach,
     observed::{RTT_BUCKETS, RttBucket},
@@ -168,6 +169,40 @@ impl Snapshot {
                 let labels = Labels::new(&[("service", name)]);
                 encode_round_trips(&mut saved.encode_family(&[&labels])?, &outcomes.rtt_saved)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Encodes connections from here, of the first interface as outcomes are. Destinations have no rows: their number has no
+    /// bound that is small enough, and metrics have no addresses.
+    fn encode_client(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let first = self.interfaces.first().and_then(|on| on.program.as_ref());
+        let client = first.and_then(|program| program.client.as_ref());
+        let help = "Connections from here that wanted Fast Open, by what became of it";
+        let mut connections = counter(encoder, "tfo_client", help, None)?;
+        if let Some(client) = client {
+            for (family, attempts) in Family::ALL.iter().zip(&client.attempts) {
+                for attempt in Attempt::ALL {
+                    let labels = [("family", family.name()), ("outcome", attempt.name())];
+                    add(&mut connections, &labels, attempts.sum(&[*attempt]))?;
+                }
+            }
+        }
+        let help = "Time until connections stood whose SYN with data was lost";
+        let mut lost =
+            encoder.encode_descriptor("tfo_client_lost", help, Some(&Unit::Seconds), MetricType::Counter)?;
+        if let Some(client) = client {
+            lost.encode_counter::<NoLabelSet, _, u64>(&(client.lost_us as f64 / 1e6), None)?;
+        }
+        let help = "Round trips that connections from here did not wait for";
+        let mut saved = encoder.encode_descriptor(
+            "tfo_client_rtt_saved",
+            help,
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+        )?;
+        if let Some(client) = client {
+            encode_round_trips(&mut saved, &client.rtt_saved)?;
         }
         Ok(())
     }
@@ -421,6 +456,7 @@ impl Collector for Outcomes {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let encoder = &mut encoder;
         self.0.encode_outcomes(encoder)?;
+        self.0.encode_client(encoder)?;
         self.0.encode_faults(encoder)?;
         self.0.encode_watch(encoder)?;
         self.0.encode_keys(encoder)?;
