@@ -2,6 +2,7 @@
 
 mod fast_open;
 pub mod fix;
+mod from_here;
 mod interface;
 mod netdev;
 mod system;
@@ -112,6 +113,7 @@ impl Report {
             Ok(listeners) => check(listeners),
             Err(error) => Err(anyhow::anyhow!("{error:#}")),
         };
+        let counted = from_here::Counted::read(bpffs);
         let with_counters = |check: fn(TcpExt) -> Result<Finding>| TcpExt::read().and_then(check);
         let mut checks: Vec<_> = [
             ("kernel", kernel()),
@@ -129,6 +131,8 @@ impl Report {
             ("fast_open_queue", with_counters(|counters| Ok(fast_open_queue(counters)))),
             ("cookies_refused", with_counters(|counters| Ok(cookies_refused(counters)))),
             ("client_fallback", with_counters(client_fallback)),
+            ("client", from_here::client(&counted)),
+            ("syn_data", from_here::syn_data(&counted)),
         ]
         .into_iter()
         .map(|(name, finding)| Check::new(name, finding))
