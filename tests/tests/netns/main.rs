@@ -5,6 +5,7 @@ mod answer;
 mod answer_frames;
 mod cases;
 mod check;
+mod client;
 mod config;
 mod container;
 mod differential;

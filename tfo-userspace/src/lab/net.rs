@@ -37,8 +37,8 @@ const SOURCES: [(IpAddr, u8); 2] = [
     (IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0)), 112),
 ];
 const PREFIX: [u8; 2] = [16, 64];
-/// Client's interface.
-const CLIENT_INTERFACE: &str = "tfo-client";
+/// Name of the client's interface.
+pub const CLIENT_INTERFACE: &str = "tfo-client";
 
 /// Returns the server's address of `family`.
 pub fn server(family: Family) -> SocketAddr {
