@@ -91,7 +91,9 @@ pub extern "C" fn tfo_answer(ctx: *mut xdp_md) -> u32 {
     if !reply.write(&mut frame, syn.tcp as usize, &addresses) {
         return xdp_action::XDP_PASS;
     }
-    let surplus = frame.whole_len().saturating_sub(reply.frame_len(addresses.family).max(SHORTEST));
+    // Without data, a frame lies in one buffer. The call would cost as much as a look-up.
+    let len = if syn.data_len == 0 { frame.len() } else { frame.whole_len() };
+    let surplus = len.saturating_sub(reply.frame_len(addresses.family).max(SHORTEST));
     if surplus > 0 {
         // SAFETY: the context is the kernel's, and no pointer into the packet is used after this. If it fails, zeros or
         // bytes that the client has sent follow the packet.
