@@ -1,6 +1,8 @@
 //! The listening sockets, and the state of Fast Open on each.
 
 mod diag;
+mod enable;
+mod ledger;
 mod monitor;
 mod no_cookie;
 mod sockopt;
@@ -10,6 +12,8 @@ use std::{collections::HashMap, net::SocketAddr};
 
 use anyhow::Result;
 use diag::{ListeningSocket, listening_sockets};
+pub use enable::{Demand, Outcome, carry_out, has_changed_any};
+pub use ledger::{Party, Wish};
 pub use monitor::{ByAddress, Monitor, Totals};
 pub use no_cookie::NoCookie;
 use serde::Serialize;

@@ -122,6 +122,11 @@ pub fn blackhole_timeout() -> Result<i32> {
     read_sysctl("/proc/sys/net/ipv4/tcp_fastopen_blackhole_timeout_sec")
 }
 
+/// Reads `net.core.somaxconn`: the longest Fast Open queue that a listener can have (`fastopen_queue_tune`).
+pub fn longest_queue() -> Result<u32> {
+    Ok(read_sysctl("/proc/sys/net/core/somaxconn")?.cast_unsigned())
+}
+
 pub(super) fn read_sysctl(path: &str) -> Result<i32> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     text.trim_end().parse().with_context(|| format!("{path} holds no number"))

@@ -2,16 +2,21 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::File,
+    fs::{self, DirEntry, File},
     io,
     os::{
         fd::{AsFd, AsRawFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
+        unix::{fs::MetadataExt as _, net::UnixDatagram},
     },
+    path::Path,
 };
 
 use anyhow::{Context as _, Result, bail};
-use nix::unistd::geteuid;
+use nix::{
+    getsockopt_impl, setsockopt_impl, sockopt_impl,
+    sys::socket::{getsockopt, setsockopt},
+    unistd::geteuid,
+};
 use procfs::process::{FDTarget, all_processes};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use tfo_common::keyring::Key;
@@ -34,10 +39,10 @@ pub(super) struct Holder {
 /// Inode numbers of sockets are unique across namespaces, so an equal inode means the same socket.
 pub(super) fn holders(inodes: &HashSet<u64>) -> HashMap<u64, Vec<Holder>> {
     let mut holders: HashMap<u64, Vec<Holder>> = HashMap::new();
+    let mount = mount_of_sockets();
     for process in all_processes().into_iter().flatten().flatten() {
         let mut name = None;
-        for descriptor in process.fd().into_iter().flatten().flatten() {
-            let FDTarget::Socket(inode) = descriptor.target else { continue };
+        for (descriptor, inode) in sockets(&process, mount) {
             if !inodes.contains(&inode) {
                 continue;
             }
@@ -48,18 +53,92 @@ pub(super) fn holders(inodes: &HashSet<u64>) -> HashMap<u64, Vec<Holder>> {
             let name =
                 name.get_or_insert_with(|| process.stat().map_or_else(|_| "?".to_owned(), |stat| stat.comm));
             let process = Process { pid: process.pid(), name: name.clone() };
-            of_socket.push(Holder { process, descriptor: descriptor.fd });
+            of_socket.push(Holder { process, descriptor });
         }
     }
     holders
 }
 
-/// Reads the Fast Open settings of the socket with `inode`, through the first holder that permits it.
+/// Returns the descriptors of `process` that are sockets, with the inodes of these. `mount` is the number of the mount that all
+/// sockets are in.
+fn sockets(process: &procfs::process::Process, mount: Option<u64>) -> Vec<(i32, u64)> {
+    match process.fd() {
+        Ok(all) => all.flatten().filter_map(|found| socket(found.fd, &found.target)).collect(),
+        Err(_) => mount.and_then(|mount| sockets_by_info(process.pid(), mount)).unwrap_or_default(),
+    }
+}
+
+fn socket(descriptor: i32, target: &FDTarget) -> Option<(i32, u64)> {
+    match target {
+        FDTarget::Socket(inode) => Some((descriptor, *inode)),
+        _ => None,
+    }
+}
+
+/// Returns the same from `/proc/PID/fdinfo`, which takes CAP_SYS_PTRACE for the process of another user, and not
+/// CAP_DAC_READ_SEARCH, too, as `/proc/PID/fd` does. It needs Linux 5.14 (`proc_fdinfo_access_allowed`).
+fn sockets_by_info(process: i32, mount: u64) -> Option<Vec<(i32, u64)>> {
+    let entries = fs::read_dir(format!("/proc/{process}/fdinfo")).ok()?;
+    let socket = |entry: DirEntry| {
+        let info = info(&entry.path())?;
+        let descriptor = entry.file_name().to_str()?.parse().ok()?;
+        (info.mount == mount).then_some((descriptor, info.inode))
+    };
+    Some(entries.flatten().filter_map(socket).collect())
+}
+
+/// Number of the mount and of the inode of an open file. An inode is unique only in its mount.
+struct Info {
+    mount: u64,
+    inode: u64,
+}
+
+fn info(path: &Path) -> Option<Info> {
+    let text = fs::read_to_string(path).ok()?;
+    let field = |name| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    Some(Info { mount: field("mnt_id:")?, inode: field("ino:")? })
+}
+
+/// Returns the number of the mount that all sockets of the host are in (`sock_mnt` in net/socket.c).
+fn mount_of_sockets() -> Option<u64> {
+    let any = UnixDatagram::unbound().ok()?;
+    info(Path::new(&format!("/proc/thread-self/fdinfo/{}", any.as_raw_fd()))).map(|info| info.mount)
+}
+
+sockopt_impl!(
+    /// TCP_FASTOPEN: limit on the Fast Open connections of a listener that are in their handshake (tcp(7)). The kernel takes
+    /// an int (`do_tcp_setsockopt`).
+    Queue, Both, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, u32
+);
+
+/// Reads the limit on the Fast Open connections of a listener; 0 means off.
+pub(super) fn queue(socket: &OwnedFd) -> Result<u32> {
+    getsockopt(socket, Queue).context("cannot read the socket's TCP_FASTOPEN")
+}
+
+/// Sets the limit on the Fast Open connections of a listener; 0 turns Fast Open off. The kernel cuts it to
+/// `net.core.somaxconn` (`fastopen_queue_tune`). Connections stay as they are. A socket of Multipath TCP takes the option since
+/// Linux 6.2.
+pub(super) fn set_queue(socket: &OwnedFd, queue: u32) -> Result<()> {
+    setsockopt(socket, Queue, &queue).context("cannot set the socket's TCP_FASTOPEN")
+}
+
+/// Reads the Fast Open settings of the socket with `inode`.
 pub(super) fn fast_open(inode: u64, holders: &[Holder]) -> Result<FastOpen> {
+    with_socket(inode, holders, read_options)
+}
+
+/// Calls `work` with a copy of the socket with `inode`, from the first holder that permits it. Tries the next one if that
+/// fails. The error is that of the last.
+pub(super) fn with_socket<T>(
+    inode: u64,
+    holders: &[Holder],
+    mut work: impl FnMut(&OwnedFd) -> Result<T>,
+) -> Result<T> {
     let mut outcome = None;
     for holder in holders {
-        match holder.socket(inode).and_then(|socket| read_options(&socket)) {
-            Ok(found) => return Ok(found),
+        match holder.socket(inode).and_then(|socket| work(&socket)) {
+            Ok(done) => return Ok(done),
             Err(error) => outcome = Some(error),
         }
     }
@@ -94,19 +173,16 @@ impl Holder {
 /// Reads the Fast Open options of a listening socket (`do_tcp_getsockopt`). Its keys are wiped and returned as
 /// fingerprints.
 fn read_options(socket: &OwnedFd) -> Result<FastOpen> {
-    let number = |option, name| -> Result<u32> {
-        let mut bytes = [0; 4];
-        get(socket, option, &mut bytes).with_context(|| format!("cannot read the socket's {name}"))?;
-        Ok(u32::from_ne_bytes(bytes))
-    };
-    let queue = number(libc::TCP_FASTOPEN, "TCP_FASTOPEN")?;
+    let mut no_cookie = [0; 4];
+    get(socket, libc::TCP_FASTOPEN_NO_COOKIE, &mut no_cookie)
+        .context("cannot read the socket's TCP_FASTOPEN_NO_COOKIE")?;
     let own_keys =
         leaving_no_trace(|| own_keys(socket)).context("cannot read the socket's TCP_FASTOPEN_KEY")?;
     Ok(FastOpen {
-        queue,
+        queue: queue(socket)?,
         has_own_keys: !own_keys.is_empty(),
         own_keys,
-        no_cookie: number(libc::TCP_FASTOPEN_NO_COOKIE, "TCP_FASTOPEN_NO_COOKIE")? != 0,
+        no_cookie: u32::from_ne_bytes(no_cookie) != 0,
     })
 }
 
