@@ -1,6 +1,7 @@
 //! Controller of `tfo run`. It brings each interface to its desired state: see [`reconcile`].
 
 pub mod controller;
+pub mod enable;
 mod events;
 pub mod flood;
 pub mod health;

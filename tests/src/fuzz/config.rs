@@ -12,7 +12,7 @@ use tfo_common::{
 use tfo_userspace::{
     config::Config,
     kernel::clock::jiffies_per_second,
-    model::services::{Named, Unfollowed},
+    model::services::{Named, QUEUES, Unfollowed},
 };
 
 /// Checks one file.
@@ -75,6 +75,7 @@ fn check_parsed(config: &Config) {
         assert!((1..=NAME_LEN).contains(&service.name.len()) && service.name != "other");
         assert_eq!(services.named().iter().filter(|other| other.name == service.name).count(), 1);
         assert!(!service.ports.is_empty());
+        assert!(service.fast_open.is_none_or(|queue| QUEUES.contains(&queue)));
         let addresses: Vec<_> = match service.addresses.as_slice() {
             [] => vec![None],
             addresses => addresses.iter().copied().map(Some).collect(),

@@ -36,6 +36,7 @@ ports = [80, 0x1bb, "8000-8010"]
 addresses = ["192.0.2.0/24", "2001:db8::1"]
 mode = "shield"
 unfollowed = "drop"
+fast_open = 256
 hide = true
 once = { remember = "1h", match = "data", dry_run = true }
 fair = { limit = "10/min", burst = 20, source_v4 = 24, source_v6 = 56, dry_run = true }
@@ -134,6 +135,7 @@ fn every_key_is_read() {
                     },
                     unfollowed: Unfollowed::Drop,
                     portable: false,
+                    fast_open: Some(256),
                 },
                 Named {
                     name: "dns".to_owned(),
@@ -163,6 +165,7 @@ fn every_key_is_read() {
                     },
                     unfollowed: Unfollowed::Pass,
                     portable: true,
+                    fast_open: None,
                 },
             ],
             Mode::Observe,
@@ -293,6 +296,13 @@ const WRONG: &[(&str, &[(usize, &str)])] = &[
             (7, "service.once.remember: 61m is out of range"),
             (7, "service.once.match: `cookie` is unknown; use one of syn, data"),
             (8, "service.clamp.factor: 0 is out of range; it takes a whole number from 1 to 100"),
+        ],
+    ),
+    (
+        "[[service]]\nname = 'a'\nports = [1]\nfast_open = 0\n[[service]]\nname = 'b'\nports = [2]\nfast_open = true",
+        &[
+            (5, "service.fast_open: 0 is out of range; it takes a whole number from 1 to 65536"),
+            (9, "service.fast_open: this is of type boolean; it takes a whole number"),
         ],
     ),
     (

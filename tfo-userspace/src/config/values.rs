@@ -18,7 +18,8 @@ use crate::{
     model::{
         fleet::{Etcd, PREFIX, parse_beginning, parse_endpoint, parse_host},
         services::{
-            Conflict, Conflicts, Named, Place, Services, Unfollowed, parse_name, parse_ports, parse_prefix,
+            Conflict, Conflicts, Named, Place, QUEUES, Services, Unfollowed, parse_name, parse_ports,
+            parse_prefix,
         },
         settings::{KeysFrom, ProgramMode, Sizes, parse_share},
     },
@@ -156,6 +157,7 @@ fn service(table: &mut Table) -> (Named, Offsets) {
         guards: guards(table),
         unfollowed: table.get("unfollowed", |value| unfollowed(value, may_drop)).unwrap_or_default(),
         portable: table.get("portable", |value| portable(value, may_change)).unwrap_or_default(),
+        fast_open: table.get("fast_open", number(QUEUES)),
     };
     (named, (offset, offsets))
 }

@@ -16,7 +16,9 @@ use tfo_common::{counters::Counters, keyring::KeyRing, verdict::Mode};
 use tokio::time::{error::Elapsed, timeout};
 use tracing::{debug, info, warn};
 
-use super::{flood::Floods, order_file::OrderFile, site::Site, special::Special, wake::Wake};
+use super::{
+    enable::Enabler, flood::Floods, order_file::OrderFile, site::Site, special::Special, wake::Wake,
+};
 use crate::{
     control::{FOLDER, Reply},
     dataplane::{
@@ -65,6 +67,7 @@ pub struct Controller {
     confirmed: Option<Instant>,
     floods: Floods,
     special: Special,
+    enabler: Enabler,
     /// Reporter to the fleet, if the keys come from etcd.
     fleet: Option<Reporter>,
     /// The reader of listeners, while it is needed.
@@ -158,6 +161,7 @@ impl Controller {
             confirmed: None,
             floods: Floods::new(answering),
             special: Special::default(),
+            enabler: Enabler::default(),
             fleet,
             walk: None,
             mount,
@@ -213,7 +217,17 @@ impl Controller {
         });
         self.watch_floods();
         self.reconcile().await;
+        self.enable_fast_open();
         self.sites.iter_mut().for_each(Site::take_events);
+    }
+
+    /// Keeps Fast Open on at the listeners of services that ask for it. During a change the listeners stay as they are, since it
+    /// may fail.
+    fn enable_fast_open(&mut self) {
+        if self.change.is_none() {
+            let interfaces = self.sites.iter().map(|site| site.name().to_owned()).collect();
+            self.enabler.step(&self.desired.services, interfaces, &mut self.walk, &self.wake);
+        }
     }
 
     /// Decides for which services SYNs are answered. The steps that follow carry it out.
@@ -231,7 +245,9 @@ impl Controller {
     async fn watch_listeners(&mut self) {
         if self.sites.iter().all(|site| self.desired.mode(site) != Mode::Shield) {
             self.special.rest();
-            self.walk = None;
+            if !self.desired.services.has_fast_open() {
+                self.walk = None;
+            }
             return;
         }
         let ports = self.special.look(&self.desired.services, &mut self.walk).await;
@@ -394,6 +410,7 @@ impl Controller {
         for site in self.sites.drain(..) {
             outcome = outcome.and(site.unload().await);
         }
+        self.enabler.undo();
         outcome
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     str::FromStr,
 };
@@ -41,7 +41,12 @@ pub struct Named {
     pub unfollowed: Unfollowed,
     /// Whether its cookies are portable: the same whatever the destination. Not in [`Mode::Observe`].
     pub portable: bool,
+    /// Length of the Fast Open queue that its listeners get, in connections; `None` leaves them as their servers make them.
+    pub fast_open: Option<u32>,
 }
+
+/// Lengths of Fast Open queues that can be asked for. The kernel cuts them to `net.core.somaxconn`.
+pub const QUEUES: RangeInclusive<u32> = 1..=65_536;
 
 /// Treatment of frames that tfo does not follow, and that may bring a SYN past all protections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -88,6 +93,7 @@ impl FromStr for Named {
             guards: Guards::default(),
             unfollowed: Unfollowed::default(),
             portable: false,
+            fast_open: None,
         })
     }
 }
@@ -200,6 +206,20 @@ impl Services {
         self.named.iter().any(|named| named.portable)
     }
 
+    /// Whether any service has Fast Open kept on.
+    pub fn has_fast_open(&self) -> bool {
+        self.named.iter().any(|named| named.fast_open.is_some())
+    }
+
+    /// Returns the length of the Fast Open queue for a listener with this local address: the longest that one of its services
+    /// asks for.
+    pub fn fast_open_at(&self, listener: SocketAddr) -> Option<u32> {
+        let address = listener.ip().to_canonical();
+        let address = Some(address).filter(|address| !address.is_unspecified());
+        let its = self.named.iter().filter(|named| named.is_at(address, listener.port()));
+        its.filter_map(|named| named.fast_open).max()
+    }
+
     /// Describes the numbers of services, ports and protections.
     pub fn summary(&self) -> String {
         let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
@@ -225,8 +245,12 @@ impl Services {
             0 => String::new(),
             n => format!("; {} with portable cookies", count(n, "service")),
         };
+        let fast_open = match self.named.iter().filter(|named| named.fast_open.is_some()).count() {
+            0 => String::new(),
+            n => format!("; Fast Open kept on for {}", count(n, "service")),
+        };
         format!(
-            "{} on {}; {protections}{drops}{portable}",
+            "{} on {}; {protections}{drops}{portable}{fast_open}",
             count(self.len(), "service"),
             count(ports.len(), "port")
         )
@@ -448,6 +472,34 @@ mod tests {
         ] {
             assert!(wrong.parse::<Named>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_listener_gets_the_longest_queue_of_its_services() {
+        let service = |name: &str, ports: &str, addresses: &[&str], fast_open| Named {
+            addresses: addresses.iter().map(|text| parse_prefix(text).expect("a prefix")).collect(),
+            fast_open,
+            ..named(&format!("{name}={ports}"))
+        };
+        let services = Services::new(
+            vec![
+                service("web", "80,443", &[], Some(256)),
+                service("api", "443", &["192.0.2.0/24", "2001:db8::1"], Some(512)),
+                service("dns", "53", &[], None),
+            ],
+            Mode::Observe,
+        );
+        let services = services.expect("no conflicts");
+        let at = |listener: &str| services.fast_open_at(listener.parse().expect("an address and a port"));
+        assert_eq!(at("198.51.100.1:443"), Some(256));
+        assert_eq!(at("192.0.2.1:443"), Some(512));
+        assert_eq!(at("[::ffff:192.0.2.1]:443"), Some(512));
+        assert_eq!(at("[2001:db8::1]:443"), Some(512));
+        assert_eq!(at("[::]:443"), Some(512), "it takes what comes to any address");
+        assert_eq!(at("192.0.2.1:80"), Some(256));
+        assert_eq!([at("0.0.0.0:53"), at("0.0.0.0:81")], [None, None]);
+        assert!(services.has_fast_open());
+        assert!(services.summary().ends_with("; Fast Open kept on for 2 services"), "{}", services.summary());
     }
 
     #[test]

@@ -60,9 +60,11 @@ pub fn check() -> Result<()> {
 }
 
 /// Gives up every capability of the calling thread that `tfo run` does not use after its start. It keeps CAP_SYS_ADMIN if
-/// that stands in for others, or if it `keeps_admin`.
-pub fn drop_unneeded(keeps_admin: bool) -> Result<()> {
-    let needed = NEEDED.iter().fold(USEFUL, |all, needed| all.union(needed.capability));
+/// that stands in for others, or if it `keeps_admin`. It keeps CAP_SYS_PTRACE if it may have to set options of other processes'
+/// sockets (`may_enable`).
+pub fn drop_unneeded(keeps_admin: bool, may_enable: bool) -> Result<()> {
+    let useful = if may_enable { USEFUL | CapabilitySet::SYS_PTRACE } else { USEFUL };
+    let needed = NEEDED.iter().fold(useful, |all, needed| all.union(needed.capability));
     let has_all = capabilities(None)?.effective.contains(CapabilitySet::BPF | CapabilitySet::PERFMON);
     keep(if keeps_admin || !has_all { needed | CapabilitySet::SYS_ADMIN } else { needed })
 }

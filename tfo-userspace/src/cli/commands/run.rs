@@ -83,7 +83,8 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
     // Before anything is attached: clients that see an attached program can send requests.
     let (mut server, mut requests) = Server::listen(controller.sites().iter().map(|site| &**site.pins()));
     controller.start().await?;
-    if let Err(error) = privileges::drop_unneeded(controller.will_unmount()) {
+    // Only a file can have `fast_open`, and a later reload may bring it.
+    if let Err(error) = privileges::drop_unneeded(controller.will_unmount(), args.config.is_some()) {
         warn!("{error:#}");
     }
     let mut service = Service::default();
