@@ -6,6 +6,7 @@
 pub mod attestation;
 pub mod client;
 pub mod counters;
+pub mod enable;
 pub mod events;
 pub mod fleet;
 pub mod history;

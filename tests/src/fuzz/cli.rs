@@ -54,6 +54,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "counters --watch --json",
         "events --follow --anonymize --json",
         "listeners --json",
+        "enable --port 443 --port 80 --queue 512 --dry-run --json",
+        "disable -p 443 --json",
         "check --fix --sysctl-dir DIR -i eth0 --json",
         "top --once --json -i eth0",
         "report --html - -i eth0",
@@ -86,6 +88,9 @@ fn check_parsed(cli: &Cli) {
             assert_eq!(chosen.into_iter().filter(|given| *given).count(), 1);
             assert_eq!(hide.target.hidden().is_none(), hide.list);
             assert!(hide.list || !hide.json);
+        }
+        Command::Enable(enable) => {
+            assert!(!enable.ports.is_empty() && !enable.ports.contains(&0) && enable.queue > 0);
         }
         Command::Show(show) => assert!(show.target.hidden().is_some()),
         Command::Lab(lab) => assert!(lab.duration.is_none_or(|duration| duration >= Duration::from_secs(1))),

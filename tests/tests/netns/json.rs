@@ -78,6 +78,8 @@ fn every_object_has_a_version() {
             &["listeners"],
             &["check"],
             &["check", "--config", config],
+            &["enable", "--port", "1", "--dry-run"],
+            &["disable", "--port", "1"],
             &["hide", "--list"],
             &["version"],
             &["keys", "status"],

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
 use ipnet::IpNet;
 use tracing::level_filters::LevelFilter;
 
@@ -13,7 +13,7 @@ use crate::{
     model::{
         fleet::parse_host,
         guards::Hidden,
-        services::{Named, parse_prefix},
+        services::{Named, QUEUES, parse_prefix},
         settings::{AttachMode, KeysFrom, ProgramMode, parse_share},
     },
     util::{logging::Format, time::parse_duration},
@@ -97,6 +97,15 @@ pub enum Command {
     /// Lists the sockets of this network namespace. It queries each through the process that holds it, which needs
     /// root; the reason is shown where that fails. Keys are shown by their fingerprints.
     Listeners(Listeners),
+    /// Turn Fast Open on for a running server that does not ask for it
+    ///
+    /// Sets TCP_FASTOPEN on the running listeners of a port, in this network namespace, whatever process has them. It lasts
+    /// until `tfo disable`, or until the server listens anew; fast_open in the configuration of `tfo run` keeps it on. A
+    /// longer queue that the server itself asked for stays. A SYN that the network delivers twice can bring its request twice
+    /// (RFC 7413, section 2.1): do this only for servers that may serve a request twice.
+    Enable(Enable),
+    /// Undo `tfo enable`: the listeners are again as their servers made them
+    Disable(Disable),
     /// Check whether this host can serve Fast Open, and what tfo can see of it
     ///
     /// Checks this network namespace. Each line is ok, warn or fail, and says what to do. The exit status is 1 if a
@@ -347,6 +356,46 @@ pub struct Events {
 /// Arguments of `tfo listeners`.
 #[derive(Args, Debug)]
 pub struct Listeners {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `tfo enable`.
+#[derive(Args, Debug)]
+pub struct Enable {
+    /// Port of the listeners; may be given several times
+    #[arg(short, long = "port", value_name = "PORT", required = true, value_parser = value_parser!(u16).range(1..))]
+    pub ports: Vec<u16>,
+
+    /// Number of Fast Open connections that may be in their handshake at once. The kernel cuts it to net.core.somaxconn
+    #[arg(long, value_name = "LENGTH", default_value_t = 256, value_parser = value_parser!(u32).range(1..=i64::from(*QUEUES.end())))]
+    pub queue: u32,
+
+    /// Output format, and whether anything is changed
+    #[command(flatten)]
+    pub how: Manner,
+}
+
+/// Arguments of `tfo disable`.
+#[derive(Args, Debug)]
+pub struct Disable {
+    /// Port of the listeners; may be given several times
+    #[arg(short, long = "port", value_name = "PORT", required = true, value_parser = value_parser!(u16).range(1..))]
+    pub ports: Vec<u16>,
+
+    /// Output format, and whether anything is changed
+    #[command(flatten)]
+    pub how: Manner,
+}
+
+/// Options of `tfo enable` and `tfo disable`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Manner {
+    /// Show what would be changed, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -2,6 +2,7 @@
 
 mod check;
 mod counters;
+mod enable;
 mod events;
 mod fleet;
 mod generate;
@@ -56,6 +57,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Events(args) => block_on(events::run(&args, &bpffs)).map(done),
         Command::Check(args) => block_on(check::run(&args, &bpffs)),
         Command::Listeners(args) => block_on(listeners::run(&args)).map(done),
+        Command::Enable(args) => enable::enable(&args),
+        Command::Disable(args) => enable::disable(&args),
         Command::Top(args) => top::run(&args, &bpffs).map(done),
         Command::Report(args) => block_on(report::run(&args, &bpffs)).map(done),
         Command::Keys(Keys::Cookie(args)) => keys::cookie(&args).map(done),
