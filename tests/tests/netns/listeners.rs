@@ -70,7 +70,7 @@ fn settings_of_another_process_are_shown() {
         let own = *b"sixteen bytes!!!";
         let odd = Listener::on("[::]:81").fast_open(7).own_key(own).no_cookie().backlog(9).held();
         let off = Listener::on("127.0.0.1:82").backlog(4).held();
-        let six = Listener::on("[::1]:83").fast_open(1).held();
+        let six = Listener::on("[::1]:83").fast_open(2).held();
 
         let all = [("127.0.0.1:80", &plain), ("[::]:81", &odd), ("127.0.0.1:82", &off), ("[::1]:83", &six)];
         all.into_iter().for_each(|(address, holder)| wait_until_held_by(holder, address));

@@ -115,7 +115,8 @@ pub(super) fn listeners(all: &Listeners) -> Finding {
     } else if with == 0 {
         Finding::warn(
             found,
-            "let the server ask for it (nginx: listen 80 fastopen=256); `tfo listeners` shows what each does",
+            "let the server ask for it (nginx: listen 80 fastopen=256), or `tfo enable --port`; `tfo listeners` shows what \
+             each does",
         )
     } else {
         Finding::ok(found)

@@ -225,8 +225,8 @@ fn listener(
     Listener { address, ipv6_only, processes, backlog, queues, fast_open, unknown, warning }
 }
 
-/// Returns the problems of a listener: Fast Open is off, its cookies are unknown to tfo, it takes data without a
-/// cookie, or its accept queue is full.
+/// Returns the problems of a listener: Fast Open is off, or its queue too short for more than one connection; its cookies are
+/// unknown to tfo; it takes data without a cookie; or its accept queue is full.
 fn warning(fast_open: Option<&FastOpen>, backlog: Backlog, tcp_fastopen: u32) -> Option<String> {
     let has = |bit| tcp_fastopen & bit != 0;
     let mut warnings = Vec::new();
@@ -235,14 +235,18 @@ fn warning(fast_open: Option<&FastOpen>, backlog: Backlog, tcp_fastopen: u32) ->
             warnings.push("off: it listened before bit 0x400 was set; restart it");
         }
         Some(FastOpen { queue: 0, .. }) if has(SERVER) => {
-            warnings.push("off: the server does not set TCP_FASTOPEN")
+            warnings.push("off: the server does not set TCP_FASTOPEN (`tfo enable` can)")
         }
         Some(FastOpen { queue: 1.., .. }) if !has(SERVER) => {
             warnings.push("off: net.ipv4.tcp_fastopen lacks bit 0x2 (`tfo check --fix`)");
         }
         _ => {}
     }
-    if let Some(FastOpen { queue: 1.., has_own_keys, own_keys: _, no_cookie }) = fast_open {
+    if let Some(FastOpen { queue: queue @ 1.., has_own_keys, own_keys: _, no_cookie }) = fast_open {
+        // Some servers have that as their default (`tcp_fastopen_queue_check`).
+        if *queue == 1 {
+            warnings.push("a queue of 1: one connection in its handshake turns Fast Open off for all others");
+        }
         if *has_own_keys {
             warnings.push("its own key, not the sysctl's: tfo does not know its cookies");
         }
@@ -283,13 +287,14 @@ mod tests {
     #[test]
     fn each_problem_has_a_warning() {
         let said = |fast_open: &FastOpen, bits| warning(Some(fast_open), EMPTY, bits).unwrap_or_default();
-        assert_eq!(said(&with_queue(1), SERVER), "");
+        assert_eq!(said(&with_queue(2), SERVER), "");
+        assert!(said(&with_queue(1), SERVER).starts_with("a queue of 1: "));
         assert_eq!(said(&with_queue(0), sysctl::CLIENT), "", "no warning without the server bit");
         assert!(said(&with_queue(0), SERVER).starts_with("off: the server does not set"));
         assert!(said(&with_queue(0), SERVER | EVERY_LISTENER).starts_with("off: it listened before"));
         assert!(said(&with_queue(5), sysctl::CLIENT).starts_with("off: net.ipv4.tcp_fastopen lacks bit 0x2"));
 
-        let own = FastOpen { has_own_keys: true, ..with_queue(1) };
+        let own = FastOpen { has_own_keys: true, ..with_queue(5) };
         assert!(said(&own, SERVER).starts_with("its own key"));
         assert!(!said(&FastOpen { queue: 0, ..own }, SERVER).contains("key"), "an unused key");
         assert!(said(&FastOpen { no_cookie: true, ..with_queue(1) }, SERVER).contains("without a cookie"));
@@ -297,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_queue_is_full_beyond_its_limit() {
-        let said = |waiting| warning(Some(&with_queue(1)), Backlog { waiting, limit: 2 }, SERVER);
+        let said = |waiting| warning(Some(&with_queue(5)), Backlog { waiting, limit: 2 }, SERVER);
         assert_eq!(said(2), None, "the kernel takes one more than the limit");
         assert_eq!(said(3).as_deref(), Some("accept queue full: connections are dropped"));
     }

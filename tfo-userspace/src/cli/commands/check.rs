@@ -80,29 +80,58 @@ async fn config(file: &Path, as_json: bool) -> Result<ExitCode> {
     Ok(if verdict.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Returns warnings about listeners of this host that concern the protections of `services`. What can't be read is left out:
-/// the file may be for another host.
+/// Returns warnings about listeners of this host that concern `services`. What can't be read is left out: the file may be for
+/// another host.
 async fn warnings(services: &Services) -> Vec<String> {
-    if !services.named().iter().any(|named| named.guards.dry_runs().next().is_some()) {
+    if services.is_empty() {
         return Vec::new();
     }
     let Ok(listeners) = Listeners::read_with_queues() else { return Vec::new() };
-    let own_keys = services.named().iter().filter_map(|named| {
+    let mut warnings: Vec<_> =
+        services.named().iter().flat_map(|named| without_fast_open(named, &listeners.listeners)).collect();
+    if !services.named().iter().any(|named| named.guards.dry_runs().next().is_some()) {
+        return warnings;
+    }
+    warnings.extend(services.named().iter().filter_map(|named| {
         let its = listeners.listeners.iter().filter(|listener| has_own_keys(named, listener));
         own_keys_warning(
             &named.name,
             named.guards.shed?.own_keys,
             &its.map(Listener::name).collect::<Vec<_>>(),
         )
-    });
+    }));
     let no_cookie = listeners.without_cookie(&route::without_cookie().await.unwrap_or_default());
-    let no_cookie = no_cookie.text().map(|text| format!("{text}: {}", no_cookie.advice()));
-    own_keys.chain(no_cookie).collect()
+    warnings.extend(no_cookie.text().map(|text| format!("{text}: {}", no_cookie.advice())));
+    warnings
+}
+
+/// Returns hints about the listeners of the service `named` that have no Fast Open, or hardly any, while nothing turns it on.
+fn without_fast_open(named: &Named, listeners: &[Listener]) -> Vec<String> {
+    let its = |queue: u32| {
+        let has = move |listener: &&Listener| {
+            is_its(named, listener) && listener.fast_open.as_ref().is_some_and(|it| it.queue == queue)
+        };
+        listeners.iter().filter(has).map(Listener::name).collect::<Vec<_>>().join(", ")
+    };
+    let hint = |what: &str, at: String| {
+        let advice = "let the server ask for a longer queue, or write fast_open = 256 into the service";
+        (!at.is_empty()).then(|| format!("service {}: {what} on {at}: {advice}", named.name))
+    };
+    if named.fast_open.is_some() {
+        return Vec::new();
+    }
+    let few = "only one Fast Open connection may be in its handshake";
+    [hint("no Fast Open", its(0)), hint(few, its(1))].into_iter().flatten().collect()
 }
 
 /// Whether `listener` is one of the service `named`, and has Fast Open with keys of its own.
 fn has_own_keys(named: &Named, listener: &Listener) -> bool {
-    let address = Some(listener.address.ip()).filter(|address| !address.is_unspecified());
     listener.fast_open.as_ref().is_some_and(|fast_open| fast_open.queue > 0 && fast_open.has_own_keys)
-        && named.is_at(address, listener.address.port())
+        && is_its(named, listener)
+}
+
+/// Whether `listener` is one of the service `named`.
+fn is_its(named: &Named, listener: &Listener) -> bool {
+    let address = Some(listener.address.ip()).filter(|address| !address.is_unspecified());
+    named.is_at(address, listener.address.port())
 }
