@@ -16,6 +16,7 @@
 //! | [`random_keys`] | the real `tfo` with keys that it makes |
 //! | [`config`] | configuration files, and the counts of the protections in them |
 //! | [`listener`] | listening sockets, also in other processes |
+//! | [`program`] | servers that know nothing of Fast Open |
 //! | [`server`] | server that remembers what clients have sent |
 //! | [`scrape`] | clients of the metrics |
 //! | [`flood`] | forged SYNs at a steady rate |
@@ -32,7 +33,7 @@
 //! | [`unit`] | systemd's unit, in force without systemd |
 //! | [`verifier`] | cost of the program to the kernel's verifier |
 //!
-//! `src/bin` has the programs behind `cargo xtask agree` and `cargo xtask bench`.
+//! `src/bin` has the programs behind `cargo xtask agree` and `cargo xtask bench`, and a server for tests.
 //! `tests/host_*.rs` run on the host alone, `tests/kernel_*.rs` run the program inside the kernel, and
 //! `tests/netns_*.rs` send real traffic through network namespaces.
 
@@ -58,6 +59,7 @@ pub mod listener;
 pub mod netns;
 pub mod oracle;
 pub mod packet;
+pub mod program;
 pub mod random;
 pub mod random_keys;
 pub mod scrape;
