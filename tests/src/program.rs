@@ -48,7 +48,8 @@ impl Program {
     pub fn python_as(user: u32, address: SocketAddr) -> Self {
         let (ip, port, user) = (address.ip().to_string(), address.port().to_string(), user.to_string());
         let who = ["--reuid", &user, "--regid", &user, "--clear-groups", "python3", "-c", PYTHON];
-        Self::start(Command::new("setpriv").args(who).args([ip, port]))
+        // Debian's Python: one of root's own could not be read.
+        Self::start(Command::new("setpriv").env("PATH", "/usr/bin:/bin").args(who).args([ip, port]))
     }
 
     /// Starts one in JavaScript.

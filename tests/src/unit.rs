@@ -17,6 +17,12 @@ impl Unit {
         Self(fs::read_to_string(path).expect("the unit"))
     }
 
+    /// Returns the unit with the drop-in `dist/systemd/NAME` for it, whose settings come behind the unit's own.
+    pub fn with(&self, name: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist/systemd").join(name);
+        Self(format!("{}\n{}", self.0, fs::read_to_string(path).expect("the drop-in")))
+    }
+
     /// Returns its text.
     pub fn text(&self) -> &str {
         &self.0
@@ -37,7 +43,7 @@ impl Unit {
 
     /// Returns the capabilities that it leaves.
     pub fn capabilities(&self) -> Vec<&str> {
-        self.value("CapabilityBoundingSet").split_whitespace().collect()
+        self.values("CapabilityBoundingSet").into_iter().flat_map(str::split_whitespace).collect()
     }
 
     /// Returns the command that runs another one with `capabilities` only, and without new privileges.

@@ -20,6 +20,7 @@ use tfo_common::{parse::LinkLayer, verdict::Mode};
 use tfo_tests::{
     listener::Listener,
     netns::{Running, assert_clean, binary, eventually, failure, ip, linked, rotate, sandbox, status, tfo},
+    program::Program,
     unit::Unit,
 };
 use tfo_userspace::{
@@ -159,6 +160,56 @@ answer = { when = "always" }
     });
 }
 
+/// A user without privileges, who runs a server.
+const SOMEBODY: u32 = 65_534;
+
+/// Returns the queue of the only listener, as the kernel has it.
+fn queue() -> u64 {
+    let output = tfo(&["listeners", "--json"]);
+    let all: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    all["listeners"][0]["fast_open"]["queue"].as_u64().expect("it can be read")
+}
+
+/// The unit alone can't change the listeners of others, and says so. With its drop-in it can, also of other users. With less
+/// than the drop-in it can't.
+#[test]
+fn the_drop_in_has_what_fast_open_for_services_takes() {
+    const CONFIG: &str = "interfaces = ['v0']\n[[service]]\nname = 'web'\nports = [7413]\nfast_open = 16\n";
+
+    let unit = Unit::read();
+    let more = unit.with("fast-open.conf");
+    let added: Vec<_> = more.capabilities().split_off(unit.capabilities().len());
+    for name in &added {
+        assert!(more.text().contains(&format!("\n# {name}: without it")), "{name}");
+    }
+    sandbox(|| {
+        interface();
+        write_mode(3).expect("Fast Open");
+        fs::write("/run/tfo.toml", CONFIG).expect("/run is ours");
+        let _server = Program::python_as(SOMEBODY, "127.0.0.1:7413".parse().expect("an address"));
+        more.protect_files();
+        let life = |unit: &Unit, capabilities: &[&str], is_changed: bool| {
+            let prefix = Unit::prefix(capabilities);
+            let prefix: Vec<_> = prefix.iter().map(String::as_str).collect();
+            let running = unit.filtered(|| Running::spawn_under(&prefix, &["--config", "/run/tfo.toml"]));
+            eventually("it takes orders", || tfo(&["hide", "--list"]).status.success());
+            if is_changed {
+                eventually("Fast Open is on", || queue() == 16);
+            }
+            let log = running.end(Signal::SIGINT);
+            assert_eq!(queue(), 0);
+            assert_eq!(log.contains("Fast Open is on, with a queue of 16"), is_changed, "{log}");
+            assert_eq!(log.contains("needs the drop-in fast-open.conf"), !is_changed, "{log}");
+            assert_clean("v0");
+        };
+        let (usual, all) = (unit.capabilities(), more.capabilities());
+        life(&unit, &usual, false);
+        life(&more, &usual, false);
+        life(&unit, &all, false);
+        life(&more, &all, true);
+    });
+}
+
 /// Returns the answer of the metrics' server.
 fn get(path: &str) -> String {
     use std::io::Write as _;
@@ -209,6 +260,24 @@ fn what_is_not_needed_is_given_up_after_the_start() {
             assert!(name != "writer" || *effective == 0, "{name} has {effective:x}");
         }
         assert!(threads.iter().any(|(name, ..)| name == "writer"), "{threads:?}");
+        running.end(Signal::SIGINT);
+    });
+}
+
+/// A reload may bring services with `fast_open`.
+#[test]
+fn the_right_to_trace_is_kept_for_a_configuration() {
+    sandbox(|| {
+        interface();
+        fs::write("/run/tfo.toml", "interfaces = ['v0']\n").expect("/run is ours");
+        let running = Running::spawn(&["--config", "/run/tfo.toml"]);
+        // CAP_SYS_PTRACE, and CAP_SETPCAP, which tfo gives up.
+        let (traces, sets) = (1 << 19, 1 << 8);
+        eventually("the main thread has given up what it does not use", || {
+            let all = threads(running.id());
+            let main = all.iter().find(|(name, ..)| name == "tfo").map(|(_, main, _)| *main);
+            main.is_some_and(|main| main & (traces | sets) == traces)
+        });
         running.end(Signal::SIGINT);
     });
 }

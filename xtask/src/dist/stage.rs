@@ -14,9 +14,10 @@ use super::Release;
 use crate::workspace::{command, output, run, step};
 
 /// Files of the tree, and the places where they are installed.
-const FILES: [(&str, &str); 8] = [
+const FILES: [(&str, &str); 9] = [
     ("dist/tfo.toml", "etc/tfo/tfo.toml"),
     ("dist/systemd/tfo.service", "usr/lib/systemd/system/tfo.service"),
+    (DROP_IN, "usr/share/tfo/systemd/fast-open.conf"),
     ("dist/sysctl/tfo.conf", "usr/share/tfo/sysctl/tfo.conf"),
     ("dist/prometheus/tfo.rules.yml", "usr/share/tfo/prometheus/tfo.rules.yml"),
     ("dist/grafana/tfo.json", "usr/share/tfo/grafana/tfo.json"),
@@ -24,6 +25,9 @@ const FILES: [(&str, &str); 8] = [
     ("LICENSE-MIT", "usr/share/doc/tfo/LICENSE-MIT"),
     ("CHANGELOG.md", CHANGELOG),
 ];
+
+/// Drop-in of the service for services with `fast_open`. It is installed as an example, out of force.
+pub(super) const DROP_IN: &str = "dist/systemd/fast-open.conf";
 
 /// Installed changelog, before it is compressed. Debian's policy (12.7) names it.
 const CHANGELOG: &str = "usr/share/doc/tfo/changelog";
