@@ -1,4 +1,4 @@
-//! Echo server of a Rust program that knows nothing of Fast Open, for `netns_enable`: `echo ADDRESS:PORT`.
+//! Echo server of a Rust program that knows nothing of Fast Open, for `netns::enable`: `echo ADDRESS:PORT`.
 
 use std::{
     env,

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use nix::{sockopt_impl, sys::socket::setsockopt};
+use nix::{setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tfo_common::{client::DESTINATIONS, segment::Family};

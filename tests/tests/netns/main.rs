@@ -9,6 +9,7 @@ mod client;
 mod config;
 mod container;
 mod differential;
+mod enable;
 mod errors;
 mod events;
 mod faults;
