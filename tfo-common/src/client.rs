@@ -7,7 +7,7 @@ use crate::{
 
 /// Number of destinations that are remembered. The one not seen for longest makes room.
 ///
-/// An entry takes some 130 bytes, so all of them take half a megabyte. Programs that use Fast Open as clients are proxies,
+/// An entry takes some 140 bytes, so all of them take 0.6 MB. Programs that use Fast Open as clients are proxies,
 /// which have few destinations, and resolvers, which have some thousand networks of name servers.
 pub const DESTINATIONS: usize = 1 << 12;
 /// Number of places for counts by [`Attempt`]. It is a power of two, so that a mask keeps an index in bounds.

@@ -120,7 +120,7 @@ unsafe fn count(attempts: *mut Attempts, attempt: Attempt) {
 /// Whether the SYN-ACK has a cookie that the kernel takes, in an option of either kind (RFC 7413, 2 and appendix A).
 #[inline(always)]
 fn has_cookie(ctx: &SockOpsContext) -> bool {
-    /// What is looked for: kind, length up to the end of the magic, or 0 without one, and magic.
+    /// Beginnings of both options: kind, length up to the end of the magic, or 0 without one, and magic.
     const KIND: [u8; 4] = [34, 0, 0, 0];
     const EXPERIMENTAL: [u8; 4] = [254, 4, 0xf9, 0x89];
 

@@ -11,7 +11,7 @@
 
 mod frame;
 
-/// What [`frame`] asks of the program's globals.
+/// Globals of the program, as far as [`frame`] asks for them.
 mod maps {
     pub(crate) const fn is_multi_buffer() -> bool {
         false

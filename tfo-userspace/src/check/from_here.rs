@@ -22,7 +22,7 @@ const ASKED: u64 = 32;
 /// Maximum number of networks that are named.
 const NAMED: usize = 3;
 
-/// What tfo has counted on the first interface of the calling thread's network namespace.
+/// Counts of tfo on the first interface of the calling thread's network namespace.
 pub(super) struct Counted {
     /// Connections from here; `None` if they are not followed.
     client: Option<Client>,

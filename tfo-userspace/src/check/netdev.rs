@@ -12,7 +12,7 @@ const BASIC: u64 = 1;
 /// Feature bit of a driver that gives them frames in several buffers (NETDEV_XDP_ACT_RX_SG).
 const SEVERAL_BUFFERS: u64 = 1 << 5;
 
-/// What a driver does for XDP programs.
+/// Features of a driver for XDP programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Features {
     /// Whether it runs them.

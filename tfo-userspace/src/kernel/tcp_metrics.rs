@@ -1,4 +1,4 @@
-//! What the kernel remembers of servers, from the generic netlink family `tcp_metrics` (since Linux 3.7), in the calling
+//! Memory of servers that the kernel has, from the generic netlink family `tcp_metrics` (since Linux 3.7), in the calling
 //! thread's network namespace.
 
 use anyhow::{Context as _, Result};
