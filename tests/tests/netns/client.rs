@@ -218,7 +218,8 @@ fn every_way_to_ask_for_fast_open_is_seen() {
         client
             .run(|| {
                 let stream = TcpStream::connect(server(Family::Ipv4))?;
-                Ok(drop(stream))
+                drop(stream);
+                Ok(())
             })
             .unwrap();
         deferred(mapped);

@@ -15,9 +15,10 @@ use tfo_common::{
     counters::Counters,
     info::Info,
     keyring::{Held, Key, KeyRing, KeyStore, Moment},
+    listener::Places,
     names,
     observed::{Event, Prefix, Watch},
-    table::Seed,
+    table::{SEED_WORDS, Seed},
     verdict::Mode,
 };
 use tracing::{debug, info};
@@ -84,6 +85,62 @@ const OF_SERVICES: [&str; 7] = [
     names::UNKNOWN,
 ];
 
+/// Values of the globals of the programs.
+struct Globals {
+    places: Option<Places>,
+    /// Values of one byte, with their names. Booleans are 0 and 1.
+    bytes: [(&'static str, u8); 7],
+    multi_buffer: u8,
+    words: [(&'static str, u32); 5],
+    netns: u64,
+    seed: [u64; SEED_WORDS],
+}
+
+impl Globals {
+    fn of(options: &LoadOptions) -> Result<Self> {
+        let Seed(seed) = Seed::new(options.seed);
+        let [last_source_row, last_replay_row, last_request_row] = options.rows().map(|rows| rows - 1);
+        Ok(Self {
+            places: if options.answers { Some(places()?) } else { places().ok() },
+            bytes: [
+                (names::LINK_LAYER, options.link as u8),
+                (names::MODE, options.mode as u8),
+                (names::COMPARES_DATA, options.compares_data.into()),
+                (names::ANSWERS, options.answers.into()),
+                (names::HAS_PORTABLE, options.portable.into()),
+                (names::HAS_SERVICES, (options.services > 0).into()),
+                (names::LOG_LEVEL, options.log_level),
+            ],
+            multi_buffer: shows_multi_buffers().into(),
+            words: [
+                (names::HZ, jiffies_per_second()? as u32),
+                (names::SEARCHES_PER_JIFFY, options.searches),
+                (names::LAST_SOURCE_ROW, last_source_row),
+                (names::LAST_REPLAY_ROW, last_replay_row),
+                (names::LAST_REQUEST_ROW, last_request_row),
+            ],
+            netns: options.netns_cookie,
+            seed,
+        })
+    }
+
+    fn set<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
+        if let Some(places) = &self.places {
+            loader.override_global(names::PLACES, places, true);
+        }
+        for (name, byte) in &self.bytes {
+            loader.override_global(name, byte, true);
+        }
+        for (name, word) in &self.words {
+            loader.override_global(name, word, true);
+        }
+        loader
+            .override_global(names::MULTI_BUFFER, &self.multi_buffer, true)
+            .override_global(names::NETNS, &self.netns, true)
+            .override_global(names::SEED, &self.seed, true);
+    }
+}
+
 /// The loaded programs and their maps.
 pub struct Object {
     pub(super) ebpf: Ebpf,
@@ -118,41 +175,16 @@ impl Object {
     /// Creates the maps, as the first half of [`load`](Self::load). The verifier has not seen the program yet.
     pub fn prepare(options: &LoadOptions, shared: Option<SharedMaps<'_>>) -> Result<Self> {
         locked_memory::lift_limit();
-        let (link, mode) = (options.link as u8, options.mode as u8);
-        let has_services = u8::from(options.services > 0);
-        let rows @ [source_rows, replay_rows, request_rows] = options.rows();
-        let [last_source_row, last_replay_row, last_request_row] = rows.map(|rows| rows - 1);
-        let Seed(seed) = Seed::new(options.seed);
-        let [compares_data, portable, answers] =
-            [options.compares_data, options.portable, options.answers].map(u8::from);
-        let (hz, multi_buffer) = (jiffies_per_second()? as u32, u8::from(shows_multi_buffers()));
-        let places = if options.answers { Some(places()?) } else { places().ok() };
+        let globals = Globals::of(options)?;
         let follows_clients = shows_clients().unwrap_or_else(|error| {
             debug!("connections from here are not followed: {error:#}");
             false
         });
         let outcomes = if follows_clients { names::BOTH_ENDS_PROGRAM } else { names::OUTCOMES_PROGRAM };
         let mut loader = EbpfLoader::new();
-        if let Some(places) = &places {
-            loader.override_global(names::PLACES, places, true);
-        }
-        loader
-            .override_global(names::LINK_LAYER, &link, true)
-            .override_global(names::MODE, &mode, true)
-            .override_global(names::COMPARES_DATA, &compares_data, true)
-            .override_global(names::ANSWERS, &answers, true)
-            .override_global(names::HAS_PORTABLE, &portable, true)
-            .override_global(names::MULTI_BUFFER, &multi_buffer, true)
-            .override_global(names::HZ, &hz, true)
-            .override_global(names::HAS_SERVICES, &has_services, true)
-            .override_global(names::NETNS, &options.netns_cookie, true)
-            .override_global(names::SEED, &seed, true)
-            .override_global(names::SEARCHES_PER_JIFFY, &options.searches, true)
-            .override_global(names::LAST_SOURCE_ROW, &last_source_row, true)
-            .override_global(names::LAST_REPLAY_ROW, &last_replay_row, true)
-            .override_global(names::LAST_REQUEST_ROW, &last_request_row, true)
-            .override_global(names::LOG_LEVEL, &options.log_level, true)
-            .verifier_log_level(VerifierLogLevel::STATS);
+        globals.set(&mut loader);
+        loader.verifier_log_level(VerifierLogLevel::STATS);
+        let [source_rows, replay_rows, request_rows] = options.rows();
         for name in OF_SERVICES {
             loader.map_max_entries(name, options.capacity());
         }
@@ -166,8 +198,9 @@ impl Object {
                 loader.map_pin_path(name, generation.map(name));
             }
         }
-        let mut ebpf =
-            loader.load(&object(multi_buffer != 0)).context("cannot create the maps of the XDP program")?;
+        let mut ebpf = loader
+            .load(&object(globals.multi_buffer != 0))
+            .context("cannot create the maps of the XDP program")?;
         let unpinned = Some(Unpinned::of(&ebpf)?);
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("the program has no map {name}"));
         Ok(Self {
