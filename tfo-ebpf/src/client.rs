@@ -132,7 +132,7 @@ fn has_cookie(ctx: &SockOpsContext) -> bool {
 fn is_cookie(length: i64) -> bool {
     const SHORTEST: i64 = 4;
     const LONGEST: i64 = 16;
-    length >= SHORTEST && length <= LONGEST && length & 1 == 0
+    (SHORTEST..=LONGEST).contains(&length) && length & 1 == 0
 }
 
 /// Length of the option of the SYN-ACK that begins with `kind`, or a negative number if there is none.
