@@ -40,6 +40,7 @@ mod protect_special;
 mod protect_unfollowed;
 mod reload;
 mod report;
+mod rfc7413;
 mod secrecy;
 mod secrets;
 mod service;
