@@ -38,6 +38,11 @@ impl Key {
 /// `__tcp_fastopen_cookie_gen_cipher` (net/ipv4/tcp_fastopen.c): SipHash-2-4 over source then destination address as
 /// on the wire (8 bytes for IPv4, 32 for IPv6). The result is the integer whose little-endian bytes are the cookie,
 /// so `make(..).to_le_bytes()` is what stands in the packet.
+//= RFC 7413 section 4.1.2
+//# The cookie SHOULD be a MAC tag with the following properties.
+//= RFC 7413 section 4.1.2
+//# The cookie authenticates the client's (source) IP address of the SYN
+//# packet.
 #[inline(always)]
 pub fn make(key: &Key, addresses: &Addresses) -> u64 {
     ExpandedKey::new(key).cookie(addresses)

@@ -80,6 +80,12 @@ impl Role {
 ///
 /// The sizes of this and of [`KeyStore`] are powers of two, so that the ring is found with shifts instead of
 /// multiplications. SipHash can't begin before that.
+//= RFC 7413 section 4.1.2
+//# A server may encode other information in the cookie and accept more
+//# than one valid cookie per client at any given time.
+//= RFC 7413 section 4.1.2
+//# To gradually invalidate cookies over time, the server can implement
+//# key rotation to generate and verify cookies using multiple keys.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct KeyRing {

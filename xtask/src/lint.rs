@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: formatting, layers, links, doc comments, spelling, crates, clippy and rustdoc.
+//! `cargo xtask lint`: formatting, layers, links, doc comments, the table of RFC 7413, spelling, crates, clippy and rustdoc.
 
 mod docs;
 mod layers;
@@ -8,6 +8,7 @@ use anyhow::Result;
 
 use crate::{
     packages::{self, Program},
+    rfc,
     setup::{self, ebpf_cargo},
     workspace::{cargo, command, output, run, step},
 };
@@ -30,6 +31,9 @@ pub(crate) fn lint() -> Result<()> {
 
     step("doc comments");
     docs::check()?;
+
+    step("RFC 7413");
+    rfc::check()?;
 
     step("spelling");
     packages::ensure(&SPELLING)?;

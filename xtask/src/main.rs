@@ -14,6 +14,7 @@ mod libraries;
 mod lint;
 mod packages;
 mod pictures;
+mod rfc;
 mod run;
 mod setup;
 mod test;
@@ -49,7 +50,9 @@ enum Task {
     Pictures(pictures::Args),
     /// Make what is installed: binary, packages, tarball, checksums, a bill of materials
     Dist(dist::Args),
-    /// Check formatting, layers, links, spelling and the crates that are used, and run clippy and rustdoc
+    /// Hold RFC 7413 against the quotes in code and tests, and write docs/rfc7413.md
+    Rfc(rfc::Args),
+    /// Check formatting, layers, links, the table of RFC 7413, spelling and the crates that are used, and run clippy and rustdoc
     Lint,
 }
 
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Task::Image(args) => image::image(&args).map(|()| ExitCode::SUCCESS),
         Task::Pictures(args) => pictures::pictures(&args).map(|()| ExitCode::SUCCESS),
         Task::Dist(args) => dist::dist(&args).map(|()| ExitCode::SUCCESS),
+        Task::Rfc(args) => rfc::rfc(&args).map(|()| ExitCode::SUCCESS),
         Task::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|err| {

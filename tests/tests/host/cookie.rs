@@ -41,6 +41,9 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+//= RFC 7413 section 4.1.2
+//# The cookie authenticates the client's (source) IP address of the SYN
+//# packet.
 #[test]
 fn cookies_of_a_real_kernel() {
     for (key, source, destination, expected) in [

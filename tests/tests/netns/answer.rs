@@ -231,6 +231,9 @@ fn under_flood(kind: Kind, family: Family, guards: Option<&str>, clients: u64) -
     result.unwrap()
 }
 
+//= RFC 7413 section 8.2
+//# The best defense may be simply to disable TFO when a host is suspected
+//# to be under a SYN flood attack, e.g., the SYN backlog is filled.
 #[test]
 fn clients_have_0_rtt_during_a_flood() {
     let all = [Kind::Plain, Kind::Request, Kind::BadCookie];

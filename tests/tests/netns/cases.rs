@@ -139,6 +139,9 @@ fn predict(case: &Case, tcp: Option<&Tcp>) -> Option<TcpExt> {
             }
             match class {
                 _ if !tcp.checksum_is_right => {}
+                //= RFC 7413 section 4.1.1
+                //# Options with invalid Length values or without the SYN flag set MUST be
+                //# ignored.
                 Class::PlainSyn | Class::OptionIgnored => {}
                 Class::CookieRequest => prediction.cookie_reqd = 1,
                 Class::CookieCurrent => prediction.passive = 1,

@@ -244,6 +244,11 @@ impl Bench {
         let verdict = decide(&self.policy, class, WithoutGuards(self.ring.translation().is_some())).verdict;
         let none = TcpExt::default();
         let (takes_data, gives_cookie, counted) = match (class, verdict) {
+            //= RFC 7413 section 4.1.1
+            //# The number MUST be even.
+            //= RFC 7413 section 4.1.1
+            //# Options with invalid Length values or without the SYN flag set MUST be
+            //# ignored.
             (Class::PlainSyn | Class::OptionIgnored, _) | (_, Verdict::Hide) => (false, false, none),
             (_, Verdict::Drop) => return (class.name(), Outcome::silence()),
             (_, Verdict::Answer) => unreachable!("no service of this test is answered"),
@@ -263,9 +268,20 @@ impl Bench {
         }
         let fast_open = gives_cookie.then(|| Cookie {
             // The answer has the form of the last Fast Open option that Linux used.
+            //= RFC 7413 section 9
+            //# Existing implementations that are using experimental option 254 per
+            //# [RFC6994] with magic number 0xF989 (16 bits) as allocated in the IANA
+            //# "TCP Experimental Option Experiment Identifiers (TCP ExIDs)" registry
+            //# by this document, SHOULD migrate to use this new option (34) by
+            //# default.
             is_experimental: options.fast_open().last().is_some_and(|asked| asked.is_experimental),
             cookie: CURRENT.cookie(syn.source.ip(), syn.destination.ip()).to_vec(),
         });
+        //= RFC 7413 section 4.2.2
+        //# If the FastOpened flag is set, the packet acknowledges the SYN and
+        //# data sequence.
+        //= RFC 7413 section 4.2.2
+        //# Otherwise, it acknowledges only the SYN sequence.
         let acknowledged = 1 + if takes_data { segment.data_len } else { 0 };
         let answer = Answer { client: syn.source, acknowledged, fast_open };
         (class.name(), Outcome { counted, answers: vec![answer], children: takes_data.into() })

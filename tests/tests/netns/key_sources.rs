@@ -96,6 +96,10 @@ fn derives_what_tofurkey_derives() {
 }
 
 /// The same secret gives two hosts of a fleet, each with its own tfo and kernel, the same keys.
+//= RFC 7413 section 6.3.4
+//# Servers behind load balancers that accept connection requests to the
+//# same server IP address should use the same key such that they generate
+//# identical Fast Open cookies for a particular client IP address.
 #[test]
 fn a_fleet_shares_its_keys() {
     let dir = tempfile::tempdir().unwrap();

@@ -130,6 +130,9 @@ fn a_translated_cookie_has_a_right_checksum() {
 }
 
 /// The kernel's own test of rotations (tools/testing/selftests/net/tcp_fastopen_backup_key.c), with rotations by tfo.
+//= RFC 7413 section 4.1.2
+//# To gradually invalidate cookies over time, the server can implement
+//# key rotation to generate and verify cookies using multiple keys.
 #[test]
 fn ten_thousand_connections_through_two_hundred_rotations() {
     const CONNECTIONS: u64 = 10_000;

@@ -57,6 +57,10 @@ fn behind_a_balancer_of(hosts: usize) {
     });
 }
 
+//= RFC 7413 section 6.3.4
+//# Servers behind load balancers that accept connection requests to the
+//# same server IP address should use the same key such that they generate
+//# identical Fast Open cookies for a particular client IP address.
 #[test]
 fn clients_come_back_to_any_of_two_hosts() {
     behind_a_balancer_of(2);

@@ -172,6 +172,10 @@ fn beside_a_hostile_source(guards: Option<&str>) -> (Served, Option<[u64; 2]>) {
 }
 
 /// RFC 7413, section 5.1: resource exhaustion.
+//= RFC 7413 section 5.1
+//# For this reason, a TFO server needs to monitor the connections in
+//# SYN-RCVD being reset in addition to imposing a reasonable max queue
+//# length.
 #[test]
 fn fair_keeps_the_queue_for_the_others() {
     let (without, _) = beside_a_hostile_source(None);
@@ -335,6 +339,9 @@ fn amplified(guards: Option<&str>, request: &[u8]) -> Amplified {
 }
 
 /// RFC 7413, section 5.2: amplified reflection.
+//= RFC 7413 section 5.2
+//# The best defense is for the server not to respond with data until the
+//# handshake finishes.
 #[test]
 fn clamp_bounds_what_an_unproved_source_is_sent() {
     let request = [b'x'; 400];

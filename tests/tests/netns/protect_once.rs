@@ -56,6 +56,9 @@ fn replayed(guards: Option<&str>) -> usize {
 }
 
 /// RFC 7413, sections 2.1 and 6.1: replayed data.
+//= RFC 7413 section 6.1
+//# Similarly, a server that cannot accept receiving the same SYN data
+//# more than once MUST NOT enable TFO to receive data in a SYN.
 #[test]
 fn once_serves_a_replay_no_second_time() {
     let without = replayed(None);
@@ -66,6 +69,13 @@ fn once_serves_a_replay_no_second_time() {
 
 /// A SYN-ACK is lost, and the client's kernel repeats the SYN without option and data. The network may also deliver the
 /// first SYN twice. Neither is a replay while the connection lives.
+//= RFC 7413 section 4.2.2
+//# To deal with network or servers dropping SYN packets with payload or
+//# unknown options, when the SYN timer fires, the client SHOULD
+//# retransmit a SYN packet without data and Fast Open options.
+//= RFC 7413 section 4.2.1
+//# We RECOMMEND both the client and the server to retransmit SYN and
+//# SYN-ACK packets without the cookie options on timeouts.
 #[test]
 fn once_knows_a_retransmission() {
     sandbox(|| {

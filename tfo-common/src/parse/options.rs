@@ -13,8 +13,16 @@ pub const MAX: usize = 40;
 const END_OF_LIST: u8 = 0;
 const NO_OPERATION: u8 = 1;
 /// Kind of the Fast Open option (RFC 7413, 4.1.1).
+//= RFC 7413 section 9
+//# Current and new implementations SHOULD use option (34).
 const FAST_OPEN: u8 = 34;
 /// Kind of an experimental option (RFC 6994). Fast Open's experiment identifier follows the length.
+//= RFC 7413 section 9
+//# Existing implementations that are using experimental option 254 per
+//# [RFC6994] with magic number 0xF989 (16 bits) as allocated in the IANA
+//# "TCP Experimental Option Experiment Identifiers (TCP ExIDs)" registry
+//# by this document, SHOULD migrate to use this new option (34) by
+//# default.
 const EXPERIMENTAL: u8 = 254;
 const EXPERIMENT_FAST_OPEN: [u8; 2] = 0xf989_u16.to_be_bytes();
 /// Kind and length of a TCP-MD5 signature (RFC 2385, 3.0).
@@ -291,6 +299,11 @@ impl Options {
     #[inline(always)]
     const fn fast_open_at(self, cookie: usize, len: usize) -> Self {
         // The kernel ignores an option of odd length, and an earlier one stands.
+        //= RFC 7413 section 4.1.1
+        //# The number MUST be even.
+        //= RFC 7413 section 4.1.1
+        //# Options with invalid Length values or without the SYN flag set MUST be
+        //# ignored.
         if len & 1 == 1 {
             return Self(self.0 | Self::SEEN);
         }

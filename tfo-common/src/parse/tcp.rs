@@ -55,6 +55,9 @@ pub(super) fn parse<B: Bytes + ?Sized>(frame: &B, packet: &Packet) -> Result<Opt
     }
     let fields = frame.read(packet.transport + DATA_OFFSET).ok_or(Malformed::TcpTruncated)?;
     let [data_offset, flags]: [u8; FLAGS + 1 - DATA_OFFSET] = fields;
+    //= RFC 7413 section 4.1.1
+    //# Options with invalid Length values or without the SYN flag set MUST be
+    //# ignored.
     if !is_syn(flags) {
         return Ok(None);
     }

@@ -21,6 +21,8 @@ pub const USUAL: Duration = Duration::from_hours(24);
 /// In the first half of an interval, the backup key is the previous key, in the second half the following key. So the
 /// kernels of hosts whose clocks differ by at most half an interval accept each other's cookies, without the program's
 /// help.
+//= RFC 7413 section 4.1.2
+//# The cookie expires after a certain amount of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
     /// Time for which a key is current: an even number of seconds.

@@ -26,6 +26,9 @@ use tfo_userspace::{
 };
 
 /// Scenario: one line of the table.
+//= RFC 7413 section 4.1.2
+//# The generation and verification are fast relative to the rest of SYN
+//# and SYN-ACK processing.
 pub(crate) struct Scenario {
     pub(crate) name: String,
     pub(crate) subject: Subject,
