@@ -16,6 +16,7 @@ mod packages;
 mod pictures;
 mod rfc;
 mod run;
+mod servers;
 mod setup;
 mod test;
 mod workspace;
@@ -44,6 +45,8 @@ enum Task {
     Agree(agree::Args),
     /// Run the in-kernel and namespace tests on other kernels, in QEMU
     Kernels(kernels::Args),
+    /// Visit servers from Debian with Fast Open, observed and protected by `tfo` (needs root)
+    Servers(servers::Args),
     /// Make a container image of `tfo`, without a container engine
     Image(image::Args),
     /// Make the pictures of the README from a real run of nginx, curl and `tfo` (needs root)
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Agree(args) => agree::agree(&args).map(|()| ExitCode::SUCCESS),
         Task::Kernels(args) => kernels::kernels(&args),
+        Task::Servers(args) => servers::servers(&args).map(|never| match never {}),
         Task::Image(args) => image::image(&args).map(|()| ExitCode::SUCCESS),
         Task::Pictures(args) => pictures::pictures(&args).map(|()| ExitCode::SUCCESS),
         Task::Dist(args) => dist::dist(&args).map(|()| ExitCode::SUCCESS),
