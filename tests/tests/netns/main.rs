@@ -27,6 +27,7 @@ mod listeners;
 mod log;
 mod manual;
 mod metrics;
+mod mptcp;
 mod nginx;
 mod orders;
 mod outcomes;
