@@ -1,5 +1,5 @@
-//! What RFC 7413 leaves to the kernel, shown of the real one with tfo in front of it: observing, and with all protections.
-//! `cargo xtask rfc` makes a table of the quotes here and elsewhere.
+//! Requirements of RFC 7413 that are left to the kernel, shown of the real one with tfo in front of it: observing, and with
+//! all protections. `cargo xtask rfc` makes a table of the quotes here and elsewhere.
 
 #![expect(clippy::unwrap_used, reason = "tests panic where something is not as it has to be")]
 

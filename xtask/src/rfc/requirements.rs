@@ -1,4 +1,4 @@
-//! What RFC 7413 asks for: the list in `rfc7413.toml`.
+//! Requirements of RFC 7413: the list in `rfc7413.toml`.
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ struct List {
 pub(super) struct Requirement {
     /// Section of the RFC, such as `4.1.1`.
     pub(super) section: String,
-    /// Whom it binds.
+    /// Parties that it binds.
     pub(super) of: Of,
     /// The sentence, in one line.
     pub(super) text: String,
@@ -28,7 +28,7 @@ pub(super) struct Requirement {
     pub(super) remark: Option<String>,
 }
 
-/// Whom a requirement binds.
+/// Parties that a requirement binds.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Of {

@@ -27,12 +27,12 @@ use crate::list::{ADDRESS, BACKEND, Client, KDIG, PAGE, SOCKS, SS_LOCAL, Server}
 /// Number of visits, of which the first asks for a cookie.
 pub(crate) const VISITS: u64 = 4;
 
-/// What tfo does meanwhile.
+/// Mode of tfo meanwhile.
 #[derive(Clone, Copy)]
 pub(crate) enum Service {
-    /// It observes.
+    /// Mode observe.
     Observed,
-    /// It has all protections, with limits that no visit reaches.
+    /// All protections, with limits that no visit reaches.
     Protected,
 }
 
