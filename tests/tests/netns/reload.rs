@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     fs::{read_dir, read_to_string},
+    io,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::Instant,
@@ -49,6 +50,12 @@ fn configuration(name: &str, turn: u16) -> String {
     web + &others.collect::<String>()
 }
 
+/// Whether the kernel had no room for a packet.
+fn lacks_room(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.and_then(io::Error::raw_os_error) == Some(libc::ENOBUFS)
+}
+
 /// Sends SYNs with good cookies over both families without a pause while `test` runs. Returns their number.
 fn under_fire(client: &Namespace, test: impl FnOnce()) -> u64 {
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -64,8 +71,12 @@ fn under_fire(client: &Namespace, test: impl FnOnce()) -> u64 {
                         let cookie = cookie::make(&key(1), &addresses(from, to.ip())?).to_le_bytes();
                         let port = 10_000 + (number / 4000) as u16;
                         let syn = Syn::new(port, to.port(), number).fast_open(&cookie).data(&DATA);
-                        syn.send(from, to.ip())?;
-                        sent.fetch_add(1, Ordering::Relaxed);
+                        match syn.send(from, to.ip()) {
+                            Ok(()) => _ = sent.fetch_add(1, Ordering::Relaxed),
+                            // It was not sent: what all namespaces share had no room for a moment.
+                            Err(error) if lacks_room(&error) => thread::yield_now(),
+                            Err(error) => return Err(error),
+                        }
                     }
                 }
                 Ok(())

@@ -262,19 +262,14 @@ fn draw_destinations(frame: &mut Frame<'_>, model: &Model, area: Rect) {
     };
     let rows = client.destinations.iter().map(|row| {
         let Counts { accepted, refused, lost, .. } = row.counts;
-        let [asked, accepted, refused, lost] =
-            [row.counts.asked(), accepted, refused, lost].map(|n| right(count(n)));
-        Row::new([Cell::from(format!("{} {}", row.network, row.port)), asked, accepted, refused, lost])
+        let [accepted, refused, lost] = [accepted, refused, lost].map(|n| right(count(n)));
+        // The port comes first, since a narrow terminal cuts the end.
+        Row::new([Cell::from(format!("{} {}", row.port, row.network)), accepted, refused, lost])
     });
-    let widths = [
-        Constraint::Fill(1),
-        Constraint::Length(5),
-        Constraint::Length(5),
-        Constraint::Length(5),
-        Constraint::Length(4),
-    ];
+    let number = Constraint::Length(4);
+    let widths = [Constraint::Fill(1), Constraint::Length(5), number, number];
     let table = Table::new(rows, widths)
-        .header(header(["to", "asked", "taken", "not", "lost"]))
+        .header(header(["to", "taken", "not", "lost"]))
         .block(block)
         .row_highlight_style(Modifier::REVERSED);
     let mut state = TableState::new().with_selected(model.selected(Panel::Prefixes));
@@ -453,10 +448,11 @@ mod tests {
             cookies_held: None,
         });
         let shown = picture(&model, 80, 24);
-        let row = line(&shown, "2001:db8:aaaa::/48");
-        let (_, numbers) = row.split_once("/48").unwrap();
-        let numbers: Vec<_> = numbers.split_whitespace().take(4).collect();
-        assert_eq!(numbers[1..], ["1", "22", "3"], "{shown}");
+        let row = line(&shown, "443 2001:db8:aaaa::/");
+        let (_, numbers) = row.split_once("::/").unwrap();
+        let numbers: Vec<_> =
+            numbers.trim_start_matches(char::is_numeric).split_whitespace().take(3).collect();
+        assert_eq!(numbers, ["22", "3", "4"], "{shown}");
         assert!(shown.contains("cost 4.2 s"), "{shown}");
     }
 
