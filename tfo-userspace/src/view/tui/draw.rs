@@ -448,11 +448,7 @@ mod tests {
             cookies_held: None,
         });
         let shown = picture(&model, 80, 24);
-        let row = line(&shown, "443 2001:db8:aaaa::/");
-        let (_, numbers) = row.split_once("::/").unwrap();
-        let numbers: Vec<_> =
-            numbers.trim_start_matches(char::is_numeric).split_whitespace().take(3).collect();
-        assert_eq!(numbers, ["22", "3", "4"], "{shown}");
+        assert!(shown.contains("443 2001:db8:aaaa::/48    22    3    4│"), "{shown}");
         assert!(shown.contains("cost 4.2 s"), "{shown}");
     }
 
