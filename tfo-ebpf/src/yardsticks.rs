@@ -1,4 +1,5 @@
-//! Programs for comparison in `cargo xtask bench`. They are not part of `tfo`.
+//! Programs for comparison in `cargo xtask bench`. They are not part of `tfo`. Like its programs they take frames in several
+//! buffers: only such programs may call each other (`bpf_prog_map_compatible`, kernel/bpf/core.c).
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]
@@ -47,7 +48,7 @@ const ADDRESSES_V4: usize = 14 + 12;
 const ADDRESSES_V6: usize = 14 + 8;
 
 /// Passes every frame.
-#[xdp]
+#[xdp(frags)]
 pub fn pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
@@ -59,7 +60,7 @@ pub fn leave(_ctx: TcContext) -> i32 {
 }
 
 /// Drops every frame.
-#[xdp]
+#[xdp(frags)]
 pub fn drop(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
@@ -69,13 +70,13 @@ pub fn drop(_ctx: XdpContext) -> u32 {
 static KEYS: Array<[Key; 2], 1> = Array::new();
 
 /// Makes one cookie and nothing else: one bounds check, one look-up, one SipHash-2-4 with a key that is not expanded.
-#[xdp]
+#[xdp(frags)]
 pub fn siphash_v4(ctx: XdpContext) -> u32 {
     hash(&ctx, ADDRESSES_V4, Addresses::from_ipv4, |keys, addresses| made_by(&keys[0], addresses))
 }
 
 /// Makes the cookies of two keys, as for a cookie that neither of them made.
-#[xdp]
+#[xdp(frags)]
 pub fn siphash_v4_twice(ctx: XdpContext) -> u32 {
     hash(&ctx, ADDRESSES_V4, Addresses::from_ipv4, |keys, addresses| {
         made_by(&keys[0], addresses) || made_by(&keys[1], addresses)
@@ -83,13 +84,13 @@ pub fn siphash_v4_twice(ctx: XdpContext) -> u32 {
 }
 
 /// Makes one cookie of IPv6 addresses.
-#[xdp]
+#[xdp(frags)]
 pub fn siphash_v6(ctx: XdpContext) -> u32 {
     hash(&ctx, ADDRESSES_V6, Addresses::from_ipv6, |keys, addresses| made_by(&keys[0], addresses))
 }
 
 /// Makes the cookies of two keys for IPv6 addresses.
-#[xdp]
+#[xdp(frags)]
 pub fn siphash_v6_twice(ctx: XdpContext) -> u32 {
     hash(&ctx, ADDRESSES_V6, Addresses::from_ipv6, |keys, addresses| {
         made_by(&keys[0], addresses) || made_by(&keys[1], addresses)
@@ -119,13 +120,13 @@ fn made_by(key: &Key, addresses: &Addresses) -> bool {
 
 /// Parses usual frames as the program does, and drops SYNs with a cookie. It reads the lines of memory that any filter of
 /// such SYNs has to read.
-#[xdp]
+#[xdp(frags)]
 pub fn parse_drop(ctx: XdpContext) -> u32 {
     drop_cookies(&ctx, |_, _| true)
 }
 
 /// Parses like [`parse_drop`], and drops SYNs whose cookie neither of two keys has made.
-#[xdp]
+#[xdp(frags)]
 pub fn parse_hash_drop(ctx: XdpContext) -> u32 {
     drop_cookies(&ctx, |segment, cookie| {
         KEYS.get(0).is_some_and(|keys| keys.iter().all(|key| cookie::make(key, &segment.addresses) != cookie))
@@ -149,7 +150,7 @@ static CLASSES: PerCpuArray<u64, 4> = PerCpuArray::new();
 /// Does the obvious with a SYN: walks through tags, headers and options with an offset, each read checked, makes the cookies of
 /// two keys, counts the class and passes the frame. It knows no layout, follows neither extension headers nor fragments, and
 /// looks for no signature.
-#[xdp]
+#[xdp(frags)]
 pub fn plain(ctx: XdpContext) -> u32 {
     if let Some(class) = plain_class(&Frame::new(&ctx))
         && let Some(count) = CLASSES.get_ptr_mut(class)
@@ -267,7 +268,7 @@ static WINDOW_AT: Global<u32> = Global::new(0);
 static WINDOW: Global<u32> = Global::new(0);
 
 /// Writes the next variant into the frame, also over what the program has rewritten, and calls the program.
-#[xdp]
+#[xdp(frags)]
 pub fn vary(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     if let Some(next) = NEXT.get_ptr_mut(0) {
@@ -298,7 +299,7 @@ static FRAME: Array<[u64; WORDS], 1> = Array::new();
 static FRAME_LEN: Global<u32> = Global::new(0);
 
 /// Writes the whole frame anew, with its length, and calls the program.
-#[xdp]
+#[xdp(frags)]
 pub fn restore(ctx: XdpContext) -> u32 {
     let len = FRAME_LEN.load() as usize;
     let missing = len as i32 - (ctx.data_end() - ctx.data()) as i32;
@@ -334,7 +335,7 @@ fn cut(ctx: XdpContext) -> u32 {
 
 /// Looks the listener of an untagged IPv4 SYN up, makes a SYN cookie, cuts the frame and sends it back: the calls of the
 /// kernel without which no program answers. The reply is wrong.
-#[xdp]
+#[xdp(frags)]
 pub fn least_v4(ctx: XdpContext) -> u32 {
     least::<20, 12, 12>(&ctx, |network, tcp| {
         // SAFETY: both headers are initialised, as long as the kernel is told.
@@ -343,7 +344,7 @@ pub fn least_v4(ctx: XdpContext) -> u32 {
 }
 
 /// Does the same for IPv6.
-#[xdp]
+#[xdp(frags)]
 pub fn least_v6(ctx: XdpContext) -> u32 {
     least::<40, 8, 36>(&ctx, |network, tcp| {
         // SAFETY: as in `least_v4`.
@@ -393,7 +394,7 @@ const TCP_CHECKSUM_AT: usize = 14 + 20 + 16;
 
 /// Makes each live frame the SYN of a new connection, valid for the kernel's stack too, and sends it out of
 /// [`INTERFACE`].
-#[xdp]
+#[xdp(frags)]
 pub fn flood(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let Some(next) = NEXT.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
