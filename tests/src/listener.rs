@@ -1,6 +1,7 @@
 //! Builder of listening sockets, and processes that hold them.
 
 use std::{
+    io::ErrorKind,
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
     process::{Child, Command, Stdio},
@@ -9,6 +10,8 @@ use std::{
 use nix::{setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tfo_userspace::lab::server::TcpFastOpen;
+
+use crate::netns::eventually;
 
 sockopt_impl!(
     /// TCP_FASTOPEN_KEY: the key of one listener (tcp(7)).
@@ -54,7 +57,11 @@ impl Listener {
     }
 
     fn bind(socket: Socket, address: SocketAddr) -> Self {
-        socket.bind(&address.into()).unwrap_or_else(|error| panic!("cannot bind to {address}: {error}"));
+        // A server that was there a moment ago may not have closed its socket yet.
+        eventually(&format!("{address} is free"), || match socket.bind(&address.into()) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => false,
+            bound => bound.map(|()| true).unwrap_or_else(|error| panic!("cannot bind to {address}: {error}")),
+        });
         Self { socket, backlog: 128 }
     }
 

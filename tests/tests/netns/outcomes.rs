@@ -313,7 +313,9 @@ fn the_round_trip_saved_is_the_wires() {
         let bucket = bucket.unwrap();
         let median = bucket["seconds"].as_f64().unwrap() / bucket["connections"].as_f64().unwrap();
         assert!(bucket["connections"].as_u64().unwrap() > CONNECTIONS / 2, "{saved}");
-        assert!((median / round_trip - 1.0).abs() < 0.2, "{median} s, where the wire takes {round_trip} s");
+        // A busy machine is late, but never early.
+        let ratio = median / round_trip;
+        assert!((1.0..2.0).contains(&ratio), "{median} s, where the wire takes {round_trip} s");
     });
 }
 
