@@ -28,6 +28,7 @@ mod log;
 mod manual;
 mod metrics;
 mod mptcp;
+mod namespaces;
 mod nginx;
 mod orders;
 mod outcomes;

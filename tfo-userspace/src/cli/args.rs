@@ -31,6 +31,13 @@ pub struct Cli {
     #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
 
+    /// Work in this network namespace: a name of ip-netns(8), a path, or the ID of a process in it
+    ///
+    /// What is pinned for it is kept apart (DIR/tfo-netns/NAME/IFACE), so all namespaces may have an eth0. `all` is for
+    /// `status`, `counters` and `top`: this namespace, and all others that have a tfo.
+    #[arg(long, global = true, value_name = "NETNS")]
+    pub netns: Option<String>,
+
     /// Folder that keeps the orders of `tfo hide` over a reboot
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/tfo")]
     pub state_dir: PathBuf,

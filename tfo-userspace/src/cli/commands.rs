@@ -19,7 +19,7 @@ mod version;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::{
     cli::{
@@ -28,10 +28,13 @@ use crate::{
     },
     control::{self, NotRunning, Request},
     dataplane::pins::{Bpffs, Pins},
-    kernel::syncookies::guard,
+    kernel::{netns::Netns, syncookies::guard},
     lab,
     util::{runtime::block_on, secrecy::protect_process, service},
 };
+
+/// Value of `--netns` for all network namespaces.
+const ALL: &str = "all";
 
 /// Carries out the command line.
 pub fn run(cli: Cli) -> Result<ExitCode> {
@@ -43,7 +46,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         // A reader that closes the pipe early, such as `head`, ends the command, but never the controller.
         die_quietly_on_broken_pipe();
     }
-    let bpffs = Bpffs::new(&cli.bpffs);
+    let bpffs = enter(&cli)?;
     match cli.command {
         Command::Run(args) => block_on(run::run(&args, &bpffs, &cli.state_dir))
             .inspect_err(|error| service::failed(&format!("{error:#}")))
@@ -72,6 +75,28 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Generate(args) => generate::run(&args).map(done),
         Command::Unload(args) => block_on(unload::run(&args, &bpffs, &cli.state_dir)).map(done),
     }
+}
+
+/// Enters the network namespace that the command line names, and returns its pins. Threads come later, so all are there.
+fn enter(cli: &Cli) -> Result<Bpffs> {
+    let bpffs = Bpffs::new(&cli.bpffs);
+    let Some(name) = &cli.netns else { return Ok(bpffs) };
+    if name == ALL {
+        if !matches!(cli.command, Command::Status(_) | Command::Counters(_) | Command::Top(_)) {
+            bail!("--netns {ALL} is for status, counters and top: name one namespace");
+        }
+        return Ok(bpffs.of_all());
+    }
+    let netns = match Netns::find(name) {
+        // What is pinned may outlive the namespace. Nothing of it acts on packets then.
+        Err(_) if matches!(cli.command, Command::Unload(_)) && !bpffs.of_netns(name).all()?.is_empty() => {
+            return Ok(bpffs.of_netns(name));
+        }
+        netns => netns?,
+    };
+    let Some(netns) = netns else { return Ok(bpffs) };
+    netns.enter()?;
+    Ok(bpffs.of_netns(netns.name()))
 }
 
 fn done((): ()) -> ExitCode {

@@ -366,6 +366,11 @@ impl Controller {
         &self.keeper
     }
 
+    /// Returns the name of the network namespace, if `--netns` named it.
+    pub fn netns(&self) -> Option<String> {
+        self.sites.first()?.pins().netns().map(str::to_owned)
+    }
+
     /// Returns the state of the protection `answer` of each service that has it.
     pub fn answering(&self) -> Vec<Answering> {
         self.floods.states()

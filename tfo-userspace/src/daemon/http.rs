@@ -36,7 +36,7 @@ use tracing::info;
 
 use crate::{
     daemon::{controller::Controller, health::health},
-    kernel::listeners::Monitor,
+    kernel::{listeners::Monitor, netns::outside},
     view::metrics::{Format, Snapshot},
 };
 
@@ -47,9 +47,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between tries if there is no room, or no free descriptor.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Listens at the address.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+/// Listens at the address, which is of the namespace that started us: whoever asks for metrics is seldom in a container's.
+pub fn bind(address: SocketAddr) -> Result<TcpListener> {
+    let bind = || {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    outside(bind)?.with_context(|| {
         format!("cannot serve metrics on {address} (give --metrics a local address that is free)")
     })
 }

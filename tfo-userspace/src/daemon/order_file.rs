@@ -92,7 +92,9 @@ pub fn forget(state: &Path, bpffs: &Bpffs, interface: &str) -> Result<()> {
 fn path_of(state: &Path, bpffs: &Bpffs, interface: &str) -> Result<PathBuf> {
     let mut name = interface.replace('%', "%25").replace('/', "%2f");
     let here = netns::netns()?;
-    if fs::metadata("/proc/1/ns/net").is_ok_and(|of_host| of_host.ino() != here) {
+    if let Some(netns) = bpffs.netns() {
+        name.push_str(&format!("@{}", netns.replace('%', "%25")));
+    } else if fs::metadata("/proc/1/ns/net").is_ok_and(|of_host| of_host.ino() != here) {
         name.push_str(&format!("@{here}"));
     }
     if bpffs.root() != Path::new(DEFAULT_BPFFS) {

@@ -29,6 +29,9 @@ use tracing::{debug, warn};
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
 /// Name of our folder in it.
 const OURS: &str = "tfo";
+/// Name of the folder with one for each network namespace that `--netns` has named. Interfaces of different namespaces
+/// may have the same name.
+const OTHERS: &str = "tfo-netns";
 /// File name of the XDP program's link, beside the maps.
 const LINK: &str = "link";
 /// File name of a link that is about to replace it.
@@ -73,16 +76,54 @@ pub const MAPS: [&str; 25] = [
     names::REQUESTS,
 ];
 
-/// A BPF file system.
+/// A BPF file system, and which of our pins in it are meant.
 #[derive(Clone, Debug)]
 pub struct Bpffs {
     root: PathBuf,
+    scope: Scope,
+}
+
+/// Network namespaces whose pins are meant.
+#[derive(Clone, Debug)]
+enum Scope {
+    /// The one in which nobody named it.
+    Unnamed,
+    /// The one of this name.
+    Named(String),
+    /// All that have pins.
+    All,
 }
 
 impl Bpffs {
     /// Returns the file system at `root`, which need not be mounted yet.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), scope: Scope::Unnamed }
+    }
+
+    /// Returns the pins for the network namespace called `name`.
+    pub fn of_netns(&self, name: &str) -> Self {
+        Self { root: self.root.clone(), scope: Scope::Named(name.to_owned()) }
+    }
+
+    /// Returns the pins for all network namespaces.
+    pub fn of_all(&self) -> Self {
+        Self { root: self.root.clone(), scope: Scope::All }
+    }
+
+    /// Returns the name of the network namespace; `None` for the one in which nobody named it.
+    pub fn netns(&self) -> Option<&str> {
+        match &self.scope {
+            Scope::Named(name) => Some(name),
+            Scope::Unnamed | Scope::All => None,
+        }
+    }
+
+    /// Returns the folder with those of the interfaces.
+    fn ours(&self) -> PathBuf {
+        match self.netns() {
+            None => self.root.join(OURS),
+            Some(name) => self.root.join(OTHERS).join(encode(name)),
+        }
     }
 
     /// Returns the path of its root.
@@ -121,7 +162,19 @@ impl Bpffs {
 
     /// Returns the pins of `interface`.
     pub fn pins(&self, interface: &str) -> Pins {
-        Pins { interface: interface.to_owned(), dir: self.root.join(OURS).join(encode(interface)) }
+        Pins {
+            interface: interface.to_owned(),
+            netns: self.netns().map(str::to_owned),
+            dir: self.ours().join(encode(interface)),
+        }
+    }
+
+    /// Returns the pins with this [full name](Pins::full_name).
+    pub fn named(&self, full_name: &str) -> Pins {
+        match full_name.split_once('/') {
+            Some((netns, interface)) => self.of_netns(netns).pins(interface),
+            None => Self::new(&self.root).pins(full_name),
+        }
     }
 
     /// Returns the pins of interfaces with an attached program, sorted by name. An attachment in progress is left out.
@@ -129,31 +182,44 @@ impl Bpffs {
         Ok(self.all()?.into_iter().filter(|pins| pins.has_link().unwrap_or(false)))
     }
 
-    /// Returns the pins of every interface, sorted by name. The list is empty if nothing is mounted at the usual path.
+    /// Returns the pins of every interface, sorted by namespace and name. The list is empty if nothing is mounted at the usual path.
     pub fn all(&self) -> Result<Vec<Pins>> {
-        let ours = self.root.join(OURS);
-        let entries = match fs::read_dir(&ours) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // At the usual path, nothing need be mounted yet. At another path, that is a mistake.
-                if self.root != Path::new(DEFAULT_BPFFS) && !self.is_mounted()? {
-                    bail!("{} is not a BPF file system", self.root.display());
-                }
-                return Ok(Vec::new());
-            }
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                bail!("cannot read {}: run it with sudo", ours.display())
-            }
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", ours.display())),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.with_context(|| format!("cannot read {}", ours.display()))?;
-            names.extend(entry.file_name().to_str().map(decode));
+        let ours = self.ours();
+        let found = names(&ours)?;
+        // At the usual path, nothing need be mounted yet. At another path, that is a mistake.
+        if found.is_none() && self.root != Path::new(DEFAULT_BPFFS) && !self.is_mounted()? {
+            bail!("{} is not a BPF file system", self.root.display());
         }
+        let mut names = found.unwrap_or_default();
         names.sort();
-        Ok(names.iter().map(|name| self.pins(name)).collect())
+        let mut all: Vec<_> = names.iter().map(|name| self.pins(name)).collect();
+        if matches!(self.scope, Scope::All) {
+            let mut others = self::names(&self.root.join(OTHERS))?.unwrap_or_default();
+            others.sort();
+            for name in others {
+                all.extend(self.of_netns(&name).all()?);
+            }
+        }
+        Ok(all)
     }
+}
+
+/// Returns the decoded names in the folder `dir`; `None` if there is none.
+fn names(dir: &Path) -> Result<Option<Vec<String>>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            bail!("cannot read {}: run it with sudo", dir.display())
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", dir.display())),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("cannot read {}", dir.display()))?;
+        names.extend(entry.file_name().to_str().map(decode));
+    }
+    Ok(Some(names))
 }
 
 /// Result of [`Bpffs::mount`]. Dropping it unmounts what that mounted, if the file system is still unused.
@@ -189,6 +255,7 @@ fn is_unused(root: &Path) -> bool {
 #[derive(Clone, Debug)]
 pub struct Pins {
     interface: String,
+    netns: Option<String>,
     dir: PathBuf,
 }
 
@@ -196,6 +263,19 @@ impl Pins {
     /// Returns the interface's name.
     pub fn interface(&self) -> &str {
         &self.interface
+    }
+
+    /// Returns the name of the network namespace; `None` for the one in which nobody named it.
+    pub fn netns(&self) -> Option<&str> {
+        self.netns.as_deref()
+    }
+
+    /// Returns the interface's name behind that of its network namespace, if that has one: `web/eth0`. Neither has a slash.
+    pub fn full_name(&self) -> String {
+        match &self.netns {
+            Some(netns) => format!("{netns}/{}", self.interface),
+            None => self.interface.clone(),
+        }
     }
 
     /// Returns the path of the folder.
@@ -294,7 +374,9 @@ impl Pins {
 
     /// Fails if another user could have put files into our folders.
     fn ensure_trusted(&self) -> Result<()> {
-        for dir in [self.dir.parent(), Some(self.dir.as_path())].into_iter().flatten() {
+        // The folder of the file system itself is the mount's.
+        let depth = if self.netns.is_some() { 3 } else { 2 };
+        for dir in self.dir.ancestors().take(depth) {
             let shown = dir.display();
             let found = fs::symlink_metadata(dir).with_context(|| format!("cannot examine {shown}"))?;
             let mode = found.mode() & 0o7777;
@@ -494,15 +576,18 @@ impl Locked {
         self.remove_links()?;
         self.generations()?.iter().try_for_each(Generation::remove)?;
         remove_dir(&self.dir)?;
-        match self.dir.parent().map_or(Ok(()), fs::remove_dir) {
-            // The folder above may have the pins of other interfaces.
-            Err(error)
-                if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) =>
-            {
-                Err(error).with_context(|| format!("cannot remove the folder above {}", self.dir.display()))
+        let above = if self.netns.is_some() { 2 } else { 1 };
+        for folder in self.dir.ancestors().skip(1).take(above) {
+            match fs::remove_dir(folder) {
+                // It may have the pins of other interfaces.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => break,
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", folder.display()));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 

@@ -30,6 +30,9 @@ use crate::{
 pub struct Report {
     /// Name of the interface.
     pub interface: String,
+    /// Name of its network namespace, if `--netns` named it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
     /// Name of the mode.
     pub mode: &'static str,
     /// Place of the program in the receive path: `native` or `generic`.
@@ -126,7 +129,7 @@ impl Report {
     /// Reads the counters of `datapath`, without the destinations of connections from here: each takes a system call.
     pub fn of(datapath: &Datapath) -> anyhow::Result<Self> {
         let outcomes = datapath.pins().has_outcomes()?;
-        let report = Self::new(&datapath.interface.name, datapath.info(), &datapath.by_service()?, outcomes);
+        let report = Self::new(datapath.pins(), datapath.info(), &datapath.by_service()?, outcomes);
         let portable_cookies = datapath.watch()?.exchanged;
         let client = datapath.client()?.map(|counts| Client::new(&counts, None));
         Ok(Self { answering: datapath.answering()?, portable_cookies, client, ..report })
@@ -135,13 +138,13 @@ impl Report {
     /// Reads the counters in the maps `pinned` of the interface of `pins`.
     pub fn read(pins: &Pins, pinned: &Pinned) -> anyhow::Result<Self> {
         let outcomes = pins.has_outcomes()?;
-        let report = Self::new(pins.interface(), pinned.info(), &pinned.by_service()?, outcomes);
+        let report = Self::new(pins, pinned.info(), &pinned.by_service()?, outcomes);
         let portable_cookies = pinned.watch()?.exchanged;
         Ok(Self { answering: pinned.answering()?, portable_cookies, client: Client::read(pinned)?, ..report })
     }
 
     /// Makes a report from the counters of each service. `outcomes` says whether outcomes of connections are reported.
-    fn new(interface: &str, info: &Info, by_service: &[ServiceCounters], outcomes: bool) -> Self {
+    fn new(pins: &Pins, info: &Info, by_service: &[ServiceCounters], outcomes: bool) -> Self {
         let mut counters = Counters::default();
         by_service.iter().for_each(|service| counters.add(&service.counters));
         let malformed =
@@ -149,7 +152,8 @@ impl Report {
         let unsupported =
             Unsupported::ALL.iter().map(|reason| (reason.name(), counters.unsupported[reason.index()]));
         Self {
-            interface: interface.to_owned(),
+            interface: pins.interface().to_owned(),
+            netns: pins.netns().map(str::to_owned),
             mode: mode_name(info),
             attach: attach_name(info),
             since: since(info),
@@ -197,7 +201,10 @@ impl Report {
     /// Returns an empty report, for tests.
     #[cfg(test)]
     pub(crate) fn empty() -> Self {
-        Self::new("v0", &Info::default(), &[], false)
+        use crate::dataplane::pins::{Bpffs, DEFAULT_BPFFS};
+
+        let bpffs = Bpffs::new(DEFAULT_BPFFS.as_ref());
+        Self::new(&bpffs.pins("v0"), &Info::default(), &[], false)
     }
 
     /// Returns the report in one line, for the log.
@@ -223,8 +230,9 @@ impl Report {
     pub fn text(&self) -> String {
         let Self { interface, mode, attach, since, syn, malformed, unsupported, outcomes, services, .. } =
             self;
-        let Self { portable_cookies, client, .. } = self;
-        let mut text = format!("{interface}  {mode}  {attach}  counting since {since:.0}\n");
+        let Self { portable_cookies, client, netns, .. } = self;
+        let netns = netns.as_ref().map(|netns| format!("{netns}/")).unwrap_or_default();
+        let mut text = format!("{netns}{interface}  {mode}  {attach}  counting since {since:.0}\n");
         if let Some(services) = self.answered() {
             writeln!(
                 text,

@@ -17,6 +17,8 @@ use crate::{
 /// Values of one scrape.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
+    /// Name of the network namespace, if `--netns` named it: a label of all metrics.
+    pub netns: Option<String>,
     /// Interfaces of `tfo run`, without duplicates.
     pub interfaces: Vec<InterfaceSnapshot>,
     /// Kernel's counters of the network namespace.

@@ -91,7 +91,7 @@ fn prefixes(pinned: &Pinned) -> Vec<Prefix> {
     shown.collect()
 }
 
-/// Shows the screen, first with `interface`, until the user quits or a signal comes. If the program is detached
+/// Shows the screen, first with the interface of this [full name](Pins::full_name), until the user quits or a signal comes. If the program is detached
 /// meanwhile, the screen waits for its return.
 pub async fn run(interface: &str, bpffs: &Bpffs) -> Result<()> {
     // Signals are caught before the terminal changes, so that it is always restored.
@@ -135,7 +135,7 @@ async fn events(pins: &Pins) -> Option<Vec<String>> {
 
 /// Reads the interface again, with its events.
 async fn update(model: &mut Model, bpffs: &Bpffs) {
-    let pins = bpffs.pins(&model.interface);
+    let pins = bpffs.named(&model.interface);
     match pins.has_link() {
         Ok(false) => model.record_error("not attached: waiting for `tfo run`".to_owned()),
         Ok(true) => match look(&pins) {
@@ -155,7 +155,7 @@ async fn update(model: &mut Model, bpffs: &Bpffs) {
 /// Shows the next attached interface by name, if there is another one.
 fn next_interface(model: &mut Model, bpffs: &Bpffs) {
     let Ok(attached) = bpffs.attached() else { return };
-    let names: Vec<_> = attached.map(|pins| pins.interface().to_owned()).collect();
+    let names: Vec<_> = attached.map(|pins| pins.full_name()).collect();
     let next = names.iter().find(|name| **name > model.interface).or(names.first());
     if let Some(next) = next.filter(|next| **next != model.interface) {
         model.switch(next);

@@ -76,7 +76,7 @@ pub(super) async fn run(args: &Run, bpffs: &Bpffs, state: &Path) -> Result<()> {
     // Before anything is attached: if it fails, a service manager that restarts us does not attach and detach all the
     // time.
     let listener = match metrics {
-        Some(address) => Some(http::bind(address).await?),
+        Some(address) => Some(http::bind(address)?),
         None => None,
     };
     let mut controller = Controller::new(&interfaces, bpffs, options).await?;

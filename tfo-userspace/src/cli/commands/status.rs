@@ -27,6 +27,9 @@ use crate::{
 #[derive(Serialize)]
 struct Report {
     interface: String,
+    /// Name of its network namespace, if `--netns` named it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<String>,
     /// Whether the XDP program sees the interface's packets.
     attached: bool,
     /// Whether a `tfo run` keeps its keys in step.
@@ -82,7 +85,7 @@ pub(super) async fn run(args: &Status, bpffs: &Bpffs) -> Result<ExitCode> {
             Err(error) => {
                 all_read = false;
                 let (interface, error) = (pins.interface(), format!("{error:#}"));
-                eprintln!("error: {interface}: {error}");
+                eprintln!("error: {}: {error}", pins.full_name());
                 if args.select.json {
                     print(&json(&Failure { interface, error })?)?;
                 }
@@ -110,6 +113,7 @@ async fn report(pins: &Pins) -> Result<Report> {
     Ok(Report {
         fleet: fleet::state(pins, &pinned).await,
         interface: pins.interface().to_owned(),
+        netns: pins.netns().map(str::to_owned),
         // In another network namespace, only the pinned link shows that it is attached.
         attached: is_attached(pins).await?.unwrap_or(true),
         controller: pins.has_controller()?,
@@ -134,7 +138,11 @@ async fn report(pins: &Pins) -> Result<Report> {
 
 fn text(report: &Report) -> String {
     let Report { interface, attached, controller, pid, attach, mode, hidden, answering, .. } = report;
-    let Report { since, map_bytes, keys, fleet, portable, hands_out_portable, .. } = report;
+    let Report { since, map_bytes, keys, fleet, portable, hands_out_portable, netns, .. } = report;
+    let (within, option) = match netns {
+        Some(netns) => (format!("{netns}/"), format!("--netns {netns} ")),
+        None => Default::default(),
+    };
     let fleet = fleet.as_ref().map(|fleet| format!("\n  fleet        {}", fleet.text())).unwrap_or_default();
     let attached = if *attached { format!("attached, {attach} mode") } else { "not attached".to_owned() };
     let hidden: Vec<_> = hidden.iter().map(Hidden::to_string).collect();
@@ -161,13 +169,13 @@ fn text(report: &Report) -> String {
         true => pid.map_or_else(|| "running".to_owned(), |pid| format!("running, process {pid}")),
         false => {
             format!(
-                "none: keys are not followed, and shed and answer do nothing; `tfo run -i {interface}` takes over"
+                "none: keys are not followed, and shed and answer do nothing; `tfo {option}run -i {interface}` takes over"
             )
         }
     };
     let retired = if keys.retired.is_empty() { "none".to_owned() } else { keys.retired.join(", ") };
     format!(
-        "{interface}: {attached}\n  mode         {mode}{hidden}{answering}{portable}\n  controller   {controller}{fleet}\n  \
+        "{within}{interface}: {attached}\n  mode         {mode}{hidden}{answering}{portable}\n  controller   {controller}{fleet}\n  \
          counting     since {since:.0}\n  memory       {:.1} MiB in maps\n  retired keys {retired}\n{}",
         *map_bytes as f64 / f64::from(1 << 20),
         keys.attestation.text()

@@ -43,7 +43,7 @@ pub(super) fn run(args: &Top, bpffs: &Bpffs) -> Result<()> {
     let first = all.first().context("nothing is attached")?;
     // An error is reported before the screen opens.
     tui::look(first)?;
-    block_on(tui::run(first.interface(), bpffs))
+    block_on(tui::run(&first.full_name(), bpffs))
 }
 
 fn state(pins: &Pins, as_json: bool) -> Result<String> {

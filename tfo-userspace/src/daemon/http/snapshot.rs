@@ -31,6 +31,7 @@ pub(super) fn take(controller: &Controller, interfaces: &[String]) -> Result<Sna
         }
     };
     Ok(Snapshot {
+        netns: controller.netns(),
         interfaces: each(controller, interfaces).map(on_interface).collect(),
         kernel: TcpExt::read()?,
         // Another thread reads them.

@@ -45,7 +45,8 @@ impl Snapshot {
             let services: usize = snapshot.programs().map(|(_, program)| program.services.len()).sum();
             // A String that outgrows its capacity is copied.
             let mut text = String::with_capacity(BYTES_PER_SERVICE * (services + 4));
-            let mut registry = Registry::default();
+            let netns = snapshot.netns.iter().map(|name| ("netns".into(), name.clone().into()));
+            let mut registry = Registry::with_labels(netns);
             registry.register_collector(collector);
             text::encode_registry(&mut text, &registry).expect("writing to a String cannot fail");
             format.convert(text)
@@ -593,6 +594,7 @@ mod tests {
             is_unreadable,
         };
         let snapshot = Snapshot {
+            netns: None,
             interfaces: vec![on("v0", true), on("w0", false)],
             kernel: TcpExt::default(),
             listeners: None,

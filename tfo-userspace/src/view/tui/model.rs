@@ -152,7 +152,7 @@ impl Panel {
 /// State of the screen.
 #[derive(Debug)]
 pub struct Model {
-    /// Name of the interface.
+    /// Name of the interface, behind that of its network namespace if that has one.
     pub interface: String,
     /// Name of the service that is shown; `None` for all services.
     pub service: Option<String>,
