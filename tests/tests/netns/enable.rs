@@ -14,8 +14,8 @@ use tfo_tests::{
     fault::{self, Fault},
     listener::{Holder, Listener},
     netns::{
-        Counts, IFACE, Running, assert_clean, eventually, failure, ip, sandbox, server_and_client, tfo,
-        tfo_as_nobody,
+        Counts, IFACE, Running, assert_clean, eventually, failure, ip, sandbox, server_and_client, status,
+        tfo, tfo_as_nobody,
     },
     program::Program,
     wire::{Seen, Wire},
@@ -244,6 +244,32 @@ fn it_stays_on_until_somebody_takes_it_back() {
         is(0);
         eventually("both are off", || queues(other) == [0]);
         running.end(Signal::SIGINT);
+        assert_eq!(ledgers(), Vec::<PathBuf>::new());
+    });
+}
+
+/// Listeners are of the network namespace: an interface that goes away undoes nothing, and one that comes back does not do it
+/// twice.
+#[test]
+fn an_interface_that_comes_back_changes_no_listener() {
+    sandbox(|| {
+        ip("link add v0 type veth peer name v1");
+        ip("link set lo up");
+        let at: SocketAddr = "127.0.0.1:7413".parse().unwrap();
+        let _asked = Listener::on(&at.to_string()).fast_open(4).held();
+        let running = Config::new("v0", &service("fast_open = 16")).run();
+        eventually("it is on", || queues(at) == [16]);
+        ip("link delete v0");
+        eventually("it is noticed", || status("v0")["attached"] == false);
+        let other: SocketAddr = "127.0.0.2:7413".parse().unwrap();
+        let _other = Listener::on(&other.to_string()).held();
+        eventually("a new listener gets it without the interface", || queues(other) == [16]);
+        assert_eq!(queues(at), [16]);
+        ip("link add v0 type veth peer name v1");
+        eventually("the interface is back", || tfo(&["status", "-i", "v0"]).status.success());
+        assert_eq!((queues(at), queues(other)), (vec![16], vec![16]));
+        running.end(Signal::SIGINT);
+        assert_eq!((queues(at), queues(other)), (vec![4], vec![0]), "as their servers made them");
         assert_eq!(ledgers(), Vec::<PathBuf>::new());
     });
 }
