@@ -12,6 +12,7 @@ use tfo_userspace::{
     dataplane::{LoadOptions, Object, ServiceCounters, SharedMaps},
     model::{
         guards::{Hidden, Orders, SpecialPorts},
+        keys::PortKeys,
         services::Services,
     },
 };
@@ -135,6 +136,12 @@ impl Kernel {
     /// Writes `special` as the ports whose listeners are special.
     pub fn set_special(&mut self, special: SpecialPorts) {
         self.0.set_orders(&Orders { special, ..Orders::default() }).expect("the flags are written");
+    }
+
+    /// Makes `keys` the keys of the listeners on `port`, confirmed unless these differ. Call [`set_special`](Self::set_special)
+    /// then.
+    pub fn hold_own_keys(&mut self, keys: &PortKeys) {
+        self.0.hold_own_keys("test", std::slice::from_ref(keys)).expect("keys are published");
     }
 
     /// Writes the facts about the host that decide on answers.

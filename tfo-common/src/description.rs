@@ -81,6 +81,8 @@ pub struct Description {
     pub track: u32,
     /// 1 if the cookie is a portable one ([`Classified::is_portable`]), else 0.
     pub portable: u32,
+    /// Index in the key map of the keys under which the SYN was classified: 0 for the sysctl's, else a key domain.
+    pub domain: u32,
 }
 
 impl Description {
@@ -129,6 +131,15 @@ impl Description {
         }
         self.portable = found.is_portable.into();
         self.track = found.slot.map_or(0, |slot| u32::from(ring.track(slot)) + 1);
+    }
+
+    /// Describes the keys under which the SYN was classified. Hits are counted of the sysctl's keys only.
+    #[inline(always)]
+    pub fn set_domain(&mut self, domain: u32) {
+        self.domain = domain;
+        if domain != 0 {
+            self.track = 0;
+        }
     }
 
     /// Value of [`no_cookie`](Self::no_cookie) for a SYN that is served for its option.

@@ -16,6 +16,10 @@ pub const NEXT: usize = 2;
 /// The slot of the newest retired key. Older ones follow.
 pub const NEWEST: usize = 3;
 const OLDEST: usize = NEWEST + RETIRED - 1;
+/// Number of entries of the key map: one for the sysctl's keys, and one for each key domain.
+pub const STORES: usize = 32;
+/// Index of the entry for the sysctl's keys.
+pub const SYSCTL: u32 = 0;
 /// Number of counters for the hits of keys: a power of two, and more than [`SLOTS`], so that a new key does not share a
 /// counter with one that leaves.
 pub const TRACKS: usize = 16;
@@ -371,7 +375,10 @@ impl Searches {
     }
 }
 
-/// The only entry of the key map: two rings, and the index of the one in force.
+/// Entry of the key map: two rings, and the index of the one in force.
+///
+/// The first entry, [`SYSCTL`], has the keys of the namespace. Each other one belongs to a key domain: a port whose listeners
+/// have Fast Open keys of their own.
 ///
 /// A writer fills the ring that is not in force, then flips [`active`](Self::active), one aligned word, and waits
 /// until no program can still be reading the old ring before it touches that one again.
@@ -382,7 +389,11 @@ pub struct KeyStore {
     pub active: u64,
     /// Time at which the controller last confirmed that these keys are the kernel's: CLOCK_MONOTONIC in nanoseconds.
     pub confirmed_ns: u64,
-    _rest: [u64; 126],
+    /// Number of key domains, in the first entry. If it is 0, no other entry is looked at.
+    pub domains: u64,
+    /// Port of the key domain, in any other entry; 0 if it has none.
+    pub port: u64,
+    _rest: [u64; 124],
     /// The two rings.
     pub rings: [KeyRing; 2],
     _end: [u64; 128],
@@ -390,7 +401,15 @@ pub struct KeyStore {
 
 impl Default for KeyStore {
     fn default() -> Self {
-        Self { active: 0, confirmed_ns: 0, _rest: [0; 126], rings: [KeyRing::EMPTY; 2], _end: [0; 128] }
+        Self {
+            active: 0,
+            confirmed_ns: 0,
+            domains: 0,
+            port: 0,
+            _rest: [0; 124],
+            rings: [KeyRing::EMPTY; 2],
+            _end: [0; 128],
+        }
     }
 }
 

@@ -36,6 +36,7 @@ const _: () = {
     assert!(offset_of!(KeyRing, tracks) == 16 + 11 * 48);
     assert!(size_of::<KeyRing>() == 1024);
     assert!(offset_of!(KeyStore, confirmed_ns) == 8);
+    assert!(offset_of!(KeyStore, domains) == 16 && offset_of!(KeyStore, port) == 24);
     assert!(offset_of!(KeyStore, rings) == 1024);
     assert!(size_of::<KeyStore>() == 4096);
 

@@ -3,6 +3,8 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::cookie::Key;
+
 /// Field of a kernel structure that the program reads. Its place in the structure is known at load time only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -53,6 +55,10 @@ pub enum Field {
     SynFastOpen,
     /// Byte with the bit that says that the SYN had data.
     SynData,
+    /// Keys of a listener that has its own, at [`OwnKeys`](Self::OwnKeys): the primary one, then the backup.
+    Keys,
+    /// Number of these keys.
+    KeyCount,
 }
 
 impl Field {
@@ -81,11 +87,13 @@ impl Field {
         Self::FastOpenRequest,
         Self::SynFastOpen,
         Self::SynData,
+        Self::Keys,
+        Self::KeyCount,
     ];
 }
 
 /// Number of [`Field`]s.
-pub const FIELDS: usize = 23;
+pub const FIELDS: usize = 25;
 
 const _: () = {
     let mut i = 0;
@@ -212,6 +220,34 @@ impl Reader<'_> {
     }
 }
 
+/// Length of a [`KeyRecord`], in bytes.
+pub const KEY_RECORD: usize = 40;
+
+/// Keys of a listener that has its own. It is secret, so it has no `Debug`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct KeyRecord {
+    /// Local port, in host byte order.
+    pub port: u32,
+    /// Number of keys: 1, or 2 with a backup key.
+    pub count: u32,
+    /// The keys as the kernel has them: two words each (`siphash_key_t`), in the machine's byte order.
+    pub keys: [u8; 32],
+}
+
+const _: () = assert!(size_of::<KeyRecord>() == KEY_RECORD);
+
+impl KeyRecord {
+    /// Reads the local port, the primary key and the backup key from the bytes of a record in memory.
+    pub fn read(bytes: &[u8; KEY_RECORD]) -> (u16, Option<Key>, Option<Key>) {
+        let mut at = Reader(bytes);
+        let (port, count) = (at.word() as u16, at.word());
+        let mut key = || Key { k0: u64::from_ne_bytes(at.take()), k1: u64::from_ne_bytes(at.take()) };
+        let [primary, backup] = [key(), key()];
+        (port, (count > 0).then_some(primary), (count > 1).then_some(backup))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use core::mem::offset_of;
@@ -256,6 +292,20 @@ mod tests {
             reserved: 13,
         };
         assert_eq!(Record::from_bytes(&bytes), expected);
+    }
+
+    #[test]
+    fn a_record_of_keys_is_read_as_it_lies_in_memory() {
+        let mut bytes = [0; KEY_RECORD];
+        bytes[offset_of!(KeyRecord, port)..][..4].copy_from_slice(&443_u32.to_ne_bytes());
+        for (word, value) in bytes[offset_of!(KeyRecord, keys)..].chunks_exact_mut(8).zip(1_u64..) {
+            word.copy_from_slice(&value.to_ne_bytes());
+        }
+        let (first, second) = (Key { k0: 1, k1: 2 }, Key { k0: 3, k1: 4 });
+        for (count, keys) in [(0, (None, None)), (1, (Some(first), None)), (2, (Some(first), Some(second)))] {
+            bytes[offset_of!(KeyRecord, count)] = count;
+            assert!(KeyRecord::read(&bytes) == (443, keys.0, keys.1), "{count} keys");
+        }
     }
 
     #[test]

@@ -14,13 +14,15 @@ pub const OUTCOMES_PROGRAM: &str = "tfo_outcomes";
 pub const BOTH_ENDS_PROGRAM: &str = "tfo_both_ends";
 /// The program that walks the listening sockets, in an object of its own.
 pub const LISTENERS_PROGRAM: &str = "tfo_listeners";
+/// The program that reads the keys of listeners that have their own, in the object of [`LISTENERS_PROGRAM`].
+pub const LISTENER_KEYS_PROGRAM: &str = "tfo_listen_keys";
 /// Global with the [`Places`](crate::listener::Places) of the fields of sockets.
 pub const PLACES: &str = "TFO_PLACES";
 /// Map of a [`Cell`](crate::counters::Cell) for each service and CPU.
 pub const COUNTERS: &str = "TFO_COUNTERS";
 /// Map of [`Samplers`](crate::sample::Samplers) for each service and CPU.
 pub const SAMPLERS: &str = "TFO_SAMPLERS";
-/// Map of the [`KeyStore`](crate::keyring::KeyStore).
+/// Map of the [`KeyStore`](crate::keyring::KeyStore)s.
 pub const KEYS: &str = "TFO_KEYS";
 /// Map of the [`Info`](crate::info::Info).
 pub const INFO: &str = "TFO_INFO";
@@ -111,6 +113,7 @@ const _: () = {
         BOTH_ENDS_PROGRAM,
         EGRESS_PROGRAM,
         LISTENERS_PROGRAM,
+        LISTENER_KEYS_PROGRAM,
         COUNTERS,
         SAMPLERS,
         KEYS,

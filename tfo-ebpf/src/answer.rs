@@ -15,7 +15,7 @@ use tfo_common::{
     bytes::Bytes as _,
     class::Class,
     description::Description,
-    keyring::CURRENT,
+    keyring::{CURRENT, SYSCTL},
     listener::{Field, REUSE_PORT},
     parse::network_offset,
     segment::Family,
@@ -125,7 +125,7 @@ fn prepare(ctx: *mut xdp_md) -> Option<()> {
     })?;
     match state {
         TCP_LISTEN => {}
-        TCP_NEW_SYN_RECV if check_confirmed() => {
+        TCP_NEW_SYN_RECV if check_confirmed(SYSCTL) => {
             // It would keep its place in the queue for as long as it is repeated (`tcp_check_req`). The kernel repeats its
             // SYN-ACK without being asked.
             maps::packet()?.drop_repeated();
@@ -140,7 +140,7 @@ fn prepare(ctx: *mut xdp_md) -> Option<()> {
     let is_dry_run = verdict != Verdict::Answer as u32;
     let is_marked = is_dry_run || listener.has(Listener::MARKED);
     let is_judged = listener.judges_itself(host, has_option, data_len);
-    let is_ours = is_marked && !is_judged && is_local(ctx) && check_confirmed();
+    let is_ours = is_marked && !is_judged && is_local(ctx) && check_confirmed(SYSCTL);
     is_ours.then_some(())
 }
 

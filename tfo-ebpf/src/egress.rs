@@ -5,7 +5,7 @@
 use aya_ebpf::programs::TcContext;
 use tfo_common::{
     class::SearchBudget as _,
-    keyring::{BACKUP, CURRENT, KeyRing},
+    keyring::{BACKUP, CURRENT, KeyRing, SYSCTL},
     parse::{LONGEST_SYN_ACK, syn_ack},
     segment::Addresses,
 };
@@ -28,7 +28,7 @@ pub(crate) fn exchange(ctx: &TcContext) -> Option<()> {
     let ring = maps::key_ring();
     let slot = slot(addresses, cookie.value, ring)?;
     // Without a confirmation, portable cookies are not translated when they come back.
-    if !is_confirmed() {
+    if !is_confirmed(SYSCTL) {
         return None;
     }
     let portable = ring.slots.get(slot)?.portable(addresses, tag);

@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::xdp_action;
 use tfo_common::{
     class::{Class, Classified, classify, classify_at},
-    keyring::KeyRing,
+    keyring::{KeyRing, SYSCTL},
     policy::{Decision, Policy, decide, decide_good},
     segment::{FastOpen, Segment},
     service::OTHER,
@@ -19,6 +19,8 @@ use crate::{
 
 /// Outcome of the fast path for a SYN.
 pub(crate) enum Served {
+    /// The SYN is neither described nor counted yet: its listeners have keys of their own, which [`slow::tfo_walk`] finds.
+    NeedsWalk,
     /// The SYN is not counted yet. It is described for [`slow::finish`].
     NeedsSlowPath,
     /// The SYN is done with. This is its XDP action.
@@ -28,7 +30,10 @@ pub(crate) enum Served {
 /// Serves a SYN of [`tfo_ingress`](crate::tfo_ingress).
 #[inline(always)]
 pub(crate) fn unguarded(frame: &Frame, segment: &Segment) -> Served {
-    let ring = maps::key_ring_for(segment);
+    if maps::domain(frame, segment) != SYSCTL {
+        return Served::NeedsWalk;
+    }
+    let ring = maps::key_ring_for(segment, SYSCTL);
     let found = classify(segment, ring, maps::Budget);
     Served::Done(found.class.constant(|class| {
         let policy = &Policy::of_mode(maps::mode());
@@ -49,7 +54,10 @@ pub(crate) fn unguarded(frame: &Frame, segment: &Segment) -> Served {
 /// cookie that no guard stops. Describes any other SYN for the slow path.
 #[inline(always)]
 pub(crate) fn guarded(frame: &Frame, segment: &Segment) -> Served {
-    let ring = maps::key_ring_for(segment);
+    if maps::domain(frame, segment) != SYSCTL {
+        return Served::NeedsWalk;
+    }
+    let ring = maps::key_ring_for(segment, SYSCTL);
     let found = classify_at(segment, ring, maps::portable_tag(frame, segment), maps::Budget);
     let is_served = match segment.fast_open {
         // Without data, only `answer` concerns a SYN without the option, or with an option that is ignored. The latter is
@@ -75,7 +83,7 @@ pub(crate) fn guarded(frame: &Frame, segment: &Segment) -> Served {
     if is_served {
         Served::Done(xdp_action::XDP_PASS)
     } else {
-        slow::describe(&segment.further_in(frame.skipped), found, ring);
+        slow::describe(&segment.further_in(frame.skipped), found, ring, SYSCTL);
         Served::NeedsSlowPath
     }
 }
@@ -102,7 +110,7 @@ fn serve_good(frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classifie
 /// Serves a SYN with a portable cookie of the current key as [`serve_good`] does, and translates the cookie.
 #[inline(always)]
 fn serve_portable(frame: &Frame, segment: &Segment, ring: &KeyRing, found: Classified) -> bool {
-    if !matches!(found.class, Class::CookieCurrent) || !is_confirmed() {
+    if !matches!(found.class, Class::CookieCurrent) || !is_confirmed(SYSCTL) {
         return false;
     }
     let found = Classified { class: Class::CookieCurrent, ..found };
@@ -137,6 +145,7 @@ fn syn<'a>(frame: &'a Frame, segment: &'a Segment, policy: &'a Policy, service: 
         repeats: false,
         needs_no_cookie: false,
         portable: false,
+        domain: SYSCTL,
     }
 }
 

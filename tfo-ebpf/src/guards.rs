@@ -28,13 +28,15 @@ pub(crate) struct Syn<'a> {
     pub(crate) needs_no_cookie: bool,
     /// Whether its cookie is a portable one.
     pub(crate) portable: bool,
+    /// Key domain under which it was classified.
+    pub(crate) domain: u32,
 }
 
 /// Asking [`Guard::Fair`] or [`Guard::Shed`] spends a token. [`Guard::Hide`] is asked for orders on sources only.
 impl Facts for Syn<'_> {
     #[inline(always)]
     fn has_translation(&self) -> bool {
-        maps::key_ring().translation().is_some() && check_confirmed()
+        maps::key_ring_of(self.domain).translation().is_some() && check_confirmed(self.domain)
     }
 
     #[inline(always)]
@@ -61,7 +63,7 @@ impl Facts for Syn<'_> {
 
     #[inline(always)]
     fn is_one_too_many(&mut self) -> bool {
-        self.exceeds_total() && check_confirmed()
+        self.exceeds_total() && check_confirmed(self.domain)
     }
 
     #[inline(always)]
@@ -81,7 +83,7 @@ impl Facts for Syn<'_> {
                 !self.spend_token(fair_source, fair, maps::source_row)
             }
             Guard::Clamp => self.is_too_wide(),
-            Guard::Shed => self.exceeds_a_limit() && check_confirmed(),
+            Guard::Shed => self.exceeds_a_limit() && check_confirmed(self.domain),
             Guard::Answer => true,
         }
     }
@@ -146,14 +148,14 @@ fn now() -> u64 {
     maps::jiffies() * TICKS
 }
 
-/// Returns whether the controller has lately confirmed that the keys in the map are the kernel's. If not, counts the
+/// Returns whether the controller has lately confirmed that the keys of `domain` are the kernel's. If not, counts the
 /// SYN as [unconfirmed](tfo_common::observed::Watch::unconfirmed), so call this last, when all else has been decided.
 ///
 /// Without a confirmation, a cookie that the kernel would take may be unknown here. So no cookie is shed or translated
 /// then, and no SYN is answered.
 #[inline(always)]
-pub(crate) fn check_confirmed() -> bool {
-    let is_confirmed = is_confirmed();
+pub(crate) fn check_confirmed(domain: u32) -> bool {
+    let is_confirmed = is_confirmed(domain);
     if !is_confirmed {
         maps::watch(|watch| watch.unconfirmed += 1);
     }
@@ -162,8 +164,8 @@ pub(crate) fn check_confirmed() -> bool {
 
 /// Returns the same as [`check_confirmed`], and counts nothing.
 #[inline(always)]
-pub(crate) fn is_confirmed() -> bool {
-    let confirmed_ns = maps::confirmed_ns();
+pub(crate) fn is_confirmed(domain: u32) -> bool {
+    let confirmed_ns = maps::confirmed_ns(domain);
     let mut is_confirmed = false;
     maps::watch(|watch| {
         is_confirmed = watch.confirmed.is_recent(confirmed_ns, maps::jiffies(), maps::monotonic_ns);

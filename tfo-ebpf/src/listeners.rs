@@ -16,7 +16,9 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use tfo_common::listener::{AF_INET6, Field, NO_COOKIE, OWN_KEYS, RECORD, REUSE_PORT, Record};
+use tfo_common::listener::{
+    AF_INET6, Field, KEY_RECORD, KeyRecord, NO_COOKIE, OWN_KEYS, RECORD, REUSE_PORT, Record,
+};
 
 use crate::fields::{overflow, read, read_bit};
 
@@ -54,6 +56,49 @@ struct Meta {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/tcp")]
 pub unsafe extern "C" fn tfo_listeners(ctx: *const Context) -> i32 {
+    // SAFETY: the kernel gives a valid context.
+    unsafe {
+        each(ctx, |seq, socket| {
+            let record = record(socket);
+            // SAFETY: `seq` is the kernel's, and the record has RECORD bytes without padding. If there is no room, the kernel
+            // drops what was written, and calls again for this socket with an empty file.
+            bpf_seq_write(seq, (&raw const record).cast::<c_void>(), RECORD as u32);
+        })
+    }
+}
+
+/// Writes the keys of a listener that has Fast Open keys of its own. Otherwise as [`tfo_listeners`].
+///
+/// # Safety
+///
+/// As for [`tfo_listeners`].
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/tcp")]
+pub unsafe extern "C" fn tfo_listen_keys(ctx: *const Context) -> i32 {
+    // SAFETY: the kernel gives a valid context.
+    unsafe {
+        each(ctx, |seq, socket| {
+            // The kernel frees keys only after a grace period, and this runs in an RCU read-side section.
+            let own: *const u8 = read(socket, Field::OwnKeys);
+            if own.is_null() || read::<u32>(socket, Field::FastOpenLimit) == 0 {
+                return;
+            }
+            let port: u16 = read(socket, Field::Port);
+            let (count, keys) = (read(own, Field::KeyCount), read(own, Field::Keys));
+            let record = KeyRecord { port: port.into(), count, keys };
+            // SAFETY: as for the other records.
+            bpf_seq_write(seq, (&raw const record).cast::<c_void>(), KEY_RECORD as u32);
+        })
+    }
+}
+
+/// Calls `write` if the socket of `ctx` listens. Returns what the kernel is to do next.
+///
+/// # Safety
+///
+/// `ctx` must be the kernel's.
+#[inline(always)]
+unsafe fn each(ctx: *const Context, write: impl FnOnce(*mut seq_file, *const u8)) -> i32 {
     // SAFETY: the kernel gives a valid context, and a valid `meta` in it.
     let (seq, socket) = unsafe { ((*(*ctx).meta).seq, (*ctx).socket) };
     if socket.is_null() {
@@ -65,10 +110,7 @@ pub unsafe extern "C" fn tfo_listeners(ctx: *const Context) -> i32 {
         TCP_CLOSE => return NEXT,
         _ => return AGAIN,
     }
-    let record = record(socket);
-    // SAFETY: `seq` is the kernel's, and the record has RECORD bytes without padding. If there is no room, the kernel
-    // drops what was written, and calls again for this socket with an empty file.
-    unsafe { bpf_seq_write(seq, (&raw const record).cast::<c_void>(), RECORD as u32) };
+    write(seq, socket);
     NEXT
 }
 

@@ -9,6 +9,7 @@ use aya_ebpf::{
 };
 use tfo_common::{
     bytes::Bytes as _,
+    keyring::SYSCTL,
     observed::{Destination, Local},
     policy::Policy,
     ports,
@@ -48,11 +49,13 @@ pub extern "C" fn tfo_spare_others(ctx: *mut xdp_md) -> u32 {
     0
 }
 
-/// Whether a listener on the port of the described SYN has keys of its own, and the policy spares it.
+/// Whether a listener on the port of the described SYN has keys of its own that are not known here, and the policy spares it.
 #[inline(always)]
 fn has_own_keys(ctx: *mut xdp_md) -> bool {
     let Some(syn) = maps::packet() else { return false };
-    maps::listening(&Frame::anew(ctx), syn.tcp as usize) & ports::OWN_KEYS != 0
+    let flags = maps::listening(&Frame::anew(ctx), syn.tcp as usize);
+    flags & ports::OWN_KEYS != 0
+        && ports::domain(flags) == SYSCTL
         && has_flag(Policy::SHEDS_OWN_KEYS) == Some(false)
 }
 

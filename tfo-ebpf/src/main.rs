@@ -64,7 +64,7 @@ fn serve(ctx: &XdpContext, fast: impl Fn(&Frame, &Segment) -> Served) -> u32 {
         Usual::Syn(Served::Done(action)) => return action,
         Usual::Syn(Served::NeedsSlowPath) => true,
         Usual::NotSyn => false,
-        Usual::NeedsWalk => match slow::tfo_walk(ctx.ctx) {
+        Usual::Syn(Served::NeedsWalk) | Usual::NeedsWalk => match slow::tfo_walk(ctx.ctx) {
             slow::SYN => true,
             slow::FAULT => return unfollowed::tfo_unfollowed(ctx.ctx),
             _ => false,

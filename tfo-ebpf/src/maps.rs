@@ -23,7 +23,7 @@ use tfo_common::{
     description::Description,
     filter::SourceFilter,
     info::Info,
-    keyring::{KeyRing, KeyStore, SLOTS, TRACKS},
+    keyring::{KeyRing, KeyStore, SLOTS, STORES, SYSCTL, TRACKS},
     observed::{
         Connection, EVENT_BYTES, Event, Outcomes, PENDING, PREFIXES, Pending, Prefix, PrefixTally, Watch,
     },
@@ -170,7 +170,7 @@ static TFO_SEARCHES_PER_JIFFY: Global<u32> = Global::new(0);
 
 /// [`tfo_common::names::KEYS`].
 #[btf_map]
-static TFO_KEYS: Array<KeyStore, 1> = Array::new();
+static TFO_KEYS: Array<KeyStore, STORES> = Array::new();
 
 /// [`tfo_common::names::INFO`]. Only user space uses it.
 #[btf_map]
@@ -299,24 +299,44 @@ pub(crate) fn answering() -> Option<&'static mut Answering> {
 /// Key ring without any key.
 static NO_KEYS: KeyRing = KeyRing::EMPTY;
 
-/// Key ring in force, or an empty one if `segment` has no cookie to check.
+/// Key ring of `domain` that is in force, or an empty one if `segment` has no cookie to check.
 #[inline(always)]
-pub(crate) fn key_ring_for(segment: &Segment) -> &'static KeyRing {
-    if let FastOpen::Cookie(_) = segment.fast_open { key_ring() } else { &NO_KEYS }
+pub(crate) fn key_ring_for(segment: &Segment, domain: u32) -> &'static KeyRing {
+    if let FastOpen::Cookie(_) = segment.fast_open { key_ring_of(domain) } else { &NO_KEYS }
 }
 
-/// Key ring in force.
+/// Key ring of the sysctl's keys that is in force.
 #[inline(always)]
 pub(crate) fn key_ring() -> &'static KeyRing {
-    TFO_KEYS.get_ptr(0).map_or(&NO_KEYS, in_force)
+    key_ring_of(SYSCTL)
 }
 
-/// Time of the last confirmation of the keys ([`KeyStore::confirmed_ns`]), or 0 if there was none.
+/// Key ring of `domain` that is in force.
 #[inline(always)]
-pub(crate) fn confirmed_ns() -> u64 {
+pub(crate) fn key_ring_of(domain: u32) -> &'static KeyRing {
+    TFO_KEYS.get_ptr(domain).map_or(&NO_KEYS, in_force)
+}
+
+/// Time of the last confirmation of the keys of `domain` ([`KeyStore::confirmed_ns`]), or 0 if there was none.
+#[inline(always)]
+pub(crate) fn confirmed_ns(domain: u32) -> u64 {
     // SAFETY: the entry of an array map lives as long as the program. The controller may write this aligned word at any
     // time, hence the volatile read.
-    TFO_KEYS.get_ptr(0).map_or(0, |store| unsafe { (&raw const (*store).confirmed_ns).read_volatile() })
+    TFO_KEYS.get_ptr(domain).map_or(0, |store| unsafe { (&raw const (*store).confirmed_ns).read_volatile() })
+}
+
+/// Key domain that the cookie of `segment` belongs to: the sysctl's keys, or those of the listeners on its port. Hosts
+/// without listeners that have keys of their own pay one comparison.
+#[inline(always)]
+pub(crate) fn domain(frame: &Frame, segment: &Segment) -> u32 {
+    let has_cookie = matches!(segment.fast_open, FastOpen::Cookie(_));
+    // SAFETY: as in `confirmed_ns`.
+    let has_domains = |store: *const KeyStore| unsafe { (&raw const (*store).domains).read_volatile() } != 0;
+    if has_cookie && TFO_KEYS.get_ptr(SYSCTL).is_some_and(has_domains) {
+        ports::domain(listening(frame, segment.tcp as usize))
+    } else {
+        SYSCTL
+    }
 }
 
 /// Ring of `store` that is in force.
@@ -395,19 +415,21 @@ impl SearchBudget for Budget {
     }
 }
 
-/// Offset of `ring`, which is in force, in the entry of the key map.
+/// Offset of `ring`, which is in force, in the key map. Its entries lie one behind the other.
 #[inline(always)]
 fn offset_of_ring(ring: &KeyRing) -> Option<u64> {
     let store = TFO_KEYS.get_ptr(0)? as usize;
     Some(((&raw const *ring) as usize).wrapping_sub(store) as u64)
 }
 
-/// Ring at this offset of `store`.
+/// Ring at this offset in the key map.
 #[inline(always)]
-fn ring_at(store: *const KeyStore, offset: u64) -> &'static KeyRing {
+fn ring_at(offset: u64) -> Option<&'static KeyRing> {
+    const SIZE: u64 = size_of::<KeyStore>() as u64;
+    let store = TFO_KEYS.get_ptr((offset / SIZE) as u32)?;
     // SAFETY: as in `in_force`.
     let rings = unsafe { &(*store).rings };
-    &rings[usize::from(offset as usize != offset_of!(KeyStore, rings))]
+    Some(&rings[usize::from((offset % SIZE) as usize != offset_of!(KeyStore, rings))])
 }
 
 /// Slot with this number, or `None` from [`SLOTS`] on.
@@ -433,13 +455,13 @@ fn slot_of(slot: u32) -> Option<usize> {
 /// Finds the slot of the key that made the described cookie, among the keys that the kernel does not hold. Returns [`SLOTS`] if
 /// there is none. Few cookies need it, and it is a global function, so the verifier checks it once.
 ///
-/// `ring` is the offset in the map's entry of the caller's ring. It stays that, even if the other one has come into force
+/// `ring` is the offset in the key map of the caller's ring. It stays that, even if the other one has come into force
 /// meanwhile.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_find(ring: u64) -> u32 {
-    let (Some(store), Some(packet)) = (TFO_KEYS.get_ptr(0), packet()) else { return SLOTS as u32 };
-    find(&packet.addresses(), packet.cookie, ring_at(store, ring)).unwrap_or(SLOTS) as u32
+    let (Some(ring), Some(packet)) = (ring_at(ring), packet()) else { return SLOTS as u32 };
+    find(&packet.addresses(), packet.cookie, ring).unwrap_or(SLOTS) as u32
 }
 
 /// Finds the slot of the key that made the described cookie, as a portable one of the services with `tag`: among the keys that
@@ -450,9 +472,9 @@ pub extern "C" fn tfo_find_portable(ring: u64, tag: u64, others: u32) -> u32 {
     if !has_portable() {
         return SLOTS as u32;
     }
-    let (Some(store), Some(packet)) = (TFO_KEYS.get_ptr(0), packet()) else { return SLOTS as u32 };
+    let (Some(ring), Some(packet)) = (ring_at(ring), packet()) else { return SLOTS as u32 };
     let keys = if others == 0 { Keys::Backup } else { Keys::Others };
-    find_portable(&packet.addresses(), packet.cookie, ring_at(store, ring), tag, keys).unwrap_or(SLOTS) as u32
+    find_portable(&packet.addresses(), packet.cookie, ring, tag, keys).unwrap_or(SLOTS) as u32
 }
 
 /// Service that a SYN is for.

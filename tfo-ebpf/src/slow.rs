@@ -7,7 +7,7 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use aya_log_ebpf::debug;
 use tfo_common::{
     class::{Classified, classify_at},
-    keyring::KeyRing,
+    keyring::{KeyRing, SYSCTL},
     observed::Subject,
     parse::walk,
     policy::{Concern, Policy, decide, decide_on, decide_refused},
@@ -33,9 +33,11 @@ pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
     let frame = Frame::anew(ctx);
     match walk(frame, maps::link_layer()) {
         Ok(Some(segment)) => {
-            let ring = maps::key_ring_for(&segment);
-            let tag = maps::portable_tag(&frame, &segment);
-            describe(&segment, classify_at(&segment, ring, tag, maps::Budget), ring);
+            let domain = maps::domain(&frame, &segment);
+            let ring = maps::key_ring_for(&segment, domain);
+            // Portable cookies are of the sysctl's keys.
+            let tag = if domain == SYSCTL { maps::portable_tag(&frame, &segment) } else { 0 };
+            describe(&segment, classify_at(&segment, ring, tag, maps::Budget), ring, domain);
             SYN
         }
         Ok(None) => NOT_SYN,
@@ -49,12 +51,13 @@ pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
     }
 }
 
-/// Describes a SYN for [`finish`].
+/// Describes a SYN for [`finish`], which was classified under `ring` of `domain`.
 #[inline(always)]
-pub(crate) fn describe(segment: &Segment, found: Classified, ring: &KeyRing) {
+pub(crate) fn describe(segment: &Segment, found: Classified, ring: &KeyRing, domain: u32) {
     if let Some(syn) = maps::packet() {
         syn.set_syn(segment, found.class);
         syn.set_cookie(segment, found, ring);
+        syn.set_domain(domain);
     }
 }
 
@@ -78,7 +81,8 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
         act::clamp(Frame::anew(ctx), syn.tcp as usize, policy.max_window(syn.data_len));
     }
     // Without a cookie, `segment` has the one of an earlier packet. Only a rewrite reads it, and it is of a cookie.
-    Some(act::act(Frame::anew(ctx), decision.verdict, syn.class()?, &syn.segment(), maps::key_ring()))
+    let ring = maps::key_ring_of(syn.domain);
+    Some(act::act(Frame::anew(ctx), decision.verdict, syn.class()?, &syn.segment(), ring))
 }
 
 /// Decides on the described SYN if the kernel will not serve it and no more than a look is needed for that, as for the forged
@@ -108,6 +112,7 @@ fn decide_quickly(ctx: *mut xdp_md) -> Option<bool> {
         repeats: false,
         needs_no_cookie: false,
         portable: false,
+        domain: syn.domain,
     };
     let decision = decide_refused(policy, class, facts);
     if let Some(decision) = decision {
@@ -129,9 +134,19 @@ fn look_closer(ctx: *mut xdp_md) -> Option<()> {
     let service = maps::service_at(frame, tcp, addresses);
     let repeats = maps::compares_data() && syn.repeats != 0;
     let (data_len, needs_no_cookie) = (syn.data_len, maps::mode() == Mode::Shield && syn.no_cookie != 0);
-    let portable = maps::has_portable() && syn.portable != 0;
-    let facts =
-        |policy| Syn { frame, addresses, tcp, data_len, policy, service, repeats, needs_no_cookie, portable };
+    let (portable, domain) = (maps::has_portable() && syn.portable != 0, syn.domain);
+    let facts = |policy| Syn {
+        frame,
+        addresses,
+        tcp,
+        data_len,
+        policy,
+        service,
+        repeats,
+        needs_no_cookie,
+        portable,
+        domain,
+    };
     // `tfo_shield` takes the policy from its map. `tfo_ingress` has one that is made of constants.
     let decision = if maps::mode() == Mode::Shield {
         let policy = maps::policy(service)?;

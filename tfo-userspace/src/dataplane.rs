@@ -51,7 +51,7 @@ use crate::{
     kernel::interface::{self, Interface, XdpOnInterface},
     model::{
         guards::{Hidden, Orders},
-        keys::DatedKey,
+        keys::{DatedKey, PortKeys},
         settings::AttachMode,
     },
     util::{privileges, time::unix_seconds},
@@ -200,9 +200,15 @@ impl Datapath {
         if keys.is_empty() { Ok(()) } else { self.object.know(&self.interface.name, keys) }
     }
 
+    /// Applies the keys that listeners have of their own: see [`Object::hold_own_keys`].
+    pub fn hold_own_keys(&mut self, own: &[PortKeys]) -> Result<()> {
+        self.object.hold_own_keys(&self.interface.name, own)
+    }
+
     /// Drops retired keys that have been in the map for longer than `max_age` seconds.
     pub fn forget_older(&mut self, max_age: u64) -> Result<()> {
         let (ring, now) = (self.object.key_ring()?, unix_seconds());
+        self.object.prune_domains(|since| now.saturating_sub(since) <= max_age)?;
         let is_old = |slot: usize| now.saturating_sub(ring.since[slot]) > max_age;
         if (NEWEST..SLOTS).any(|slot| ring.holds(slot) && is_old(slot)) {
             self.object.prune(&self.interface.name, |slot| !is_old(slot))?;

@@ -16,10 +16,10 @@ use tfo_tests::{
     cases::{CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6},
     guards::{Open, ServiceSettings, Setting},
     kernel::Kernel,
-    keys::{self, BACKUP, CURRENT, RETIRED, STRANGER},
+    keys::{self, BACKUP, CURRENT, RETIRED, STRANGER, TestKey},
     packet::{Carry as _, Ip, MORE_FRAGMENTS, Tcp, eth},
 };
-use tfo_userspace::model::guards::SpecialPorts;
+use tfo_userspace::model::{guards::SpecialPorts, keys::PortKeys};
 
 /// Port of the special listeners, and one of others.
 const SPECIAL: u16 = 443;
@@ -198,6 +198,73 @@ fn shed_spares_listeners_with_keys_of_their_own() {
                 assert_eq!(counted, expected, "drop {drops}, own_keys {sheds_own_keys}, port {to}");
                 assert_eq!(out.as_ref() == Some(&syn), expected.0 == Verdict::Pass);
                 assert_eq!(kernel.watch().own_keys_spared - spared, u64::from(!is_shed));
+            }
+        }
+    }
+}
+
+/// Cookies to a port whose listeners have keys of their own are judged by these, in each mode and on each way through the
+/// program, and cookies to any other port by the sysctl's.
+#[test]
+fn cookies_are_judged_by_the_keys_of_their_listeners() {
+    let (own, next) = (STRANGER, TestKey([9, 8, 7, 6]));
+    for mode in [Mode::Observe, Mode::Accelerate, Mode::Shield] {
+        let mut kernel = Kernel::load(LinkLayer::Ethernet, mode, &keys::ring());
+        let usual = [eth().ipv4(CLIENT_V4, SERVER_V4).into(), eth().ipv6(CLIENT_V6, SERVER_V6).into()];
+        let tagged = [
+            eth().vlan(7).ipv4(CLIENT_V4, SERVER_V4).into(),
+            eth().vlan(7).vlan(8).ipv6(CLIENT_V6, SERVER_V6).into(),
+        ];
+        let all: Vec<Ip> = usual.into_iter().chain(tagged).collect();
+        let judge = |kernel: &mut Kernel, ip: &Ip, port: u16, key: TestKey| {
+            let syn = ip.clone().syn().ports(5000, port).linux_options_without_timestamps();
+            let frame = syn.clone().cookie_of(key).data(b"data").build();
+            let (before, hits) = (kernel.counters(), kernel.counters().hits);
+            let out = kernel.run("a cookie", &frame, 1);
+            let after = kernel.counters();
+            let is_more = |class: &&Class| {
+                Verdict::ALL.iter().any(|it| after.verdict(**class, *it) > before.verdict(**class, *it))
+            };
+            let class = *Class::ALL.iter().find(is_more).expect("it is counted");
+            let expected = if out == frame { None } else { Some(out) };
+            (class, expected, after.hits != hits)
+        };
+        let special = SpecialPorts { own_keys: port(SPECIAL), ..SpecialPorts::default() };
+        kernel.set_special(special.clone());
+        for ip in &all {
+            assert_eq!(judge(&mut kernel, ip, SPECIAL, own), (Class::CookieUnknown, None, false), "not known");
+        }
+        kernel.hold_own_keys(&PortKeys::new(SPECIAL, Some(own.key()), None));
+        kernel.set_special(SpecialPorts { known: port(SPECIAL), ..special });
+        for ip in &all {
+            // Hits are those of the sysctl's keys.
+            assert_eq!(judge(&mut kernel, ip, SPECIAL, own), (Class::CookieCurrent, None, false), "{mode:?}");
+            assert_eq!(judge(&mut kernel, ip, SPECIAL, CURRENT), (Class::CookieUnknown, None, false));
+            assert_eq!(judge(&mut kernel, ip, SPECIAL, BACKUP), (Class::CookieUnknown, None, false));
+            assert_eq!(judge(&mut kernel, ip, USUAL, CURRENT), (Class::CookieCurrent, None, true));
+            assert_eq!(judge(&mut kernel, ip, USUAL, own), (Class::CookieUnknown, None, false));
+        }
+        kernel.hold_own_keys(&PortKeys::new(SPECIAL, Some(next.key()), None));
+        for ip in &all {
+            let (class, out, _) = judge(&mut kernel, ip, SPECIAL, own);
+            let syn = ip.clone().syn().ports(5000, SPECIAL).linux_options_without_timestamps();
+            let translated = syn.cookie_of(next).data(b"data").build();
+            let expected = if mode == Mode::Observe { None } else { Some(translated) };
+            assert_eq!((class, out), (Class::CookieRetired, expected), "{mode:?}");
+            assert_eq!(judge(&mut kernel, ip, SPECIAL, next).0, Class::CookieCurrent);
+        }
+        // Where listeners differ, all keys are known, and nothing is translated.
+        let mut differing = PortKeys::new(SPECIAL, Some(next.key()), None);
+        differing.add(Some(RETIRED[0].key()), Some(own.key()));
+        kernel.hold_own_keys(&differing);
+        for ip in &all {
+            for (key, class) in [
+                (next, Class::CookieCurrent),
+                (own, Class::CookieRetired),
+                (RETIRED[0], Class::CookieRetired),
+                (RETIRED[1], Class::CookieUnknown),
+            ] {
+                assert_eq!(judge(&mut kernel, ip, SPECIAL, key), (class, None, false), "{mode:?}");
             }
         }
     }

@@ -9,10 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::{signal::Signal, socket::setsockopt};
 use serde_json::Value;
 use tfo_common::{class::Class, cookie, keyring::Key, segment::Family};
 use tfo_tests::{
-    listener::Listener,
+    listener::{Listener, TcpFastOpenKey},
     netns::{
         Counts, IFACE, Running, StopOnDrop, eventually, failure, ip, key, server_and_client, set_keys, tfo,
     },
@@ -167,9 +168,9 @@ fn refusals_are_explained() {
         let (from, to) = (source(Family::Ipv4, 1), server(Family::Ipv4).ip());
         let on = |port: u16| Listener::on(&format!("{to}:{port}"));
         let _without = on(100).listen();
-        let _own = on(101).fast_open(16).own_key([7; 16]).listen();
+        let own = on(101).fast_open(16).listen();
         let _full = Listener::on("[::]:102").fast_open(1).listen();
-        let _tfo = Running::start(&["-i", IFACE]);
+        let tfo_run = Running::start(&["-i", IFACE]);
         set_keys(IFACE, key(1), None);
         // The server's answers are lost, so a child keeps its place in the queue.
         ip(&format!("neighbour replace 198.18.0.2 lladdr 02:00:00:00:00:99 dev {IFACE} nud permanent"));
@@ -179,7 +180,11 @@ fn refusals_are_explained() {
             let syn = Syn::new(port, server_port, 1).fast_open(&cookie_of(&key(1), from, to)).data(DATA);
             send(&client, &syn, from, to);
         };
+        // The listener gets its key while the controller does not look: else its cookies would be known.
+        tfo_run.signal(Signal::SIGSTOP);
+        setsockopt(&own, TcpFastOpenKey, &[7; 16]).unwrap();
         [100, 101, 102, 102].into_iter().for_each(&mut good);
+        tfo_run.signal(Signal::SIGCONT);
         eventually("three are refused", || Counts::of(IFACE).outcome("refused") == 3);
         let why = || -> BTreeMap<u64, String> {
             let of = |event: &Value| {

@@ -32,6 +32,7 @@ mod namespaces;
 mod nginx;
 mod orders;
 mod outcomes;
+mod own_keys;
 mod portable;
 mod prometheus;
 mod protect;

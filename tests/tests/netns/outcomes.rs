@@ -13,14 +13,14 @@ use std::{
 
 use nix::{
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
-    sys::socket::setsockopt,
+    sys::{signal::Signal, socket::setsockopt},
     unistd::Pid,
 };
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tfo_common::{class::Class, cookie, keyring::Key, parse::LinkLayer, segment::Family};
 use tfo_tests::{
-    listener::Listener,
+    listener::{Listener, TcpFastOpenKey},
     netns::{Counts, IFACE, Running, eventually, ip, key, sandbox, server_and_client, set_keys, tfo},
     tap::Tap,
 };
@@ -185,13 +185,16 @@ fn a_good_cookie_that_is_refused() {
     server_and_client(|client| {
         let on = |port| Listener::on(&SocketAddr::new(server(Family::Ipv4).ip(), port).to_string());
         let _without = on(100).listen();
-        let _own = on(101).fast_open(16).own_key([7; 16]).listen();
+        let own = on(101).fast_open(16).listen();
         let _full = on(102).fast_open(1).listen();
         let before = TcpExt::read().unwrap();
         let services = ["--service", "without=100", "--service", "own=101", "--service", "full=102"];
-        let _tfo = Running::start(&[&["-i", IFACE], &services[..]].concat());
+        let tfo_run = Running::start(&[&["-i", IFACE], &services[..]].concat());
         set_keys(IFACE, key(1), None);
 
+        // The listener gets its key while the controller does not look: else its cookies would be known.
+        tfo_run.signal(Signal::SIGSTOP);
+        setsockopt(&own, TcpFastOpenKey, &[7; 16]).unwrap();
         forged(&client, Family::Ipv4, 1, 100, &key(1));
         forged(&client, Family::Ipv4, 2, 101, &key(1));
         // The server's answers are lost, so the first child keeps the only place.
@@ -202,6 +205,7 @@ fn a_good_cookie_that_is_refused() {
                 Counts::of(IFACE).class(Class::CookieCurrent) == u64::from(number)
             });
         }
+        tfo_run.signal(Signal::SIGCONT);
         let outcome = |name: &str| {
             let service = service(&Counts::of(IFACE), name);
             (service["accepted"].as_u64().unwrap(), service["refused"].as_u64().unwrap())

@@ -9,9 +9,14 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
-use tfo_common::{keyring::Key, names};
+use aya::maps::{Array, Map, MapData};
+use nix::sys::{signal::Signal, socket::setsockopt};
+use tfo_common::{
+    keyring::{Key, KeyStore},
+    names,
+};
 use tfo_tests::{
+    listener::{Listener, TcpFastOpenKey},
     netns::{
         BPFFS, IFACE, Running, eventually, failure, ip, keys_status, rotate, sandbox, server_and_client,
         set_keys, status, tfo,
@@ -268,6 +273,35 @@ fn keys_that_are_followed_are_not_kept() {
         assert_eq!(["/metrics", "/healthz"].map(|path| scrape::get(path).status), [200, 200]);
         let found = search(&tfo_run, &keys);
         keys.iter().for_each(|key| assert_nowhere(&found, *key));
+    });
+}
+
+/// Keys of listeners that have their own are read and put into the maps twice a second. They are kept nowhere else.
+#[test]
+fn keys_of_listeners_are_not_kept() {
+    server_and_client(|_| {
+        let tfo_run = scrape::run(IFACE, &["--mode", "accelerate"]);
+        let listeners: Vec<_> = (100..103)
+            .map(|port| Listener::on(&format!("0.0.0.0:{port}")).fast_open(5).own_key([1; 16]).listen())
+            .collect();
+        let keys: Vec<_> = (0..4).map(|_| random_key().unwrap()).collect();
+        let generation = Bpffs::new(Path::new(BPFFS)).pins(IFACE).current().unwrap();
+        let map = Map::Array(MapData::from_pin(generation.map(names::KEYS)).unwrap());
+        let map: Array<_, [u64; size_of::<KeyStore>() / 8]> = map.try_into().unwrap();
+        // Each publication flips the first word.
+        let published = || (1..4).map(|index| map.get(&index, 0).unwrap()[0]).collect::<Vec<_>>();
+        eventually("they are known", || published() == [1; 3]);
+        for (key, flipped) in keys.iter().zip([0, 1, 0, 1]) {
+            let bytes: [u8; 16] = pieces(*key).0.concat().try_into().unwrap();
+            listeners.iter().for_each(|listener| setsockopt(listener, TcpFastOpenKey, &bytes).unwrap());
+            eventually("the new key is known", || published() == [flipped; 3]);
+        }
+        assert_eq!(["/metrics", "/healthz"].map(|path| scrape::get(path).status), [200, 200]);
+        let found = search(&tfo_run, &keys);
+        keys.iter().for_each(|key| assert_nowhere(&found, *key));
+        let log = tfo_run.end(Signal::SIGTERM);
+        let last = fingerprint(keys[3]);
+        assert!(log.contains(&last), "the last keys were read: {log}");
     });
 }
 

@@ -241,19 +241,27 @@ impl Controller {
         }
     }
 
-    /// Looks for listeners that are special. The steps that follow tell the programs of mode `shield`.
+    /// Looks for listeners that are special. Their keys get into the maps at once, and the steps that follow tell the programs
+    /// their ports.
     async fn watch_listeners(&mut self) {
-        if self.sites.iter().all(|site| self.desired.mode(site) != Mode::Shield) {
-            self.special.rest();
-            if !self.desired.services.has_fast_open() {
-                self.walk = None;
-            }
-            return;
+        let shields = self.sites.iter().any(|site| self.desired.mode(site) == Mode::Shield);
+        if self.special.look(&self.desired.services, &mut self.walk, shields).await {
+            leaving_no_trace(|| self.hold_own_keys());
         }
-        let ports = self.special.look(&self.desired.services, &mut self.walk).await;
+        let ports = self.special.ports();
         for site in &mut self.sites {
             if site.special != *ports {
                 site.special.clone_from(ports);
+            }
+        }
+    }
+
+    /// Puts the keys of listeners that have their own into all maps.
+    fn hold_own_keys(&mut self) {
+        let own = self.special.keys(self.walk.as_mut());
+        for datapath in self.sites.iter_mut().filter_map(|site| site.datapath.as_mut()) {
+            if let Err(error) = datapath.hold_own_keys(&own) {
+                debug!("{}: keys of listeners: {error:#}", datapath.interface.name);
             }
         }
     }

@@ -29,7 +29,7 @@ use crate::{
     },
     model::{
         guards::{Orders, SpecialPorts},
-        keys::DatedKey,
+        keys::{DatedKey, PortKeys},
         settings::AttachMode,
     },
     util::secrecy::leaving_no_trace,
@@ -291,8 +291,14 @@ impl Site {
         self.built = None;
     }
 
-    /// Puts the loaded program in force, with the kernel's keys and the `earlier` keys. The result can undo that.
-    pub fn enforce(&mut self, attach: AttachMode, earlier: &[DatedKey]) -> Result<Enforced> {
+    /// Puts the loaded program in force, with the kernel's keys, the `earlier` keys, and the `own` ones of listeners. The result
+    /// can undo that.
+    pub fn enforce(
+        &mut self,
+        attach: AttachMode,
+        earlier: &[DatedKey],
+        own: &[PortKeys],
+    ) -> Result<Enforced> {
         let interface =
             self.interface.as_ref().or(self.datapath.as_ref().map(|datapath| &datapath.interface));
         let (Some(interface), Some(mut built)) = (interface, self.built.take()) else {
@@ -307,16 +313,15 @@ impl Site {
             Device::Absent | Device::Bare | Device::Refused => None,
         };
         leaving_no_trace(|| {
-            if let Some(ring) = built.key_ring_before()? {
-                built.object().publish(&ring)?;
-            }
+            built.carry_keys()?;
             // If the kernel's keys can't be read, the controller's next step logs that. They are confirmed at once,
             // since `shed` and the translation of cookies do nothing without a confirmation.
             if let Ok(kernel) = KernelKeys::read() {
                 built.object().hold(&self.name, Publish::Held(kernel.into()))?;
                 built.object().confirm()?;
             }
-            built.object().remember(&self.name, earlier)
+            built.object().remember(&self.name, earlier)?;
+            built.object().hold_own_keys(&self.name, own)
         })?;
         if built.program.options.answers {
             built.object().set_host(syncookies::host().at(answers_as(interface)))?;

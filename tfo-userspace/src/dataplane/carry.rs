@@ -17,7 +17,7 @@ use tfo_common::{
     client::{Attempts, Client, Network},
     counters::{Cell, Counters},
     info::{Info, LAYOUT_VERSION, RELEASED_LAYOUT},
-    keyring::{Held, KeyRing, KeyStore, Moment, TRACKS},
+    keyring::{Held, KeyRing, KeyStore, Moment, STORES, SYSCTL, TRACKS},
     names,
     observed::{Connection, Outcomes, Pending, Prefix, PrefixTally, Watch},
     policy::Policy,
@@ -190,7 +190,8 @@ impl EarlierGeneration {
     pub(super) fn shareable(&self, [sources, replays, requests]: [u32; 3]) -> Result<Vec<&'static str>> {
         let mut shareable = Vec::new();
         for name in COMMON {
-            let rows = match name {
+            let entries_now = match name {
+                names::KEYS => Some(STORES as u32),
                 names::SOURCES | names::FORGERS => Some(sources),
                 names::REPLAYS => Some(replays),
                 names::REQUESTS => Some(requests),
@@ -202,7 +203,7 @@ impl EarlierGeneration {
             let data = MapData::from_pin(self.generation.map(name));
             let data = data.with_context(|| format!("cannot open the map {name}"))?;
             let entries = data.info().context("cannot ask for the size of a map")?.max_entries();
-            if rows.is_none_or(|rows| rows == entries) {
+            if entries_now.is_none_or(|now| now == entries) {
                 shareable.push(name);
             }
         }
@@ -270,6 +271,20 @@ impl EarlierGeneration {
         let keys = Array::<_, Shared<KeyStore>>::try_from(open(&self.generation, names::KEYS)?)?;
         let Shared(store) = keys.get(&0, 0).context("cannot read the key map")?;
         Ok(*store.current())
+    }
+
+    /// Writes the key domains in these maps into those of `object`. Maps of other versions have fewer or none.
+    pub(super) fn carry_domains(&self, object: &mut Object) -> Result<()> {
+        let keys = Array::<_, Shared<KeyStore>>::try_from(open(&self.generation, names::KEYS)?)?;
+        let mut number = 0;
+        for index in SYSCTL + 1..keys.len().min(STORES as u32) {
+            let Shared(store) = keys.get(&index, 0).context("cannot read the key map")?;
+            if store.port != 0 {
+                object.set_store(index, &store)?;
+                number += 1;
+            }
+        }
+        object.count_domains(number)
     }
 
     /// Returns the services whose SYNs are answered.
@@ -345,7 +360,12 @@ impl EarlierGeneration {
 pub fn forget_keys(pins: &Locked, held: Held) -> Result<()> {
     for generation in pins.generations()?.iter().filter(|generation| generation.map(names::KEYS).exists()) {
         let mut keys = Array::<_, Shared<KeyStore>>::try_from(open(generation, names::KEYS)?)?;
+        // The retired keys of listeners may have leaked, too. Whoever follows the listeners next begins their domains anew.
+        for index in SYSCTL + 1..keys.len() {
+            keys.set(index, Shared(KeyStore::default()), 0).context("cannot write the key map")?;
+        }
         let Shared(mut store) = keys.get(&0, 0).context("cannot read the key map")?;
+        store.domains = 0;
         let moment = Moment { seconds: unix_seconds(), hits: &[0; TRACKS] };
         let ring = KeyRing { generation: store.current().generation, ..KeyRing::EMPTY }.follow(held, moment);
         // The steps are those of `Object::publish`, for one ring after the other.

@@ -22,7 +22,6 @@ use aya::{
 use jiff::Timestamp;
 use tfo_common::{
     info::{Attach, Info, LAYOUT_VERSION},
-    keyring::KeyRing,
     names,
     parse::LinkLayer,
 };
@@ -106,11 +105,14 @@ impl Built {
         &mut self.object
     }
 
-    /// Returns the key ring in force, unless it is already in these maps.
-    pub fn key_ring_before(&self) -> Result<Option<KeyRing>> {
+    /// Puts the keys of the generation in force into these maps, unless they share the key map.
+    pub fn carry_keys(&mut self) -> Result<()> {
         match &self.past.in_force {
-            Some(earlier) if !self.shared.contains(&names::KEYS) => earlier.key_ring().map(Some),
-            _ => Ok(None),
+            Some(earlier) if !self.shared.contains(&names::KEYS) => {
+                self.object.publish(&earlier.key_ring()?)?;
+                earlier.carry_domains(&mut self.object)
+            }
+            _ => Ok(()),
         }
     }
 

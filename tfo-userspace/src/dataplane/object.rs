@@ -14,7 +14,7 @@ use tfo_common::{
     client::Client,
     counters::Counters,
     info::Info,
-    keyring::{Held, Key, KeyRing, KeyStore, Moment},
+    keyring::{Held, Key, KeyRing, KeyStore, Moment, NEWEST, SLOTS, STORES, SYSCTL, TRACKS},
     listener::Places,
     names,
     observed::{Event, Prefix, Watch},
@@ -40,7 +40,7 @@ use crate::{
     },
     model::{
         guards::{Hidden, Orders},
-        keys::{DatedKey, describe},
+        keys::{DatedKey, PortKeys, describe},
     },
     util::secrecy::leaving_no_trace,
 };
@@ -269,7 +269,12 @@ impl Object {
     pub fn set_orders(&mut self, orders: &Orders) -> Result<()> {
         let tables = &self.tables;
         self.orders.set(tables.capacity(), |index| tables.service(index), orders)?;
-        self.special.set(&orders.special)
+        let domains = match orders.special.known.is_empty() {
+            true => [0; STORES],
+            false => leaving_no_trace(|| self.domains())?,
+        };
+        let domain = |port| domains.iter().position(|known| *known == port).map_or(SYSCTL, |at| at as u32);
+        self.special.set(&orders.special, domain)
     }
 
     /// Returns the counts of SYNs of each service that `is_wanted`, without those of earlier maps.
@@ -346,14 +351,122 @@ impl Object {
     /// covers the whole entry, but changes only bytes of the spare ring and the low byte of that word.) The keys are
     /// not confirmed, which [`confirm`](Self::confirm) does.
     pub fn publish(&mut self, ring: &KeyRing) -> Result<()> {
-        let Shared(mut store) = self.tables.keys.get(&0, 0).context("cannot read the key map")?;
+        let mut store = self.store(SYSCTL)?;
+        let confirmed_ns = store.confirmed_ns;
+        self.put_in_force(SYSCTL, &mut store, ring, confirmed_ns)
+    }
+
+    /// Puts `ring` in force at `index` of the key map, whose entry is `store`, as confirmed at `confirmed_ns`. The rest of `store`
+    /// is written, too.
+    fn put_in_force(
+        &mut self,
+        index: u32,
+        store: &mut KeyStore,
+        ring: &KeyRing,
+        confirmed_ns: u64,
+    ) -> Result<()> {
         let spare = KeyStore::index(store.active + 1);
         store.rings[spare] = *ring;
-        self.tables.keys.set(0, Shared(store), 0).context("cannot write the key map")?;
+        self.set_store(index, store)?;
         wait_for_running_programs();
-        store.active = spare as u64;
-        self.tables.keys.set(0, Shared(store), 0).context("cannot write the key map")?;
+        (store.active, store.confirmed_ns) = (spare as u64, confirmed_ns);
+        self.set_store(index, store)?;
         wait_for_running_programs();
+        Ok(())
+    }
+
+    fn store(&self, index: u32) -> Result<KeyStore> {
+        let Shared(store) = self.tables.keys.get(&index, 0).context("cannot read the key map")?;
+        Ok(store)
+    }
+
+    /// Writes an entry of the key map. Keys that do not change must be in it, since the kernel takes whole entries only.
+    pub(super) fn set_store(&mut self, index: u32, store: &KeyStore) -> Result<()> {
+        self.tables.keys.set(index, Shared(*store), 0).context("cannot write the key map")
+    }
+}
+
+/// Keys of listeners that have their own, each port in a key domain: an entry of the key map.
+///
+/// A domain stays when its listener goes, so that a server which starts again with another key has its clients' cookies
+/// recognised. It makes room for another port if all are taken.
+impl Object {
+    /// Returns the port of each key domain, by its index in the key map; 0 for none.
+    fn domains(&self) -> Result<[u16; STORES]> {
+        let mut ports = [0; STORES];
+        if self.store(SYSCTL)?.domains != 0 {
+            for (index, port) in (SYSCTL + 1..).zip(&mut ports[1..]) {
+                *port = self.store(index)?.port as u16;
+            }
+        }
+        Ok(ports)
+    }
+
+    /// Writes the number of domains, so that the program looks at them.
+    pub(super) fn count_domains(&mut self, number: usize) -> Result<()> {
+        let mut store = self.store(SYSCTL)?;
+        if store.domains != number as u64 {
+            store.domains = number as u64;
+            self.set_store(SYSCTL, &store)?;
+        }
+        Ok(())
+    }
+
+    /// Applies the keys in `own`, which listeners have now, to their domains, and confirms them. Earlier keys of a domain are
+    /// retired. Where listeners on a port differ, the keys of all are known, and none is confirmed.
+    pub fn hold_own_keys(&mut self, interface: &str, own: &[PortKeys]) -> Result<()> {
+        if own.is_empty() {
+            return Ok(());
+        }
+        let mut ports = self.domains()?;
+        for keys in own {
+            let is_unused = |port: &u16| !own.iter().any(|keys| keys.port == *port);
+            let place = |is: &dyn Fn(&u16) -> bool| (1..STORES).find(|index| is(&ports[*index]));
+            let place = place(&|port| *port == keys.port).or(place(&|port| *port == 0)).or(place(&is_unused));
+            let index = place.context("there is no room for the keys of another port")?;
+            ports[index] = keys.port;
+            self.hold_domain(interface, index as u32, keys)?;
+        }
+        self.count_domains(ports.iter().filter(|port| **port != 0).count())
+    }
+
+    fn hold_domain(&mut self, interface: &str, index: u32, keys: &PortKeys) -> Result<()> {
+        let mut store = self.store(index)?;
+        let is_new = store.port != u64::from(keys.port);
+        let before = if is_new { KeyRing::EMPTY } else { *store.current() };
+        let moment = Moment { seconds: unix_seconds(), hits: &[0; TRACKS] };
+        let next = before.follow(keys.held, moment);
+        let next = keys.others().fold(next, |ring, key| ring.with_newest(key, moment));
+        let confirmed_ns = if keys.is_uniform { monotonic_ns()? } else { 0 };
+        if !is_new && has_same_keys(&next, &before) {
+            store.confirmed_ns = confirmed_ns;
+            return self.set_store(index, &store);
+        }
+        if is_new {
+            store = KeyStore::default();
+            store.port = keys.port.into();
+        }
+        // The listeners do not have the keys of the ring that is still in force.
+        store.confirmed_ns = 0;
+        self.put_in_force(index, &mut store, &next, confirmed_ns)?;
+        info!("{interface}: keys of the listeners on port {}: {}", keys.port, describe(&next));
+        Ok(())
+    }
+
+    /// Drops the retired keys of all domains for which `keep`, given the time since which they are known, returns false.
+    pub(super) fn prune_domains(&mut self, keep: impl Fn(u64) -> bool) -> Result<()> {
+        for (index, port) in (0..).zip(self.domains()?).filter(|(_, port)| *port != 0) {
+            let mut store = self.store(index)?;
+            let ring = *store.current();
+            if (NEWEST..SLOTS).any(|slot| ring.holds(slot) && !keep(ring.since[slot])) {
+                let next = ring.without_retired(|slot| keep(ring.since[slot]));
+                // The spare ring has the dropped keys, so it is overwritten, too.
+                let confirmed_ns = store.confirmed_ns;
+                self.put_in_force(index, &mut store, &next, confirmed_ns)?;
+                self.put_in_force(index, &mut store, &next, confirmed_ns)?;
+                debug!("keys of the listeners on port {port}: {}", describe(&next));
+            }
+        }
         Ok(())
     }
 }
@@ -376,9 +489,9 @@ impl Object {
     pub fn confirm_at(&mut self, confirmed_ns: u64) -> Result<()> {
         // The kernel takes whole entries only, so the keys are read and written back unchanged.
         leaving_no_trace(|| {
-            let Shared(mut store) = self.tables.keys.get(&0, 0).context("cannot read the key map")?;
+            let mut store = self.store(SYSCTL)?;
             store.confirmed_ns = confirmed_ns;
-            self.tables.keys.set(0, Shared(store), 0).context("cannot write the key map")
+            self.set_store(SYSCTL, &store)
         })
     }
 }
@@ -438,10 +551,11 @@ impl Object {
                 KeyRing { generation: ring.generation, ..KeyRing::EMPTY }.follow(held, moment)
             }
         };
-        if let Publish::Only(_) = publish
-            && self.holds_only(&next)?
-        {
-            return Ok(());
+        if let Publish::Only(_) = publish {
+            self.prune_domains(|_| false)?;
+            if self.holds_only(&next)? {
+                return Ok(());
+            }
         }
         self.replace(interface, &ring, next)?;
         if let Publish::Only(_) = publish {
@@ -453,7 +567,7 @@ impl Object {
 
     /// Returns whether both rings in the map have exactly the keys of `ring`.
     fn holds_only(&self, ring: &KeyRing) -> Result<bool> {
-        let Shared(store) = self.tables.keys.get(&0, 0).context("cannot read the key map")?;
+        let store = self.store(SYSCTL)?;
         Ok(store.rings.iter().all(|other| has_same_keys(other, ring)))
     }
 

@@ -248,7 +248,7 @@ fn warning(fast_open: Option<&FastOpen>, backlog: Backlog, tcp_fastopen: u32) ->
             warnings.push("a queue of 1: one connection in its handshake turns Fast Open off for all others");
         }
         if *has_own_keys {
-            warnings.push("its own key, not the sysctl's: tfo does not know its cookies");
+            warnings.push("its own key, not the sysctl's: no rotation changes it");
         }
         if *no_cookie {
             warnings.push("takes data without a cookie: from forged addresses, too");

@@ -178,6 +178,8 @@ pub enum Hidden {
 pub struct SpecialPorts {
     /// Ports on which a listener has keys of its own.
     pub own_keys: BTreeSet<u16>,
+    /// Those of them whose keys are known. They are key domains in the maps.
+    pub known: BTreeSet<u16>,
     /// Ports on which a listener needs no cookie.
     pub no_cookie: BTreeSet<u16>,
     /// Whether no listener needs a cookie.

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, net::IpAddr};
 use anyhow::{Result, bail};
 use tfo_common::{
     cookie,
-    keyring::{Key, KeyRing},
+    keyring::{Held, Key, KeyRing},
     segment::Addresses,
 };
 use zeroize::{Zeroize, Zeroizing};
@@ -26,6 +26,61 @@ impl Zeroize for DatedKey {
         self.key.k0.zeroize();
         self.key.k1.zeroize();
         self.made.zeroize();
+    }
+}
+
+/// Number of further keys that [`PortKeys`] have room for.
+const OTHERS: usize = 6;
+
+/// Keys of the listeners on one port, which have Fast Open keys of their own. They are secret, so the type has no `Debug`.
+#[derive(Clone, Copy)]
+pub struct PortKeys {
+    /// Local port.
+    pub port: u16,
+    /// Primary and backup key of the first listener.
+    pub held: Held,
+    /// Keys of listeners that have others than the first one.
+    others: [Option<Key>; OTHERS],
+    /// Whether all listeners on the port have the same keys.
+    pub is_uniform: bool,
+}
+
+impl PortKeys {
+    /// Makes the keys of the first listener on `port`.
+    pub const fn new(port: u16, primary: Option<Key>, backup: Option<Key>) -> Self {
+        let held = Held { current: primary, backup, next: None };
+        Self { port, held, others: [None; OTHERS], is_uniform: true }
+    }
+
+    /// Adds the keys of another listener on the port.
+    pub fn add(&mut self, primary: Option<Key>, backup: Option<Key>) {
+        if (self.held.current, self.held.backup) == (primary, backup) {
+            return;
+        }
+        self.is_uniform = false;
+        for key in [primary, backup].into_iter().flatten() {
+            let is_known = [self.held.current, self.held.backup].contains(&Some(key))
+                || self.others.contains(&Some(key));
+            if !is_known && let Some(free) = self.others.iter_mut().find(|other| other.is_none()) {
+                *free = Some(key);
+            }
+        }
+    }
+
+    /// Returns the keys that only listeners after the first one have.
+    pub fn others(&self) -> impl Iterator<Item = Key> {
+        self.others.into_iter().flatten()
+    }
+}
+
+impl Zeroize for PortKeys {
+    fn zeroize(&mut self) {
+        let Self { port: _, held: Held { current, backup, next }, others, is_uniform: _ } = self;
+        let keys = [current, backup, next].into_iter().chain(others).flatten();
+        keys.for_each(|Key { k0, k1 }| {
+            k0.zeroize();
+            k1.zeroize();
+        });
     }
 }
 

@@ -126,7 +126,7 @@ fn without_fast_open(named: &Named, listeners: &[Listener]) -> Vec<String> {
 
 /// Whether `listener` is one of the service `named`, and has Fast Open with keys of its own.
 fn has_own_keys(named: &Named, listener: &Listener) -> bool {
-    listener.fast_open.as_ref().is_some_and(|fast_open| fast_open.queue > 0 && fast_open.has_own_keys)
+    listener.fast_open.as_ref().is_some_and(|it| it.queue > 0 && it.has_own_keys && it.own_keys.is_empty())
         && is_its(named, listener)
 }
 

@@ -19,7 +19,7 @@ use crate::{
         services::{Named, Services},
         settings::{AttachMode, Sizes},
     },
-    util::time::unix_seconds,
+    util::{secrecy::leaving_no_trace, time::unix_seconds},
 };
 
 /// Configuration from a file.
@@ -224,9 +224,10 @@ impl Controller {
     fn enforce(&mut self, ready: &[usize]) -> Result<()> {
         let (attach, now) = (self.desired.attach, unix_seconds());
         let earlier = self.keeper.earlier(now, self.retire.max_age);
+        let own = leaving_no_trace(|| self.special.keys(self.walk.as_mut()));
         let mut enforced = Vec::new();
         for index in ready {
-            match self.sites[*index].enforce(attach, &earlier) {
+            match self.sites[*index].enforce(attach, &earlier, &own) {
                 Ok(one) => enforced.push((*index, one)),
                 Err(error) => {
                     for (index, one) in enforced.into_iter().rev() {

@@ -13,11 +13,16 @@ use aya::{
 };
 use nix::unistd::geteuid;
 use tfo_common::{
-    listener::{FIELDS, Field, Places, RECORD, Record},
-    names::{LISTENERS_PROGRAM, MARK_PROGRAM, PLACES},
+    keyring::STORES,
+    listener::{FIELDS, Field, KEY_RECORD, KeyRecord, Places, RECORD, Record},
+    names::{LISTENER_KEYS_PROGRAM, LISTENERS_PROGRAM, MARK_PROGRAM, PLACES},
 };
+use zeroize::Zeroizing;
 
-use crate::kernel::{btf::Structures, locked_memory};
+use crate::{
+    kernel::{btf::Structures, locked_memory},
+    model::keys::PortKeys,
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/listeners"));
 
@@ -25,8 +30,13 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/li
 /// eight pages). A page may be larger, and then a call fills less than the kernel could.
 const BUFFER: usize = 8 * 4096;
 
-/// The loaded program.
-pub struct Walk(Ebpf);
+/// The loaded programs: that which reads the listeners, that which reads keys, and the one that marks listeners, once it is
+/// needed.
+pub struct Walk {
+    ebpf: Ebpf,
+    /// Reason why the program that reads keys is not loaded.
+    without_keys: Option<String>,
+}
 
 impl Walk {
     /// Loads the program. It needs Linux 5.9 with type information, and takes some 100 ms.
@@ -41,13 +51,14 @@ impl Walk {
         let mut ebpf =
             EbpfLoader::new().override_global(PLACES, &places, true).load(OBJECT).context(refused)?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's type information")?;
-        iterator(&mut ebpf)?.load("tcp", &btf).context(refused)?;
-        Ok(Self(ebpf))
+        iterator(&mut ebpf, LISTENERS_PROGRAM)?.load("tcp", &btf).context(refused)?;
+        let keys = iterator(&mut ebpf, LISTENER_KEYS_PROGRAM)?.load("tcp", &btf).context(refused);
+        Ok(Self { ebpf, without_keys: keys.err().map(|error| format!("{error:#}")) })
     }
 
     /// Loads the program for [`mark`](Self::mark), too, unless it is loaded. It needs Linux 5.3.
     pub fn load_marker(&mut self) -> Result<()> {
-        let marker = marker(&mut self.0)?;
+        let marker = marker(&mut self.ebpf)?;
         if marker.fd().is_ok() {
             return Ok(());
         }
@@ -64,7 +75,7 @@ impl Walk {
         context[40..44].copy_from_slice(&interface.to_ne_bytes());
         let run = TestRunOptions { data_in: Some(&frame), ctx_in: Some(&context), ..TestRunOptions::new() };
         let result =
-            marker(&mut self.0)?.test_run(run).context("cannot run the program that marks listeners")?;
+            marker(&mut self.ebpf)?.test_run(run).context("cannot run the program that marks listeners")?;
         let code = result.return_value.cast_signed();
         ensure!(code >= 0, "the kernel does not mark it ({code})");
         Ok(())
@@ -74,29 +85,55 @@ impl Walk {
     /// about a microsecond for each, and a millisecond for the hash table. Sockets that begin or end meanwhile may be
     /// missing.
     pub fn read(&mut self) -> Result<Vec<Record>> {
-        let program = iterator(&mut self.0)?;
-        let link = program.attach().context("cannot begin to read the listeners")?;
-        let mut file = program.take_link(link)?.into_file().context("cannot begin to read the listeners")?;
         let mut records = Vec::new();
-        let mut buffer = [0; BUFFER];
-        loop {
-            match file.read(&mut buffer) {
-                Ok(0) => return Ok(records),
-                Ok(length) => {
-                    records.extend(buffer[..length].as_chunks::<RECORD>().0.iter().map(Record::from_bytes));
-                }
-                // The program has come to the first socket that does not listen.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(records),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error).context("cannot read the listeners"),
+        let take = |record: &[u8; RECORD]| records.push(Record::from_bytes(record));
+        each(iterator(&mut self.ebpf, LISTENERS_PROGRAM)?, take)?;
+        Ok(records)
+    }
+
+    /// Reads the keys of the listeners that have Fast Open on and keys of their own, by port. There is room for as many ports as
+    /// there are key domains; those beyond are left out.
+    ///
+    /// The kernel's memory is read, so no process has to be asked, in whatever container it runs. Call it below
+    /// [`leaving_no_trace`](crate::util::secrecy::leaving_no_trace).
+    pub fn read_keys(&mut self) -> Result<Zeroizing<Vec<PortKeys>>> {
+        if let Some(why) = &self.without_keys {
+            bail!("{why}");
+        }
+        // The buffer must not grow: growing would leave a copy of the keys behind.
+        let mut ports: Zeroizing<Vec<PortKeys>> = Zeroizing::new(Vec::with_capacity(STORES - 1));
+        each(iterator(&mut self.ebpf, LISTENER_KEYS_PROGRAM)?, |record: &[u8; KEY_RECORD]| {
+            let (port, primary, backup) = KeyRecord::read(record);
+            if let Some(keys) = ports.iter_mut().find(|keys| keys.port == port) {
+                keys.add(primary, backup);
+            } else if ports.len() < STORES - 1 {
+                ports.push(PortKeys::new(port, primary, backup));
             }
+        })?;
+        Ok(ports)
+    }
+}
+
+/// Runs `program`, which writes records of `N` bytes, and passes each to `take`.
+fn each<const N: usize>(program: &mut Iter, mut take: impl FnMut(&[u8; N])) -> Result<()> {
+    let link = program.attach().context("cannot begin to read the listeners")?;
+    let mut file = program.take_link(link)?.into_file().context("cannot begin to read the listeners")?;
+    let mut buffer = Zeroizing::new([0; BUFFER]);
+    loop {
+        match file.read(&mut *buffer) {
+            Ok(0) => return Ok(()),
+            Ok(length) => buffer[..length].as_chunks::<N>().0.iter().for_each(&mut take),
+            // The program has come to the first socket that does not listen.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).context("cannot read the listeners"),
         }
     }
 }
 
-fn iterator(ebpf: &mut Ebpf) -> Result<&mut Iter> {
-    let program = ebpf.program_mut(LISTENERS_PROGRAM);
-    Ok(program.with_context(|| format!("there is no program {LISTENERS_PROGRAM}"))?.try_into()?)
+fn iterator<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Iter> {
+    let program = ebpf.program_mut(name);
+    Ok(program.with_context(|| format!("there is no program {name}"))?.try_into()?)
 }
 
 fn marker(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier> {
@@ -205,6 +242,8 @@ fn find() -> Result<Found> {
 const fn path(field: Field) -> (&'static str, &'static str) {
     let path = match field {
         Field::GroupOverflow => return ("sock_reuseport", "synq_overflow_ts"),
+        Field::Keys => return ("tcp_fastopen_context", "key"),
+        Field::KeyCount => return ("tcp_fastopen_context", "num"),
         Field::Family => "inet_conn.icsk_inet.sk.__sk_common.skc_family",
         Field::State => "inet_conn.icsk_inet.sk.__sk_common.skc_state",
         Field::Port => "inet_conn.icsk_inet.sk.__sk_common.skc_num",
