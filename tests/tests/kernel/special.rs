@@ -232,7 +232,11 @@ fn cookies_are_judged_by_the_keys_of_their_listeners() {
         let special = SpecialPorts { own_keys: port(SPECIAL), ..SpecialPorts::default() };
         kernel.set_special(special.clone());
         for ip in &all {
-            assert_eq!(judge(&mut kernel, ip, SPECIAL, own), (Class::CookieUnknown, None, false), "not known");
+            assert_eq!(
+                judge(&mut kernel, ip, SPECIAL, own),
+                (Class::CookieUnknown, None, false),
+                "not known"
+            );
         }
         kernel.hold_own_keys(&PortKeys::new(SPECIAL, Some(own.key()), None));
         kernel.set_special(SpecialPorts { known: port(SPECIAL), ..special });

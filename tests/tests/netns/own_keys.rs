@@ -25,8 +25,8 @@ use tfo_tests::{
     layout_0_1::downgrade_pins,
     listener::Listener,
     netns::{
-        Counts, IFACE, Running, eventually, has_no_connections, ip, key, keys_status, rotate, sandbox, server_and_client,
-        tfo,
+        Counts, IFACE, Running, eventually, has_no_connections, ip, key, keys_status, rotate, sandbox,
+        server_and_client, tfo,
     },
     packet::{Carry as _, eth},
     server::Server,
@@ -124,7 +124,16 @@ fn its_cookies_are_current_under_rotation() {
             let (_server, _listener) = start(key(70));
             let _usual = Server::echo(on(USUAL).listen());
             let running = Running::start(&[
-                "-i", IFACE, "--mode", mode, "--keys", "random", "--rotate", "1w", "--key-state", &state,
+                "-i",
+                IFACE,
+                "--mode",
+                mode,
+                "--keys",
+                "random",
+                "--rotate",
+                "1w",
+                "--key-state",
+                &state,
             ]);
             eventually("kernel and map are in step", || {
                 let status = keys_status(IFACE);
@@ -347,7 +356,16 @@ fn an_emergency_forgets_retired_keys_of_listeners() {
         let state = dir.path().join("keys.json").display().to_string();
         let (_server, listener) = start(key(70));
         let _tfo = Running::start(&[
-            "-i", IFACE, "--mode", "accelerate", "--keys", "random", "--rotate", "1w", "--key-state", &state,
+            "-i",
+            IFACE,
+            "--mode",
+            "accelerate",
+            "--keys",
+            "random",
+            "--rotate",
+            "1w",
+            "--key-state",
+            &state,
         ]);
         give(&listener, key(71), None);
         let judged = |number| judged(&client, PORT, Family::Ipv4, key(number));

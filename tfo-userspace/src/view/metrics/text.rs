@@ -332,7 +332,7 @@ impl Snapshot {
         for (name, program) in self.programs() {
             add(&mut spared, &[("interface", name)], program.watch.signed_spared)?;
         }
-        let help = "SYNs that shed left alone, since a listener on their port has keys of its own";
+        let help = "SYNs that shed left alone, since a listener on their port has keys of its own that can't be read";
         let mut own_keys = counter(encoder, "tfo_own_keys_spared", help, None)?;
         for (name, program) in self.programs() {
             add(&mut own_keys, &[("interface", name)], program.watch.own_keys_spared)?;
