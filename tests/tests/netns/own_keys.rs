@@ -340,7 +340,7 @@ fn members_of_a_group_that_differ_are_warned_about() {
         assert!(!warns());
         // One without keys of its own.
         let _third = Server::echo(member().listen());
-        eventually("it is seen", || warns());
+        eventually("it is seen", warns);
         assert_ne!(judged(1).0, Class::CookieUnknown, "the sysctl's key is known there");
         assert_eq!(judged(99).1, Verdict::Pass, "nothing is shed");
         let log = running.end(Signal::SIGTERM);

@@ -178,7 +178,7 @@ pub enum Hidden {
 pub struct SpecialPorts {
     /// Ports on which a listener has keys of its own.
     pub own_keys: BTreeSet<u16>,
-    /// Those of them whose keys are known. They are key domains in the maps.
+    /// Ports among them whose keys are known. They are key domains in the maps.
     pub known: BTreeSet<u16>,
     /// Ports on which a listener needs no cookie.
     pub no_cookie: BTreeSet<u16>,
