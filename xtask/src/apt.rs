@@ -15,14 +15,25 @@ use crate::workspace::{command, empty_dir, is_installed, output, run};
 /// Keys with which Debian signs its archive.
 pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Packages of one suite.
+/// Packages of one suite and one architecture.
 pub(crate) struct Apt {
     dir: PathBuf,
+    /// Architecture, if it is not the host's.
+    architecture: Option<&'static str>,
 }
 
 impl Apt {
     /// Fetches the lists of `suite` into the folder `dir`, which is emptied.
     pub(crate) fn new(dir: PathBuf, suite: &str) -> Result<Self> {
+        Self::fetch(dir, suite, None)
+    }
+
+    /// Fetches them as [`new`](Self::new) does, for an architecture by Debian's name.
+    pub(crate) fn of_architecture(dir: PathBuf, suite: &str, architecture: &'static str) -> Result<Self> {
+        Self::fetch(dir, suite, Some(architecture))
+    }
+
+    fn fetch(dir: PathBuf, suite: &str, architecture: Option<&'static str>) -> Result<Self> {
         for program in ["apt-get", "apt-cache", "dpkg-deb"] {
             ensure!(is_installed(program), "{program} is not installed");
         }
@@ -34,7 +45,7 @@ impl Apt {
         fs::write(&sources, format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror()?))
             .with_context(|| format!("cannot write {}", sources.display()))?;
 
-        let apt = Self { dir };
+        let apt = Self { dir, architecture };
         run(apt.command("apt-get").arg("update"))?;
         Ok(apt)
     }
@@ -49,6 +60,9 @@ impl Apt {
             .args(["-o", "APT::Sandbox::User=root"])
             // No translated descriptions are needed.
             .args(["-o", "Acquire::Languages=none"]);
+        for option in ["APT::Architecture", "APT::Architectures"] {
+            apt.args(self.architecture.iter().flat_map(|name| ["-o".to_owned(), format!("{option}={name}")]));
+        }
         apt
     }
 

@@ -1,12 +1,16 @@
 //! `cargo xtask kernels`: runs the real `tfo` on other kernels, in QEMU.
 //!
-//! [`packages`] fetches the kernels, [`image`] packs some of the in-kernel and namespace tests for them, [`guest`] runs
-//! these, and [`budget`] has the number of instructions that the verifier may need.
+//! [`packages`] fetches the kernels and [`modules`] what they load, [`image`] packs some of the in-kernel and namespace tests
+//! for them, [`guest`] runs
+//! these in [`qemu`], and [`budget`] has the number of instructions that the verifier may need.
 
+pub(crate) mod architecture;
 mod budget;
-mod guest;
-mod image;
-mod packages;
+pub(crate) mod guest;
+pub(crate) mod image;
+mod modules;
+pub(crate) mod packages;
+pub(crate) mod qemu;
 
 use std::{
     fmt::Write as _,
@@ -18,9 +22,11 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use self::{
+    architecture::Architecture,
     budget::Budget,
-    guest::{Results, Verified},
-    packages::Series,
+    guest::{Guest, Results, Verified},
+    packages::{Build, Flavour, Series},
+    qemu::Qemu,
 };
 use crate::{
     build, packages as programs,
@@ -29,11 +35,14 @@ use crate::{
 };
 
 /// Programs that this task runs.
-const PROGRAMS: [programs::Program; 2] = [("qemu-system-x86_64", "qemu-system-x86"), ("ip", "iproute2")];
+pub(crate) const PROGRAMS: [programs::Program; 1] = [("ip", "iproute2")];
 
-/// Tests that run on every kernel: test programs, and tests in them. They are few, since QEMU emulates the processor, and
-/// together they go once through all that `tfo` does.
-const TESTS: [(&str, &[&str]); 3] = [
+/// Tests of a guest: test programs, and tests in them.
+pub(crate) type Tests = [(&'static str, &'static [&'static str])];
+
+/// Tests that run on every cloud kernel. They are few, since QEMU emulates the processor, and together they go once through
+/// all that `tfo` does.
+const TESTS: &Tests = &[
     ("verifier", &["verification_costs"]),
     (
         "kernel",
@@ -56,12 +65,39 @@ const TESTS: [(&str, &[&str]); 3] = [
     ),
 ];
 
+/// Tests that run on other flavours. Frames are parsed and judged there as in the cloud kernel, which has the same code. What may
+/// differ is the verifier, whose limits depend on the configuration, and under PREEMPT_RT all that waits for a lock: programs on
+/// real traffic, the program that follows connections, and its storage of sockets.
+const TESTS_OF_FLAVOURS: &Tests = &[
+    ("verifier", &["verification_costs"]),
+    (
+        "netns",
+        &[
+            "lifecycle::several_interfaces_have_their_own_state",
+            "protect::both_families_are_protected",
+            "keys::a_client_that_comes_back_is_served_by_accelerate",
+            "lab::the_lab_sees_every_class_and_agrees_with_the_kernel",
+        ],
+    ),
+];
+
+/// Returns the tests that run on a kernel.
+fn tests_on(build: Build) -> &'static Tests {
+    match build.flavour {
+        Flavour::Cloud => TESTS,
+        Flavour::Generic | Flavour::Rt => TESTS_OF_FLAVOURS,
+    }
+}
+
 /// Arguments of `cargo xtask kernels`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run only on this series of kernels, such as 6.1; may be repeated
     #[arg(long = "kernel", value_name = "SERIES", value_parser = series)]
     kernels: Vec<Series>,
+    /// Run only on kernels of this flavour; may be repeated
+    #[arg(long = "flavour", value_name = "FLAVOUR")]
+    flavours: Vec<Flavour>,
     /// Write what the verifier needs now into the budget (xtask/src/kernels/budget.txt)
     #[arg(long)]
     update: bool,
@@ -70,7 +106,21 @@ pub(crate) struct Args {
     kvm: bool,
 }
 
-fn series(name: &str) -> Result<Series, String> {
+impl Args {
+    /// Returns the kernels to run on.
+    fn builds(&self) -> Vec<Build> {
+        let series =
+            packages::ALL.iter().filter(|series| self.kernels.is_empty() || self.kernels.contains(series));
+        let flavours = |&series| {
+            let all = Flavour::ALL.into_iter();
+            all.filter(|flavour| self.flavours.is_empty() || self.flavours.contains(flavour))
+                .map(move |flavour| Build { series, flavour, architecture: Architecture::X86_64 })
+        };
+        series.flat_map(flavours).collect()
+    }
+}
+
+pub(crate) fn series(name: &str) -> Result<Series, String> {
     let names = packages::ALL.map(|series| series.name).join(", ");
     let found = packages::ALL.into_iter().find(|series| series.name == name);
     found.ok_or_else(|| format!("the kernels are {names}"))
@@ -84,17 +134,17 @@ pub(crate) fn kernels(args: &Args) -> Result<ExitCode> {
     );
     programs::ensure(&PROGRAMS)?;
     let tfo = build::build(&build::Args::default())?;
-    let mut programs = build_tests()?;
+    let mut programs = build_tests(TESTS)?;
     programs.push(("tfo".to_owned(), tfo));
 
     let mut budget = Budget::read()?;
-    let chosen = packages::ALL.into_iter();
-    let chosen = chosen.filter(|series| args.kernels.is_empty() || args.kernels.contains(series));
-    let reports: Vec<_> = chosen.map(|series| Report::of(series, &programs, args.kvm)).collect();
+    let reports: Vec<_> =
+        args.builds().into_iter().map(|build| Report::of(build, &programs, args.kvm)).collect();
     if args.update {
-        for report in &reports {
+        // One budget holds for all flavours of a series.
+        for report in reports.iter().filter(|report| report.build.flavour == Flavour::Cloud) {
             for verified in report.verified() {
-                budget.set(report.series.name, &verified.form, verified.instructions);
+                budget.set(report.build.series.name, &verified.form, verified.instructions);
             }
         }
         budget.write()?;
@@ -102,15 +152,15 @@ pub(crate) fn kernels(args: &Args) -> Result<ExitCode> {
     Ok(summarize(&reports, &budget))
 }
 
-/// Builds the tests. Returns the name and the path of each file.
-fn build_tests() -> Result<Vec<(String, PathBuf)>> {
+/// Builds the tests of these test programs. Returns the name and the path of each file.
+pub(crate) fn build_tests(tests: &Tests) -> Result<Vec<(String, PathBuf)>> {
     step("building the tests");
     let mut command = cargo();
     // The same packages and features as for `cargo xtask test`, so that both share one build.
     command.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]).args(FEATURES);
-    command.args(TESTS.iter().flat_map(|(program, _)| ["--test", program]));
+    command.args(tests.iter().flat_map(|(program, _)| ["--test", program]));
     let messages = output(command.stderr(std::process::Stdio::inherit()))?;
-    TESTS.iter().map(|(program, _)| Ok(((*program).to_owned(), executable(&messages, program)?))).collect()
+    tests.iter().map(|(program, _)| Ok(((*program).to_owned(), executable(&messages, program)?))).collect()
 }
 
 /// Returns the path that cargo prints for the program of the target `name`.
@@ -126,27 +176,51 @@ fn executable(messages: &str, name: &str) -> Result<PathBuf> {
 
 /// Result of one kernel.
 struct Report {
-    series: Series,
+    build: Build,
     time: Duration,
     results: Result<Results>,
 }
 
 impl Report {
-    fn of(series: Series, programs: &[(String, PathBuf)], kvm: bool) -> Self {
-        step(&format!("Linux {}", series.name));
+    fn of(build: Build, programs: &[(String, PathBuf)], kvm: bool) -> Self {
+        step(&build.to_string());
         let start = Instant::now();
-        let results = Self::run(series, programs, kvm);
-        Self { series, time: start.elapsed(), results }
+        let results = Self::run(build, programs, kvm);
+        Self { build, time: start.elapsed(), results }
     }
 
-    fn run(series: Series, programs: &[(String, PathBuf)], kvm: bool) -> Result<Results> {
-        let kernel = series.fetch()?;
-        let initramfs = image::make(&kernel, programs, &plan())?;
-        guest::run(&kernel, &initramfs, kvm)
+    fn run(build: Build, programs: &[(String, PathBuf)], kvm: bool) -> Result<Results> {
+        let kernel = build.fetch(&packages::FOR_TESTS)?;
+        let initramfs = image::make(&kernel, programs, &plan(tests_on(build)))?;
+        let qemu = Qemu::installed()?;
+        Guest { kernel: &kernel, initramfs: &initramfs, kvm, qemu, devices: vec![], environment: None }.run()
     }
 
     fn verified(&self) -> &[Verified] {
         self.results.as_ref().map_or(&[], |results| &results.verified)
+    }
+
+    fn release(&self) -> &str {
+        self.results.as_ref().map_or(self.build.series.name, |results| &results.release)
+    }
+
+    /// Returns the line of the table.
+    fn line(&self) -> String {
+        let numbers = match &self.results {
+            Ok(Results { tally, .. }) => {
+                [tally.passed(), tally.failed(), tally.skipped()].map(|n| n.to_string())
+            }
+            Err(_) => ["-"; 3].map(str::to_owned),
+        };
+        let [passed, failed, skipped] = numbers;
+        let Build { flavour, architecture, .. } = self.build;
+        format!(
+            "{:<28}{:<10}{:<14}{passed:>7}{failed:>8}{skipped:>9}{:>9}",
+            self.release(),
+            flavour.name(),
+            architecture.name(),
+            self.time.as_secs()
+        )
     }
 
     /// Returns the complaints, a line for each.
@@ -156,11 +230,11 @@ impl Report {
             Err(err) => return vec![format!("{err:#}")],
         };
         let mut complaints: Vec<_> = results.tally.remarks().map(str::to_owned).collect();
-        let expected: usize = TESTS.iter().map(|(_, tests)| tests.len()).sum();
+        let expected: usize = tests_on(self.build).iter().map(|(_, tests)| tests.len()).sum();
         if results.tally.passed() != expected {
             complaints.push(format!("{} tests should have passed: {}", expected, results.tally));
         }
-        let name = self.series.name;
+        let name = self.build.series.name;
         for Verified { form, instructions, .. } in &results.verified {
             match budget.compare(name, form, *instructions) {
                 None => complaints.push(format!("there is no budget for {form}: add it by --update")),
@@ -179,36 +253,34 @@ impl Report {
 }
 
 /// Returns the plan of the guest: one line for each program to run.
-fn plan() -> String {
-    TESTS.iter().fold(String::new(), |mut plan, (program, tests)| {
+pub(crate) fn plan(tests: &Tests) -> String {
+    tests.iter().fold(String::new(), |mut plan, (program, tests)| {
         writeln!(plan, "{program} {}", tests.join(" ")).expect("a String takes everything");
         plan
     })
 }
 
-/// Prints the table, the complaints and the sum.
+/// Prints the tables, the complaints and the sum.
 fn summarize(reports: &[Report], budget: &Budget) -> ExitCode {
-    println!();
-    println!(
-        "{:<28}{:<22}{:>12}{:>10}{:>7}{:>9}",
-        "kernel", "program", "verified", "budget", "stack", "seconds"
-    );
-    let mut failed = 0;
+    println!("\n{:<28}{:<22}{:>12}{:>10}{:>7}", "kernel", "program", "verified", "budget", "stack");
     for report in reports {
-        let release = report.results.as_ref().map_or(report.series.name, |results| &results.release);
-        let seconds = report.time.as_secs();
         for Verified { form, instructions, stack } in report.verified() {
-            let compared = budget.compare(report.series.name, form, *instructions);
+            let compared = budget.compare(report.build.series.name, form, *instructions);
             let more = compared.map_or_else(|| "none".to_owned(), |(more, _)| format!("{more:+.1} %"));
-            println!("{release:<28}{form:<22}{instructions:>12}{more:>10}{stack:>7}{seconds:>9}");
-        }
-        if report.verified().is_empty() {
-            println!("{release:<28}{:<22}{:>12}{:>10}{:>7}{seconds:>9}", "-", "-", "-", "-");
+            println!("{:<28}{form:<22}{instructions:>12}{more:>10}{stack:>7}", report.release());
         }
     }
+    println!(
+        "\n{:<28}{:<10}{:<14}{:>7}{:>8}{:>9}{:>9}",
+        "kernel", "flavour", "architecture", "passed", "failed", "skipped", "seconds"
+    );
+    for report in reports {
+        println!("{}", report.line());
+    }
+    let mut failed = 0;
     for report in reports {
         let complaints = report.complaints(budget);
-        complaints.iter().for_each(|complaint| println!("Linux {}: {complaint}", report.series.name));
+        complaints.iter().for_each(|complaint| println!("{}: {complaint}", report.build));
         failed += usize::from(!complaints.is_empty());
     }
     println!("{} kernels passed, {failed} failed", reports.len() - failed);
@@ -218,6 +290,11 @@ fn summarize(reports: &[Report], budget: &Budget) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Returns a build of the first series.
+    fn build(flavour: Flavour) -> Build {
+        Build { series: packages::ALL[0], flavour, architecture: Architecture::X86_64 }
+    }
 
     #[test]
     fn the_path_of_a_test_is_found() {
@@ -234,7 +311,8 @@ mod tests {
         results.tally.read(&format!("test result: ok. {passed} passed; 0 failed"));
         let mut budget = Budget::default();
         budget.set("5.10", "observe ip", 1000);
-        Report { series: packages::ALL[0], time: Duration::ZERO, results: Ok(results) }.complaints(&budget)
+        Report { build: build(Flavour::Cloud), time: Duration::ZERO, results: Ok(results) }
+            .complaints(&budget)
     }
 
     #[test]
@@ -250,7 +328,7 @@ mod tests {
         assert_eq!(complaints(1000, all - 1), [expected]);
 
         let report = Report {
-            series: packages::ALL[0],
+            build: build(Flavour::Cloud),
             time: Duration::ZERO,
             results: Err(anyhow::anyhow!("no mirror")),
         };
@@ -262,8 +340,30 @@ mod tests {
         let mut budget = Budget::default();
         budget.set("5.10", "observe ip", 1000);
         let report =
-            Report { series: packages::ALL[0], time: Duration::ZERO, results: Ok(Results::default()) };
+            Report { build: build(Flavour::Rt), time: Duration::ZERO, results: Ok(Results::default()) };
         assert!(report.complaints(&budget).contains(&"observe ip was not measured".to_owned()));
+    }
+
+    #[test]
+    fn kernels_are_chosen_by_series_and_flavour() {
+        let chosen = |kernels: &[Series], flavours: &[Flavour]| {
+            Args { kernels: kernels.to_vec(), flavours: flavours.to_vec(), update: false, kvm: false }
+                .builds()
+        };
+        assert_eq!(chosen(&[], &[]).len(), 15);
+        assert_eq!(chosen(&packages::ALL[..1], &[Flavour::Rt]), [build(Flavour::Rt)]);
+        assert_eq!(chosen(&[], &[Flavour::Generic]).len(), 5);
+    }
+
+    #[test]
+    fn a_line_names_kernel_and_results() {
+        let mut results = Results::default();
+        results.release.push_str("5.10.0-32-rt-amd64");
+        results.tally.read("test result: FAILED. 3 passed; 1 failed; 2 ignored");
+        let report =
+            Report { build: build(Flavour::Rt), time: Duration::from_secs(71), results: Ok(results) };
+        let words: Vec<_> = report.line().split_whitespace().map(str::to_owned).collect();
+        assert_eq!(words, ["5.10.0-32-rt-amd64", "rt", "amd64", "3", "1", "2", "71"]);
     }
 
     #[test]

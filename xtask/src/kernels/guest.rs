@@ -1,17 +1,17 @@
 //! Boot of one kernel in QEMU, and the output of its guest.
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use anyhow::{Result, ensure};
 
-use super::packages::Kernel;
+use super::{packages::Kernel, qemu::Qemu};
 use crate::{
     test::tally::Tally,
     workspace::{command, for_each_line},
 };
 
 /// Longest time of a guest, in seconds. Only a guest that hangs takes as long.
-const PATIENCE: &str = "900";
+const PATIENCE: &str = "1800";
 
 /// Command line of the guest's kernel.
 ///
@@ -21,59 +21,87 @@ const COMMAND_LINE: &str = "console=ttyS0 panic=-1 slab_debug=F,kmalloc-*";
 
 /// Results that a guest printed.
 #[derive(Debug, Default)]
-pub(super) struct Results {
+pub(crate) struct Results {
     /// Release of its kernel.
-    pub(super) release: String,
+    pub(crate) release: String,
     /// Results of the verifier, one for each form of the program.
-    pub(super) verified: Vec<Verified>,
-    pub(super) tally: Tally,
+    pub(crate) verified: Vec<Verified>,
+    pub(crate) tally: Tally,
     is_done: bool,
 }
 
 /// Result of the verifier for one form of the program.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Verified {
-    pub(super) form: String,
-    pub(super) instructions: u32,
+pub(crate) struct Verified {
+    pub(crate) form: String,
+    pub(crate) instructions: u32,
     /// Depth of the stack in bytes.
-    pub(super) stack: u32,
+    pub(crate) stack: u32,
 }
 
-/// Boots `kernel` with the file system `initramfs`. Shows its output as it comes, and returns the results in it.
-pub(super) fn run(kernel: &Kernel, initramfs: &Path, kvm: bool) -> Result<Results> {
-    let console = kernel.image.with_file_name("console.log");
-    // Without cmpxchg16b: QEMU 7.2 sometimes emulates it with wrong flags, the trap flag among them. That crashed the
-    // allocator of Linux 6.12.
-    let accelerator =
-        if kvm { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg", "-cpu", "max,-cx16"] };
-    let mut qemu = command("timeout");
-    qemu.args([PATIENCE, "qemu-system-x86_64", "-nodefaults", "-no-reboot", "-display", "none"])
-        .args(accelerator)
-        .args(["-m", "1G", "-smp", "2"])
-        .arg("-kernel")
-        .arg(&kernel.image)
-        .arg("-initrd")
-        .arg(initramfs)
-        .args(["-append", COMMAND_LINE])
-        .args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"])
-        .stdin(std::process::Stdio::null());
-    let mut results = Results::default();
-    let status = for_each_line(&mut qemu, |line| {
-        // The serial console ends lines with CR and LF.
-        let line = line.trim_end_matches('\r');
-        println!("{line}");
-        results.read(line);
-    })?;
-    ensure!(
-        status.success() && results.is_done,
-        "the guest did not come to its end ({status}): see {}",
-        console.display()
-    );
-    ensure!(results.tally.take_unfinished() == 0, "a test program ended without a result");
-    Ok(results)
+/// Guest to boot.
+#[derive(Debug)]
+pub(crate) struct Guest<'a> {
+    pub(crate) kernel: &'a Kernel,
+    /// File system, from [`image`](super::image).
+    pub(crate) initramfs: &'a Path,
+    /// Whether /dev/kvm is used, instead of emulating the processor.
+    pub(crate) kvm: bool,
+    /// Emulator.
+    pub(crate) qemu: Qemu,
+    /// Arguments of the emulator for further devices.
+    pub(crate) devices: Vec<String>,
+    /// Environment of the tests: `NAME=VALUE`, without spaces.
+    pub(crate) environment: Option<String>,
+}
+
+impl Guest<'_> {
+    /// Boots it. Shows its output as it comes, and returns the results in it.
+    pub(crate) fn run(&self) -> Result<Results> {
+        let console = self.kernel.image.with_file_name("console.log");
+        // Without cmpxchg16b: QEMU 7.2 sometimes emulates it with wrong flags, the trap flag among them. That crashed the
+        // allocator of Linux 6.12.
+        let accelerator =
+            if self.kvm { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg", "-cpu", "max,-cx16"] };
+        let mut qemu = command("timeout");
+        // The kernel hands what it does not know itself to the first process, as its environment.
+        let command_line = [Some(COMMAND_LINE), self.environment.as_deref()];
+        qemu.arg(PATIENCE)
+            .args(self.qemu.command())
+            .args(["-nodefaults", "-no-reboot", "-display", "none"])
+            .args(accelerator)
+            .args(["-m", "1G", "-smp", "2"])
+            .arg("-kernel")
+            .arg(&self.kernel.image)
+            .arg("-initrd")
+            .arg(self.initramfs)
+            .args(["-append", &command_line.into_iter().flatten().collect::<Vec<_>>().join(" ")])
+            .args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"])
+            .args(&self.devices)
+            .stdin(std::process::Stdio::null());
+        Results::of(&mut qemu, &console)
+    }
 }
 
 impl Results {
+    /// Runs the emulator to its end.
+    fn of(qemu: &mut Command, console: &Path) -> Result<Self> {
+        let mut results = Self::default();
+        let status = for_each_line(qemu, |line| {
+            // The serial console ends lines with CR and LF.
+            let line = line.trim_end_matches('\r');
+            println!("{line}");
+            results.read(line);
+        })?;
+        ensure!(
+            status.success() && results.is_done,
+            "the guest did not come to its end ({status}): see {}",
+            console.display()
+        );
+        ensure!(results.tally.take_unfinished() == 0, "a test program ended without a result");
+        Ok(results)
+    }
+
     fn read(&mut self, line: &str) {
         match line.strip_prefix("guest: ") {
             Some("done") => self.is_done = true,

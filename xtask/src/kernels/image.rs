@@ -15,13 +15,13 @@ use crate::{
 
 /// Makes the initramfs for `kernel`. `programs`, each a name and a file, go to `/tests`. `plan` has one line for each
 /// program to run, with its arguments.
-pub(super) fn make(kernel: &Kernel, programs: &[(String, PathBuf)], plan: &str) -> Result<PathBuf> {
+pub(crate) fn make(kernel: &Kernel, programs: &[(String, PathBuf)], plan: &str) -> Result<PathBuf> {
     let root = packages::dir().join("image");
     empty_dir(&root)?;
     for folder in ["bin", "dev", "etc", "modules", "proc", "run", "sbin", "sys", "tests", "tmp", "var/lib"] {
         empty_dir(&root.join(folder))?;
     }
-    let busybox = packages::busybox()?;
+    let busybox = packages::busybox(kernel.architecture)?;
     copy(&busybox, &root.join("bin/busybox"))?;
     for (name, program) in programs {
         let place = root.join("tests").join(name);
@@ -33,7 +33,7 @@ pub(super) fn make(kernel: &Kernel, programs: &[(String, PathBuf)], plan: &str) 
     copy(&ip, &root.join("sbin/ip"))?;
     copy_libraries(&ip, &root)?;
     for (n, module) in kernel.modules.iter().enumerate() {
-        copy(module, &root.join(format!("modules/{n}.ko")))?;
+        copy(module, &root.join(format!("modules/{n:02}.ko")))?;
     }
     write(&root.join("plan"), plan)?;
     write(&root.join("init"), include_str!("init.sh"))?;

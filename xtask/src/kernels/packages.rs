@@ -1,26 +1,27 @@
 //! Kernels from Debian's packages, kept under `target/kernels`.
 
 use std::{
-    fs::{self, File},
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 
+use super::{architecture::Architecture, modules};
 use crate::{
     apt::Apt,
-    workspace::{command, empty_dir, is_installed, remove_dir, rename, root, run, step},
+    workspace::{empty_dir, remove_dir, rename, root, step},
 };
 
 /// Series of kernels, and the suite of Debian that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Series {
-    pub(super) name: &'static str,
+pub(crate) struct Series {
+    pub(crate) name: &'static str,
     suite: &'static str,
 }
 
 /// Oldest kernel that we support, those of Debian's releases, and the newest that Debian has.
-pub(super) const ALL: [Series; 5] = [
+pub(crate) const ALL: [Series; 5] = [
     Series { name: "5.10", suite: "bullseye" },
     Series { name: "6.1", suite: "bookworm" },
     Series { name: "6.12", suite: "trixie" },
@@ -28,67 +29,116 @@ pub(super) const ALL: [Series; 5] = [
     Series { name: "7.3", suite: "trixie-backports" },
 ];
 
+/// Flavour of Debian's kernels: one configuration of the same source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Flavour {
+    /// Only the drivers of virtual machines
+    Cloud,
+    /// All drivers
+    Generic,
+    /// All drivers, and PREEMPT_RT
+    Rt,
+}
+
+impl Flavour {
+    pub(super) const ALL: [Self; 3] = [Self::Cloud, Self::Generic, Self::Rt];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Cloud => "cloud",
+            Self::Generic => "generic",
+            Self::Rt => "rt",
+        }
+    }
+
+    /// Returns the ending of the packages' names.
+    fn ending(self, architecture: Architecture) -> String {
+        let architecture = architecture.name();
+        match self {
+            Self::Cloud => format!("-cloud-{architecture}"),
+            Self::Generic => format!("-{architecture}"),
+            Self::Rt => format!("-rt-{architecture}"),
+        }
+    }
+}
+
 /// Suite with the busybox of all guests.
 const BUSYBOX: &str = "trixie";
 
-/// Ending of Debian's names for kernels that have only the drivers of virtual machines.
-const FLAVOUR: &str = "-cloud-amd64";
-
 /// Modules that the tests need.
-const MODULES: [&str; 2] = ["veth", "tun"];
+pub(crate) const FOR_TESTS: [&str; 2] = ["veth", "tun"];
 
 /// Returns the folder of the kernels.
-pub(super) fn dir() -> PathBuf {
+pub(crate) fn dir() -> PathBuf {
     root().join("target/kernels")
+}
+
+/// Kernel of Debian, by what it was built from and for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Build {
+    pub(crate) series: Series,
+    pub(crate) flavour: Flavour,
+    pub(crate) architecture: Architecture,
+}
+
+impl fmt::Display for Build {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { series, flavour, architecture } = self;
+        write!(f, "Linux {} ({}, {})", series.name, flavour.name(), architecture.name())
+    }
 }
 
 /// Kernel and its modules.
 #[derive(Debug)]
-pub(super) struct Kernel {
+pub(crate) struct Kernel {
     /// Bootable image.
-    pub(super) image: PathBuf,
+    pub(crate) image: PathBuf,
+    pub(crate) architecture: Architecture,
     /// Uncompressed modules, in the order in which they have to be loaded.
-    pub(super) modules: Vec<PathBuf>,
+    pub(crate) modules: Vec<PathBuf>,
 }
 
-impl Series {
-    /// Returns the kernel of the series that was the newest when it was first fetched.
-    pub(super) fn fetch(self) -> Result<Kernel> {
-        let dir = dir().join(self.name);
+impl Build {
+    /// Returns the kernel that was the newest when it was first fetched, with the modules of these names and those that
+    /// they depend on.
+    pub(crate) fn fetch(self, modules: &[&str]) -> Result<Kernel> {
+        let Self { series, flavour, architecture } = self;
+        let name = format!("{}{}", series.name, flavour.ending(architecture));
+        let dir = dir().join(&name);
         if !dir.is_dir() {
-            self.install(&dir)
-                .with_context(|| format!("cannot get a kernel {} from Debian's {}", self.name, self.suite))?;
+            self.install(&name, &dir)
+                .with_context(|| format!("cannot get {self} from Debian's {}", series.suite))?;
         }
-        let modules = MODULES.map(|module| dir.join(format!("{module}.ko"))).to_vec();
-        Ok(Kernel { image: dir.join("vmlinuz"), modules })
+        let modules = modules::with_dependencies(&dir.join("modules"), modules)?;
+        Ok(Kernel { image: dir.join("vmlinuz"), architecture, modules })
     }
 
-    fn install(self, dir: &Path) -> Result<()> {
-        let aside = Aside::new(self.name)?;
-        let apt = aside.apt(self.suite)?;
-        let packages = choose(&apt.names("linux-")?, self.name);
+    fn install(self, name: &str, dir: &Path) -> Result<()> {
+        let Self { series, flavour, architecture } = self;
+        let aside = Aside::new(name)?;
+        let apt = aside.apt(series.suite, architecture)?;
+        let ending = flavour.ending(architecture);
+        let packages = choose(&apt.names("linux-")?, series.name, &ending);
         let packages =
-            packages.with_context(|| format!("no package linux-image-{}.*{FLAVOUR}", self.name))?;
-        step(&format!("fetching {}, from {}", packages.join(" and "), self.suite));
+            packages.with_context(|| format!("no package linux-image-{}.*{ending}", series.name))?;
+        step(&format!("fetching {}, from {}", packages.join(" and "), series.suite));
         for package in packages {
             apt.unpack(&package, &aside.files())?;
         }
         let ready = aside.ready()?;
         copy(&find(&aside.files(), "vmlinuz")?, &ready.join("vmlinuz"))?;
-        for module in MODULES.map(|module| format!("{module}.ko")) {
-            let file = find(&aside.files(), &module)?;
-            decompress(&file, &ready.join(module))?;
-        }
+        modules::keep(&aside.files(), &ready.join("modules"))?;
         aside.finish(dir)
     }
 }
 
 /// Returns a busybox that needs no library, for the guests and to pack their file system.
-pub(super) fn busybox() -> Result<PathBuf> {
-    let dir = dir().join("busybox");
+pub(super) fn busybox(architecture: Architecture) -> Result<PathBuf> {
+    let name = format!("busybox-{}", architecture.name());
+    let dir = dir().join(&name);
     if !dir.is_dir() {
-        let aside = Aside::new("busybox")?;
-        aside.apt(BUSYBOX)?.unpack("busybox-static", &aside.files())?;
+        let aside = Aside::new(&name)?;
+        aside.apt(BUSYBOX, architecture)?.unpack("busybox-static", &aside.files())?;
         copy(&aside.files().join("usr/bin/busybox"), &aside.ready()?.join("busybox"))?;
         aside.finish(&dir)?;
     }
@@ -105,8 +155,8 @@ impl Aside {
         Ok(Self(dir))
     }
 
-    fn apt(&self, suite: &str) -> Result<Apt> {
-        Apt::new(self.0.join("apt"), suite)
+    fn apt(&self, suite: &str, architecture: Architecture) -> Result<Apt> {
+        Apt::of_architecture(self.0.join("apt"), suite, architecture.name())
     }
 
     fn files(&self) -> PathBuf {
@@ -125,11 +175,15 @@ impl Aside {
     }
 }
 
-/// Returns the packages of the newest kernel of a series: one, or, since Debian splits kernels, one with the image and
-/// one with the modules.
-fn choose(names: &[String], series: &str) -> Option<Vec<String>> {
+/// Returns the packages of the newest kernel of a series and a flavour, whose names end with `ending`: one, or, since Debian
+/// splits kernels, one with the image and one with the modules.
+fn choose(names: &[String], series: &str, ending: &str) -> Option<Vec<String>> {
     let prefix = format!("linux-image-{series}.");
-    let is_one = |name: &&String| name.starts_with(&prefix) && name.ends_with(FLAVOUR);
+    // Between them stands the version, and no other flavour.
+    let is_version = |rest: &str| !rest.contains("-cloud") && !rest.contains("-rt");
+    let is_one = |name: &&String| {
+        name.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(ending)).is_some_and(is_version)
+    };
     let newest = names.iter().filter(is_one).max_by_key(|name| version(name))?;
     let split = ["linux-binary-", "linux-modules-"].map(|kind| newest.replacen("linux-image-", kind, 1));
     if split.iter().all(|name| names.contains(name)) {
@@ -144,7 +198,7 @@ fn version(name: &str) -> Vec<u32> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
-/// Returns the file under `dir` that is called `name`, with any suffix (`vmlinuz-6.1…`, `veth.ko.xz`).
+/// Returns the file under `dir` that is called `name`, with any suffix (`vmlinuz-6.1…`).
 fn find(dir: &Path, name: &str) -> Result<PathBuf> {
     search(dir, name)
         .with_context(|| format!("cannot search {}", dir.display()))?
@@ -170,19 +224,6 @@ fn search(dir: &Path, name: &str) -> std::io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Decompresses a module, or copies it if it is not compressed.
-fn decompress(from: &Path, to: &Path) -> Result<()> {
-    let program = match from.extension().and_then(|extension| extension.to_str()) {
-        Some("xz") => ("xz", "xz-utils"),
-        Some("zst") => ("zstd", "zstd"),
-        _ => return copy(from, to),
-    };
-    let (program, package) = program;
-    anyhow::ensure!(is_installed(program), "{program} is not installed: apt-get install {package}");
-    let file = File::create(to).with_context(|| format!("cannot create {}", to.display()))?;
-    run(command(program).args(["--decompress", "--stdout"]).arg(from).stdout(file))
-}
-
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to)
         .map(drop)
@@ -193,8 +234,9 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn chosen(names: &[&str], series: &str) -> Option<Vec<String>> {
-        choose(&names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>(), series)
+    fn chosen(names: &[&str], series: &str, flavour: Flavour) -> Option<Vec<String>> {
+        let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+        choose(&names, series, &flavour.ending(Architecture::X86_64))
     }
 
     #[test]
@@ -204,14 +246,19 @@ mod tests {
             "linux-image-6.12.107+deb13-cloud-amd64",
             "linux-image-6.12.107+deb13-cloud-amd64-dbg",
             "linux-image-6.12.200+deb13-amd64",
+            "linux-image-6.12.201+deb13-rt-amd64",
+            "linux-image-6.12.202+deb13-cloud-arm64",
             "linux-image-6.1.0-50-cloud-amd64",
             "linux-image-6.18.15+deb13-cloud-amd64",
             "linux-image-cloud-amd64",
         ];
         let one = |name: &str| Some(vec![name.to_owned()]);
-        assert_eq!(chosen(&names, "6.12"), one("linux-image-6.12.107+deb13-cloud-amd64"));
-        assert_eq!(chosen(&names, "6.1"), one("linux-image-6.1.0-50-cloud-amd64"));
-        assert_eq!(chosen(&names, "5.10"), None);
+        assert_eq!(chosen(&names, "6.12", Flavour::Cloud), one("linux-image-6.12.107+deb13-cloud-amd64"));
+        assert_eq!(chosen(&names, "6.12", Flavour::Generic), one("linux-image-6.12.200+deb13-amd64"));
+        assert_eq!(chosen(&names, "6.12", Flavour::Rt), one("linux-image-6.12.201+deb13-rt-amd64"));
+        assert_eq!(chosen(&names, "6.1", Flavour::Cloud), one("linux-image-6.1.0-50-cloud-amd64"));
+        assert_eq!(chosen(&names, "6.1", Flavour::Generic), None);
+        assert_eq!(chosen(&names, "5.10", Flavour::Cloud), None);
     }
 
     #[test]
@@ -223,6 +270,6 @@ mod tests {
             "linux-binary-7.3.9+deb13-cloud-amd64",
         ];
         let expected = ["linux-binary-7.3.4+deb13-cloud-amd64", "linux-modules-7.3.4+deb13-cloud-amd64"];
-        assert_eq!(chosen(&names, "7.3"), Some(expected.map(str::to_owned).to_vec()));
+        assert_eq!(chosen(&names, "7.3", Flavour::Cloud), Some(expected.map(str::to_owned).to_vec()));
     }
 }

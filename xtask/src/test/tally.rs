@@ -57,6 +57,10 @@ impl Tally {
         self.failed
     }
 
+    pub(crate) fn skipped(&self) -> usize {
+        self.skipped
+    }
+
     /// Whether nothing was counted at all.
     pub(crate) fn is_empty(&self) -> bool {
         self.passed + self.failed + self.skipped == 0
