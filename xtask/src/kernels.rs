@@ -2,15 +2,14 @@
 //!
 //! [`packages`] fetches the kernels and [`modules`] what they load, [`image`] packs some of the in-kernel and namespace tests
 //! for them, [`guest`] runs
-//! these in [`qemu`], and [`budget`] has the number of instructions that the verifier may need.
+//! these, and [`budget`] has the number of instructions that the verifier may need.
 
-pub(crate) mod architecture;
+mod architecture;
 mod budget;
-pub(crate) mod guest;
-pub(crate) mod image;
+mod guest;
+mod image;
 mod modules;
-pub(crate) mod packages;
-pub(crate) mod qemu;
+mod packages;
 
 use std::{
     fmt::Write as _,
@@ -26,7 +25,6 @@ use self::{
     budget::Budget,
     guest::{Guest, Results, Verified},
     packages::{Build, Flavour, Series},
-    qemu::Qemu,
 };
 use crate::{
     build, packages as programs,
@@ -35,10 +33,10 @@ use crate::{
 };
 
 /// Programs that this task runs.
-pub(crate) const PROGRAMS: [programs::Program; 1] = [("ip", "iproute2")];
+const PROGRAMS: [programs::Program; 2] = [("qemu-system-x86_64", "qemu-system-x86"), ("ip", "iproute2")];
 
 /// Tests of a guest: test programs, and tests in them.
-pub(crate) type Tests = [(&'static str, &'static [&'static str])];
+type Tests = [(&'static str, &'static [&'static str])];
 
 /// Tests that run on every cloud kernel. They are few, since QEMU emulates the processor, and together they go once through
 /// all that `tfo` does.
@@ -120,7 +118,7 @@ impl Args {
     }
 }
 
-pub(crate) fn series(name: &str) -> Result<Series, String> {
+fn series(name: &str) -> Result<Series, String> {
     let names = packages::ALL.map(|series| series.name).join(", ");
     let found = packages::ALL.into_iter().find(|series| series.name == name);
     found.ok_or_else(|| format!("the kernels are {names}"))
@@ -153,7 +151,7 @@ pub(crate) fn kernels(args: &Args) -> Result<ExitCode> {
 }
 
 /// Builds the tests of these test programs. Returns the name and the path of each file.
-pub(crate) fn build_tests(tests: &Tests) -> Result<Vec<(String, PathBuf)>> {
+fn build_tests(tests: &Tests) -> Result<Vec<(String, PathBuf)>> {
     step("building the tests");
     let mut command = cargo();
     // The same packages and features as for `cargo xtask test`, so that both share one build.
@@ -192,8 +190,7 @@ impl Report {
     fn run(build: Build, programs: &[(String, PathBuf)], kvm: bool) -> Result<Results> {
         let kernel = build.fetch(&packages::FOR_TESTS)?;
         let initramfs = image::make(&kernel, programs, &plan(tests_on(build)))?;
-        let qemu = Qemu::installed()?;
-        Guest { kernel: &kernel, initramfs: &initramfs, kvm, qemu, devices: vec![], environment: None }.run()
+        Guest { kernel: &kernel, initramfs: &initramfs, kvm }.run()
     }
 
     fn verified(&self) -> &[Verified] {
@@ -253,7 +250,7 @@ impl Report {
 }
 
 /// Returns the plan of the guest: one line for each program to run.
-pub(crate) fn plan(tests: &Tests) -> String {
+fn plan(tests: &Tests) -> String {
     tests.iter().fold(String::new(), |mut plan, (program, tests)| {
         writeln!(plan, "{program} {}", tests.join(" ")).expect("a String takes everything");
         plan

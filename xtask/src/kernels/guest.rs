@@ -4,7 +4,7 @@ use std::{path::Path, process::Command};
 
 use anyhow::{Result, ensure};
 
-use super::{packages::Kernel, qemu::Qemu};
+use super::packages::Kernel;
 use crate::{
     test::tally::Tally,
     workspace::{command, for_each_line},
@@ -49,12 +49,6 @@ pub(crate) struct Guest<'a> {
     pub(crate) initramfs: &'a Path,
     /// Whether /dev/kvm is used, instead of emulating the processor.
     pub(crate) kvm: bool,
-    /// Emulator.
-    pub(crate) qemu: Qemu,
-    /// Arguments of the emulator for further devices.
-    pub(crate) devices: Vec<String>,
-    /// Environment of the tests: `NAME=VALUE`, without spaces.
-    pub(crate) environment: Option<String>,
 }
 
 impl Guest<'_> {
@@ -66,10 +60,7 @@ impl Guest<'_> {
         let accelerator =
             if self.kvm { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg", "-cpu", "max,-cx16"] };
         let mut qemu = command("timeout");
-        // The kernel hands what it does not know itself to the first process, as its environment.
-        let command_line = [Some(COMMAND_LINE), self.environment.as_deref()];
-        qemu.arg(PATIENCE)
-            .args(self.qemu.command())
+        qemu.args([PATIENCE, "qemu-system-x86_64"])
             .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .args(accelerator)
             .args(["-m", "1G", "-smp", "2"])
@@ -77,9 +68,8 @@ impl Guest<'_> {
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(self.initramfs)
-            .args(["-append", &command_line.into_iter().flatten().collect::<Vec<_>>().join(" ")])
+            .args(["-append", COMMAND_LINE])
             .args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"])
-            .args(&self.devices)
             .stdin(std::process::Stdio::null());
         Results::of(&mut qemu, &console)
     }
