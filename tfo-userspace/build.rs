@@ -1,4 +1,4 @@
-//! Compiles the eBPF programs. `dataplane/object.rs` includes the object at `$OUT_DIR/tfo-ebpf`, and
+//! Compiles the eBPF programs. `dataplane/object.rs` includes the objects at `$OUT_DIR/tfo-ebpf` and `$OUT_DIR/tcx`, and
 //! `kernel/listeners/walk.rs` that at `$OUT_DIR/listeners`.
 //!
 //! A second cargo compiles them in the workspace's root, where `.cargo/config.toml` has the flags and the linker.
@@ -29,7 +29,7 @@ const FOREIGN: [&str; 7] = [
 ];
 
 /// Objects that tfo includes: binaries of tfo-ebpf.
-const OBJECTS: [&str; 2] = ["tfo-ebpf", "listeners"];
+const OBJECTS: [&str; 3] = ["tfo-ebpf", "tcx", "listeners"];
 
 /// The same for whole families of variables.
 const FOREIGN_PREFIXES: [&str; 3] = ["CARGO_CFG_", "CARGO_FEATURE_", "CARGO_PROFILE_"];
@@ -65,20 +65,8 @@ fn build() -> Result<(), Box<dyn Error>> {
     let target_dir = out_dir.join("ebpf");
     let mut cargo = Command::new(variable("CARGO")?);
     cargo
-        .args([
-            "build",
-            "--package",
-            "tfo-ebpf",
-            "--bin",
-            OBJECTS[0],
-            "--bin",
-            OBJECTS[1],
-            "--release",
-            "--target",
-            target,
-            "-Z",
-            "build-std=core",
-        ])
+        .args(["build", "--package", "tfo-ebpf", "--release", "--target", target, "-Z", "build-std=core"])
+        .args(OBJECTS.iter().flat_map(|name| ["--bin", *name]))
         .arg("--target-dir")
         .arg(&target_dir)
         .current_dir(root);

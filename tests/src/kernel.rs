@@ -28,11 +28,24 @@ const TCX_NEXT: u32 = u32::MAX;
 /// Returns whether the kernel accepts `frame` for a test run. The frame must hold an Ethernet header, whatever the
 /// program expects, and fit into a page less the kernel's own needs (`bpf_prog_test_run_xdp`, net/bpf/test_run.c).
 pub fn fits(frame: &[u8]) -> bool {
-    (ETHERNET..=3500).contains(&frame.len())
+    // For a program at tcx, the IP header must be whole (`bpf_prog_test_run_skb`).
+    let least = match frame.get(12..14) {
+        _ if std::env::var_os(AT_TCX).is_none() => ETHERNET,
+        Some([0x08, 0x00]) => ETHERNET + 20,
+        Some([0x86, 0xdd]) => ETHERNET + 40,
+        _ => ETHERNET + 1,
+    };
+    (least..=3500).contains(&frame.len())
 }
 
+/// Return value of the program at tcx for a packet that it drops.
+const TC_ACT_SHOT: u32 = 2;
+
+/// Environment variable that has every [`Kernel`] load the program at tcx instead of that of XDP.
+pub const AT_TCX: &str = "TFO_TESTS_AT_TCX";
+
 /// Loaded program.
-pub struct Kernel(Object);
+pub struct Kernel(Object, LoadOptions);
 
 impl Kernel {
     /// Loads a program with maps of its own, and publishes `ring`, confirmed for good. All keys are tried for every
@@ -47,7 +60,10 @@ impl Kernel {
     /// Loads a program with these options, on the maps of a generation, if given. In mode `shield` it has no guards
     /// yet.
     pub fn with(options: &LoadOptions, shared: Option<SharedMaps<'_>>) -> Self {
-        let mut kernel = Self(Object::load(options, shared).expect("the program loads (is this root?)"));
+        let tcx = options.tcx || std::env::var_os(AT_TCX).is_some();
+        let options = &LoadOptions { tcx, ..*options };
+        let object = Object::load(options, shared).expect("the program loads (is this root?)");
+        let mut kernel = Self(object, *options);
         // Most tests have no controller, which would confirm the keys every second.
         kernel.confirm_at(u64::MAX);
         // Without a configured policy, the map's entry does not have the mode.
@@ -57,7 +73,7 @@ impl Kernel {
         kernel
     }
 
-    /// Returns the program.
+    /// Returns the program of XDP.
     pub fn program(&mut self) -> &mut Xdp {
         self.0.program().expect("the object has its program")
     }
@@ -171,7 +187,11 @@ impl Kernel {
 
     /// Runs BPF_PROG_TEST_RUN, and returns any error.
     pub fn test_run(&mut self, options: TestRunOptions<'_>) -> Result<TestRunResult, ProgramError> {
-        self.program().test_run(options)
+        if self.1.tcx {
+            self.0.tcx_program().expect("the object has its program").test_run(options)
+        } else {
+            self.program().test_run(options)
+        }
     }
 
     /// Sends `frame` through the program `repeat` times, each time with the bytes of the last run. Panics if it is
@@ -186,10 +206,11 @@ impl Kernel {
         let (data_in, data_out) = (Some(frame), Some(out.as_mut_slice()));
         let result = self.test_run(TestRunOptions { data_in, data_out, repeat, ..TestRunOptions::new() });
         let result = result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
-        if result.return_value == XDP_DROP {
+        let (pass, drop) = if self.1.tcx { (TCX_NEXT, TC_ACT_SHOT) } else { (XDP_PASS, XDP_DROP) };
+        if result.return_value == drop {
             return None;
         }
-        assert_eq!(result.return_value, XDP_PASS, "{name}");
+        assert_eq!(result.return_value, pass, "{name}");
         out.truncate(result.data_size_out as usize);
         Some(out)
     }

@@ -58,6 +58,14 @@ pub trait BytesMut: Bytes {
     /// Writes little-endian `words` at `offset`, with one check for all. Returns false and changes nothing if they would not all
     /// lie inside the frame.
     fn write_words<const N: usize>(&mut self, offset: usize, words: [u32; N]) -> bool;
+
+    /// Sets the checksum at `offset` to `sum`, which `change` has been added to. It is the last write of a change, and the frame
+    /// must not be read afterwards: the kernel may know better how to correct a checksum, and move the packet for it.
+    #[inline(always)]
+    fn set_checksum(&mut self, offset: usize, sum: u16, change: u16) {
+        let _: u16 = change;
+        self.write(offset, sum.to_le_bytes());
+    }
 }
 
 impl Bytes for [u8] {

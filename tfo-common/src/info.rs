@@ -59,5 +59,7 @@ named! {
         Native = "native",
         /// The stack, for drivers without XDP. It is correct, but no faster than the stack itself.
         Generic = "generic",
+        /// The stack, behind XDP and before netfilter. It goes beside any XDP program of others.
+        Tcx = "tcx",
     }
 }

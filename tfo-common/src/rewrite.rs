@@ -27,8 +27,8 @@ pub fn translate<B: BytesMut + ?Sized>(frame: &mut B, segment: &Segment, cookie:
     // The checksum is written only if the cookie could be written.
     if frame.write(tcp + old.offset as usize, cookie.to_le_bytes()) {
         // Cookies are little-endian words here. The sum is the same in either byte order, if all words are read in one.
-        let sum = checksum(u16::from_le_bytes(sum), old.value, cookie, old.offset & 1 == 1);
-        frame.write(tcp + CHECKSUM, sum.to_le_bytes());
+        let change = Change(change(old.value, cookie, old.offset & 1 == 1).into());
+        change.correct(frame, tcp, sum);
     }
 }
 
@@ -45,7 +45,7 @@ pub fn clamp<B: BytesMut + ?Sized>(frame: &mut B, tcp: usize, most: u16) {
     let new = most.to_be_bytes();
     if frame.write(tcp + WINDOW, new) {
         let change = Change::NONE.word(u16::from_le_bytes(old).into(), u16::from_le_bytes(new).into());
-        frame.write(tcp + CHECKSUM, change.apply(u16::from_le_bytes(sum)).to_le_bytes());
+        change.correct(frame, tcp, sum);
     }
 }
 
@@ -72,7 +72,7 @@ pub fn hide<B: BytesMut + ?Sized>(frame: &mut B, tcp: usize) {
         frame.write(tcp + TcpHdr::LEN + at, new.to_le_bytes());
         change = change.word(old.into(), new.into());
     }
-    frame.write(tcp + CHECKSUM, change.apply(u16::from_le_bytes(sum)).to_le_bytes());
+    change.correct(frame, tcp, sum);
 }
 
 /// Returns a mask with all ones in those bytes of a word whose bit is set in the lowest four bits of `places`.
@@ -114,6 +114,12 @@ impl Change {
     const fn word(self, old: u64, new: u64) -> Self {
         // Each half above a shorter word adds 0xffff, which is a zero in one's complement.
         Self(self.0 + halves(!old) + halves(new))
+    }
+
+    /// Corrects the checksum of the segment at `tcp`, which was `sum`.
+    #[inline(always)]
+    fn correct<B: BytesMut + ?Sized>(self, frame: &mut B, tcp: usize, sum: [u8; 2]) {
+        frame.set_checksum(tcp + CHECKSUM, self.apply(u16::from_le_bytes(sum)), fold(self.0));
     }
 
     /// Returns `checksum` after the change.

@@ -1,7 +1,6 @@
 //! Execution of decisions. Nothing else in the program writes to a packet or drops one. The functions that rewrite a
 //! frame are in `tfo_common::rewrite`.
 
-use aya_ebpf::bindings::{xdp_action, xdp_md};
 use tfo_common::{
     class::Class,
     description::Description,
@@ -11,9 +10,9 @@ use tfo_common::{
     verdict::Verdict,
 };
 
-use crate::{answer, frame::Frame, maps};
+use crate::{answer, context, frame::Frame, maps};
 
-/// Carries out `verdict` on the SYN of `class` at `segment` in `frame`, and returns the XDP action.
+/// Carries out `verdict` on the SYN of `class` at `segment` in `frame`, and returns the action.
 #[inline(always)]
 pub(crate) fn act(frame: Frame, verdict: Verdict, class: Class, segment: &Segment, ring: &KeyRing) -> u32 {
     match verdict {
@@ -25,11 +24,11 @@ pub(crate) fn act(frame: Frame, verdict: Verdict, class: Class, segment: &Segmen
             }
         }
         Verdict::Hide => hide(frame.ctx, frame.skipped as u32 + segment.tcp),
-        Verdict::Drop => return xdp_action::XDP_DROP,
+        Verdict::Drop => return context::DROP,
         Verdict::Answer if maps::answers() => return answer::tfo_answer(frame.ctx),
         Verdict::Answer => {}
     }
-    xdp_action::XDP_PASS
+    context::PASS
 }
 
 /// Translates the portable cookie of the current key. The kernel need not hand out a fresh one, as it does for its backup
@@ -46,12 +45,12 @@ fn translate(mut frame: Frame, segment: &Segment, cookie: u64) {
     rewrite::translate(&mut frame, segment, cookie);
 }
 
-/// Returns the XDP action for a described frame without a class.
+/// Returns the action for a described frame without a class.
 #[inline(always)]
 pub(crate) fn unfollowed(frame: Option<&mut Description>) -> u32 {
     match frame {
-        Some(frame) if frame.verdict == Verdict::Drop as u32 => xdp_action::XDP_DROP,
-        _ => xdp_action::XDP_PASS,
+        Some(frame) if frame.verdict == Verdict::Drop as u32 => context::DROP,
+        _ => context::PASS,
     }
 }
 
@@ -66,7 +65,7 @@ pub(crate) fn clamp(mut frame: Frame, tcp: usize, most: u16) {
 ///
 /// It is not inlined: it walks through all options, and hidden SYNs need no speed.
 #[inline(never)]
-fn hide(ctx: *mut xdp_md, tcp: u32) {
+fn hide(ctx: *mut context::Raw, tcp: u32) {
     // The mask tells the verifier how large the offset can be.
     rewrite::hide(&mut Frame::anew(ctx), (tcp & 0xffff) as usize);
 }

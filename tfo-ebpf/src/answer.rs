@@ -1,11 +1,8 @@
 //! Answers to SYNs in the kernel's place. [`tfo_prepare`] finds out whether the kernel would take the client's ACK, and
 //! [`tfo_compose`] makes the SYN cookie. The SYN is counted, and then [`tfo_answer`] turns it into the SYN-ACK.
 
-use aya_ebpf::{
-    bindings::{xdp_action, xdp_md},
-    helpers::generated::{
-        bpf_check_mtu, bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_tail,
-    },
+use aya_ebpf::helpers::generated::{
+    bpf_check_mtu, bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6,
 };
 use tfo_common::{
     answer::{
@@ -23,6 +20,7 @@ use tfo_common::{
 };
 
 use crate::{
+    context::{self, Raw},
     fields::{overflow, read, read_bit},
     frame::Frame,
     guards::check_confirmed,
@@ -44,7 +42,7 @@ const SHORTEST: usize = 60;
 /// The verifier checks each of these functions once. As one, they would have too many paths for it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tfo_prepare(ctx: *mut xdp_md) -> u32 {
+pub extern "C" fn tfo_prepare(ctx: *mut Raw) -> u32 {
     if !maps::answers() {
         return 0;
     }
@@ -57,7 +55,7 @@ pub extern "C" fn tfo_prepare(ctx: *mut xdp_md) -> u32 {
 /// Makes the answer that [`tfo_prepare`] has found possible, or takes the decision to answer back. The result is always 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tfo_compose(ctx: *mut xdp_md) -> u32 {
+pub extern "C" fn tfo_compose(ctx: *mut Raw) -> u32 {
     if !maps::answers() {
         return 0;
     }
@@ -76,35 +74,34 @@ fn leave() {
     }
 }
 
-/// Turns the described SYN into the prepared SYN-ACK. Returns the XDP action.
+/// Turns the described SYN into the prepared SYN-ACK. Returns the action.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tfo_answer(ctx: *mut xdp_md) -> u32 {
+pub extern "C" fn tfo_answer(ctx: *mut Raw) -> u32 {
     if !maps::answers() {
-        return xdp_action::XDP_PASS;
+        return context::PASS;
     }
     let (Some(syn), Some(Answering { reply, .. })) = (maps::packet(), maps::answering()) else {
-        return xdp_action::XDP_PASS;
+        return context::PASS;
     };
     let mut frame = Frame::anew(ctx);
     let addresses = syn.addresses();
     if !reply.write(&mut frame, syn.tcp as usize, &addresses) {
-        return xdp_action::XDP_PASS;
+        return context::PASS;
     }
     // Without data, a frame lies in one buffer. The call would cost as much as a look-up.
     let len = if syn.data_len == 0 { frame.len() } else { frame.whole_len() };
     let surplus = len.saturating_sub(reply.frame_len(addresses.family).max(SHORTEST));
     if surplus > 0 {
-        // SAFETY: the context is the kernel's, and no pointer into the packet is used after this. If it fails, zeros or
-        // bytes that the client has sent follow the packet.
-        unsafe { bpf_xdp_adjust_tail(ctx, -(surplus as i32)) };
+        // If it fails, zeros or bytes that the client has sent follow the packet.
+        context::adjust_tail(ctx, -(surplus as i32));
     }
-    xdp_action::XDP_TX
+    context::send_back(ctx)
 }
 
 /// Prepares the answer. Returns `None` if the SYN is the kernel's to answer.
 #[inline(always)]
-fn prepare(ctx: *mut xdp_md) -> Option<()> {
+fn prepare(ctx: *mut Raw) -> Option<()> {
     let Description { tcp, data_len, verdict, .. } = *maps::packet()?;
     let (class, addresses) = maps::packet().map(|syn| (syn.class(), syn.addresses()))?;
     let (frame, host) = (Frame::anew(ctx), maps::host());
@@ -146,7 +143,7 @@ fn prepare(ctx: *mut xdp_md) -> Option<()> {
 
 /// Returns the listener whose socket was found last.
 #[inline(always)]
-fn listener(ctx: *mut xdp_md, answering: &mut Answering) -> Listener {
+fn listener(ctx: *mut Raw, answering: &mut Answering) -> Listener {
     // SAFETY: see the write.
     let socket = unsafe { (&raw const answering.socket).read_volatile() };
     // Sockets are some kilobytes apart.
@@ -192,7 +189,7 @@ fn look_at(socket: u64, jiffy: u64) -> Listener {
 
 /// Makes the SYN cookie and the rest of the SYN-ACK for the listener that was found last, and room for it in the frame.
 #[inline(always)]
-fn compose(ctx: *mut xdp_md) -> Option<()> {
+fn compose(ctx: *mut Raw) -> Option<()> {
     let (syn, host) = (maps::packet()?, maps::host());
     let (addresses, tcp) = (&syn.addresses(), syn.tcp as usize);
     let jiffies = maps::jiffies();
@@ -252,7 +249,6 @@ fn compose(ctx: *mut xdp_md) -> Option<()> {
     let missing = reply.frame_len(family).saturating_sub(frame.len());
     // Room behind the last buffer would not make the first one longer.
     let can_grow = || !maps::is_multi_buffer() || frame.whole_len() == frame.len();
-    // SAFETY: the context is the kernel's, and no pointer into the packet is used after this.
-    let has_room = missing == 0 || can_grow() && unsafe { bpf_xdp_adjust_tail(ctx, missing as i32) } == 0;
+    let has_room = missing == 0 || can_grow() && context::adjust_tail(ctx, missing as i32);
     has_room.then_some(())
 }

@@ -1,7 +1,6 @@
 //! Fast path for the SYNs of usual frames: classifies, decides, counts and acts, in copies of the code in which family
 //! and class are constants.
 
-use aya_ebpf::bindings::xdp_action;
 use tfo_common::{
     class::{Class, Classified, classify, classify_at},
     keyring::{KeyRing, SYSCTL},
@@ -11,7 +10,7 @@ use tfo_common::{
 };
 
 use crate::{
-    act,
+    act, context,
     frame::Frame,
     guards::{Syn, is_confirmed},
     maps, slow, watch,
@@ -23,7 +22,7 @@ pub(crate) enum Served {
     NeedsWalk,
     /// The SYN is not counted yet. It is described for [`slow::finish`].
     NeedsSlowPath,
-    /// The SYN is done with. This is its XDP action.
+    /// The SYN is done with. This is its action.
     Done(u32),
 }
 
@@ -81,7 +80,7 @@ pub(crate) fn guarded(frame: &Frame, segment: &Segment) -> Served {
         }
     };
     if is_served {
-        Served::Done(xdp_action::XDP_PASS)
+        Served::Done(context::PASS)
     } else {
         slow::describe(&segment.further_in(frame.skipped), found, ring, SYSCTL);
         Served::NeedsSlowPath
@@ -125,7 +124,7 @@ fn serve_portable(frame: &Frame, segment: &Segment, ring: &KeyRing, found: Class
             }
         });
     if is_served {
-        act::translate_portable(*frame, segment, ring);
+        act::translate_portable(frame.renewed(), segment, ring);
     }
     is_served
 }

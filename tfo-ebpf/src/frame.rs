@@ -2,13 +2,12 @@
 
 use core::{arch::asm, intrinsics::is_val_statically_known, ptr::null_mut};
 
-use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_get_buff_len, programs::XdpContext};
 use tfo_common::{
     bytes::{Bytes, BytesMut, Near},
     parse::{self, Headers, Options},
 };
 
-use crate::maps;
+use crate::context;
 
 /// Largest offset into a frame, and mask of offsets. The verifier follows a variable offset only while it knows it to
 /// be small. The mask loses nothing: no header that is parsed ends beyond 32 KiB.
@@ -18,7 +17,7 @@ const MAX_OFFSET: usize = 0x7fff;
 #[derive(Clone, Copy)]
 pub(crate) struct Frame {
     /// Context of the program.
-    pub(crate) ctx: *mut xdp_md,
+    pub(crate) ctx: *mut context::Raw,
     /// Number of bytes in front of this part of the frame.
     pub(crate) skipped: usize,
     data: usize,
@@ -27,11 +26,12 @@ pub(crate) struct Frame {
 
 impl Frame {
     #[inline(always)]
-    pub(crate) fn new(ctx: &XdpContext) -> Self {
-        Self { ctx: ctx.ctx, ..Self::between(ctx.data(), ctx.data_end()) }
+    pub(crate) fn new(ctx: *mut context::Raw) -> Self {
+        let (data, data_end) = context::bounds(ctx);
+        Self { ctx, ..Self::between(data, data_end) }
     }
 
-    /// Bytes between two pointers into a packet, without the context of an XDP program.
+    /// Bytes between two pointers into a packet, without a context.
     #[inline(always)]
     pub(crate) fn between(data: usize, data_end: usize) -> Self {
         Self { ctx: null_mut(), skipped: 0, data, data_end }
@@ -42,13 +42,38 @@ impl Frame {
     /// LLVM does not see that they are read from `ctx`. Otherwise it would have the caller read them and pass them as
     /// arguments, which the verifier takes for numbers and not for pointers into a packet.
     #[inline(always)]
-    pub(crate) fn anew(ctx: *mut xdp_md) -> Self {
+    pub(crate) fn anew(ctx: *mut context::Raw) -> Self {
         let mut same = ctx as usize;
         // SAFETY: moves a register to itself, and touches neither memory nor the stack.
         unsafe {
             asm!("{same} = {same}", same = inout(reg) same, options(pure, nomem, nostack, preserves_flags));
         }
-        Self::new(&XdpContext::new(same as *mut xdp_md))
+        Self::new(same as *mut context::Raw)
+    }
+
+    /// Returns the frame after a change to it, which may have moved it.
+    #[inline(always)]
+    pub(crate) fn renewed(self) -> Self {
+        if context::CORRECTS { Self::anew(self.ctx).behind(self.skipped) } else { self }
+    }
+
+    /// Returns `data_end - data`, computed in assembly so that LLVM does not see that it is a difference.
+    ///
+    /// Otherwise LLVM concludes that a later bounds check can be left out once a length in a header is known to lie
+    /// inside the frame, and the verifier can't follow that.
+    #[inline(always)]
+    pub(crate) fn readable(&self) -> usize {
+        let mut len = self.data_end;
+        // SAFETY: works on two registers and touches neither memory nor the stack.
+        unsafe {
+            asm!(
+                "{len} -= {data}",
+                len = inout(reg) len,
+                data = in(reg) self.data,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        len
     }
 }
 
@@ -69,7 +94,7 @@ impl Headers for Frame {
 /// function, so the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tfo_options(ctx: *mut xdp_md, start: u32, area: u32) -> u64 {
+pub extern "C" fn tfo_options(ctx: *mut context::Raw, start: u32, area: u32) -> u64 {
     parse::options(&Frame::anew(ctx).behind(start as usize), area as usize).word()
 }
 
@@ -103,32 +128,14 @@ fn small(mut offset: usize) -> usize {
 }
 
 impl Bytes for Frame {
-    /// Returns `data_end - data`, computed in assembly so that LLVM does not see that it is a difference.
-    ///
-    /// Otherwise LLVM concludes that a later bounds check can be left out once a length in a header is known to lie
-    /// inside the frame, and the verifier can't follow that.
     #[inline(always)]
     fn len(&self) -> usize {
-        let mut len = self.data_end;
-        // SAFETY: works on two registers and touches neither memory nor the stack.
-        unsafe {
-            asm!(
-                "{len} -= {data}",
-                len = inout(reg) len,
-                data = in(reg) self.data,
-                options(pure, nomem, nostack, preserves_flags),
-            );
-        }
-        len
+        context::len(self.ctx, self.readable() + self.skipped).wrapping_sub(self.skipped)
     }
 
     #[inline(always)]
     fn whole_len(&self) -> usize {
-        if !maps::is_multi_buffer() {
-            return self.len();
-        }
-        // SAFETY: the context is the kernel's.
-        (unsafe { bpf_xdp_get_buff_len(self.ctx) } as usize).wrapping_sub(self.skipped)
+        context::whole_len(self.ctx, self.readable() + self.skipped).wrapping_sub(self.skipped)
     }
 
     #[inline(always)]
@@ -175,7 +182,7 @@ impl Bytes for Frame {
                 "{word} ^= {unknown}",
                 "{word} ^= {unknown}",
                 word = inout(reg) word,
-                unknown = in(reg) self.len(),
+                unknown = in(reg) self.readable(),
                 options(pure, nomem, nostack, preserves_flags),
             );
         }
@@ -200,5 +207,14 @@ impl BytesMut for Frame {
             unsafe { ((start + 4 * at) as *mut u32).write_unaligned(word.to_le()) };
         }
         true
+    }
+
+    #[inline(always)]
+    fn set_checksum(&mut self, offset: usize, sum: u16, change: u16) {
+        if context::CORRECTS {
+            context::correct(self.ctx, self.skipped + offset, change);
+        } else {
+            self.write(offset, sum.to_le_bytes());
+        }
     }
 }

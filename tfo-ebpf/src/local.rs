@@ -4,7 +4,7 @@
 use core::hint::black_box;
 
 use aya_ebpf::{
-    bindings::{bpf_fib_lookup, bpf_sock, bpf_sock_tuple, xdp_md},
+    bindings::{bpf_fib_lookup, bpf_sock, bpf_sock_tuple},
     helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use tfo_common::{
@@ -16,7 +16,11 @@ use tfo_common::{
     segment::{Addresses, Family},
 };
 
-use crate::{frame::Frame, maps};
+use crate::{
+    context::{self, Raw},
+    frame::Frame,
+    maps,
+};
 
 /// Socket of the kernel's TCP.
 pub(crate) type Socket = bpf_sock;
@@ -39,7 +43,7 @@ const BPF_FIB_LKUP_RET_FWD_DISABLED: i64 = 5;
 /// It is not inlined, since Linux 5.10 has hardly any stack left for `tfo_shield`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tfo_spare_others(ctx: *mut xdp_md) -> u32 {
+pub extern "C" fn tfo_spare_others(ctx: *mut Raw) -> u32 {
     if has_own_keys(ctx) {
         maps::watch(|watch| watch.own_keys_spared += 1);
         spare();
@@ -51,7 +55,7 @@ pub extern "C" fn tfo_spare_others(ctx: *mut xdp_md) -> u32 {
 
 /// Whether a listener on the port of the described SYN has keys of its own that are not known here, and the policy spares it.
 #[inline(always)]
-fn has_own_keys(ctx: *mut xdp_md) -> bool {
+fn has_own_keys(ctx: *mut Raw) -> bool {
     let Some(syn) = maps::packet() else { return false };
     let flags = maps::listening(&Frame::anew(ctx), syn.tcp as usize);
     flags & ports::OWN_KEYS != 0
@@ -76,7 +80,7 @@ fn spare() {
 /// Whether the described SYN is for an address of this host, and the kernel has a socket for it. The answer is kept for a
 /// jiffy.
 #[inline(always)]
-pub(crate) fn is_local(ctx: *mut xdp_md) -> bool {
+pub(crate) fn is_local(ctx: *mut Raw) -> bool {
     let Some(syn) = maps::packet() else { return false };
     let Some(ports) = Frame::anew(ctx).read(syn.tcp as usize) else { return false };
     let (to, jiffies) = (Destination::new(&syn.addresses(), ports), maps::jiffies());
@@ -103,14 +107,14 @@ pub(crate) fn is_known_local(frame: &Frame, addresses: &Addresses, tcp: usize) -
 
 /// Whether the kernel's TCP has a socket for the described SYN. A listener on all addresses also has those of other hosts.
 #[inline(always)]
-fn has_socket(ctx: *mut xdp_md, ports: [u8; 4]) -> bool {
+fn has_socket(ctx: *mut Raw, ports: [u8; 4]) -> bool {
     with_socket(ctx, ports, |_| ()).is_some()
 }
 
 /// Calls `then` with the socket that the kernel's TCP has for the described SYN, if there is one (`__inet_lookup_skb`).
 #[inline(always)]
 pub(crate) fn with_socket<T>(
-    ctx: *mut xdp_md,
+    ctx: *mut Raw,
     ports: [u8; 4],
     then: impl FnOnce(*mut Socket) -> T,
 ) -> Option<T> {
@@ -137,15 +141,14 @@ pub(crate) fn with_socket<T>(
 
 /// Whether the host would forward the described SYN (`bpf_ipv4_fib_lookup`, `bpf_ipv6_fib_lookup`).
 #[inline(always)]
-fn is_forwarded(ctx: *mut xdp_md, ports: [u8; 4]) -> bool {
+fn is_forwarded(ctx: *mut Raw, ports: [u8; 4]) -> bool {
     let Some(syn) = maps::packet() else { return true };
     let [first, second, third, fourth] = syn.words;
     let (family, source, destination) = match syn.family == Family::Ipv4 as u32 {
         true => (AF_INET, [first & 0xffff_ffff, black_box(0)], [first >> 32, black_box(0)]),
         false => (AF_INET6, [first, second], [third, fourth]),
     };
-    // SAFETY: the kernel gives a valid context.
-    let interface = u64::from(unsafe { (*ctx).ingress_ifindex });
+    let interface = u64::from(context::interface(ctx));
     // As `struct bpf_fib_lookup`: family, protocol, ports and length; interface; addresses; the rest is for the answer.
     let mut fib = [
         family | TCP << 8 | u64::from(u32::from_le_bytes(ports)) << 16,

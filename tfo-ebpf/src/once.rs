@@ -1,7 +1,6 @@
 //! Data of SYNs for [`Guard::Once`](tfo_common::policy::Guard::Once), of services that compare it. Its steps are global
 //! functions, so that no other service's SYNs pay for them.
 
-use aya_ebpf::bindings::xdp_md;
 use tfo_common::{
     bytes::Bytes as _,
     class::Class,
@@ -11,14 +10,14 @@ use tfo_common::{
     table::{Tag, syn_tag},
 };
 
-use crate::{frame::Frame, maps, outcome};
+use crate::{context::Raw, frame::Frame, maps, outcome};
 
 /// Notes the service of the described SYN for [`tfo_compare`]. The result is always 0.
 ///
 /// In one function with it, the look-up would take more stack than Linux 5.10 has: it counts frames in steps of 32 bytes.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tfo_note_service(ctx: *mut xdp_md) -> u32 {
+pub extern "C" fn tfo_note_service(ctx: *mut Raw) -> u32 {
     if let Some(syn) = maps::packet() {
         syn.service = maps::service_at(&Frame::anew(ctx), syn.tcp as usize, &syn.addresses());
     }
@@ -28,7 +27,7 @@ pub extern "C" fn tfo_note_service(ctx: *mut xdp_md) -> u32 {
 /// Compares the data of the described SYN with what is remembered, and describes the result. The result is always 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tfo_compare(ctx: *mut xdp_md) -> u32 {
+pub extern "C" fn tfo_compare(ctx: *mut Raw) -> u32 {
     if let Some(syn) = maps::packet() {
         compare(ctx, syn);
     }
@@ -36,7 +35,7 @@ pub extern "C" fn tfo_compare(ctx: *mut xdp_md) -> u32 {
 }
 
 #[inline(always)]
-fn compare(ctx: *mut xdp_md, syn: &mut Description) {
+fn compare(ctx: *mut Raw, syn: &mut Description) {
     (syn.request, syn.repeats) = (0, 0);
     let is_known =
         matches!(syn.class(), Some(Class::CookieCurrent | Class::CookieBackup | Class::CookieRetired));

@@ -58,7 +58,7 @@ impl Headers for Sent {
 impl Bytes for Sent {
     #[inline(always)]
     fn len(&self) -> usize {
-        self.frame.len()
+        self.frame.readable()
     }
 
     #[inline(always)]

@@ -3,7 +3,6 @@
 
 use core::hint::black_box;
 
-use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use aya_log_ebpf::debug;
 use tfo_common::{
     class::{Classified, classify_at},
@@ -16,7 +15,13 @@ use tfo_common::{
     verdict::{Mode, Verdict},
 };
 
-use crate::{act, answer, frame::Frame, guards::Syn, local, maps, once, watch};
+use crate::{
+    act, answer,
+    context::{self, Context, Raw},
+    frame::Frame,
+    guards::Syn,
+    local, maps, once, watch,
+};
 
 /// Results of [`tfo_walk`]: nothing to do, a SYN is described for [`finish`], or a frame without a class for
 /// [`tfo_unfollowed`](crate::unfollowed::tfo_unfollowed).
@@ -29,7 +34,8 @@ pub(crate) const FAULT: u32 = 2;
 /// Parses a frame header by header, and describes it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
+pub extern "C" fn tfo_walk(ctx: *mut Raw) -> u32 {
+    context::pull(ctx);
     let frame = Frame::anew(ctx);
     match walk(frame, maps::link_layer()) {
         Ok(Some(segment)) => {
@@ -45,7 +51,7 @@ pub extern "C" fn tfo_walk(ctx: *mut xdp_md) -> u32 {
             if let Some(packet) = maps::packet() {
                 packet.set_fault(fault);
             }
-            debug!(&XdpContext::new(ctx), "unclassified frame: {}", fault.name());
+            debug!(&Context::new(ctx), "unclassified frame: {}", fault.name());
             FAULT
         }
     }
@@ -61,9 +67,9 @@ pub(crate) fn describe(segment: &Segment, found: Classified, ring: &KeyRing, dom
     }
 }
 
-/// Serves the described SYN: decides, counts and acts. Returns the XDP action, or `None` if the SYN goes on unchanged.
+/// Serves the described SYN: decides, counts and acts. Returns the action, or `None` if the SYN goes on unchanged.
 #[inline(always)]
-pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
+pub(crate) fn finish(ctx: *mut Raw) -> Option<u32> {
     if !decide_quickly(ctx)? {
         look_closer(ctx)?;
     }
@@ -88,7 +94,7 @@ pub(crate) fn finish(ctx: *mut xdp_md) -> Option<u32> {
 /// Decides on the described SYN if the kernel will not serve it and no more than a look is needed for that, as for the forged
 /// SYNs of a flood. Returns whether it has decided.
 #[inline(always)]
-fn decide_quickly(ctx: *mut xdp_md) -> Option<bool> {
+fn decide_quickly(ctx: *mut Raw) -> Option<bool> {
     if maps::mode() != Mode::Shield {
         return Some(false);
     }
@@ -123,7 +129,7 @@ fn decide_quickly(ctx: *mut xdp_md) -> Option<bool> {
 
 /// Decides on the described SYN. It looks at all that the policy of its service may ask for.
 #[inline(always)]
-fn look_closer(ctx: *mut xdp_md) -> Option<()> {
+fn look_closer(ctx: *mut Raw) -> Option<()> {
     if maps::compares_data() {
         once::tfo_note_service(ctx);
         once::tfo_compare(ctx);

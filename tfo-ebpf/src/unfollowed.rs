@@ -1,7 +1,6 @@
 //! Frames without a class. The kernel may serve a SYN from those that are not followed. So a service may have these
 //! dropped.
 
-use aya_ebpf::bindings::xdp_md;
 use tfo_common::{
     description::{Description, Kind},
     parse::{Unfollowed, Unsupported, unfollowed},
@@ -9,12 +8,12 @@ use tfo_common::{
     verdict::Mode,
 };
 
-use crate::{act, frame::Frame, maps, watch};
+use crate::{act, context::Raw, frame::Frame, maps, watch};
 
-/// Counts the described frame, which has no class, and returns its XDP action.
+/// Counts the described frame, which has no class, and returns its action.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tfo_unfollowed(ctx: *mut xdp_md) -> u32 {
+pub extern "C" fn tfo_unfollowed(ctx: *mut Raw) -> u32 {
     if maps::mode() == Mode::Shield {
         judge(ctx);
     }
@@ -30,7 +29,7 @@ pub extern "C" fn tfo_unfollowed(ctx: *mut xdp_md) -> u32 {
 ///
 /// It is not inlined, so that its stack is not in use during the closer look.
 #[inline(never)]
-fn judge(ctx: *mut xdp_md) {
+fn judge(ctx: *mut Raw) {
     let Some(packet) = maps::packet() else { return };
     if !may_be_syn(packet) {
         return;

@@ -1,7 +1,6 @@
 //! Closer look at sampled packets. It counts the prefix of the source, notes a good cookie as pending, and reports
 //! events. The [`Sampler`](tfo_common::sample::Sampler) of a packet's kind says when the next look is due.
 
-use aya_ebpf::bindings::xdp_md;
 use tfo_common::{
     bytes::Bytes as _,
     class::Class,
@@ -14,6 +13,7 @@ use tfo_common::{
 };
 
 use crate::{
+    context::Raw,
     frame::Frame,
     maps::{self, TFO_PENDING, TFO_PREFIXES},
 };
@@ -25,7 +25,7 @@ const ANY: u64 = 0;
 /// once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tfo_look(ctx: *mut xdp_md) -> u32 {
+pub extern "C" fn tfo_look(ctx: *mut Raw) -> u32 {
     if let Some(packet) = maps::packet() {
         maps::watch(|watch| look(&Frame::anew(ctx), packet, watch));
     }

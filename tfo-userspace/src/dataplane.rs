@@ -5,7 +5,7 @@ mod batch;
 mod carry;
 mod change;
 mod device;
-mod egress;
+mod ingress;
 mod layout_0_1;
 mod link;
 mod object;
@@ -18,6 +18,7 @@ mod services;
 mod special;
 mod syscall;
 mod tables;
+mod tc;
 mod unpinned;
 
 use std::{collections::BTreeSet, path::Path};
@@ -27,9 +28,9 @@ use aya::programs::ProgramType;
 use aya_log::EbpfLogger;
 pub use carry::{LAYOUTS, confirm_keys, forget_keys};
 pub use change::{Built, Enforced, Program, answering_in, check_answers, hidden_in};
-pub use device::{OnDevice, on_device};
+pub use device::{OnDevice, name_of, on_device};
 use link::detach;
-pub use link::{is_attached, linked_program, unload};
+pub use link::{Linked, is_attached, linked, unload};
 use log::Log;
 pub use object::{Object, SharedMaps};
 pub use options::LoadOptions;
@@ -301,14 +302,19 @@ impl Datapath {
         if pins.has_link().is_ok_and(|has_link| !has_link || !pins.is_current()) {
             return Presence::Unloaded;
         }
-        let linked = linked_program(pins).ok().flatten();
-        let is_not_ours = |xdp: XdpOnInterface| linked.is_some_and(|program| xdp.program_id != program);
+        let linked = linked(pins).ok().flatten();
+        if self.attach() == Attach::Tcx {
+            let is_elsewhere = linked.is_some_and(|linked| !linked.is_at_tcx_of(self.interface.index));
+            return if is_elsewhere { Presence::Detached } else { Presence::Attached };
+        }
+        let is_not_ours =
+            |xdp: XdpOnInterface| linked.is_some_and(|linked| xdp.program_id != linked.program_id);
         if xdp.is_ok_and(|xdp| xdp.is_none_or(is_not_ours)) { Presence::Detached } else { Presence::Attached }
     }
 
     /// Returns the place in the receive path where the program is attached.
     pub fn attach(&self) -> Attach {
-        if self.info.attach == Attach::Generic as u32 { Attach::Generic } else { Attach::Native }
+        attach_of(&self.info)
     }
 
     /// Returns the options and services from which the program was built.
@@ -348,13 +354,14 @@ impl Datapath {
 
     /// Attaches the loaded program to `interface`, which has replaced the one that is gone.
     pub fn attach_again(&mut self, interface: Interface, attach: AttachMode) -> Result<()> {
-        let (attach, link) = self.object.attach_new(&interface, attach)?;
+        let (attach, attached) = self.object.attach_new(&interface, attach)?;
         let info = Info { attach: attach as u32, ifindex: interface.index, ..self.info };
         self.set_info(info)?;
-        let (next, path) = (self.generation.next_link(), self.generation.link());
+        let (next, filter) = (self.generation.next_link(), self.generation.ingress_filter());
         remove_if_there(&next)?;
-        link.pin(&next).with_context(|| format!("cannot pin the link at {}", next.display()))?;
-        rename_if_there(&next, &path)?;
+        remove_if_there(&filter)?;
+        tc::pin(attached, &next, || self.object.pin_ingress(&filter))?;
+        rename_if_there(&next, &self.generation.link())?;
         if let Some(Ok(())) = self.egress {
             remove_if_there(&self.generation.egress_link())?;
             remove_if_there(&self.generation.egress_filter())?;
@@ -371,6 +378,11 @@ impl Datapath {
         self.info = info;
         Ok(())
     }
+}
+
+/// Returns the place in the receive path that `info` names.
+pub fn attach_of(info: &Info) -> Attach {
+    Attach::ALL.get(info.attach as usize).copied().unwrap_or(Attach::Native)
 }
 
 /// Detaches the programs behind `pins` and removes all state.

@@ -15,7 +15,7 @@ use crate::workspace::{command, is_installed, is_root, run, step};
 pub(crate) type Program = (&'static str, &'static str);
 
 /// Programs that the tests start.
-pub(crate) const FOR_TESTS: [Program; 20] = [
+pub(crate) const FOR_TESTS: [Program; 21] = [
     ("nginx", "nginx"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
@@ -36,6 +36,7 @@ pub(crate) const FOR_TESTS: [Program; 20] = [
     ("openssl", "openssl"),
     ("python3", "python3"),
     ("node", "nodejs"),
+    ("xdp-filter", "xdp-tools"),
 ];
 
 /// Compiler of etcd's protocol, which a build with the feature `etcd` runs, and a file that it needs.

@@ -41,6 +41,7 @@ pub fn check(data: &[u8]) {
 pub fn seeds() -> Vec<Vec<u8>> {
     let lines = [
         "run -i eth0",
+        "run -i eth0 --attach tcx",
         "run -i eth0 --interface=eth1 --mode accelerate --attach native --keys random --rotate 15m -v",
         "run -ieth0 --keys secret:FILE --key-state FILE --retire-below 0.1% --max-age 1w --bpffs DIR",
         "run --config FILE",

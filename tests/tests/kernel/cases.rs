@@ -45,7 +45,7 @@ fn runnable() -> Vec<Case> {
     let cases = all();
     let (runnable, refused): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| fits(&case.frame));
     println!("{} cases run in the kernel, {} are too short for it", runnable.len(), refused.len());
-    assert!(refused.iter().all(|case| case.frame.len() < ETHERNET), "a case is too long for a test run");
+    assert!(refused.iter().all(|case| case.frame.len() < ETHERNET + 40), "a case is too long for a test run");
     runnable
 }
 

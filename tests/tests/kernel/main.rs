@@ -7,4 +7,5 @@ mod portable;
 mod protect;
 mod rewrite;
 mod special;
+mod tcx;
 mod unfollowed;

@@ -19,7 +19,7 @@ use tfo_common::{
     verdict::{Mode, Verdict},
 };
 use tfo_tests::{
-    config::protected,
+    config::{Config, protected},
     flood::Flood,
     kernel::Kernel,
     listener::Listener,
@@ -143,9 +143,22 @@ fn answered(class: Class) -> u64 {
 
 #[test]
 fn clients_connect_through_answered_handshakes() {
+    connect_through_answers("native");
+}
+
+#[test]
+fn clients_connect_through_answered_handshakes_at_tcx() {
+    connect_through_answers("tcx");
+}
+
+fn connect_through_answers(attach: &str) {
     with_client(|client| {
         let _server = Server::echo(Listener::on(&format!("[::]:{PORT}")).fast_open(128).listen());
-        let _tfo = protected(IFACE, PORT, Some("answer = { when = \"always\" }"));
+        let answer = "mode = \"shield\"\nanswer = { when = \"always\" }";
+        let service = format!("[[service]]\nname = \"web\"\nports = [{PORT}]\n{answer}\n");
+        let config = Config::new(IFACE, &format!("attach = {attach:?}\n{service}"));
+        let _tfo = config.run();
+        assert_eq!(status(IFACE)["attach"], attach);
         eventually("the listener is marked", || {
             client.run(|| ordinary(source(Family::Ipv4, 1), server(Family::Ipv4), DATA)).unwrap();
             answered(Class::PlainSyn) > 0

@@ -3,6 +3,7 @@
 mod agree;
 mod answer;
 mod answer_frames;
+mod beside;
 mod cases;
 mod check;
 mod client;

@@ -1,13 +1,13 @@
 //! Checks of an interface: whether the XDP program runs or can run in its driver.
 
-use tfo_common::info::Attach;
+use tfo_common::{info::Attach, names};
 
 use super::{
     Finding,
     netdev::{self, Features},
 };
 use crate::{
-    dataplane::{linked_program, pins::Bpffs},
+    dataplane::{Linked, linked, name_of, pins::Bpffs},
     kernel::{
         ethtool::hides_vlans,
         interface::{Interface, XdpOnInterface},
@@ -27,7 +27,10 @@ pub(super) async fn check(name: &str, bpffs: &Bpffs) -> (Finding, Option<Finding
         Err(error) => return (Finding::fail(format!("{error:#}"), "name another one"), None),
     };
     let driver = netdev::features(interface.index);
+    let at_tcx = |linked: &Linked| linked.is_at_tcx_of(interface.index);
+    let is_at_tcx = linked(&bpffs.pins(name)).ok().flatten().is_some_and(|linked| at_tcx(&linked));
     let xdp = match interface.xdp {
+        xdp if is_at_tcx => attached_at_tcx(name, xdp, bpffs),
         Some(xdp) => attached(name, xdp, matches!(driver, Ok(Some(Features { runs: true, .. }))), bpffs),
         None => offered(name, &driver),
     };
@@ -60,8 +63,8 @@ pub(super) fn vlan_tags(name: &str) -> Finding {
 fn attached(name: &str, xdp: XdpOnInterface, is_native: bool, bpffs: &Bpffs) -> Finding {
     let XdpOnInterface { program_id, attach } = xdp;
     let pins = bpffs.pins(name);
-    match linked_program(&pins) {
-        Ok(Some(program)) if program == program_id => match pins.has_controller() {
+    match linked(&pins) {
+        Ok(Some(linked)) if linked.program_id == program_id => match pins.has_controller() {
             Ok(false) => Finding::warn(
                 format!("{name}: tfo is attached, {attach} mode, without its controller"),
                 format!("`tfo run -i {name}` takes it over"),
@@ -75,16 +78,35 @@ fn attached(name: &str, xdp: XdpOnInterface, is_native: bool, bpffs: &Bpffs) -> 
             ),
             _ => Finding::ok(format!("{name}: tfo runs, {attach} mode")),
         },
-        Ok(_) => Finding::fail(
+        Ok(_) if matches!(name_of(xdp).as_str(), names::PROGRAM | names::SHIELD_PROGRAM) => Finding::fail(
             format!("{name} has another XDP program already (id {program_id}, {attach} mode)"),
-            "tfo leaves it alone: detach it first, with the tool that attached it",
+            "it is of another tfo, which counts here already: end that one first",
         ),
+        Ok(_) => Finding::ok(format!(
+            "{name} has another XDP program already ({}, id {program_id}, {attach} mode): tfo goes behind it (--attach tcx, which \
+             auto chooses)",
+            name_of(xdp)
+        )),
         Err(error) => Finding::warn(
             format!(
                 "{name} has an XDP program (id {program_id}, {attach} mode), of unknown owner: {error:#}"
             ),
             "run it as root, in the mount namespace of the `tfo run` that may be its owner",
         ),
+    }
+}
+
+/// Judges our program at tcx, which is behind the program `xdp` of somebody else.
+fn attached_at_tcx(name: &str, xdp: Option<XdpOnInterface>, bpffs: &Bpffs) -> Finding {
+    let behind = xdp.map_or_else(String::new, |xdp| {
+        format!(", behind the XDP program {} (id {})", name_of(xdp), xdp.program_id)
+    });
+    match bpffs.pins(name).has_controller() {
+        Ok(false) => Finding::warn(
+            format!("{name}: tfo is attached, tcx mode{behind}, without its controller"),
+            format!("`tfo run -i {name}` takes it over"),
+        ),
+        _ => Finding::ok(format!("{name}: tfo runs, tcx mode{behind}")),
     }
 }
 

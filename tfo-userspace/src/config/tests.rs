@@ -213,7 +213,7 @@ fn the_example_is_right_and_complete() {
 
 /// Texts after line 1, which sets `interfaces`, each with its faults: the line and a part of the message.
 const WRONG: &[(&str, &[(usize, &str)])] = &[
-    ("attach = 'x'", &[(2, "attach: `x` is unknown; use one of auto, native, generic")]),
+    ("attach = 'x'", &[(2, "attach: `x` is unknown; use one of auto, native, generic, tcx")]),
     ("attach = 1", &[(2, "this is of type integer; it takes a string")]),
     ("attach = 'auto", &[(2, "https://toml.io")]),
     ("attach = 'auto'\nattach = 'auto'\nx = 1", &[(3, "duplicate key")]),

@@ -124,7 +124,7 @@ impl Controller {
             let pins = bpffs.pins(&interface.name).lock(Duration::from_millis(500))?;
             // The interface is read again under the lock, since another controller may have changed it until then.
             let interface = Interface::find(&interface.name).await?;
-            on_device(&interface, &pins).await?;
+            on_device(&interface, &pins, attach).await?;
             let earlier = answering_in(&pins)?;
             answering.extend(earlier.iter().cloned());
             let orders = OrderFile::open(&state, bpffs, &interface.name, hidden_in(&pins)?)?;

@@ -14,12 +14,12 @@ pub struct Desired<'a> {
     pub orders: &'a Orders,
 }
 
-/// Interface, and the XDP program on it.
+/// Interface, and the program on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
     /// The interface is gone.
     Absent,
-    /// The interface has no XDP program.
+    /// The interface has no program of ours, and room for one.
     Bare,
     /// The interface has the program that our pinned link attaches.
     Ours,

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     dataplane::{
-        self, Built, Datapath, Enforced, NOT_HANDED_OUT, OnDevice, Presence, Program, Publish, on_device,
-        pins::Locked,
+        self, Built, Datapath, Enforced, NOT_HANDED_OUT, OnDevice, Presence, Program, Publish, name_of,
+        on_device, pins::Locked,
     },
     kernel::{
         interface::{Interface, answers_as},
@@ -53,6 +53,8 @@ pub struct Site {
     /// Orders in the maps in force.
     ordered: Orders,
     device: Device,
+    /// Place of the program of ours on the interface, if there is one.
+    live: Option<Attach>,
     /// The interface, unless it is gone.
     interface: Option<Interface>,
     /// Program that is loaded and not in force.
@@ -111,6 +113,7 @@ impl Site {
             special: SpecialPorts::default(),
             ordered: Orders::default(),
             device: Device::Bare,
+            live: None,
             interface: Some(interface),
             built: None,
             building: None,
@@ -157,13 +160,25 @@ impl Site {
         program(link.unwrap_or(tfo_common::parse::LinkLayer::Ethernet))
     }
 
+    /// Whether the program belongs at tcx. What is attached stays where it is. Else, `attach` decides, and the XDP program of
+    /// somebody else.
+    pub fn is_for_tcx(&self, attach: AttachMode) -> bool {
+        let is_occupied = || self.interface.as_ref().is_some_and(|interface| interface.xdp.is_some());
+        match (self.live, attach) {
+            (Some(live), _) => live == Attach::Tcx,
+            (None, AttachMode::Auto) => is_occupied(),
+            (None, _) => attach == AttachMode::Tcx,
+        }
+    }
+
     /// Reads the actual state of the interface.
-    pub async fn observe(&mut self) -> Fate {
+    pub async fn observe(&mut self, attach: AttachMode) -> Fate {
         let before = self.device;
         if let Some(datapath) = &self.datapath {
             match datapath.presence(&self.pins).await {
                 Presence::Attached => {
                     self.device = Device::Ours;
+                    self.live = Some(datapath.attach());
                     return Fate::Stays;
                 }
                 Presence::Unloaded => {
@@ -175,9 +190,13 @@ impl Site {
         }
         match Interface::find(&self.name).await {
             Ok(interface) => {
-                self.device = match on_device(&interface, &self.pins).await {
+                self.live = None;
+                self.device = match on_device(&interface, &self.pins, attach).await {
                     Ok(OnDevice::Nothing) => Device::Bare,
-                    Ok(OnDevice::Ours(_)) => Device::Ours,
+                    Ok(OnDevice::Ours(live)) => {
+                        self.live = Some(live);
+                        Device::Ours
+                    }
                     Err(error) => {
                         self.fail(&error);
                         Device::Refused
@@ -188,6 +207,8 @@ impl Site {
             Err(_) => {
                 self.device = Device::Absent;
                 self.interface = None;
+                // The program is kept for when the interface is back.
+                self.live = self.datapath.as_ref().map(Datapath::attach);
             }
         }
         if before == Device::Ours && self.device != Device::Ours && self.datapath.is_some() {
@@ -304,14 +325,7 @@ impl Site {
         let (Some(interface), Some(mut built)) = (interface, self.built.take()) else {
             bail!("{}: nothing is loaded for it", self.name)
         };
-        let live = match self.device {
-            Device::Ours => {
-                let before = self.datapath.as_ref().map(|datapath| datapath.info().attach);
-                let before = before.or(interface.xdp.map(|xdp| xdp.attach as u32));
-                Some(if before == Some(Attach::Generic as u32) { Attach::Generic } else { Attach::Native })
-            }
-            Device::Absent | Device::Bare | Device::Refused => None,
-        };
+        let live = self.live.filter(|_| self.device == Device::Ours);
         leaving_no_trace(|| {
             built.carry_keys()?;
             // If the kernel's keys can't be read, the controller's next step logs that. They are confirmed at once,
@@ -362,12 +376,21 @@ impl Site {
                 }
             }
             (true, false) => info!("{}: the program is replaced", self.name),
-            (false, _) => info!("{}: attached in {shown} mode", self.name),
+            (false, _) => match self.interface.as_ref().and_then(|interface| interface.xdp) {
+                Some(xdp) if shown == Attach::Tcx => info!(
+                    "{}: attached in tcx mode, behind the XDP program that is there: {} (id {})",
+                    self.name,
+                    name_of(xdp),
+                    xdp.program_id
+                ),
+                _ => info!("{}: attached in {shown} mode", self.name),
+            },
         }
         self.pins.keep();
         self.datapath = Some(datapath);
         self.ordered = self.desired_orders();
         self.device = Device::Ours;
+        self.live = Some(shown);
         self.succeed();
     }
 
@@ -378,6 +401,7 @@ impl Site {
             Ok(()) => {
                 info!("{}: the interface is back", self.name);
                 self.device = Device::Ours;
+                self.live = Some(datapath.attach());
                 self.succeed();
             }
             Err(error) => self.fail(&error),

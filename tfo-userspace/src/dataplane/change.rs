@@ -10,11 +10,11 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     pin::PinError,
     programs::{
-        CgroupAttachMode, ProgramError, ProgramInfo,
+        CgroupAttachMode, ProgramError, ProgramInfo, TcAttachType,
         links::{FdLink, PinnedLink},
         loaded_programs,
     },
@@ -30,10 +30,11 @@ use tracing::{debug, warn};
 use super::{
     LoadOptions, Object,
     carry::{EarlierGeneration, EarlierGenerations},
-    egress,
+    ingress::Ingress,
     object::{SharedMaps, wait_for_running_programs},
     syscall,
     tables::Shared,
+    tc,
 };
 use crate::{
     dataplane::pins::{Generation, Locked, rename_if_there},
@@ -190,14 +191,18 @@ impl Built {
         let enforced =
             self.object.info.set(0, Shared(info), 0).context("cannot write the info map").and_then(
                 |()| match (link, &self.past.linked) {
-                    (Some(link), _) => {
-                        let path = generation.link();
-                        link.pin(&path)
-                            .map(drop)
-                            .with_context(|| format!("cannot pin the link at {}", path.display()))
+                    (Some(attached), _) => tc::pin(attached, &generation.link(), || {
+                        self.object.pin_ingress(&generation.ingress_filter())
+                    }),
+                    (None, Some(linked)) if linked.ingress_filter().exists() => {
+                        let Ingress::Tcx(program) = self.object.ingress()? else {
+                            bail!("a filter takes no XDP program")
+                        };
+                        tc::attach_filter(program, &interface.name, TcAttachType::Ingress, true)?;
+                        self.object.pin_ingress(&generation.ingress_filter())
                     }
                     (None, Some(linked)) => {
-                        let program = self.object.program()?.fd()?.as_fd().try_clone_to_owned()?;
+                        let program = self.object.ingress()?.fd()?;
                         updated.replace(&linked.link(), program.as_fd())
                     }
                     (None, None) => Err(anyhow!("there is no link to update")),
@@ -242,7 +247,7 @@ impl Built {
             pinned.with_context(|| format!("cannot pin the program at {}", path.display()))
         };
         let path = generation.program();
-        pin(&path, self.object.program()?.pin(&path))?;
+        self.object.pin_ingress(&path)?;
         if self.outcomes.is_ok() {
             let path = generation.outcomes_program();
             pin(&path, self.object.outcomes_program()?.pin(&path))?;
@@ -373,7 +378,7 @@ impl Enforced {
             rename_if_there(before, &now.egress_link())?;
         }
         if self.past.egress_filter.is_some() && !now.egress_filter().exists() {
-            egress::remove_filter(pins)?;
+            tc::remove_filter(pins, TcAttachType::Egress)?;
         }
         if let Some(before) = &self.past.linked
             && !now.has_link()?
@@ -402,7 +407,12 @@ impl Enforced {
     pub fn undo(mut self) -> Result<()> {
         // Before the XDP program, so that no portable cookie is handed out that is not translated.
         if self.generation.egress_filter().exists() {
-            egress::restore_filter(&self.info, self.past.egress_filter.as_deref())?;
+            let before = self.past.egress_filter.as_deref();
+            tc::restore_filter(&self.info, TcAttachType::Egress, before)?;
+        }
+        if self.generation.ingress_filter().exists() {
+            let before = self.past.linked.as_ref().map(Generation::ingress_filter).filter(|pin| pin.exists());
+            tc::restore_filter(&self.info, TcAttachType::Ingress, before.as_deref())?;
         }
         self.updated.restore();
         wait_for_running_programs();

@@ -1,16 +1,21 @@
 //! The link that attaches the program to an interface.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::fd::AsFd as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
-use aya::programs::{
-    ProgramError, XdpMode,
-    links::{FdLink, PinnedLink},
-};
+use aya::programs::{ProgramError, ProgramInfo, TcAttachType, XdpMode, links::FdLink};
 use tfo_common::info::Attach;
 use tracing::{debug, warn};
 
-use super::{Object, Pinned, egress};
+use super::{
+    Object, Pinned,
+    ingress::Ingress,
+    syscall::{self, LinkOnInterface},
+    tc::{self, Attached},
+};
 use crate::{
     dataplane::pins::Pins,
     kernel::{
@@ -20,25 +25,54 @@ use crate::{
     model::settings::AttachMode,
 };
 
-/// Returns the kernel's id of the program that the pinned link attaches, or `None` if no link is pinned.
-pub fn linked_program(pins: &Pins) -> Result<Option<u32>> {
+/// Pinned link, as the kernel describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Linked {
+    /// Id of the program that it attaches.
+    pub program_id: u32,
+    /// Whether it attaches the program at tcx.
+    pub is_tcx: bool,
+    /// Index of the interface in its network namespace; 0 once the interface is gone.
+    pub ifindex: u32,
+}
+
+impl Linked {
+    /// Whether the program runs at tcx on the interface with this index.
+    pub const fn is_at_tcx_of(&self, index: u32) -> bool {
+        self.is_tcx && self.ifindex == index
+    }
+}
+
+/// Returns the pinned link of the program in force, or `None` if no link is pinned.
+pub fn linked(pins: &Pins) -> Result<Option<Linked>> {
     let Some(generation) = pins.in_force()? else { return Ok(None) };
+    let filter = generation.ingress_filter();
+    if filter.exists() {
+        let program = ProgramInfo::from_pin(&filter);
+        let program = program.with_context(|| format!("cannot open {}", filter.display()))?;
+        let info = Pinned::info_of(pins)?;
+        // The filter is gone with its interface.
+        let ifindex = if tc::name_at(&info)?.is_some() { info.ifindex } else { 0 };
+        return Ok(Some(Linked { program_id: program.id(), is_tcx: true, ifindex }));
+    }
     let path = generation.link();
-    let context = || format!("cannot open the pinned link {}", path.display());
-    let link = PinnedLink::from_pin(&path).with_context(context)?;
-    Ok(Some(FdLink::from(link).info().with_context(context)?.program_id()))
+    let ask = || syscall::link_on_interface(syscall::pinned(&path)?.as_fd());
+    let info = ask().with_context(|| format!("cannot open the pinned link {}", path.display()))?;
+    let is_tcx = info.kind == LinkOnInterface::TCX;
+    Ok(Some(Linked { program_id: info.program_id, is_tcx, ifindex: info.ifindex }))
 }
 
 /// Returns whether the program behind the pinned link is still on its interface, which may have been renamed since. A
 /// link attaches nothing once its interface is gone. The result is `None` if the interface is in another network
 /// namespace, where it can't be looked up.
 pub async fn is_attached(pins: &Pins) -> Result<Option<bool>> {
-    let Some(program) = linked_program(pins)? else { return Ok(Some(false)) };
+    let Some(linked) = linked(pins)? else { return Ok(Some(false)) };
     let pinned = Pinned::open(pins)?;
     if pinned.info().netns != netns::netns()? {
         return Ok(None);
     }
-    Ok(Some(runs_at(pinned.info().ifindex, program).await))
+    let index = pinned.info().ifindex;
+    Ok(Some(if linked.is_tcx { linked.ifindex == index } else { runs_at(index, linked.program_id).await }))
 }
 
 async fn runs_at(index: u32, program: u32) -> bool {
@@ -71,14 +105,26 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) async fn detach(pins: &Pins) -> Result<()> {
     // Links that can't be opened can still be removed.
     let attached = is_attached(pins).await.ok().flatten() == Some(true);
-    let program = linked_program(pins).ok().flatten().filter(|_| attached);
+    let linked = linked(pins).ok().flatten();
+    let program = linked.filter(|linked| attached && !linked.is_tcx).map(|linked| linked.program_id);
+    // Nothing shows later whether a program is still at tcx, so it is detached at once.
+    let at_tcx = linked.filter(|linked| linked.is_tcx).and(pins.in_force()?);
+    let at_tcx = at_tcx.map(|generation| generation.link()).filter(|link| link.exists());
+    let at_tcx = at_tcx.map(|link| syscall::pinned(&link));
     let index = Pinned::open(pins).map_or(0, |pinned| pinned.info().ifindex);
-    if pins.has_egress_filter()?
-        && let Err(error) = egress::remove_filter(pins)
+    for (direction, has_filter) in
+        [TcAttachType::Egress, TcAttachType::Ingress].into_iter().zip(pins.has_filters()?)
     {
-        warn!("{}: {error:#}", pins.interface());
+        if has_filter && let Err(error) = tc::remove_filter(pins, direction) {
+            warn!("{}: {error:#}", pins.interface());
+        }
     }
     pins.remove_links()?;
+    if let Some(link) = at_tcx
+        && let Err(error) = link.and_then(|link| syscall::detach_link(link.as_fd()))
+    {
+        warn!("{}: cannot detach the program at tcx: {error}", pins.interface());
+    }
     // The kernel releases an unpinned link in the background (bpf_link_put).
     let patience = Instant::now() + Duration::from_secs(2);
     while let Some(program) = program
@@ -95,20 +141,30 @@ pub(super) async fn detach(pins: &Pins) -> Result<()> {
 
 impl Object {
     /// Attaches the program to `interface`, which has none yet, for as long as the link lives.
-    pub(super) fn attach_new(&mut self, interface: &Interface, mode: AttachMode) -> Result<(Attach, FdLink)> {
+    pub(super) fn attach_new(
+        &mut self,
+        interface: &Interface,
+        mode: AttachMode,
+    ) -> Result<(Attach, Attached)> {
         let name = &interface.name;
-        let program = self.program()?;
+        let program = match self.ingress()? {
+            Ingress::Xdp(program) => program,
+            Ingress::Tcx(program) => {
+                return Ok((Attach::Tcx, tc::attach(program, name, TcAttachType::Ingress, false)?));
+            }
+        };
         let mut attempt = |attach| {
             let xdp_mode = match attach {
                 Attach::Native => XdpMode::Driver,
-                Attach::Generic => XdpMode::Skb,
+                Attach::Generic | Attach::Tcx => XdpMode::Skb,
             };
             program.attach_to_if_index(interface.index, xdp_mode).map(|link| (attach, link))
         };
         let attached = match mode {
             AttachMode::Native => attempt(Attach::Native),
             AttachMode::Generic => attempt(Attach::Generic),
-            AttachMode::Auto => match attempt(Attach::Native) {
+            // The programs would be those for tcx.
+            AttachMode::Auto | AttachMode::Tcx => match attempt(Attach::Native) {
                 // After EBUSY and the like, generic mode would fail as well, with a less useful error.
                 Err(error) if driver_may_lack_xdp(&error) => {
                     debug!("{name}: no native mode: {}", cause(&error));
@@ -125,10 +181,10 @@ impl Object {
             };
             anyhow::anyhow!("cannot attach to {name} in {} mode{hint}: {}", mode.name(), cause(&error))
         })?;
-        let link = program.take_link(link)?.try_into();
+        let link: Result<FdLink, _> = program.take_link(link)?.try_into();
         let link =
             link.with_context(|| format!("no XDP link for {name}: this kernel is older than Linux 5.10"))?;
-        Ok((attach, link))
+        Ok((attach, Attached::Link(link)))
     }
 }
 
@@ -138,6 +194,7 @@ impl AttachMode {
             Self::Auto => "native or generic",
             Self::Native => "native",
             Self::Generic => "generic",
+            Self::Tcx => "tcx",
         }
     }
 
@@ -147,6 +204,7 @@ impl AttachMode {
             Self::Auto => true,
             Self::Native => attach == Attach::Native,
             Self::Generic => attach == Attach::Generic,
+            Self::Tcx => attach == Attach::Tcx,
         }
     }
 }

@@ -1,12 +1,12 @@
 //! The loaded programs and their maps, and the publication of keys in them.
 
-use std::{borrow::Cow, collections::BTreeSet, thread, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, path::Path, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Array, MapData, RingBuf, lpm_trie::LpmTrie},
-    programs::{SchedClassifier, SockOps, Xdp},
+    programs::{Program, SchedClassifier, SockOps, Xdp},
 };
 use nix::time::{ClockId, clock_gettime};
 use tfo_common::{
@@ -24,6 +24,7 @@ use tfo_common::{
 use tracing::{debug, info};
 
 use super::{
+    ingress::Ingress,
     options::LoadOptions,
     orders::OrderMaps,
     special::SpecialMap,
@@ -55,6 +56,8 @@ pub struct SharedMaps<'a> {
 }
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tfo-ebpf"));
+/// The same code, with programs for tcx.
+static TCX_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcx"));
 
 /// Section of the XDP programs, which tells the kernel that they may get frames in several buffers.
 const MULTI_BUFFER_SECTION: &[u8] = b"xdp.frags\0";
@@ -145,6 +148,7 @@ impl Globals {
 pub struct Object {
     pub(super) ebpf: Ebpf,
     unpinned: Option<Unpinned>,
+    tcx: bool,
     mode: Mode,
     seed: u64,
     /// Name of the program that follows connections.
@@ -160,16 +164,17 @@ pub struct Object {
 }
 
 impl Object {
-    /// Loads the XDP program. It uses the pinned maps in `shared`, and new ones for the rest.
+    /// Loads the program for packets that arrive. It uses the pinned maps in `shared`, and new ones for the rest.
     pub fn load(options: &LoadOptions, shared: Option<SharedMaps<'_>>) -> Result<Self> {
         let mut object = Self::prepare(options, shared)?;
         object.verify()?;
         Ok(object)
     }
 
-    /// Loads the prepared XDP program into the kernel, as the second half of [`load`](Self::load).
+    /// Loads the prepared program into the kernel, as the second half of [`load`](Self::load).
     pub(super) fn verify(&mut self) -> Result<()> {
-        self.program()?.load().context("the kernel refused the XDP program")
+        let name = if self.tcx { "program at tcx" } else { "XDP program" };
+        self.ingress()?.load().with_context(|| format!("the kernel refused the {name}"))
     }
 
     /// Creates the maps, as the first half of [`load`](Self::load). The verifier has not seen the program yet.
@@ -199,7 +204,7 @@ impl Object {
             }
         }
         let mut ebpf = loader
-            .load(&object(globals.multi_buffer != 0))
+            .load(&if options.tcx { TCX_OBJECT.into() } else { object(globals.multi_buffer != 0) })
             .context("cannot create the maps of the XDP program")?;
         let unpinned = Some(Unpinned::of(&ebpf)?);
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("the program has no map {name}"));
@@ -213,6 +218,7 @@ impl Object {
             host: take(names::HOST)?.try_into()?,
             special: SpecialMap::new(take(names::LISTENING)?.try_into()?),
             tables: Tables::new(take)?,
+            tcx: options.tcx,
             mode: options.mode,
             seed: options.seed,
             outcomes,
@@ -220,15 +226,35 @@ impl Object {
         })
     }
 
-    /// Returns the XDP program for the mode.
+    /// Returns the XDP program for the mode. Fails if the programs are for tcx.
     pub fn program(&mut self) -> Result<&mut Xdp> {
+        Ok(self.arriving()?.try_into()?)
+    }
+
+    /// Returns the program at tcx for the mode. Fails if the programs are for XDP.
+    pub fn tcx_program(&mut self) -> Result<&mut SchedClassifier> {
+        Ok(self.arriving()?.try_into()?)
+    }
+
+    /// Returns the program for the mode, for packets that arrive.
+    pub(super) fn ingress(&mut self) -> Result<Ingress<'_>> {
+        let is_tcx = self.tcx;
+        let program = self.arriving()?;
+        Ok(if is_tcx { Ingress::Tcx(program.try_into()?) } else { Ingress::Xdp(program.try_into()?) })
+    }
+
+    /// Pins that program at `path`.
+    pub(super) fn pin_ingress(&mut self, path: &Path) -> Result<()> {
+        let pinned = self.ingress()?.pin(path);
+        pinned.with_context(|| format!("cannot pin the program at {}", path.display()))
+    }
+
+    fn arriving(&mut self) -> Result<&mut Program> {
         let name = match self.mode {
             Mode::Observe | Mode::Accelerate => names::PROGRAM,
             Mode::Shield => names::SHIELD_PROGRAM,
         };
-        let program = self.ebpf.program_mut(name);
-        let program = program.with_context(|| format!("there is no program {name}"))?;
-        Ok(program.try_into()?)
+        self.ebpf.program_mut(name).with_context(|| format!("there is no program {name}"))
     }
 
     /// Returns the program that follows connections.

@@ -7,6 +7,8 @@ use crate::model::settings::Sizes;
 /// Options that are fixed when the program is loaded. The verifier removes code that they make unreachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
+    /// Whether the program for packets that arrive is one for tcx, and not for XDP.
+    pub tcx: bool,
     /// Link layer of the frames.
     pub link: LinkLayer,
     /// Mode of the program.
@@ -33,6 +35,7 @@ pub struct LoadOptions {
 
 impl LoadOptions {
     const DEFAULT: Self = Self {
+        tcx: false,
         link: LinkLayer::Ethernet,
         mode: Mode::Observe,
         log_level: 0,

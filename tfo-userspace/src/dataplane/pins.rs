@@ -47,6 +47,9 @@ const EGRESS_LINK: &str = "egress-link";
 /// File name of a second pin of this program. It says that a filter on the qdisc clsact attaches the program, which no link
 /// does before Linux 6.6.
 const EGRESS_FILTER: &str = "egress-filter";
+/// File name of a second pin of the program for packets that arrive, where a filter attaches it instead of a link at tcx. It
+/// stands for that link.
+const INGRESS_FILTER: &str = "ingress-filter";
 /// Names of the maps that are pinned.
 pub const MAPS: [&str; 25] = [
     names::COUNTERS,
@@ -341,10 +344,11 @@ impl Pins {
         self.in_force()?.map_or(Ok(false), |generation| generation.has_egress())
     }
 
-    /// Returns whether a filter on the qdisc clsact is ours.
-    pub fn has_egress_filter(&self) -> Result<bool> {
+    /// Returns whether filters on the qdisc clsact are ours, for packets that leave and for those that arrive.
+    pub fn has_filters(&self) -> Result<[bool; 2]> {
         let generations = self.generations()?;
-        Ok(generations.iter().any(|generation| generation.egress_filter().exists()))
+        let filters = [Generation::egress_filter, Generation::ingress_filter];
+        Ok(filters.map(|filter| generations.iter().any(|generation| filter(generation).exists())))
     }
 
     /// Takes the controller's lock on the folder, which it creates if need be. If another process has the lock, it
@@ -428,7 +432,10 @@ impl Pins {
         let generations = self.generations()?;
         // No portable cookie is handed out that is not translated any more.
         generations.iter().try_for_each(|generation| remove_if_there(&generation.egress_link()))?;
-        generations.iter().rev().try_for_each(|generation| remove_if_there(&generation.link()))?;
+        for generation in generations.iter().rev() {
+            remove_if_there(&generation.link())?;
+            remove_if_there(&generation.ingress_filter())?;
+        }
         generations.iter().try_for_each(|generation| remove_if_there(&generation.outcomes_link()))
     }
 
@@ -468,6 +475,11 @@ impl Generation {
         self.dir.join(LINK)
     }
 
+    /// Returns the path of the pin that says that a filter attaches the program for packets that arrive.
+    pub fn ingress_filter(&self) -> PathBuf {
+        self.dir.join(INGRESS_FILTER)
+    }
+
     /// Returns the pin path of a link that is about to replace the one at [`link`](Self::link).
     pub fn next_link(&self) -> PathBuf {
         self.dir.join(NEXT_LINK)
@@ -503,9 +515,9 @@ impl Generation {
         self.dir.join(EGRESS_FILTER)
     }
 
-    /// Returns whether the XDP program's link is pinned in this generation.
+    /// Returns whether the XDP program's link is pinned in this generation, or what stands for it.
     pub fn has_link(&self) -> Result<bool> {
-        exists(&self.link())
+        Ok(exists(&self.link())? || exists(&self.ingress_filter())?)
     }
 
     /// Returns whether portable cookies are handed out by a link or a filter that is pinned in this generation.
@@ -516,6 +528,7 @@ impl Generation {
     /// Removes all pins of the generation, and its folder.
     pub fn remove(&self) -> Result<()> {
         remove_if_there(&self.link())?;
+        remove_if_there(&self.ingress_filter())?;
         remove_if_there(&self.next_link())?;
         remove_if_there(&self.outcomes_link())?;
         remove_if_there(&self.egress_link())?;

@@ -54,13 +54,15 @@ impl From<ProgramMode> for Mode {
 /// Value of `--attach`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum AttachMode {
-    /// In the driver (native XDP), or else in the stack (generic)
+    /// In the driver (native XDP), or else in the stack (generic); behind an XDP program of others, if there is one (tcx)
     #[default]
     Auto,
     /// In the driver (native XDP)
     Native,
     /// In the stack (generic XDP)
     Generic,
+    /// Behind XDP and before netfilter, beside any XDP program of others
+    Tcx,
 }
 
 /// Parses a percentage such as `0.1%` into a fraction from 0 to 1.

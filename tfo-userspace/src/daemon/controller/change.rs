@@ -59,6 +59,7 @@ impl Desired {
         let mode = self.mode(site);
         site.desired(|link| Program {
             options: LoadOptions {
+                tcx: site.is_for_tcx(self.attach),
                 log_level: self.log_level,
                 answers: self.services.named().iter().any(Named::answers),
                 services: self.services.len(),
@@ -132,7 +133,7 @@ impl Controller {
     /// Makes the next step of each interface from its actual state to the desired one.
     pub(super) async fn reconcile(&mut self) {
         for mut site in std::mem::take(&mut self.sites) {
-            if site.observe().await == Fate::Stays {
+            if site.observe(self.desired.attach).await == Fate::Stays {
                 site.take_built();
                 self.sites.push(site);
             }
