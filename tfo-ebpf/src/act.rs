@@ -12,14 +12,23 @@ use tfo_common::{
 
 use crate::{answer, context, frame::Frame, maps};
 
-/// Carries out `verdict` on the SYN of `class` at `segment` in `frame`, and returns the action.
+/// Carries out `verdict` on the SYN of `class` at `segment` in `frame`, and returns the action. `ring` finds the keys, which
+/// only a translation needs.
 #[inline(always)]
-pub(crate) fn act(frame: Frame, verdict: Verdict, class: Class, segment: &Segment, ring: &KeyRing) -> u32 {
+pub(crate) fn act<'a>(
+    frame: Frame,
+    verdict: Verdict,
+    class: Class,
+    segment: &Segment,
+    ring: impl Fn() -> &'a KeyRing,
+) -> u32 {
     match verdict {
         Verdict::Pass => {}
-        Verdict::Rewrite if matches!(class, Class::CookieCurrent) => translate_portable(frame, segment, ring),
+        Verdict::Rewrite if matches!(class, Class::CookieCurrent) => {
+            translate_portable(frame, segment, ring())
+        }
         Verdict::Rewrite => {
-            if let Some(key) = ring.translation() {
+            if let Some(key) = ring().translation() {
                 translate(frame, segment, key.cookie(&segment.addresses));
             }
         }

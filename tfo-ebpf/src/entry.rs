@@ -23,7 +23,7 @@ pub(crate) fn serve(ctx: *mut context::Raw, fast: impl Fn(&Frame, &Segment) -> S
         Usual::Syn(Served::Done(action)) => return action,
         Usual::Syn(Served::NeedsSlowPath) => true,
         Usual::NotSyn => false,
-        Usual::Syn(Served::NeedsWalk) | Usual::NeedsWalk => match slow::tfo_walk(ctx) {
+        Usual::Syn(Served::NeedsWalk) | Usual::NeedsWalk => match slow::describe_any(ctx) {
             slow::SYN => true,
             slow::FAULT => return unfollowed::tfo_unfollowed(ctx),
             _ => false,

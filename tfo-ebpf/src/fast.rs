@@ -18,7 +18,7 @@ use crate::{
 
 /// Outcome of the fast path for a SYN.
 pub(crate) enum Served {
-    /// The SYN is neither described nor counted yet: its listeners have keys of their own, which [`slow::tfo_walk`] finds.
+    /// The SYN is neither described nor counted yet: its listeners have keys of their own, which [`slow::tfo_classify`] finds.
     NeedsWalk,
     /// The SYN is not counted yet. It is described for [`slow::finish`].
     NeedsSlowPath,
@@ -45,7 +45,7 @@ pub(crate) fn unguarded(frame: &Frame, segment: &Segment) -> Served {
         } else {
             count(OTHER)
         }
-        act::act(*frame, decision.verdict, class, segment, ring)
+        act::act(*frame, decision.verdict, class, segment, || ring)
     }))
 }
 
@@ -53,7 +53,8 @@ pub(crate) fn unguarded(frame: &Frame, segment: &Segment) -> Served {
 /// cookie that no guard stops. Describes any other SYN for the slow path.
 #[inline(always)]
 pub(crate) fn guarded(frame: &Frame, segment: &Segment) -> Served {
-    if maps::domain(frame, segment) != SYSCTL {
+    // Linux 5.10 has no stack left here to look for the domain of the port, so the walk does it.
+    if maps::may_have_domain(segment) {
         return Served::NeedsWalk;
     }
     let ring = maps::key_ring_for(segment, SYSCTL);
@@ -144,7 +145,7 @@ fn syn<'a>(frame: &'a Frame, segment: &'a Segment, policy: &'a Policy, service: 
         repeats: false,
         needs_no_cookie: false,
         portable: false,
-        domain: SYSCTL,
+        is_described: false,
     }
 }
 

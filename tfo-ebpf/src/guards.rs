@@ -4,6 +4,7 @@ use core::hint::black_box;
 
 use tfo_common::{
     bytes::Bytes as _,
+    keyring::SYSCTL,
     limit::{Limit, TICKS},
     policy::{Decision, Facts, Guard, Policy},
     rewrite,
@@ -28,15 +29,15 @@ pub(crate) struct Syn<'a> {
     pub(crate) needs_no_cookie: bool,
     /// Whether its cookie is a portable one.
     pub(crate) portable: bool,
-    /// Key domain under which it was classified.
-    pub(crate) domain: u32,
+    /// Whether it is the described packet, which has its key domain. Others are classified by the sysctl's keys.
+    pub(crate) is_described: bool,
 }
 
 /// Asking [`Guard::Fair`] or [`Guard::Shed`] spends a token. [`Guard::Hide`] is asked for orders on sources only.
 impl Facts for Syn<'_> {
     #[inline(always)]
     fn has_translation(&self) -> bool {
-        maps::key_ring_of(self.domain).translation().is_some() && check_confirmed(self.domain)
+        maps::key_ring_of(self.domain()).translation().is_some() && check_confirmed(self.domain())
     }
 
     #[inline(always)]
@@ -63,7 +64,7 @@ impl Facts for Syn<'_> {
 
     #[inline(always)]
     fn is_one_too_many(&mut self) -> bool {
-        self.exceeds_total() && check_confirmed(self.domain)
+        self.exceeds_total() && check_confirmed(self.domain())
     }
 
     #[inline(always)]
@@ -83,13 +84,19 @@ impl Facts for Syn<'_> {
                 !self.spend_token(fair_source, fair, maps::source_row)
             }
             Guard::Clamp => self.is_too_wide(),
-            Guard::Shed => self.exceeds_a_limit() && check_confirmed(self.domain),
+            Guard::Shed => self.exceeds_a_limit() && check_confirmed(self.domain()),
             Guard::Answer => true,
         }
     }
 }
 
 impl Syn<'_> {
+    /// Key domain under which it was classified. It is read anew each time, since Linux 5.10 has no stack left to keep it.
+    #[inline(always)]
+    fn domain(&self) -> u32 {
+        if self.is_described { maps::packet().map_or(SYSCTL, |syn| syn.domain) } else { SYSCTL }
+    }
+
     /// Whether the SYN is that of a remembered connection that has ended.
     #[inline(always)]
     fn is_replay(&self) -> bool {

@@ -325,18 +325,34 @@ pub(crate) fn confirmed_ns(domain: u32) -> u64 {
     TFO_KEYS.get_ptr(domain).map_or(0, |store| unsafe { (&raw const (*store).confirmed_ns).read_volatile() })
 }
 
-/// Key domain that the cookie of `segment` belongs to: the sysctl's keys, or those of the listeners on its port. Hosts
-/// without listeners that have keys of their own pay one comparison.
+/// Whether the cookie of `segment` may be of a key domain. Hosts without listeners that have keys of their own pay only for
+/// this.
 #[inline(always)]
-pub(crate) fn domain(frame: &Frame, segment: &Segment) -> u32 {
+pub(crate) fn may_have_domain(segment: &Segment) -> bool {
     let has_cookie = matches!(segment.fast_open, FastOpen::Cookie(_));
     // SAFETY: as in `confirmed_ns`.
     let has_domains = |store: *const KeyStore| unsafe { (&raw const (*store).domains).read_volatile() } != 0;
-    if has_cookie && TFO_KEYS.get_ptr(SYSCTL).is_some_and(has_domains) {
-        ports::domain(listening(frame, segment.tcp as usize))
+    has_cookie && TFO_KEYS.get_ptr(SYSCTL).is_some_and(has_domains)
+}
+
+/// Key domain that the cookie of `segment` belongs to: the sysctl's keys, or those of the listeners on its port.
+#[inline(always)]
+pub(crate) fn domain(frame: &Frame, segment: &Segment) -> u32 {
+    if may_have_domain(segment) {
+        frame
+            .read(segment.tcp as usize + DESTINATION)
+            .map_or(SYSCTL, |port| domain_of(u16::from_be_bytes(port).into()))
     } else {
         SYSCTL
     }
+}
+
+/// Key domain of `port`.
+#[inline(always)]
+fn domain_of(port: u32) -> u32 {
+    TFO_LISTENING
+        .get(ports::word(port as u16))
+        .map_or(SYSCTL, |word| ports::domain(ports::get(port as u16, *word)))
 }
 
 /// Ring of `store` that is in force.

@@ -5,7 +5,7 @@ use core::hint::black_box;
 
 use aya_log_ebpf::debug;
 use tfo_common::{
-    class::{Classified, classify_at},
+    class::{Class, Classified, classify_at},
     keyring::{KeyRing, SYSCTL},
     observed::Subject,
     parse::walk,
@@ -30,8 +30,19 @@ pub(crate) const NOT_SYN: u32 = 0;
 pub(crate) const SYN: u32 = 1;
 /// See [`NOT_SYN`].
 pub(crate) const FAULT: u32 = 2;
+/// Result of [`tfo_walk`]: a SYN with a cookie whose class is left to [`tfo_classify`].
+const UNCLASSIFIED: u32 = 3;
 
-/// Parses a frame header by header, and describes it.
+/// Parses a frame header by header, describes it, and classifies a SYN. Linux 5.10 has no stack for both in one function.
+#[inline(always)]
+pub(crate) fn describe_any(ctx: *mut Raw) -> u32 {
+    match tfo_walk(ctx) {
+        UNCLASSIFIED => tfo_classify(ctx),
+        other => other,
+    }
+}
+
+/// Parses a frame header by header, and describes it. Where listeners have keys of their own, cookies are not classified yet.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tfo_walk(ctx: *mut Raw) -> u32 {
@@ -39,11 +50,14 @@ pub extern "C" fn tfo_walk(ctx: *mut Raw) -> u32 {
     let frame = Frame::anew(ctx);
     match walk(frame, maps::link_layer()) {
         Ok(Some(segment)) => {
-            let domain = maps::domain(&frame, &segment);
-            let ring = maps::key_ring_for(&segment, domain);
-            // Portable cookies are of the sysctl's keys.
-            let tag = if domain == SYSCTL { maps::portable_tag(&frame, &segment) } else { 0 };
-            describe(&segment, classify_at(&segment, ring, tag, maps::Budget), ring, domain);
+            let ring = maps::key_ring_for(&segment, SYSCTL);
+            if maps::may_have_domain(&segment) {
+                let nothing = Classified { class: Class::CookieUnknown, slot: None, is_portable: false };
+                describe(&segment, nothing, ring, SYSCTL);
+                return UNCLASSIFIED;
+            }
+            let tag = maps::portable_tag(&frame, &segment);
+            describe(&segment, classify_at(&segment, ring, tag, maps::Budget), ring, SYSCTL);
             SYN
         }
         Ok(None) => NOT_SYN,
@@ -55,6 +69,20 @@ pub extern "C" fn tfo_walk(ctx: *mut Raw) -> u32 {
             FAULT
         }
     }
+}
+
+/// Classifies the described SYN, which has a cookie, under the keys of the listeners on its port.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tfo_classify(ctx: *mut Raw) -> u32 {
+    let Some(syn) = maps::packet() else { return NOT_SYN };
+    let (frame, segment) = (Frame::anew(ctx), syn.segment());
+    let domain = maps::domain(&frame, &segment);
+    let ring = maps::key_ring_of(domain);
+    // Portable cookies are of the sysctl's keys.
+    let tag = if domain == SYSCTL { maps::portable_tag(&frame, &segment) } else { 0 };
+    describe(&segment, classify_at(&segment, ring, tag, maps::Budget), ring, domain);
+    SYN
 }
 
 /// Describes a SYN for [`finish`], which was classified under `ring` of `domain`.
@@ -87,7 +115,7 @@ pub(crate) fn finish(ctx: *mut Raw) -> Option<u32> {
         act::clamp(Frame::anew(ctx), syn.tcp as usize, policy.max_window(syn.data_len));
     }
     // Without a cookie, `segment` has the one of an earlier packet. Only a rewrite reads it, and it is of a cookie.
-    let ring = maps::key_ring_of(syn.domain);
+    let ring = || maps::key_ring_of(syn.domain);
     Some(act::act(Frame::anew(ctx), decision.verdict, syn.class()?, &syn.segment(), ring))
 }
 
@@ -118,7 +146,7 @@ fn decide_quickly(ctx: *mut Raw) -> Option<bool> {
         repeats: false,
         needs_no_cookie: false,
         portable: false,
-        domain: syn.domain,
+        is_described: true,
     };
     let decision = decide_refused(policy, class, facts);
     if let Some(decision) = decision {
@@ -140,7 +168,7 @@ fn look_closer(ctx: *mut Raw) -> Option<()> {
     let service = maps::service_at(frame, tcp, addresses);
     let repeats = maps::compares_data() && syn.repeats != 0;
     let (data_len, needs_no_cookie) = (syn.data_len, maps::mode() == Mode::Shield && syn.no_cookie != 0);
-    let (portable, domain) = (maps::has_portable() && syn.portable != 0, syn.domain);
+    let portable = maps::has_portable() && syn.portable != 0;
     let facts = |policy| Syn {
         frame,
         addresses,
@@ -151,7 +179,7 @@ fn look_closer(ctx: *mut Raw) -> Option<()> {
         repeats,
         needs_no_cookie,
         portable,
-        domain,
+        is_described: true,
     };
     // `tfo_shield` takes the policy from its map. `tfo_ingress` has one that is made of constants.
     let decision = if maps::mode() == Mode::Shield {
