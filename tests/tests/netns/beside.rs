@@ -260,7 +260,8 @@ fn an_interface_that_comes_back_is_attached_beside_what_is_there() {
     tfo_tests::netns::sandbox(|| {
         let make = || ip(&format!("link add {IFACE} type veth peer name peer"));
         make();
-        let filter = Filter::load();
+        // It goes with the interface.
+        Filter::load();
         let _running = Running::start(&["-i", IFACE]);
         let mode = |expected: &str| {
             eventually(expected, || {
@@ -269,7 +270,6 @@ fn an_interface_that_comes_back_is_attached_beside_what_is_there() {
             });
         };
         mode("tcx");
-        drop(filter);
         for (has_filter, expected) in [(false, "native"), (true, "tcx"), (true, "tcx"), (false, "native")] {
             ip(&format!("link delete {IFACE}"));
             eventually("it is gone", || status(IFACE)["attached"] == false);
