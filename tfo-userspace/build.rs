@@ -62,7 +62,9 @@ fn build() -> Result<(), Box<dyn Error>> {
         _ => "bpfel-unknown-none",
     };
     let out_dir = PathBuf::from(variable("OUT_DIR")?);
-    let target_dir = out_dir.join("ebpf");
+    // All builds share it: the programs are the same in each profile, with all features, and under clippy. It is the folder
+    // that has that of the profile, which has `build/PACKAGE/out`.
+    let target_dir = out_dir.ancestors().nth(4).unwrap_or(&out_dir).join("ebpf-objects");
     let mut cargo = Command::new(variable("CARGO")?);
     cargo
         .args(["build", "--package", "tfo-ebpf", "--release", "--target", target, "-Z", "build-std=core"])
