@@ -15,7 +15,7 @@ const PATIENCE: &str = "1800";
 
 /// Command line of the guest's kernel.
 ///
-/// Linux 7.3 takes the storage of a socket from `kmalloc_nolock`. On a CPU without cmpxchg16b, which [`run`] withholds, that
+/// Linux 7.3 takes the storage of a socket from `kmalloc_nolock`. On a CPU without cmpxchg16b, which guests do not get, that
 /// has memory only in caches that are debugged.
 ///
 /// On a busy host, an emulated timer may come too late for the kernel's check at boot, which then panics.
