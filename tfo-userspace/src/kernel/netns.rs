@@ -101,7 +101,7 @@ fn path_of(text: &str) -> Result<PathBuf> {
     let named = Path::new(NAMED).join(text);
     if text.contains('/') {
         Ok(text.into())
-    } else if !text.starts_with('.') && named.exists() {
+    } else if !text.is_empty() && !text.starts_with('.') && named.exists() {
         Ok(named)
     } else if text.bytes().all(|letter| letter.is_ascii_digit()) && !text.is_empty() {
         Ok(format!("/proc/{text}/ns/net").into())

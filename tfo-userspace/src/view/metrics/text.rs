@@ -606,7 +606,8 @@ mod tests {
         let text = snapshot.text(Format::Prometheus);
         let of = |name: &str| text.lines().filter(|line| line.contains(name)).collect::<Vec<_>>();
         assert_eq!(of("\"v0\""), ["tfo_interface_up{interface=\"v0\"} 0"]);
-        assert_eq!(of("\"w0\"").len(), 3, "{text}");
+        // Three modes, and whether it is up.
+        assert_eq!(of("\"w0\"").len(), 4, "{text}");
         assert_eq!(of("tfo_kernel_passive_total ").last(), Some(&"tfo_kernel_passive_total 0"));
     }
 
