@@ -1,7 +1,7 @@
 //! Tiers of tests, from fast and harmless to slow and privileged. Each has one program, whose files are in a folder of
 //! `tests/tests`: so it is linked once, and a test that waits does not keep the next file waiting.
 
-use std::{fmt, fs, io, num::NonZero, path::Path, process::Command, thread};
+use std::{fmt, fs, io, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -55,12 +55,7 @@ impl Tier {
                 targets.extend(["--lib", "--bins"]);
                 vec![cargo_test(&targets), cargo_test(&["--doc"])]
             }
-            Self::Kernel => vec![cargo_test(&targets)],
-            Self::Netns => {
-                let mut command = cargo_test(&targets);
-                command.args(["--test-threads", &threads().to_string()]);
-                vec![command]
-            }
+            Self::Kernel | Self::Netns => vec![cargo_test(&targets)],
         }
     }
 }
@@ -73,12 +68,6 @@ impl fmt::Display for Tier {
             Self::Netns => "tier 3 namespaces",
         })
     }
-}
-
-/// Number of tests in namespaces that run at once. They wait for each other's packets and for time to pass, more than they
-/// compute, so each processor takes two.
-fn threads() -> usize {
-    2 * thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 fn cargo_test(targets: &[&str]) -> Command {
@@ -146,10 +135,7 @@ mod tests {
         );
         assert_eq!(
             commands(Tier::Netns),
-            [format!(
-                "cargo test --no-fail-fast --features tfo-tests/etcd --test netns -- --test-threads {}",
-                threads()
-            )]
+            ["cargo test --no-fail-fast --features tfo-tests/etcd --test netns --"]
         );
     }
 
