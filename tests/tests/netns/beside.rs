@@ -19,7 +19,7 @@ use tfo_userspace::{
     kernel::{sysctl::KeySysctl, tcp_ext::TcpExt},
     lab::{
         client::fast_open,
-        net::{Namespace, server, source},
+        net::{CLIENT_INTERFACE, Namespace, server, source},
         server::listen,
     },
 };
@@ -28,9 +28,9 @@ const DATA: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 /// Port that `xdp-filter` drops everything for.
 const BLOCKED: u16 = 9999;
 
-/// Runs a command of xdp-tools, which must succeed. Returns its output.
+/// Runs a command, which must succeed. Returns its output.
 fn run(command: &str, args: &str) -> String {
-    let output = Command::new(command).args(args.split(' ')).output().expect("xdp-tools is installed");
+    let output = Command::new(command).args(args.split(' ')).output().expect("it is installed");
     assert!(output.status.success(), "{command} {args}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
@@ -358,10 +358,17 @@ fn before_linux_6_6_a_filter_attaches_it() {
     });
 }
 
-/// Old cookies are translated, and cookies are hidden, clamped and dropped, as by XDP.
+/// Old cookies are translated, and cookies are hidden, as by XDP: in packets whose checksum the network card is to make, and in
+/// those that have one.
 #[test]
 fn it_acts_at_tcx_as_in_xdp() {
+    ["on", "off"].into_iter().for_each(acts_at_tcx);
+}
+
+/// `offload` says whether the client leaves checksums to its network card.
+fn acts_at_tcx(offload: &str) {
     with_visits(|visits| {
+        visits.client.run(|| Ok(run("ethtool", &format!("-K {CLIENT_INTERFACE} tx {offload}")))).unwrap();
         let _filter = Filter::load();
         let config = Config::new(IFACE, "[[service]]\nname = \"web\"\nports = [7413]\nmode = \"shield\"\n");
         let _running = config.run();
