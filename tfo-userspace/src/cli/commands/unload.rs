@@ -31,7 +31,7 @@ pub(super) async fn run(args: &Unload, bpffs: &Bpffs, state: &Path) -> Result<()
         if let Some(socket) = socket {
             remove_if_there(&socket)?;
         }
-        print(&format!("{}: unloaded", pins.interface()))?;
+        print(&format!("{}: unloaded", pins.full_name()))?;
     }
     Ok(())
 }
